@@ -348,12 +348,30 @@ fn every_case_has_a_test(files: &Files) -> Vec<String> {
     cases::faults(|path| files.text(path), sources.map(|(_, text)| text))
 }
 
+/// The endings of files whose texts are in plain English: sources, manifests and other configuration, pages with
+/// their styles, scripts, and the dashboard.
+const TEXTS: [&str; 12] = [
+    ".rs",
+    ".md",
+    ".toml",
+    ".yml",
+    ".js",
+    ".mjs",
+    ".cjs",
+    ".html",
+    ".css",
+    ".sh",
+    ".ci/run",
+    "docs/grafana/dashboard.json",
+];
+
 /// The files whose texts are in plain English: not the specification and the recordings, nor the two that
 /// list the words.
 fn texts(files: &Files) -> impl Iterator<Item = (&Path, &str)> {
     let exempt = ["docs/spec", "tests/golden", "CONTRIBUTING.md", "xtask/src/tidy.rs"];
     let is_checked = move |path: &Path| !exempt.iter().any(|it| path.starts_with(it));
-    files.named(".rs").chain(files.named(".md")).filter(move |(path, _)| is_checked(path))
+    let named = TEXTS.iter().flat_map(|ending| files.named(ending));
+    named.filter(move |(path, _)| is_checked(path))
 }
 
 fn texts_are_plain_english(files: &Files) -> Vec<String> {
@@ -447,7 +465,33 @@ fn readme_shows_the_program(files: &Files) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{DIALECT, dialect, lines_of_code, nameless_docs, writes_a_field_as_it_is};
+    use super::{
+        DIALECT, Files, dialect, lines_of_code, nameless_docs, texts_are_plain_english,
+        writes_a_field_as_it_is,
+    };
+
+    #[test]
+    fn dialect_is_found_in_every_kind_of_text() {
+        for (path, line) in [
+            ("src/lib.rs", "// nobody waits"),
+            ("docs/tour.md", "Nobody waits."),
+            ("Cargo.toml", "# nobody waits"),
+            (".github/workflows/ci.yml", "# nobody waits"),
+            ("src/page/app.js", "// nobody waits"),
+            ("tests/interop/suite.mjs", "// nobody waits"),
+            ("tests/interop/reporter.cjs", "// nobody waits"),
+            ("src/page/index.html", "<p>Nobody waits."),
+            ("src/page/style.css", "/* nobody waits */"),
+            ("docs/grafana/dashboard.json", "\"title\": \"Nobody waits\","),
+            ("docs/start.sh", "# nobody waits"),
+            (".ci/run", "# nobody waits"),
+        ] {
+            let files = Files(vec![(path.into(), format!("\n{line}\n"))]);
+            assert_eq!(texts_are_plain_english(&files), [format!("{path}:2: says \"nobody\"")]);
+        }
+        let golden = Files(vec![("tests/golden/index.json".into(), "nobody".to_owned())]);
+        assert!(texts_are_plain_english(&golden).is_empty());
+    }
 
     #[test]
     fn dialect_is_found_as_whole_words_in_any_case() {

@@ -1,6 +1,6 @@
 
 // A drawing of a pipeline: stages in layers, from left to right, or downwards on narrow screens.
-const BOX = {width: 214, height: 196, across: 64, down: 58, beside: 22}
+const BOX = {width: 214, height: 196, across: 64, down: 58, gap: 22}
 
 const WORDS = {
   busy: ['●', 'busy'],
@@ -78,14 +78,14 @@ class Drawing {
   across(rows, width) {
     const places = new Map()
     const tallest = Math.max(...rows.map((row) => row.length))
-    this.height = tallest * BOX.height + (tallest - 1) * BOX.beside + 26
+    this.height = tallest * BOX.height + (tallest - 1) * BOX.gap + 26
     const gap = Math.min(180, rows.length > 1 ? (width - rows.length * BOX.width) / (rows.length - 1) : 0)
     rows.forEach((row, layer) => {
-      const free = this.height - 26 - row.length * BOX.height - (row.length - 1) * BOX.beside
+      const free = this.height - 26 - row.length * BOX.height - (row.length - 1) * BOX.gap
       row.forEach((stage, at) => {
         places.set(stage.name, {
           x: layer * (BOX.width + gap) + 1,
-          y: 14 + free / 2 + at * (BOX.height + BOX.beside),
+          y: 14 + free / 2 + at * (BOX.height + BOX.gap),
           width: BOX.width - 2,
           sideways: true,
         })
@@ -97,17 +97,17 @@ class Drawing {
   down(rows, width) {
     const places = new Map()
     let y = 14
-    const fit = Math.max(1, Math.floor((width + BOX.beside) / (158 + BOX.beside)))
+    const fit = Math.max(1, Math.floor((width + BOX.gap) / (158 + BOX.gap)))
     for (const row of rows) {
       for (let first = 0; first < row.length; first += fit) {
         const line = row.slice(first, first + fit)
-        const room = (width - (line.length - 1) * BOX.beside) / line.length
+        const room = (width - (line.length - 1) * BOX.gap) / line.length
         const box = Math.min(room, line.length === 1 ? 420 : 300)
-        const left = (width - line.length * box - (line.length - 1) * BOX.beside) / 2
+        const left = (width - line.length * box - (line.length - 1) * BOX.gap) / 2
         line.forEach((stage, at) => {
-          places.set(stage.name, {x: left + at * (box + BOX.beside) + 1, y, width: box - 2, sideways: false})
+          places.set(stage.name, {x: left + at * (box + BOX.gap) + 1, y, width: box - 2, sideways: false})
         })
-        y += BOX.height + (first + fit < row.length ? BOX.beside : BOX.down)
+        y += BOX.height + (first + fit < row.length ? BOX.gap : BOX.down)
       }
     }
     this.height = y - BOX.down + 12
