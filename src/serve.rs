@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     health::Health,
     listener::{self, Limits, Metrics, Phase},
-    signal::{Signals, Told},
+    signal::{Signals, StopSignal},
 };
 
 /// Serves a router until the process is asked to stop, then stops everything in order.
@@ -377,17 +377,17 @@ impl Serve {
         // Returns whether a signal that counts caused it.
         let stop = async {
             if let Some(signals) = &mut signals {
-                return signals.stop().await == Told::Meant;
+                return signals.stop().await == StopSignal::Requested;
             }
             if let Some(until) = until {
                 until.await;
             }
             false
         };
-        let mut told = false;
+        let mut is_signalled = false;
         tokio::select! {
             by_signal = stop => {
-                told = by_signal;
+                is_signalled = by_signal;
                 tracing::info!("stopping");
             }
             () = first_to_end(&mut self.pipelines) => tracing::error!("a pipeline ended, stopping"),
@@ -436,7 +436,7 @@ impl Serve {
         };
         let report = tokio::select! {
             report = draining => report,
-            () = told_again(signals, told) => {
+            () = second_signal(signals, is_signalled) => {
                 tracing::warn!("second stop signal, exiting without waiting");
                 ShutdownReport { pipelines: Vec::new(), endpoint: None, interrupted: true }
             }
@@ -478,15 +478,15 @@ impl fmt::Debug for Serve {
 
 /// Waits for the signal that skips the rest of the shutdown: the second one that counts. If a signal
 /// started the shutdown, that was the first one; otherwise the first one is still to come.
-async fn told_again(mut signals: Signals, mut told: bool) {
+async fn second_signal(mut signals: Signals, mut is_signalled: bool) {
     loop {
-        if signals.stop().await == Told::HungUp {
+        if signals.stop().await == StopSignal::HangUp {
             continue;
         }
-        if told {
+        if is_signalled {
             return;
         }
-        told = true;
+        is_signalled = true;
         tracing::info!(
             "stop signal received, already stopping; the next signal exits without waiting"
         );

@@ -44,13 +44,13 @@ pub(crate) struct Signals {
 
 /// The signal that asked the process to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum StopSignal {
     /// Ctrl-C or SIGTERM.
-    Meant,
+    Requested,
     /// SIGHUP. A second one means little: a terminal sends it more than once when it is closed, and a
     /// service manager may send it along with SIGTERM.
     #[cfg_attr(windows, expect(dead_code, reason = "there is no such signal"))]
-    HungUp,
+    HangUp,
 }
 
 impl Signals {
@@ -75,7 +75,7 @@ impl Signals {
     ///
     /// Cancel safe.
     #[cfg(unix)]
-    pub(crate) async fn stop(&mut self) -> Told {
+    pub(crate) async fn stop(&mut self) -> StopSignal {
         let Self { interrupt, terminate, hangup } = self;
         let hangup = async {
             match hangup {
@@ -84,16 +84,16 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = interrupt.recv() => Told::Meant,
-            _ = terminate.recv() => Told::Meant,
-            _ = hangup => Told::HungUp,
+            _ = interrupt.recv() => StopSignal::Requested,
+            _ = terminate.recv() => StopSignal::Requested,
+            _ = hangup => StopSignal::HangUp,
         }
     }
 
     #[cfg(windows)]
-    pub(crate) async fn stop(&mut self) -> Told {
+    pub(crate) async fn stop(&mut self) -> StopSignal {
         let _ = self.interrupt.recv().await;
-        Told::Meant
+        StopSignal::Requested
     }
 }
 
@@ -101,8 +101,7 @@ impl Signals {
 #[cfg(any(target_os = "android", target_os = "linux"))]
 fn ignores_hangup() -> bool {
     // If the file cannot be read, the answer is no.
-    std::fs::read_to_string("/proc/self/status")
-        .is_ok_and(|status| tells_of_ignored_hangup(&status))
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| has_ignored_hangup(&status))
 }
 
 #[cfg(all(unix, not(any(target_os = "android", target_os = "linux"))))]
@@ -112,7 +111,7 @@ fn ignores_hangup() -> bool {
 
 /// Whether the `SigIgn` mask in a process's status contains SIGHUP, which is signal 1.
 #[cfg(any(target_os = "android", target_os = "linux"))]
-fn tells_of_ignored_hangup(status: &str) -> bool {
+fn has_ignored_hangup(status: &str) -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     ignored.is_some_and(|mask| mask & 1 == 1)
@@ -125,9 +124,9 @@ mod tests {
     #[test]
     fn an_ignored_sighup_is_read_from_the_process_status() {
         let status = |mask: &str| format!("Name:\ta\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
-        assert!(tells_of_ignored_hangup(&status("0000000000001001")));
-        assert!(!tells_of_ignored_hangup(&status("0000000000001000")));
-        assert!(!tells_of_ignored_hangup(&status("")));
-        assert!(!tells_of_ignored_hangup(""));
+        assert!(has_ignored_hangup(&status("0000000000001001")));
+        assert!(!has_ignored_hangup(&status("0000000000001000")));
+        assert!(!has_ignored_hangup(&status("")));
+        assert!(!has_ignored_hangup(""));
     }
 }

@@ -99,7 +99,7 @@ impl MetricSink for Sink {
 }
 
 /// The recorder's own metrics after every possible failure: names, kinds and tags.
-fn told_by_the_recorder() -> BTreeMap<String, Row> {
+fn metrics_of_the_recorder() -> BTreeMap<String, Row> {
     let sink = Sink::default();
     let builder = StatsdRecorder::sink(sink.clone()).flush_every(Duration::MAX);
     let builder = builder.dialect(Dialect::StatsD).max_series(3).packet_bytes(60);
@@ -140,7 +140,7 @@ async fn emitted() -> BTreeMap<String, Row> {
             }
         }
     }
-    rows.extend(told_by_the_recorder());
+    rows.extend(metrics_of_the_recorder());
     rows
 }
 

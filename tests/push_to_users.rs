@@ -161,10 +161,10 @@ async fn an_answer_lists_the_first_errors_and_counts_the_others() {
     let wrong = format!(r#"{{"{}":1}}"#, "x".repeat(1_000));
     let lines = vec![&*wrong; 1_000].join("\n");
     let response = example.request("POST", "/push", "application/x-ndjson", &lines).await;
-    let told = response.json();
-    assert_eq!((response.status, &told["accepted"]), (400, &json!(0)));
-    assert_eq!(told["errors"].as_array().unwrap().len(), 20);
-    assert_eq!(told["more_errors"], 980);
+    let body = response.json();
+    assert_eq!((response.status, &body["accepted"]), (400, &json!(0)));
+    assert_eq!(body["errors"].as_array().unwrap().len(), 20);
+    assert_eq!(body["more_errors"], 980);
     assert!(response.body.len() < 10_000, "{} bytes", response.body.len());
 }
 
@@ -175,9 +175,9 @@ async fn a_body_above_the_limit_is_accepted_up_to_the_limit() {
     let lines = vec![&*line; 150].join("\n");
     let response = example.request("POST", "/push", "application/x-ndjson", &lines).await;
     assert_eq!(response.status, 413);
-    let told = response.json();
-    assert!(told["accepted"].as_u64().unwrap() > 100, "{told}");
-    assert!(told["errors"][0]["error"].as_str().unwrap().contains("longer than 8388608 bytes"));
+    let body = response.json();
+    assert!(body["accepted"].as_u64().unwrap() > 100, "{body}");
+    assert!(body["errors"][0]["error"].as_str().unwrap().contains("longer than 8388608 bytes"));
 }
 
 /// Starts the example as a process whose output is not read.
@@ -208,8 +208,8 @@ async fn unread_or_closed_output_blocks_nothing() {
             assert_eq!(response.status, 200, "broken: {broken}");
         }
         let id = child.id().unwrap().to_string();
-        let told = Command::new("kill").args(["-TERM", &id]).status();
-        assert!(told.await.unwrap().success());
+        let sent = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(sent.await.unwrap().success());
         let status = timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
         assert!(status.success(), "broken: {broken}");
     }
@@ -377,20 +377,23 @@ async fn help_explains_every_flag_and_errors_are_explained() {
     for flag in ["--port", "--statsd", "--stdin", "--demo", "--max-demand", "--delay-ms"] {
         assert!(help.contains(flag), "{flag}");
     }
-    let (status, told) = Example::run(&["--max-demand", "0"]).await;
-    assert!(!status.success() && told.contains("expected at least 1"), "{told}");
+    let (status, printed) = Example::run(&["--max-demand", "0"]).await;
+    assert!(!status.success() && printed.contains("expected at least 1"), "{printed}");
     let flags = ["--port", "0", "--max-demand", "5", "--min-demand", "5"];
-    let (status, told) = Example::run(&flags).await;
+    let (status, printed) = Example::run(&flags).await;
     assert!(!status.success());
-    assert!(told.contains("min_demand is 5, expected at most 4 with a max_demand of 5"), "{told}");
-    let (status, told) = Example::run(&["--statsd", "127.0.0.1"]).await;
-    assert!(!status.success() && told.contains("expected HOST:PORT"), "{told}");
-    let (status, told) = Example::run(&["--port", "0", "--host", "192.0.2.1"]).await;
-    assert!(!status.success() && told.contains("try another --host"), "{told}");
+    assert!(
+        printed.contains("min_demand is 5, expected at most 4 with a max_demand of 5"),
+        "{printed}"
+    );
+    let (status, printed) = Example::run(&["--statsd", "127.0.0.1"]).await;
+    assert!(!status.success() && printed.contains("expected HOST:PORT"), "{printed}");
+    let (status, printed) = Example::run(&["--port", "0", "--host", "192.0.2.1"]).await;
+    assert!(!status.success() && printed.contains("try another --host"), "{printed}");
     let taken = Example::start(&[]).await;
     let port = taken.address.rsplit(':').next().unwrap();
-    let (status, told) = Example::run(&["--port", port]).await;
-    assert!(!status.success() && told.contains("try another --port"), "{told}");
+    let (status, printed) = Example::run(&["--port", port]).await;
+    assert!(!status.success() && printed.contains("try another --port"), "{printed}");
 }
 
 #[tokio::test]
@@ -435,9 +438,9 @@ async fn the_phoenix_client_is_installed_when_it_is_missing() {
 async fn without_npm_it_reports_that_and_still_works() {
     let bare = bare_folder("no-npm");
     let mut example = Example::start_in(&bare, None, &[]).await;
-    let told = example.line_with("client ").await;
-    assert!(told.contains("npm is not installed"), "{told}");
-    assert!(told.contains("everything else works"), "{told}");
+    let line = example.line_with("client ").await;
+    assert!(line.contains("npm is not installed"), "{line}");
+    assert!(line.contains("everything else works"), "{line}");
     assert_eq!(example.request("GET", "/phoenix.mjs", "", "").await.status, 404);
     let mut ada = user(&example, 1).await;
     assert_eq!(example.push(&push(1, r#"{"n":1}"#)).await.status, 202);

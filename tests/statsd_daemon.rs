@@ -254,8 +254,8 @@ async fn the_original_daemon_reports_the_recorded_values() {
     assert_eq!(reported.counters["statsd.metrics_received"], sum(|flush| flush.lines));
     assert_eq!(reported.counters["statsd.packets_received"], sum(|flush| flush.packets));
     let last = flushes.last().unwrap();
-    let told = &reported.counters[&of("statsd.client.lines")];
-    assert_eq!(*told, sum(|flush| flush.lines) - last.lines as f64);
-    let told = &reported.counters[&of("statsd.client.bytes")];
-    assert_eq!(*told, sum(|flush| flush.bytes) - last.bytes as f64);
+    let count = &reported.counters[&of("statsd.client.lines")];
+    assert_eq!(*count, sum(|flush| flush.lines) - last.lines as f64);
+    let count = &reported.counters[&of("statsd.client.bytes")];
+    assert_eq!(*count, sum(|flush| flush.bytes) - last.bytes as f64);
 }

@@ -165,14 +165,14 @@ impl Pipeline {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
-    /// # let told_to_stop = async {};
+    /// # let stop_requested = async {};
     /// let mut pipeline = Pipeline::builder("numbers")
     ///     .producer(producer)
     ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
     ///     .start()?;
     /// let report = tokio::select! {
     ///     report = pipeline.join() => report,
-    ///     () = told_to_stop => pipeline.drain(Duration::from_secs(10)).await,
+    ///     () = stop_requested => pipeline.drain(Duration::from_secs(10)).await,
     /// };
     /// assert!(report.failure().is_none());
     /// # Ok(())

@@ -50,9 +50,9 @@ async fn exactly_max_demand_workers_live_at_once() {
 }
 
 /// Sends the number of spare children.
-struct TellsSpare(mpsc::Sender<usize>);
+struct ReportsSpare(mpsc::Sender<usize>);
 
-impl Worker<u64> for TellsSpare {
+impl Worker<u64> for ReportsSpare {
     async fn run(&self, _: &u64, context: ChildContext) -> Result<(), ExitReason> {
         Ok(self.0.send(context.spare()).await?)
     }
@@ -61,10 +61,10 @@ impl Worker<u64> for TellsSpare {
 #[tokio::test]
 async fn a_child_knows_how_many_may_take_long_without_delaying_the_others() {
     for (max, min, children, expected) in [(5, 4, 100, 4), (5, 0, 100, 0), (50, 49, 10, 9)] {
-        let (tells, mut told) = mpsc::channel(1);
-        let supervisor = ConsumerSupervisor::new(TellsSpare(tells)).max_children(children);
+        let (spare, mut reported) = mpsc::channel(1);
+        let supervisor = ConsumerSupervisor::new(ReportsSpare(spare)).max_children(children);
         let _pipeline = supervised(from_iter(0..1), supervisor, max, min);
-        assert_eq!(told.recv().await, Some(expected), "{max} {min} {children}");
+        assert_eq!(reported.recv().await, Some(expected), "{max} {min} {children}");
     }
 }
 

@@ -182,9 +182,9 @@ async fn workers_are_notified_to_stop_and_dropped_if_they_do_not() {
     queue.push(0).await.unwrap();
     let report = pipeline.join().await;
     assert_eq!(starting.recv().await, Some(0));
-    let mut told = [starting.recv().await, starting.recv().await];
-    told.sort_unstable();
-    assert_eq!(told, [Some(101), Some(102)]);
+    let mut notified = [starting.recv().await, starting.recv().await];
+    notified.sort_unstable();
+    assert_eq!(notified, [Some(101), Some(102)]);
     let workers = report.stages.iter().find(|stage| stage.in_progress > 0).unwrap();
     assert!(workers.reason.to_string().contains("too many restarts"), "{report}");
     assert_eq!(

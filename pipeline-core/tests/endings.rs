@@ -425,9 +425,9 @@ impl HandleCall<Wait> for WaitsForItself {
         let called = me.call(Wait).await.unwrap_err();
         let asked = me.estimate_buffered_count().await.unwrap_err();
         let subscribed = me.subscribe(&numbers, SubscribeOptions::new()).await.unwrap_err();
-        let told = [called.to_string(), asked.to_string(), subscribed.to_string()];
+        let texts = [called.to_string(), asked.to_string(), subscribed.to_string()];
         assert_eq!((called, asked), (CallError::OwnCallback, CallError::OwnCallback));
-        self.failed.lock().extend(told);
+        self.failed.lock().extend(texts);
         // These calls send a request and do not wait.
         me.finish().await;
         me.stop(ExitReason::ShutdownWith("seen enough".into())).await;
@@ -922,7 +922,7 @@ async fn a_source_is_closed_before_its_items_are_counted_however_it_ends() {
         if kills {
             source.kill();
         } else {
-            source.stop(ExitReason::failed("told to")).await;
+            source.stop(ExitReason::failed("requested")).await;
         }
         pipeline.join().await;
         assert_eq!(*calls.lock(), ["closed", "counted"]);

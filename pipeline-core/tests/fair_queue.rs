@@ -209,9 +209,9 @@ async fn discarded_items_are_counted_and_logged_when_it_begins_and_ends() {
     assert_eq!(pipeline.drain(Duration::from_secs(60)).await.unprocessed(), 0);
     let labels = "pipeline=test,reason=queue_full,stage=producer".to_owned();
     assert_eq!(recorded.counters("pipeline.events_discarded"), [(labels, 3)]);
-    let told: Vec<String> =
+    let logged: Vec<String> =
         log.take().into_iter().filter(|line| line.contains("the queue")).collect();
-    assert_eq!(told, ["WARN discarded=3 message=the queue has room again"]);
+    assert_eq!(logged, ["WARN discarded=3 message=the queue has room again"]);
 }
 
 #[tokio::test]

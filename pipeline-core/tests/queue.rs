@@ -147,8 +147,8 @@ async fn items_older_than_max_age_are_discarded_and_counted() {
     let counted = recorded.counters("pipeline.events_discarded");
     assert_eq!(counted, [(labels.to_owned(), 30)]);
     assert_eq!(pipeline.snapshot().stages[0].discarded_by, [("too_old".into(), 30)].into());
-    let told = log.take().into_iter().filter(|line| line.contains("max_age"));
-    assert!((1..=5).contains(&told.count()), "old items must be logged, but not each of them");
+    let logged = log.take().into_iter().filter(|line| line.contains("max_age"));
+    assert!((1..=5).contains(&logged.count()), "old items must be logged, but not each of them");
     drop(queue);
     assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
@@ -180,9 +180,9 @@ async fn discarding_is_logged_when_it_begins_and_ends() {
     let worker = async |_: &u64| Ok(());
     let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
     pipeline.drain(Duration::from_secs(60)).await;
-    let told = log.take().into_iter().filter(|line| line.contains("the queue"));
-    let told: Vec<String> = told.collect();
-    assert_eq!(told, ["WARN discarded=4 message=the queue has room again"]);
+    let logged = log.take().into_iter().filter(|line| line.contains("the queue"));
+    let logged: Vec<String> = logged.collect();
+    assert_eq!(logged, ["WARN discarded=4 message=the queue has room again"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -240,12 +240,12 @@ struct Emit(Vec<u64>);
 struct Stock(u64);
 
 /// Emits on command, and its stock only as far as there is demand.
-struct Told {
+struct Stocked {
     stock: u64,
     draining: bool,
 }
 
-impl Told {
+impl Stocked {
     fn flush(&mut self, out: &mut Emitter<'_, u64>) {
         while out.owed() > 0 && self.stock > 0 {
             self.stock -= 1;
@@ -257,7 +257,7 @@ impl Told {
     }
 }
 
-impl Producer for Told {
+impl Producer for Stocked {
     type Event = u64;
 
     async fn handle_demand(
@@ -276,7 +276,7 @@ impl Producer for Told {
     }
 }
 
-impl HandleCall<Emit, u64> for Told {
+impl HandleCall<Emit, u64> for Stocked {
     type Reply = ();
 
     async fn handle_call(
@@ -291,7 +291,7 @@ impl HandleCall<Emit, u64> for Told {
     }
 }
 
-impl HandleCall<Stock, u64> for Told {
+impl HandleCall<Stock, u64> for Stocked {
     type Reply = ();
 
     async fn handle_call(
@@ -306,7 +306,7 @@ impl HandleCall<Stock, u64> for Told {
     }
 }
 
-impl HandleInfo<u64, u64> for Told {
+impl HandleInfo<u64, u64> for Stocked {
     async fn handle_info(
         &mut self,
         event: u64,
@@ -321,7 +321,7 @@ impl HandleInfo<u64, u64> for Told {
 async fn a_draining_producer_sees_its_demand_although_it_was_paused_or_has_recorded_events() {
     for paused in [false, true] {
         let mut graph = Graph::new("graph");
-        let source = graph.producer("source", Told { stock: 0, draining: false });
+        let source = graph.producer("source", Stocked { stock: 0, draining: false });
         let (consumer, seen) = recording::<u64>();
         let sink = graph.consumer("sink", consumer);
         graph.subscribe(&sink, &source, demand(10, 5));
@@ -344,7 +344,7 @@ async fn a_draining_producer_sees_its_demand_although_it_was_paused_or_has_recor
 #[tokio::test(start_paused = true)]
 async fn a_draining_producer_with_recorded_demand_loses_nothing_behind_a_small_buffer() {
     let mut graph = Graph::new("graph");
-    let stage = Stage::new(Told { stock: 0, draining: false }).named("source");
+    let stage = Stage::new(Stocked { stock: 0, draining: false }).named("source");
     let source = graph.producer_with(stage.buffer_size(10).demand_mode(DemandMode::Accumulate));
     let (consumer, seen) = recording::<u64>();
     let sink = graph.consumer("sink", consumer);
@@ -362,7 +362,7 @@ async fn a_draining_producer_with_recorded_demand_loses_nothing_behind_a_small_b
 #[tokio::test(start_paused = true)]
 async fn events_that_infos_emit_at_the_end_are_delivered_behind_a_partition_that_waits() {
     let mut graph = Graph::new("graph");
-    let stage = Stage::new(Told { stock: 0, draining: false }).named("source");
+    let stage = Stage::new(Stocked { stock: 0, draining: false }).named("source");
     let dispatcher = || PartitionDispatcher::by_key(0..2u64, |event: &u64| Some(event % 2));
     let source = graph.producer_with(stage.dispatcher(dispatcher));
     let seen = Arc::<Mutex<Vec<u64>>>::default();

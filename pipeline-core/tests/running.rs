@@ -190,7 +190,7 @@ async fn a_restarted_producer_gets_its_consumer_back() {
     let pipeline = graph.start().unwrap();
     settle().await;
     script.emit([1]).await;
-    script.tell(Command::Panic("on purpose")).await.unwrap();
+    script.execute(Command::Panic("on purpose")).await.unwrap();
     settle().await;
     assert_eq!(recording.events(), [1]);
     assert!(consumer.is_running() && producer.is_running());

@@ -118,11 +118,11 @@ async fn every_worker_knows_its_own_start_wherever_it_runs() {
 #[tokio::test]
 async fn a_task_spawned_by_a_worker_is_no_worker() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (tell, mut told) = channel(1000);
+    let (times, mut received) = channel(1000);
     let worker = async move |item: &Timed<u64>| {
         let copy = *item;
         let spawned = task::spawn(async move { copy.timeline() }).await.unwrap();
-        let _ = tell.try_send((item.timeline(), spawned));
+        let _ = times.try_send((item.timeline(), spawned));
         Ok(())
     };
     let _pipeline = Pipeline::builder("spawning")
@@ -131,7 +131,7 @@ async fn a_task_spawned_by_a_worker_is_no_worker() {
         .start()
         .unwrap();
     queue.push_timed(0).await.unwrap();
-    let (own, spawned) = told.recv().await.unwrap();
+    let (own, spawned) = received.recv().await.unwrap();
     assert!(own.started_at().is_some());
     assert_eq!(spawned.dequeued_at(), own.dequeued_at());
     assert_eq!(spawned.started_at(), None);

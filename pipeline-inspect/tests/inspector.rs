@@ -125,8 +125,8 @@ async fn json_and_channel_agree_with_the_pushed_events() {
     viewer.send(json!(["1", "1", "inspect", "phx_join", {}])).await;
     let joined: Value = viewer.receive().await;
     assert_eq!((&joined[3], &joined[4]["status"]), (&json!("phx_reply"), &json!("ok")));
-    let told: View = serde_json::from_value(joined[4]["response"].clone()).unwrap();
-    assert_eq!(told.pipelines[0].edges, push.edges);
+    let view: View = serde_json::from_value(joined[4]["response"].clone()).unwrap();
+    assert_eq!(view.pipelines[0].edges, push.edges);
     control.release(10);
     loop {
         let message = viewer.receive().await;

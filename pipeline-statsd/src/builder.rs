@@ -125,8 +125,8 @@ impl StatsdBuilder {
 
     /// Whether the recorder sends its own counters, which the [documentation of the
     /// crate](crate#its-own-counters) lists. Default: true.
-    pub fn own_counters(mut self, told: bool) -> Self {
-        self.own_counters = told;
+    pub fn own_counters(mut self, enabled: bool) -> Self {
+        self.own_counters = enabled;
         self
     }
 

@@ -16,7 +16,7 @@ pub(crate) struct CounterSeries {
     /// part twice; recording never locks it.
     taken: Mutex<u64>,
     /// Whether the counter was ever set to a total. The next total has no meaning without the last one.
-    told_totals: AtomicBool,
+    was_set: AtomicBool,
     idle: Idle,
 }
 
@@ -26,7 +26,7 @@ impl CounterSeries {
             name,
             total: AtomicU64::new(0),
             taken: Mutex::new(0),
-            told_totals: AtomicBool::new(false),
+            was_set: AtomicBool::new(false),
             idle: Idle::default(),
         }
     }
@@ -42,7 +42,7 @@ impl CounterSeries {
     /// Whether removing the series would lose nothing and repeat nothing.
     pub(crate) fn may_leave(&self) -> bool {
         let taken = *self.taken.lock();
-        !self.told_totals.load(Ordering::Relaxed) && self.total.load(Ordering::Relaxed) == taken
+        !self.was_set.load(Ordering::Relaxed) && self.total.load(Ordering::Relaxed) == taken
     }
 
     /// The increase since the last call.
@@ -63,7 +63,7 @@ impl CounterFn for CounterSeries {
     }
 
     fn absolute(&self, value: u64) {
-        self.told_totals.store(true, Ordering::Relaxed);
+        self.was_set.store(true, Ordering::Relaxed);
         self.total.fetch_max(value, Ordering::Relaxed);
     }
 }
@@ -78,7 +78,7 @@ pub(crate) struct GaugeSeries {
     touched: AtomicBool,
     /// Whether the gauge was ever incremented or decremented. The next step has no meaning without the
     /// value.
-    told_steps: AtomicBool,
+    was_stepped: AtomicBool,
     idle: Idle,
 }
 
@@ -90,7 +90,7 @@ impl GaugeSeries {
             name,
             bits: AtomicU64::new(UNSET.to_bits()),
             touched: AtomicBool::new(false),
-            told_steps: AtomicBool::new(false),
+            was_stepped: AtomicBool::new(false),
             idle: Idle::default(),
         }
     }
@@ -110,12 +110,12 @@ impl GaugeSeries {
 
     /// Whether the gauge was only ever set, never incremented or decremented.
     pub(crate) fn is_only_set(&self) -> bool {
-        !self.told_steps.load(Ordering::Relaxed)
+        !self.was_stepped.load(Ordering::Relaxed)
     }
 
     /// Whether removing the series would lose nothing: the first step of a new gauge starts from zero.
     pub(crate) fn may_leave(&self) -> bool {
-        let is_base = self.told_steps.load(Ordering::Relaxed)
+        let is_base = self.was_stepped.load(Ordering::Relaxed)
             && self.value().is_some_and(|value| value != 0.0);
         !is_base && !self.touched.load(Ordering::Relaxed)
     }
@@ -133,7 +133,7 @@ impl GaugeSeries {
             let next = if now.is_nan() { change } else { now + change };
             next.is_finite().then_some(next.to_bits())
         });
-        self.told_steps.store(true, Ordering::Relaxed);
+        self.was_stepped.store(true, Ordering::Relaxed);
         self.touched.store(true, Ordering::Relaxed);
     }
 }

@@ -324,8 +324,8 @@ mod tests {
         drop(socket);
         let (name, now) = (Name::new(Mutex::new(vec![address])), Instant::now());
         let sink = sink(&name, now);
-        let told = (0..2).filter_map(|_| sink.send("lost", now).err()).next().unwrap();
-        assert_eq!(told.kind(), io::ErrorKind::ConnectionRefused);
+        let error = (0..2).filter_map(|_| sink.send("lost", now).err()).next().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         // The port may be in use by another program now; then there is nothing to test.
         let Ok(socket) = UdpSocket::bind(address) else { return };
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

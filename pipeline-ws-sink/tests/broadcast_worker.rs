@@ -716,9 +716,9 @@ async fn first_after_a_stalled_topic(max_waiting: Option<usize>) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pushers_max_waiting_applies_from_its_first_topic_on() {
-    let told = first_after_a_stalled_topic(Some(4)).await;
-    assert_eq!(told, Duration::ZERO);
-    let untold = first_after_a_stalled_topic(None).await;
-    assert!(untold >= Duration::from_secs(5), "it may be for one topic only: {untold:?}");
+async fn max_waiting_of_a_broadcast_worker_applies_from_its_first_topic_on() {
+    let limited = first_after_a_stalled_topic(Some(4)).await;
+    assert_eq!(limited, Duration::ZERO);
+    let by_default = first_after_a_stalled_topic(None).await;
+    assert!(by_default >= Duration::from_secs(5), "it may be for one topic only: {by_default:?}");
 }

@@ -92,7 +92,7 @@ async fn a_silent_client_is_closed_even_if_it_receives_frames() {
     client.join("1", T).await;
     let joined = Instant::now();
     let endpoint = server.endpoint.clone();
-    let telling = tokio::spawn(async move {
+    let broadcasting = tokio::spawn(async move {
         loop {
             endpoint.broadcast(T, "tick", json!({})).unwrap();
             sleep(Duration::from_millis(100)).await;
@@ -101,7 +101,7 @@ async fn a_silent_client_is_closed_even_if_it_receives_frames() {
     assert_eq!(client.closed().await, 1002);
     let unheard = joined.elapsed().as_millis();
     assert!((700..720).contains(&unheard), "{unheard}");
-    telling.abort();
+    broadcasting.abort();
 }
 
 #[tokio::test(start_paused = true)]

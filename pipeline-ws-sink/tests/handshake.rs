@@ -496,11 +496,11 @@ async fn an_endpoint_works_at_any_path_of_a_router() {
 async fn any_server_can_set_the_peer_address() {
     let peer: SocketAddr = "192.0.2.1:50000".parse().unwrap();
     let socket = |mount: Mount<_>| Endpoint::builder().mount("/socket", mount);
-    let told = |endpoint| {
+    let with_peer = |endpoint| {
         let router = axum::Router::new().fallback_service(endpoint);
         router.layer(axum::Extension(PeerAddr(peer)))
     };
-    let mut server = HandshakeServer::route(socket, told).await;
+    let mut server = HandshakeServer::route(socket, with_peer).await;
     assert_eq!(server.upgrade(SOCKET, &[]).await.status, 101);
     assert_eq!(server.seen().1.peer_addr, Some(peer));
 }

@@ -143,7 +143,8 @@ fn a_token_cannot_choose_how_it_is_verified() {
 #[test]
 fn errors_state_what_is_wrong_with_a_token() {
     let verifier = JwtVerifier::new(key()).issuer("us").audience("app");
-    let told = |claims: Value| verify(&verifier, &signed(&claims, None)).unwrap_err().to_string();
+    let error_of =
+        |claims: Value| verify(&verifier, &signed(&claims, None)).unwrap_err().to_string();
     let missing = "is missing";
     let unexpected = "is not one of the expected values";
     let exp = NOW + 60;
@@ -159,7 +160,7 @@ fn errors_state_what_is_wrong_with_a_token() {
             "is in the future",
         ),
     ] {
-        assert_eq!(told(claims), format!("the token is invalid: its claim `{claim}` {fault}"));
+        assert_eq!(error_of(claims), format!("the token is invalid: its claim `{claim}` {fault}"));
     }
     let unsigned = verify(&verifier, ED).unwrap_err();
     let text = "the token is invalid: its signature matches none of the keys";

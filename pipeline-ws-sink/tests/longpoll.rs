@@ -20,7 +20,7 @@ use support::{
     channels::{NamedSocket, endpoint_with},
     handshake_server::{HandshakeServer, Response},
     memory::MemoryServer,
-    poller::{BATCH, Poller, request, told},
+    poller::{BATCH, Poller, body_of, request},
 };
 use tokio::{
     io::{AsyncWriteExt, DuplexStream},
@@ -46,7 +46,7 @@ fn server_with(
 }
 
 async fn get(server: &MemoryServer, path: &str, headers: &[(&str, &str)]) -> Value {
-    told(&request(server.stream().await, "GET", path, headers, "").await)
+    body_of(&request(server.stream().await, "GET", path, headers, "").await)
 }
 
 fn heartbeat(reference: &str) -> String {
@@ -64,7 +64,7 @@ async fn c_032_a_foreign_origin_is_refused_in_the_body() {
     let path = format!("/socket/longpoll?{V2}");
     assert_eq!(get(&server, &path, &evil).await, json!({ "status": 403 }));
     let answer = request(server.stream().await, "POST", &path, &evil, "").await;
-    assert_eq!(told(&answer), json!({ "status": 403 }));
+    assert_eq!(body_of(&answer), json!({ "status": 403 }));
     let own = [("origin", "http://localhost")];
     assert_eq!(get(&server, &path, &own).await["status"], 410);
     assert_eq!(server.endpoint.open_sockets(), 1);
@@ -79,7 +79,7 @@ async fn c_043_the_auth_token_comes_in_a_header() {
     {
         let stream = TcpStream::connect(server.address()).await.unwrap();
         let answer = request(stream, "GET", "/socket/longpoll?vsn=2.0.0", headers, "").await;
-        assert_eq!(told(&answer)["status"], 410);
+        assert_eq!(body_of(&answer)["status"], 410);
         assert_eq!(server.seen().1.auth_token.as_deref(), token);
     }
 }
@@ -140,8 +140,8 @@ async fn clients_that_wait_in_a_poll_get_what_is_broadcast_just_before_a_drain()
     };
     let waiting = join_all(pollers.iter().map(Poller::poll));
     let (polled, report) = tokio::join!(waiting, draining);
-    let told = polled.iter().filter(|polled| polled.to_string().contains("bye")).count();
-    assert_eq!((told, report.closed, report.aborted), (40, 40, 0));
+    let notified = polled.iter().filter(|polled| polled.to_string().contains("bye")).count();
+    assert_eq!((notified, report.closed, report.aborted), (40, 40, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,7 +220,7 @@ async fn c_170_a_client_of_version_1_sends_and_receives_objects() {
     let join = json!({"topic": T, "event": "phx_join", "ref": "1", "payload": {}}).to_string();
     let json_type = [("content-type", "application/json")];
     let answer = request(server.stream().await, "POST", &path, &json_type, &join).await;
-    assert_eq!(told(&answer), json!({ "status": 200 }));
+    assert_eq!(body_of(&answer), json!({ "status": 200 }));
     let payload = json!({"status": "ok", "response": {}});
     let replied = json!({"topic": T, "event": "phx_reply", "ref": "1", "payload": payload});
     assert_eq!(poller.messages().await, [replied]);
@@ -232,7 +232,7 @@ async fn c_171_a_message_without_a_session_is_answered_with_gone() {
     for token in ["", "&token=null", "&token=garbage"] {
         let path = format!("/socket/longpoll?{V2}{token}");
         let answer = request(server.stream().await, "POST", &path, &[BATCH], "[]").await;
-        assert_eq!(told(&answer), json!({ "status": 410 }));
+        assert_eq!(body_of(&answer), json!({ "status": 410 }));
     }
     assert_eq!(server.endpoint.open_sockets(), 0);
 }
@@ -283,7 +283,7 @@ async fn c_175_the_token_may_come_in_a_header() {
     let headers = [BATCH, ("x-phoenix-longpoll-token", &*poller.token)];
     let path = format!("/socket/longpoll?{V2}");
     let answer = request(server.stream().await, "POST", &path, &headers, &heartbeat("1")).await;
-    assert_eq!(told(&answer), json!({ "status": 200 }));
+    assert_eq!(body_of(&answer), json!({ "status": 200 }));
     let polled = get(&server, &format!("{path}&token=null"), &headers[1..]).await;
     assert_eq!((&polled["status"], &polled["token"]), (&json!(200), &json!(poller.token)));
 }
@@ -349,8 +349,8 @@ async fn c_180_a_session_that_is_never_polled_again_ends() {
     let alive = begun.elapsed();
     assert!((WINDOW * 3 / 2..=WINDOW * 3).contains(&alive), "{alive:?}");
     assert_eq!(gone.event(), "gone");
-    let told: Value = gone.payload().parse().unwrap();
-    assert_eq!(told, json!({"reason": "shutdown: inactive"}));
+    let reason: Value = gone.payload().parse().unwrap();
+    assert_eq!(reason, json!({"reason": "shutdown: inactive"}));
     assert_eq!(poller.post(&heartbeat("3")).await, json!({ "status": 410 }));
     let opened = poller.poll().await;
     assert_eq!(opened["status"], 410);
@@ -478,7 +478,7 @@ async fn the_path_may_have_variables_and_every_request_matches_it() {
     let opened = get(&server, "/socket/poll/ada?vsn=2.0.0", &[]).await;
     let path = format!("/socket/poll/ada?token={}", opened["token"].as_str().unwrap());
     let answer = request(server.stream().await, "POST", &path, &[BATCH], &heartbeat("1")).await;
-    assert_eq!(told(&answer), json!({ "status": 200 }));
+    assert_eq!(body_of(&answer), json!({ "status": 200 }));
     assert_eq!(get(&server, &path, &[]).await["messages"].as_array().unwrap().len(), 1);
 }
 
@@ -593,7 +593,7 @@ async fn a_client_has_at_most_eight_concurrent_posts() {
     assert_eq!(limited_by_inbox(&server), 1);
     // The bodies have a window to arrive.
     for stream in &mut begun {
-        assert_eq!(told(&Response::read(stream).await), json!({ "status": 408 }));
+        assert_eq!(body_of(&Response::read(stream).await), json!({ "status": 408 }));
     }
     assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
     assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
@@ -615,7 +615,7 @@ async fn bodies_stay_within_the_endpoints_limit() {
     let held = server.endpoint.snapshot().inbox_bytes;
     assert!((1 << 20..3 << 20).contains(&held), "{held}");
     for stream in &mut begun {
-        assert_eq!(told(&Response::read(stream).await), json!({ "status": 408 }));
+        assert_eq!(body_of(&Response::read(stream).await), json!({ "status": 408 }));
     }
     assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
 }
@@ -658,7 +658,7 @@ async fn concurrent_bodies_are_all_accepted_eventually() {
         settle().await;
     }
     for stream in &mut begun {
-        assert_eq!(told(&Response::read(stream).await), json!({ "status": 200 }));
+        assert_eq!(body_of(&Response::read(stream).await), json!({ "status": 200 }));
     }
     assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
 }
@@ -671,7 +671,7 @@ async fn a_body_is_abandoned_when_its_session_has_ended() {
     settle().await;
     let ended = Instant::now();
     assert_eq!(server.endpoint.disconnect("named:ada"), 1);
-    assert_eq!(told(&Response::read(&mut begun).await), json!({ "status": 408 }));
+    assert_eq!(body_of(&Response::read(&mut begun).await), json!({ "status": 408 }));
     assert_eq!(ended.elapsed(), Duration::ZERO);
 }
 

@@ -396,10 +396,10 @@ async fn fetch_is_batched_and_diffs_wait_for_it_in_order() {
     drop(entered.remove(50));
     permits.add_permits(100);
     for expected in [1, 99] {
-        let told = watching.recv().await.unwrap();
-        let told: Value = told.payload().parse().unwrap();
-        assert_eq!(told["joins"].as_object().unwrap().len(), expected);
-        assert_eq!(told["leaves"], json!({}));
+        let diff = watching.recv().await.unwrap();
+        let diff: Value = diff.payload().parse().unwrap();
+        assert_eq!(diff["joins"].as_object().unwrap().len(), expected);
+        assert_eq!(diff["leaves"], json!({}));
     }
     let counts: Vec<_> = calls.lock().iter().map(Vec::len).collect();
     assert_eq!(counts, [1, 0, 99, 0], "joins and leaves of two diffs");
@@ -412,8 +412,8 @@ async fn a_diff_is_sent_without_fetched_data_if_fetch_panics() {
     let kit = kit(&presence);
     let mut watching = kit.endpoint().subscribe(T);
     let _trouble = presence.track_detached(T, "trouble", &json!({})).unwrap();
-    let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
-    assert_eq!(plain(&told["joins"]), json!({ "trouble": [{}] }));
+    let diff: Value = watching.recv().await.unwrap().payload().parse().unwrap();
+    assert_eq!(plain(&diff["joins"]), json!({ "trouble": [{}] }));
     // And later diffs work.
     let _ada = presence.track_detached("room:other", "ada", &json!({})).unwrap();
     assert_eq!(json!(presence.get_by_key("room:other", "ada").await)["name"], "ADA");
@@ -421,8 +421,8 @@ async fn a_diff_is_sent_without_fetched_data_if_fetch_panics() {
 
 #[tokio::test(start_paused = true)]
 async fn on_diff_is_called_after_each_diff_was_sent_to_the_clients() {
-    let told = Arc::<Mutex<Vec<PresenceDiff>>>::default();
-    let note = told.clone();
+    let diffs = Arc::<Mutex<Vec<PresenceDiff>>>::default();
+    let note = diffs.clone();
     let on_diff = move |diff: &PresenceDiff| {
         note.lock().push(diff.clone());
         assert!(diff.joins.get("trouble").is_none(), "requested");
@@ -432,9 +432,9 @@ async fn on_diff_is_called_after_each_diff_was_sent_to_the_clients() {
     let mut watching = kit.endpoint().subscribe(T);
     drop(presence.track_detached(T, "trouble", &json!({})).unwrap());
     let _ada = presence.track_detached(T, "ada", &json!({ "device": "bot" })).unwrap();
-    let told: Vec<_> = told.lock().iter().map(|diff| json!(diff)).collect();
-    assert_eq!(told.len(), 3);
-    for diff in told {
+    let diffs: Vec<_> = diffs.lock().iter().map(|diff| json!(diff)).collect();
+    assert_eq!(diffs.len(), 3);
+    for diff in diffs {
         assert_eq!(watching.recv().await.unwrap().payload().parse::<Value>().unwrap(), diff);
     }
 }
@@ -594,8 +594,8 @@ async fn a_presence_that_is_hidden_and_back_during_a_slow_fetch_stays_for_client
     let _ben = far.track_detached(T, "ben", &json!({})).unwrap();
     permits.add_permits(1000);
     // Clients apply joins before leaves: if she were in both, she would be gone for them.
-    let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
-    assert_eq!((plain(&told["joins"]), &told["leaves"]), (json!({ "ben": [{}] }), &json!({})));
+    let diff: Value = watching.recv().await.unwrap().payload().parse().unwrap();
+    assert_eq!((plain(&diff["joins"]), &diff["leaves"]), (json!({ "ben": [{}] }), &json!({})));
 }
 
 #[tokio::test]

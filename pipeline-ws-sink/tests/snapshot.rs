@@ -64,8 +64,8 @@ async fn channels_and_their_topics_are_counted_by_route_and_joins_by_result() {
     ada.join("3", "room:vip").await;
     bob.join("1", "room:a").await;
     eve.join("1", "room:a").await;
-    for told in [json!({ "refuse": "no" }), json!({ "crash": true })] {
-        bob.send(json!(["2", "2", "room:c", "phx_join", told])).await;
+    for params in [json!({ "refuse": "no" }), json!({ "crash": true })] {
+        bob.send(json!(["2", "2", "room:c", "phx_join", params])).await;
         assert_eq!(bob.receive().await[4]["status"], "error");
     }
 
@@ -143,8 +143,8 @@ async fn frames_and_broadcasts_are_counted_and_deliveries_timed() {
     let recorded = server.recorded.samples("pipeline.push_delivered");
     assert_eq!(recorded.len(), 200);
     let longest = Duration::from_secs_f64(recorded.into_iter().fold(0.0, f64::max) / 1e3);
-    let told = delivered.max().unwrap();
-    assert!(told.abs_diff(longest) <= longest / 64, "{told:?} instead of {longest:?}");
+    let reported = delivered.max().unwrap();
+    assert!(reported.abs_diff(longest) <= longest / 64, "{reported:?} instead of {longest:?}");
     assert_eq!(server.recorded.counters("socket.frames_in"), [(String::new(), 2)]);
     assert_eq!(server.recorded.counters("socket.frames_out"), [(String::new(), 202)]);
     assert_eq!(server.recorded.counters("socket.broadcasts"), [(String::new(), 200)]);

@@ -61,9 +61,9 @@ fn plain() -> MemoryServer {
 }
 
 /// Log lines about clients, without durations.
-struct Told(Log, #[expect(dead_code, reason = "it is dropped")] DefaultGuard);
+struct ClientLog(Log, #[expect(dead_code, reason = "it is dropped")] DefaultGuard);
 
-impl Told {
+impl ClientLog {
     fn keep() -> Self {
         let (log, guard) = Log::keep();
         Self(log, guard)
@@ -98,20 +98,20 @@ impl Told {
 
 #[tokio::test]
 async fn c_201_a_connection_is_logged_unless_its_version_is_unknown() {
-    let told = Told::keep();
+    let log = ClientLog::keep();
     let server = Server::start(endpoint().0).await;
     let _ada = server.connect("name=ada&user_token=s3cret").await;
     let params = r#"{"name":"ada","user_token":"[FILTERED]","vsn":"2.0.0"}"#;
     let of = r#"socket="NamedSocket" transport="websocket" version=V2"#;
     assert_eq!(
-        told.connects(),
+        log.connects(),
         [format!(
             r#"INFO id="named:ada" message=connected params="{}" {of}"#,
             params.escape_debug()
         )]
     );
     assert_eq!(server.try_connect("vsn=2.0.0").await.err(), Some(403));
-    let refused = told.connects();
+    let refused = log.connects();
     assert_eq!(refused.len(), 1, "{refused:?}");
     assert!(refused[0].starts_with("INFO error="), "{refused:?}");
     assert!(
@@ -119,9 +119,9 @@ async fn c_201_a_connection_is_logged_unless_its_version_is_unknown() {
         "{refused:?}"
     );
     assert_eq!(server.try_connect("vsn=3.0.0&name=ada").await.err(), Some(403));
-    assert_eq!(told.connects(), [""; 0]);
+    assert_eq!(log.connects(), [""; 0]);
     assert_eq!(server.try_connect("vsn=2.0.0&name=panic").await.err(), Some(403));
-    assert_eq!(told.connects().len(), 1);
+    assert_eq!(log.connects().len(), 1);
     let of = |status: &str| format!("socket=NamedSocket,status={status}");
     let times = server.recorded.sample_counts("socket.connect_time");
     assert_eq!(times, [(of("crash"), 1), (of("fail"), 1), (of("success"), 1)]);
@@ -129,7 +129,7 @@ async fn c_201_a_connection_is_logged_unless_its_version_is_unknown() {
 
 #[tokio::test(start_paused = true)]
 async fn c_202_a_join_is_logged_unless_it_crashes() {
-    let told = Told::keep();
+    let log = ClientLog::keep();
     let server = MemoryServer::start(endpoint().0);
     let mut ada = server.connect(1 << 16).await;
     let of = |message: &str, level: &str, params: &str| {
@@ -138,14 +138,14 @@ async fn c_202_a_join_is_logged_unless_it_crashes() {
     };
     ada.send(json!(["1", "1", T, "phx_join", { "password": "x", "a": 1 }])).await;
     ada.expect([reply("1", "1", T, "ok", json!({}))]).await;
-    assert_eq!(told.joins(), [of("joined", "INFO", r#"{"a":1,"password":"[FILTERED]"}"#)]);
+    assert_eq!(log.joins(), [of("joined", "INFO", r#"{"a":1,"password":"[FILTERED]"}"#)]);
     ada.send(json!(["2", "2", "room:other", "phx_join", { "refuse": "full" }])).await;
     ada.expect([reply("2", "2", "room:other", "error", json!({ "reason": "full" }))]).await;
     let refused = of("refused a join", "INFO", r#"{"refuse":"full"}"#);
-    assert_eq!(told.joins(), [refused.replace(T, "room:other")]);
+    assert_eq!(log.joins(), [refused.replace(T, "room:other")]);
     ada.send(json!(["3", "3", "room:other", "phx_join", { "crash": true }])).await;
     ada.expect([reply("3", "3", "room:other", "error", json!({ "reason": "join crashed" }))]).await;
-    assert_eq!(told.joins(), [""; 0]);
+    assert_eq!(log.joins(), [""; 0]);
     let of = |status: &str| format!("channel=Room,status={status}");
     let times = server.recorded.sample_counts("channel.join_time");
     assert_eq!(times, [(of("crash"), 1), (of("fail"), 1), (of("success"), 1)]);
@@ -153,7 +153,7 @@ async fn c_202_a_join_is_logged_unless_it_crashes() {
 
 #[tokio::test(start_paused = true)]
 async fn c_203_an_event_is_logged_when_it_is_handled_and_a_leave_is_not() {
-    let told = Told::keep();
+    let log = ClientLog::keep();
     let server = plain();
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", P).await;
@@ -165,10 +165,10 @@ async fn c_203_an_event_is_logged_when_it_is_handled_and_a_leave_is_not() {
     };
     ada.send(json!(["1", "2", P, "ping", { "token": "x", "n": 1 }])).await;
     ada.expect([reply("1", "2", P, "ok", json!({ "token": "x", "n": 1 }))]).await;
-    assert_eq!(told.events(), [of("ping", "2", r#"{"n":1,"token":"[FILTERED]"}"#)]);
+    assert_eq!(log.events(), [of("ping", "2", r#"{"n":1,"token":"[FILTERED]"}"#)]);
     ada.send(json!(["1", "3", P, "stop", {}])).await;
     ada.expect([reply("1", "3", P, "ok", json!({}))]).await;
-    assert_eq!(told.events(), [of("stop", "3", "{}")]);
+    assert_eq!(log.events(), [of("stop", "3", "{}")]);
     ada.expect([json!(["1", "1", P, "phx_close", {}])]).await;
 
     ada.join("4", P).await;
@@ -177,12 +177,12 @@ async fn c_203_an_event_is_logged_when_it_is_handled_and_a_leave_is_not() {
     ada.join("6", P).await;
     ada.send(json!(["6", "7", P, "crash", {}])).await;
     ada.expect([json!(["6", "6", P, "phx_error", { "reason": "channel_crash" }])]).await;
-    assert_eq!(told.events(), [""; 0]);
+    assert_eq!(log.events(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn c_204_each_batch_of_a_drain_is_logged() {
-    let told = Told::keep();
+    let log = ClientLog::keep();
     let drainer = Drainer::new().batch_size(2).batch_interval(Duration::from_millis(300));
     let server = MemoryServer::start(endpoint_with(|mount| mount.drainer(drainer)).0);
     let mut clients = Vec::new();
@@ -197,7 +197,7 @@ async fn c_204_each_batch_of_a_drain_is_logged() {
         assert_eq!(client.closed().await, 1012);
     }
     draining.await.unwrap();
-    let lines = told.0.take().into_iter().filter(|line| line.contains("message=draining batch"));
+    let lines = log.0.take().into_iter().filter(|line| line.contains("message=draining batch"));
     let batch = |count, index| {
         format!(
             r#"INFO count={count} index={index} interval=300ms message=draining batch rounds=3 socket="NamedSocket" total=5"#
@@ -208,22 +208,22 @@ async fn c_204_each_batch_of_a_drain_is_logged() {
 
 #[tokio::test(start_paused = true)]
 async fn topics_of_the_server_itself_are_not_logged() {
-    let told = Told::keep();
+    let log = ClientLog::keep();
     let server = plain();
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", "phoenix:live_reload").await;
     ada.send(json!(["1", "2", "phoenix:live_reload", "ping", {}])).await;
     ada.expect([reply("1", "2", "phoenix:live_reload", "ok", json!({}))]).await;
-    assert_eq!(told.take(&["joined", "handled"]), [""; 0]);
+    assert_eq!(log.take(&["joined", "handled"]), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_mount_sets_what_is_logged() {
-    let told = Told::keep();
+    let log = ClientLog::keep();
     let filter = ParamFilter::keep(["n"]);
     let server = MemoryServer::start(endpoint_with(|mount| mount.filter_params(filter)).0);
     let mut ada = server.connect(1 << 16).await;
-    let connected = told.connects();
+    let connected = log.connects();
     assert!(
         connected[0].contains(r#"{\"name\":\"[FILTERED]\",\"vsn\":\"[FILTERED]\"}"#),
         "{connected:?}"
@@ -231,7 +231,7 @@ async fn the_mount_sets_what_is_logged() {
     ada.join("1", T).await;
     ada.send(json!(["1", "2", T, "ping", { "text": "x", "n": 1 }])).await;
     ada.next().await;
-    let handled = told.events();
+    let handled = log.events();
     assert!(handled[0].contains(r#"{\"n\":1,\"text\":\"[FILTERED]\"}"#), "{handled:?}");
 }
 
@@ -303,9 +303,9 @@ async fn an_unreachable_pattern_is_logged() {
     assert_eq!(lines(&log, "WARN", NEVER), 0);
     let last = mount().channel::<Plain>("room:*").channel::<Plain>("room:one");
     drop(Endpoint::builder().mount("/socket", last).build().unwrap());
-    let told = log.take();
+    let log = log.take();
     let of = r#"pattern="room:one" socket="NamedSocket""#;
-    assert!(told.contains(&format!(r#"WARN before="room:*" message={NEVER} {of}"#)), "{told:?}");
+    assert!(log.contains(&format!(r#"WARN before="room:*" message={NEVER} {of}"#)), "{log:?}");
 }
 
 /// How often a client repeats what is logged.

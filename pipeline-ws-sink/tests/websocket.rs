@@ -132,8 +132,8 @@ async fn c_158_messages_are_compressed_both_ways_if_negotiated() {
 
     // A reply to this client alone, to a message in fragments; and uncompressed messages are accepted,
     // too.
-    let told = json!({"text": "tell me ".repeat(100)});
-    let ping = json!(["1", "2", T, "ping", told]).to_string();
+    let long = json!({"text": "tell me ".repeat(100)});
+    let ping = json!(["1", "2", T, "ping", long]).to_string();
     let zipped = deflate(&ping);
     client.send(COMPRESSED | TEXT, &zipped[..20]).await;
     client.send(FIN | CONTINUE, &zipped[20..]).await;
@@ -142,12 +142,12 @@ async fn c_158_messages_are_compressed_both_ways_if_negotiated() {
         let (first, payload) = client.next().await;
         assert_eq!(first, FIN | COMPRESSED | TEXT);
         assert!(payload.len() < 200, "{}", payload.len());
-        assert_eq!(parsed(&inflate(&payload)), reply("1", "2", T, "ok", told.clone()));
+        assert_eq!(parsed(&inflate(&payload)), reply("1", "2", T, "ok", long.clone()));
     }
 
-    let told = Payload::new(&told).unwrap();
-    server.endpoint.broadcast(T, "news", &told).unwrap();
-    let news = json!([null, null, T, "news", parsed(told.json().unwrap())]);
+    let long = Payload::new(&long).unwrap();
+    server.endpoint.broadcast(T, "news", &long).unwrap();
+    let news = json!([null, null, T, "news", parsed(long.json().unwrap())]);
     let (first, payload) = client.next().await;
     assert_eq!((first, parsed(&inflate(&payload))), (FIN | COMPRESSED | TEXT, news.clone()));
     plain.expect([news]).await;
@@ -188,10 +188,10 @@ async fn a_channels_pushes_are_compressed_too() {
     let mut client = RawClient::connect(server.connect_tcp().await, OFFER).await;
     client.send(FIN | TEXT, json!(["1", "1", T, "phx_join", {}]).to_string().as_bytes()).await;
     client.next().await;
-    let told = json!({"text": "tell me ".repeat(100)});
-    let push = json!(["1", "2", T, "push", told]).to_string();
+    let long = json!({"text": "tell me ".repeat(100)});
+    let push = json!(["1", "2", T, "push", long]).to_string();
     client.send(FIN | TEXT, push.as_bytes()).await;
     let (first, payload) = client.next().await;
     assert_eq!(first, FIN | COMPRESSED | TEXT);
-    assert_eq!(parsed(&inflate(&payload)), json!(["1", null, T, "pushed", told]));
+    assert_eq!(parsed(&inflate(&payload)), json!(["1", null, T, "pushed", long]));
 }

@@ -84,8 +84,8 @@ fn first_command() -> Outcome {
         .inspect(|line| println!("{line}"))
         .any(|line| was_handled(&line));
     // `cargo run` replaces itself by the program.
-    let told = program("kill").args(["-TERM", &child.id().to_string()]).status();
-    if !told.is_ok_and(|status| status.success()) {
+    let signalled = program("kill").args(["-TERM", &child.id().to_string()]).status();
+    if !signalled.is_ok_and(|status| status.success()) {
         child.kill()?;
     }
     lines.map_while(Result::ok).for_each(|line| println!("{line}"));

@@ -24,7 +24,7 @@ pub struct Dedup {
 }
 
 /// The second is over.
-struct Tell;
+struct Flush;
 
 #[derive(Deserialize)]
 struct Number {
@@ -65,7 +65,7 @@ impl Channel for Dedup {
     ) -> Result<(), Stop> {
         let Number { number } = payload.parse()?;
         if self.numbers.is_empty() {
-            cx.send_after(GATHERING, Tell)?;
+            cx.send_after(GATHERING, Flush)?;
         }
         if self.numbers.len() < MOST {
             self.numbers.insert(number);
@@ -74,8 +74,8 @@ impl Channel for Dedup {
     }
 }
 
-impl HandleMessage<Tell> for Dedup {
-    async fn handle_message(&mut self, _: Tell, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Flush> for Dedup {
+    async fn handle_message(&mut self, _: Flush, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         for number in std::mem::take(&mut self.numbers) {
             cx.push("number", json!({ "number": number }))?;
         }

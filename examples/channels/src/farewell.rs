@@ -52,8 +52,8 @@ impl Channel for Farewell {
         // The channel is ending, so an error cannot be handled.
         let _ = cx.push("farewell", json!({ "reason": reason }));
         if let Some(topic) = &self.tell {
-            let told = json!({ "topic": cx.topic().as_str(), "reason": reason });
-            let _ = cx.pubsub().broadcast(topic, "terminated", told);
+            let farewell = json!({ "topic": cx.topic().as_str(), "reason": reason });
+            let _ = cx.pubsub().broadcast(topic, "terminated", farewell);
         }
     }
 }

@@ -54,7 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let stop = Arc::new(Notify::new());
     let app = control::router(&endpoint, stop.clone()).fallback_service(endpoint.clone());
     let signal = shutdown_signal()?;
-    let told = async move {
+    let stopped = async move {
         tokio::select! {
             () = stop.notified() => {}
             () = signal => {}
@@ -63,7 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let report = serve(listener, app)
         .endpoint(endpoint)
         .close_within(Duration::from_secs(5))
-        .until(told)
+        .until(stopped)
         .await?;
     say(report.to_string());
     finish();

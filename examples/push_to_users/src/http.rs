@@ -464,8 +464,8 @@ mod tests {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(NDJSON))]);
         let answer = push(State(app), headers, body).await;
         let status = answer.status();
-        let told = answer.into_body().collect().await.unwrap().to_bytes();
-        (status, serde_json::from_slice(&told).unwrap())
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap())
     }
 
     #[tokio::test(start_paused = true)]
@@ -480,16 +480,16 @@ mod tests {
         }
         let began = tokio::time::Instant::now();
         for _ in 0..2 {
-            let (status, told) = post(app.clone(), Body::from(LINE)).await;
-            assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
+            let (status, response) = post(app.clone(), Body::from(LINE)).await;
+            assert_eq!((status, &response["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
         }
         assert_eq!(began.elapsed(), PAUSE);
         // The first of them gave up its permit; its answer reports the accepted lines.
-        let (status, told) = slow.remove(0).await.unwrap();
-        assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(1)));
+        let (status, response) = slow.remove(0).await.unwrap();
+        assert_eq!((status, &response["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(1)));
         let error = "too many requests at once, and this one had paused, \
                      nothing from here on was accepted";
-        assert_eq!(told["errors"], json!([{ "line": 2, "error": error }]));
+        assert_eq!(response["errors"], json!([{ "line": 2, "error": error }]));
         for other in slow {
             let (status, _) = other.await.unwrap();
             assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "it had a permit");
@@ -505,8 +505,8 @@ mod tests {
         pushes.close();
         sleep(PAUSE * 3).await;
         assert!(paused.is_finished());
-        let (status, told) = paused.await.unwrap();
-        assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(2)));
+        let (status, response) = paused.await.unwrap();
+        assert_eq!((status, &response["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(2)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -524,12 +524,15 @@ mod tests {
         let steady: Vec<_> = (0..2).map(steady).collect();
         tokio::task::yield_now().await;
         for _ in 0..10 {
-            let (status, told) = post(app.clone(), Body::from(LINE)).await;
-            assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(0)));
+            let (status, response) = post(app.clone(), Body::from(LINE)).await;
+            assert_eq!(
+                (status, &response["accepted"]),
+                (StatusCode::SERVICE_UNAVAILABLE, &json!(0))
+            );
         }
         for request in steady {
-            let (status, told) = request.await.unwrap();
-            assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(PIECES)));
+            let (status, response) = request.await.unwrap();
+            assert_eq!((status, &response["accepted"]), (StatusCode::ACCEPTED, &json!(PIECES)));
         }
     }
 
@@ -550,18 +553,18 @@ mod tests {
             sleep(BODY_WITHIN / 2).await;
             Ok::<_, Infallible>(LINE)
         });
-        let (status, told) = post(app, Body::from_stream(late)).await;
-        assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
+        let (status, response) = post(app, Body::from_stream(late)).await;
+        assert_eq!((status, &response["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stalled_body_is_answered_with_the_accepted_lines() {
         let (pushes, _producer) = queue(QueueOptions::new());
         let body = unfinished(format!("{LINE}\n\n{LINE}\n{LINE}"));
-        let (status, told) = post(app(&pushes, 1), body).await;
+        let (status, response) = post(app(&pushes, 1), body).await;
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
-        assert_eq!(told["accepted"], 2);
+        assert_eq!(response["accepted"], 2);
         let error = "the body took too long to arrive, nothing from here on was accepted";
-        assert_eq!(told["errors"], json!([{ "line": 4, "error": error }]));
+        assert_eq!(response["errors"], json!([{ "line": 4, "error": error }]));
     }
 }

@@ -158,9 +158,10 @@ mod tests {
         ] {
             assert!(!printed.wants(line));
         }
-        let told = "pushes   11 arrived, p50 0.25 ms, p99 2.50 ms; 4 handled, 3 queued, 2 workers";
-        assert_eq!(printed.take_summary().as_deref(), Some(told));
-        let told = "pushes   0 arrived, p50 -, p99 -; 0 handled, 3 queued, 2 workers";
-        assert_eq!(printed.take_summary().as_deref(), Some(told), "items are still queued");
+        let summary =
+            "pushes   11 arrived, p50 0.25 ms, p99 2.50 ms; 4 handled, 3 queued, 2 workers";
+        assert_eq!(printed.take_summary().as_deref(), Some(summary));
+        let summary = "pushes   0 arrived, p50 -, p99 -; 0 handled, 3 queued, 2 workers";
+        assert_eq!(printed.take_summary().as_deref(), Some(summary), "items are still queued");
     }
 }

@@ -446,7 +446,7 @@ where
     /// Sets the demand mode. Only producers can accumulate demand: another stage logs an error and
     /// continues unchanged, and a draining stage stops accumulating. Takes effect in message order.
     pub fn set_demand_mode(&self, mode: DemandMode) {
-        self.tell(Control::SetMode(mode));
+        self.send_control(Control::SetMode(mode));
     }
 
     /// Limits how many events the stage delivers per interval; `None` removes the limit. Takes
@@ -470,7 +470,7 @@ where
     /// # }
     /// ```
     pub fn rate_limit(&self, limit: impl Into<Option<RateLimit>>) {
-        self.tell(Control::Limit(limit.into()));
+        self.send_control(Control::Limit(limit.into()));
     }
 
     /// Pauses the stage: it takes and delivers no events. It still handles its messages.
@@ -505,12 +505,12 @@ where
     /// # }
     /// ```
     pub fn pause(&self) {
-        self.tell(Control::Pause(true));
+        self.send_control(Control::Pause(true));
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.tell(Control::Pause(false));
+        self.send_control(Control::Pause(false));
     }
 
     /// Lets the stage deliver the events it holds and then end with [`ExitReason::Normal`]. It
@@ -650,7 +650,7 @@ where
         reply.await.map_err(|_| CallError::NotRunning)
     }
 
-    fn tell(&self, control: Control<In>) {
+    fn send_control(&self, control: Control<In>) {
         if let Some(address) = self.slot.address() {
             // A stage that has just ended needs no notification.
             let _ = address.send(Message::Control(control));

@@ -21,9 +21,9 @@ use crate::exit::ExitReason;
 /// };
 ///
 /// /// Emits the numbers that it receives.
-/// struct Told;
+/// struct Numbers;
 ///
-/// impl Producer for Told {
+/// impl Producer for Numbers {
 ///     type Event = u64;
 ///
 ///     async fn handle_demand(&mut self, _: usize, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
@@ -31,7 +31,7 @@ use crate::exit::ExitReason;
 ///     }
 /// }
 ///
-/// impl HandleCall<Vec<u64>, u64> for Told {
+/// impl HandleCall<Vec<u64>, u64> for Numbers {
 ///     type Reply = usize;
 ///
 ///     async fn handle_call(

@@ -50,7 +50,7 @@ impl Raw {
             options,
             consumer,
         };
-        tell(&*producer, ToProducer::Subscribe(Box::new(subscribe)));
+        send(&*producer, ToProducer::Subscribe(Box::new(subscribe)));
         subscription
     }
 }
@@ -84,7 +84,7 @@ impl DemandPort<u64> for Raw {
     }
 }
 
-fn tell(producer: &impl DemandPort<u64>, message: ToProducer<u64>) {
+fn send(producer: &impl DemandPort<u64>, message: ToProducer<u64>) {
     assert!(producer.send(message).is_ok(), "the producer is running");
 }
 
@@ -123,7 +123,7 @@ async fn s_032_an_ask_of_an_unknown_subscription_is_refused() {
     let (_pipeline, script, raw, first) = subscribed().await;
     let (id, consumer) = (SubscriptionId::new(2), Some(Arc::new(raw.clone()) as _));
     let ask = ToProducer::Ask { id, demand: 3, consumer };
-    tell(&script.handle().slot.address().unwrap(), ask);
+    send(&script.handle().slot.address().unwrap(), ask);
     settle().await;
     let refused = "SubscriptionId(2): cancelled (failed: no subscription with this id)";
     assert_eq!(raw.take(), [refused]);
@@ -138,7 +138,7 @@ async fn s_032_an_ask_of_an_unknown_subscription_is_refused() {
 async fn s_033_a_cancel_of_an_unknown_subscription_is_ignored() {
     let (_pipeline, script, raw, first) = subscribed().await;
     let cancel = ToProducer::Cancel { id: SubscriptionId::new(2), reason: ExitReason::Normal };
-    tell(&script.handle().slot.address().unwrap(), cancel);
+    send(&script.handle().slot.address().unwrap(), cancel);
     settle().await;
     assert_eq!((script.cancelled().len(), raw.take()), (0, vec![]));
     // The known subscription continues.

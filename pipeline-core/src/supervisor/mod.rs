@@ -382,7 +382,7 @@ where
         self
     }
 
-    /// Calls `tell` with each given-up event and the last failure of its worker, for example to
+    /// Calls `callback` with each given-up event and the last failure of its worker, for example to
     /// store the event in a dead-letter queue. It is called between two messages of the supervisor,
     /// so it should not block.
     ///
@@ -427,8 +427,8 @@ where
     /// # Ok(())
     /// # }
     /// ```
-    pub fn on_given_up(mut self, tell: impl FnMut(E, ExitReason) + Send + 'static) -> Self {
-        self.on_given_up = Some(Mutex::new(Box::new(tell)));
+    pub fn on_given_up(mut self, callback: impl FnMut(E, ExitReason) + Send + 'static) -> Self {
+        self.on_given_up = Some(Mutex::new(Box::new(callback)));
         self
     }
 
@@ -692,12 +692,12 @@ where
         self.shared.metrics.given_up.increment(1);
         self.gauges.given_up.add(1);
         self.given_up += 1;
-        let Some(tell) = &mut self.on_given_up else { return };
-        let told = catch_panic_now(|| {
-            tell.get_mut()(event, reason);
+        let Some(callback) = &mut self.on_given_up else { return };
+        let outcome = catch_panic_now(|| {
+            callback.get_mut()(event, reason);
             Ok(())
         });
-        if let Err(reason) = told {
+        if let Err(reason) = outcome {
             tracing::error!(stage = %self.stage, reason = shown(&reason), "the on_given_up callback panicked");
         }
     }

@@ -186,7 +186,7 @@ impl<E: Send + 'static> Script<E> {
     ///
     /// If the producer is not running.
     pub async fn emit(&self, events: impl IntoIterator<Item = E>) {
-        self.tell(Command::Emit(events.into_iter().collect()))
+        self.execute(Command::Emit(events.into_iter().collect()))
             .await
             .expect("the producer is running");
     }
@@ -196,7 +196,7 @@ impl<E: Send + 'static> Script<E> {
     /// # Errors
     ///
     /// [`CallError`] if the producer is not running.
-    pub async fn tell(&self, command: Command<E>) -> Result<(), CallError> {
+    pub async fn execute(&self, command: Command<E>) -> Result<(), CallError> {
         self.handle().call(command).await
     }
 

@@ -132,7 +132,7 @@ async fn s_067_an_unlimited_buffer_keeps_all_events() {
 /// A producer controlled by the test that decides whether drops are logged.
 struct DecidesOnLogging {
     logs: bool,
-    told: Arc<Mutex<Vec<usize>>>,
+    counts: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Producer for DecidesOnLogging {
@@ -147,7 +147,7 @@ impl Producer for DecidesOnLogging {
     }
 
     fn format_discarded(&mut self, count: usize) -> bool {
-        self.told.lock().push(count);
+        self.counts.lock().push(count);
         self.logs
     }
 }
@@ -171,8 +171,8 @@ impl HandleCall<Vec<u64>, u64> for DecidesOnLogging {
 /// `format_discarded` and the log lines.
 async fn careful(logs: bool) -> (Vec<usize>, Vec<String>) {
     let (log, _guard) = Log::keep();
-    let told = Arc::default();
-    let producer = DecidesOnLogging { logs, told: Arc::clone(&told) };
+    let counts = Arc::default();
+    let producer = DecidesOnLogging { logs, counts: Arc::clone(&counts) };
     let stage = Stage::new(producer).named("source").buffer_size(5).buffer_keep(BufferKeep::First);
     let mut graph = Graph::new("test");
     let producer: ProducerHandle<DecidesOnLogging> = graph.producer_with(stage);
@@ -180,8 +180,8 @@ async fn careful(logs: bool) -> (Vec<usize>, Vec<String>) {
     producer.call(list(1..=8)).await.unwrap();
     settle().await;
     assert_eq!(producer.estimate_buffered_count().await, Ok(5));
-    let told = told.lock().clone();
-    (told, complaints(&log))
+    let counts = counts.lock().clone();
+    (counts, complaints(&log))
 }
 
 #[tokio::test(start_paused = true)]

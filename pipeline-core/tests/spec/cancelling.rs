@@ -183,7 +183,7 @@ async fn s_051_events_that_were_sent_are_handled_before_the_end() {
     let subscription = consumer.subscribe(producer.handle(), options).await.unwrap();
     settle().await;
     let last = Command::EmitAndEnd(vec![1, 2, 3], ExitReason::Normal);
-    producer.tell(last).await.unwrap();
+    producer.execute(last).await.unwrap();
     settle().await;
     settle().await;
     settle().await;

@@ -33,7 +33,7 @@ struct Kept {
     started: Vec<(u64, u32)>,
     running: BTreeMap<u64, oneshot::Sender<Result<(), ExitReason>>>,
     deaf: Vec<u64>,
-    told: Vec<(u64, Instant)>,
+    notified: Vec<(u64, Instant)>,
     dropped: Vec<(u64, Instant)>,
 }
 
@@ -90,10 +90,10 @@ impl Children {
     }
 
     /// The children that were notified to stop, and when.
-    pub(crate) fn told(&self) -> Vec<(u64, Instant)> {
-        let mut told = self.0.lock().told.clone();
-        told.sort_unstable();
-        told
+    pub(crate) fn notified(&self) -> Vec<(u64, Instant)> {
+        let mut notified = self.0.lock().notified.clone();
+        notified.sort_unstable();
+        notified
     }
 
     /// The children that were dropped before they completed, and when.
@@ -142,7 +142,7 @@ impl Worker<u64> for Children {
         let outcome = tokio::select! {
             outcome = &mut ended => outcome.unwrap(),
             () = context.stopping() => {
-                self.0.lock().told.push((event, Instant::now()));
+                self.0.lock().notified.push((event, Instant::now()));
                 if deaf { ended.await.unwrap() } else { Err(ExitReason::Shutdown) }
             }
         };

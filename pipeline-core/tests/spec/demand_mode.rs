@@ -249,7 +249,7 @@ async fn an_accumulating_producer_that_ends_delivers_its_events() {
                     source.pipeline.join().await
                 }
                 _ => {
-                    source.tell(Command::EmitAndFinish(vec![4])).await.unwrap();
+                    source.execute(Command::EmitAndFinish(vec![4])).await.unwrap();
                     set(&source, DemandMode::Forward).await;
                     time::timeout(HOUR, source.pipeline.join()).await.unwrap()
                 }
@@ -526,9 +526,10 @@ impl HandleCall<Count, u64> for Ends {
 
 #[tokio::test(start_paused = true)]
 async fn a_producer_that_finishes_in_a_replay_receives_no_more_demand() {
-    let told = Arc::new(AtomicUsize::new(0));
+    let demanded = Arc::new(AtomicUsize::new(0));
     let mut graph = pipeline_core::Graph::new("graph");
-    let stage = Stage::new(Ends(told.clone())).demand_mode(DemandMode::Accumulate).buffer_size(1);
+    let stage =
+        Stage::new(Ends(demanded.clone())).demand_mode(DemandMode::Accumulate).buffer_size(1);
     let producer = graph.producer_with(stage);
     let _pipeline = graph.start().unwrap();
     let consumer = manual_of(&producer).await;
@@ -537,7 +538,7 @@ async fn a_producer_that_finishes_in_a_replay_receives_no_more_demand() {
     producer.set_demand_mode(DemandMode::Forward);
     settle().await;
     assert_eq!(consumer.batches().concat(), [100, 3]);
-    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(demanded.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]

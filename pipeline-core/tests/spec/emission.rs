@@ -154,7 +154,7 @@ async fn s_058_excess_events_are_used_up_first() {
 #[tokio::test(start_paused = true)]
 async fn s_059_a_call_that_ends_the_stage_is_answered() {
     let mut producer = silent();
-    let answer = producer.tell(Command::End(ExitReason::Shutdown)).await;
+    let answer = producer.execute(Command::End(ExitReason::Shutdown)).await;
     assert_eq!(answer, Ok(()));
     let report = producer.pipeline.join().await;
     assert_eq!(report.stages[0].reason.to_string(), "shutdown");

@@ -390,7 +390,7 @@ async fn x_027_events_emitted_in_handle_cancel_count_against_the_demand() {
     mapper.subscribe(&source, temporary(10, 5)).await;
     source.emit([1]).await;
     // Its producer ends by itself, not by a message from outside.
-    let _ = source.tell(Command::End(ExitReason::Normal)).await;
+    let _ = source.execute(Command::End(ExitReason::Normal)).await;
     settle().await;
     assert_eq!(mapper.seen(), []);
     let c = manual_of(mapper.handle()).await;

@@ -297,9 +297,9 @@ async fn s_039_a_custom_option_reaches_the_producer_and_its_dispatcher() {
     let (producer, consumer) = (silent_with(|stage| stage.dispatcher(listening)), automatic());
     consumer.subscribe(producer.handle(), auto(2, 0).extension(Foo(1))).await;
     consumer.subscribe(producer.handle(), auto(2, 0)).await;
-    let told: Vec<Option<Foo>> =
+    let extensions: Vec<Option<Foo>> =
         producer.subscribed().iter().map(|(_, options)| options.get_extension().copied()).collect();
-    assert_eq!(told, [Some(Foo(1)), None]);
+    assert_eq!(extensions, [Some(Foo(1)), None]);
     assert_eq!(*heard.lock(), [Some(Foo(1)), None]);
 }
 

@@ -229,7 +229,7 @@ async fn s_159_too_many_crashes_within_the_time_stop_the_supervisor_and_its_chil
         assert_eq!(case.children.started().last(), Some(&(0, restarts)));
         time::sleep(Duration::from_secs(2)).await;
     }
-    assert_eq!(case.children.told(), []);
+    assert_eq!(case.children.notified(), []);
     let _ = errors(&log);
     case.children.crash(0).await;
     assert!(
@@ -238,7 +238,7 @@ async fn s_159_too_many_crashes_within_the_time_stop_the_supervisor_and_its_chil
     assert_eq!(case.gone(), ["down (shutdown)"]);
     assert!(!case.supervisor.is_running());
     assert!(
-        matches!(case.children.told()[..], [(1, _)]),
+        matches!(case.children.notified()[..], [(1, _)]),
         "the other child must be notified to stop"
     );
     assert_eq!(case.children.running(), [0u64; 0]);
@@ -375,7 +375,7 @@ async fn s_166_children_outlive_a_temporary_subscription() {
     case.children.end(2, Ok(())).await;
     assert_eq!(case.count().await, (0, 0));
     assert!(case.supervisor.is_running());
-    assert_eq!(case.children.told(), []);
+    assert_eq!(case.children.notified(), []);
 }
 
 /// The same, with a producer that shows that no demand is sent.
@@ -399,8 +399,11 @@ async fn s_167_the_end_of_a_permanent_producer_stops_the_supervisor_and_its_chil
     case.script.handle().stop(ExitReason::Shutdown).await;
     settle().await;
     assert!(!case.supervisor.is_running());
-    let told = case.children.told();
-    assert!(matches!(told[..], [(0, at), (1, also)] if at == before && also == before), "{told:?}");
+    let notified = case.children.notified();
+    assert!(
+        matches!(notified[..], [(0, at), (1, also)] if at == before && also == before),
+        "{notified:?}"
+    );
     let mut pipeline = case.pipeline;
     let report = pipeline.join().await;
     let supervisor = report.stages.last().unwrap();
@@ -442,7 +445,7 @@ async fn s_170_children_are_notified_together_and_killed_at_the_deadline() {
     let begun = Instant::now();
     case.supervisor.stop(ExitReason::Shutdown).await;
     let took = begun.elapsed();
-    assert_eq!(case.children.told(), [(0, begun), (1, begun)]);
+    assert_eq!(case.children.notified(), [(0, begun), (1, begun)]);
     assert!(matches!(case.children.dropped()[..], [(1, at)] if at.duration_since(begun) == took));
     assert!((within..within + Duration::from_millis(2)).contains(&took), "{took:?}");
     settle().await;
@@ -455,7 +458,7 @@ async fn s_171_children_without_any_time_are_killed_at_once() {
     let begun = Instant::now();
     case.supervisor.stop(ExitReason::Shutdown).await;
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    assert_eq!(case.children.told(), [], "no child must be notified");
+    assert_eq!(case.children.notified(), [], "no child must be notified");
     assert_eq!(case.children.dropped().len(), 2);
     case.script.handle().stop(ExitReason::Normal).await;
     let mut pipeline = case.pipeline;
@@ -474,7 +477,7 @@ async fn s_171_children_without_a_time_limit_are_waited_for() {
         async move { supervisor.stop(ExitReason::Shutdown).await }
     });
     time::sleep(Duration::from_secs(3600)).await;
-    assert_eq!(children.told().len(), 2);
+    assert_eq!(children.notified().len(), 2);
     assert!(supervisor.is_running());
     children.end_soon(1, Ok(()));
     stop.await.unwrap();

@@ -89,11 +89,11 @@ fn the_thread_survives_a_sink_that_panics_and_counts_the_panic() {
         StatsdRecorder::sink(sink).flush_every(Duration::from_millis(1)).build().unwrap();
     with_local_recorder(&recorder, || counter!("lost").increment(1));
     // A flush that sends anything reports the flushes before it.
-    let told = (0..1_000).find_map(|_| {
+    let line = (0..1_000).find_map(|_| {
         with_local_recorder(&recorder, || counter!("sent").increment(1));
         attempts.recv_timeout(PATIENCE).unwrap();
         collector.take().into_iter().find(|line| line.starts_with("statsd.client.errors:"))
     });
-    assert_eq!(told.as_deref(), Some("statsd.client.errors:1|c"));
+    assert_eq!(line.as_deref(), Some("statsd.client.errors:1|c"));
     drop(flusher);
 }

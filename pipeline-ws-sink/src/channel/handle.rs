@@ -142,7 +142,7 @@ impl<C> fmt::Debug for ChannelHandle<C> {
 /// use pipeline_ws_sink::channel::{ChannelHandle, HandleMessage, SendError};
 ///
 /// /// Whether the channel still exists.
-/// fn tell<C: HandleMessage<String>>(channel: &ChannelHandle<C>, news: String) -> bool {
+/// fn send_news<C: HandleMessage<String>>(channel: &ChannelHandle<C>, news: String) -> bool {
 ///     !matches!(channel.try_send(news), Err(SendError::Ended))
 /// }
 /// ```

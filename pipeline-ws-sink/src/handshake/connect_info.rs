@@ -176,13 +176,13 @@ fn original_uri<B>(request: &Request<B>) -> &Uri {
 }
 
 fn peer_addr<B>(request: &Request<B>) -> Option<SocketAddr> {
-    let told = request.extensions().get::<PeerAddr>().map(|PeerAddr(address)| *address);
+    let address = request.extensions().get::<PeerAddr>().map(|PeerAddr(address)| *address);
     #[cfg(feature = "axum")]
-    let told = told.or_else(|| {
+    let address = address.or_else(|| {
         let info = request.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>();
         info.map(|info| info.0)
     });
-    told
+    address
 }
 
 #[cfg(test)]

@@ -67,12 +67,12 @@ impl Outbox {
         loop {
             // Registered before the check, so that no notification is missed. There is also more
             // room as soon as the outboxes of the endpoint are no longer full together.
-            let (told, widened) = (room.notified(), self.all.room());
+            let (notified, widened) = (room.notified(), self.all.room());
             if self.state.lock().takes_more(self.wait_limits()) {
                 return;
             }
             tokio::select! {
-                () = told => {}
+                () = notified => {}
                 () = widened => {}
             }
         }

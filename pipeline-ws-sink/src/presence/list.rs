@@ -60,9 +60,9 @@ impl PresenceList {
     pub fn get(&self, key: &str) -> Option<Map<String, Value>> {
         let Entry { metas, added } = self.0.get(key)?;
         let metas = metas.iter().map(|meta| Value::Object((**meta).clone())).collect();
-        let mut told = added.clone();
-        told.insert(METAS.to_owned(), Value::Array(metas));
-        Some(told)
+        let mut entry = added.clone();
+        entry.insert(METAS.to_owned(), Value::Array(metas));
+        Some(entry)
     }
 
     /// The metas of a key; none if the key is not present.
@@ -119,10 +119,10 @@ impl PresenceList {
 
 impl Serialize for Entry {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut told = serializer.serialize_map(Some(self.added.len() + 1))?;
-        told.serialize_entry(METAS, &self.metas)?;
-        self.added.iter().try_for_each(|(field, value)| told.serialize_entry(field, value))?;
-        told.end()
+        let mut entry = serializer.serialize_map(Some(self.added.len() + 1))?;
+        entry.serialize_entry(METAS, &self.metas)?;
+        self.added.iter().try_for_each(|(field, value)| entry.serialize_entry(field, value))?;
+        entry.end()
     }
 }
 

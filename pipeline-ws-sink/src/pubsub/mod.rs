@@ -153,7 +153,7 @@ impl PubSub {
     /// use pipeline_ws_sink::{PubSub, pubsub::BroadcastError};
     /// use serde_json::json;
     ///
-    /// fn tell(pubsub: &PubSub, price: &Timed<f64>) -> Result<(), BroadcastError> {
+    /// fn broadcast_price(pubsub: &PubSub, price: &Timed<f64>) -> Result<(), BroadcastError> {
     ///     pubsub.broadcast_timed(price, "stock:acme", "price", json!({ "price": **price }))
     /// }
     /// ```
@@ -280,7 +280,7 @@ impl PubSub {
     /// ```
     /// # use pipeline_ws_sink::{PubSub, pubsub::{BroadcastError, PreparedBroadcast}};
     /// # use serde_json::json;
-    /// # async fn tell(pubsub: &PubSub) -> Result<(), BroadcastError> {
+    /// # async fn broadcast_price(pubsub: &PubSub) -> Result<(), BroadcastError> {
     /// let broadcast = PreparedBroadcast::new("stock:acme", "price", json!({ "price": 1.5 }))?;
     /// pubsub.broadcast_when_ready(&broadcast).await
     /// # }

@@ -140,7 +140,7 @@ pub(crate) struct SubscriptionGuard {
 /// use pipeline_ws_sink::{Channel, channel::ChannelContext, pubsub::BroadcastError};
 /// use serde_json::json;
 ///
-/// fn tell_the_others<C: Channel>(cx: &ChannelContext<C>) -> Result<(), BroadcastError> {
+/// fn announce_to_others<C: Channel>(cx: &ChannelContext<C>) -> Result<(), BroadcastError> {
 ///     cx.pubsub().broadcast_from(cx.id(), cx.topic(), "moved", json!({ "x": 1 }))
 /// }
 /// ```

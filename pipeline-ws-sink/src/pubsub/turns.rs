@@ -221,11 +221,11 @@ impl Turn {
     /// Waits until the queue has to [hurry](Self::hurry). Called by the turn that is being served.
     pub(super) async fn hurried(&self) {
         loop {
-            let told = self.in_queue(|queue| {
+            let notify = self.in_queue(|queue| {
                 (!queue.hurries).then(|| queue.hurry.get_or_insert_default().clone())
             });
-            let Some(told) = told else { return };
-            told.notified().await;
+            let Some(notify) = notify else { return };
+            notify.notified().await;
         }
     }
 

@@ -60,8 +60,8 @@ impl Channel for Room {
     }
 
     async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
-        let told = json!({ "name": cx.assigns(), "reason": reason.to_string() });
-        cx.broadcast_from("gone", told).unwrap();
+        let gone = json!({ "name": cx.assigns(), "reason": reason.to_string() });
+        cx.broadcast_from("gone", gone).unwrap();
     }
 }
 
@@ -212,8 +212,8 @@ async fn the_channels_of_a_session_end_with_it() {
     ada.join("ada").await;
     joe.join("joe").await;
     ada.session.end(&ExitReason::ShutdownWith("inactive".into())).await;
-    let told = json!({"name": "ada", "reason": "shutdown: inactive"});
-    joe.expect([json!([null, null, T, "gone", told])]).await;
+    let gone = json!({"name": "ada", "reason": "shutdown: inactive"});
+    joe.expect([json!([null, null, T, "gone", gone])]).await;
 
     // If the session is dropped, its channels are aborted.
     let mut eve = house.enter("eve", Version::V2);

@@ -165,8 +165,8 @@ mod tests {
 
     use super::*;
 
-    fn off_by(told: Duration, real: Duration) -> f64 {
-        told.abs_diff(real).as_secs_f64() / real.as_secs_f64()
+    fn off_by(reported: Duration, real: Duration) -> f64 {
+        reported.abs_diff(real).as_secs_f64() / real.as_secs_f64()
     }
 
     #[test]
@@ -175,9 +175,12 @@ mod tests {
         for (part, micros) in
             [(0.0, 1), (0.001, 1), (0.5, 500), (0.99, 990), (0.999, 999), (1.0, 1000)]
         {
-            let told = latencies.quantile(part).unwrap();
+            let reported = latencies.quantile(part).unwrap();
             // A sample stands in the middle of its bucket, and the next one may share it.
-            assert!(off_by(told, Duration::from_micros(micros)) < 1.0 / 32.0, "{part}: {told:?}");
+            assert!(
+                off_by(reported, Duration::from_micros(micros)) < 1.0 / 32.0,
+                "{part}: {reported:?}"
+            );
         }
         assert_eq!(latencies.max(), latencies.quantile(1.0));
         assert_eq!(latencies.quantile(-1.0), latencies.quantile(0.0));

@@ -178,10 +178,10 @@ impl Channel for Farewell {
     }
 
     async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
-        let told = json!({ "topic": cx.topic().as_str(), "reason": reason.to_string() });
-        let _ = cx.push("farewell", &told);
+        let farewell = json!({ "topic": cx.topic().as_str(), "reason": reason.to_string() });
+        let _ = cx.push("farewell", &farewell);
         if let Some(topic) = &self.tell {
-            cx.pubsub().broadcast(topic, "terminated", told).unwrap();
+            cx.pubsub().broadcast(topic, "terminated", farewell).unwrap();
         }
     }
 }

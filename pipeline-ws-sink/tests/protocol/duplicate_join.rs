@@ -37,14 +37,14 @@ async fn c_089_the_old_channel_ends_without_terminate() {
 
     // Only the second one reports its end.
     joe.send(json!(["2", "3", "bye:x", "phx_leave", {}])).await;
-    let told = json!({"topic": "bye:x", "reason": "shutdown: left"});
+    let farewell = json!({"topic": "bye:x", "reason": "shutdown: left"});
     joe.expect([
         reply("2", "3", "bye:x", "ok", json!({})),
         json!(["2", "2", "bye:x", "phx_close", {}]),
-        json!(["2", null, "bye:x", "farewell", told]),
+        json!(["2", null, "bye:x", "farewell", farewell]),
     ])
     .await;
-    ada.expect([broadcast("terminated", told)]).await;
+    ada.expect([broadcast("terminated", farewell)]).await;
     ada.expect_nothing_else().await;
 }
 

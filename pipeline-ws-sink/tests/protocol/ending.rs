@@ -193,10 +193,10 @@ async fn c_128_after_a_panic_they_come_before_the_error() {
     let mut client = app.client("ada").await;
     client.join("1", BYE).await;
     client.send(json!(["1", "2", BYE, "crash", {}])).await;
-    let told = json!({"topic": BYE, "reason": "panicked: crash requested"});
+    let farewell = json!({"topic": BYE, "reason": "panicked: crash requested"});
     client
         .expect([
-            json!(["1", null, BYE, "farewell", told]),
+            json!(["1", null, BYE, "farewell", farewell]),
             json!(["1", "1", BYE, "phx_error", {"reason": "channel_crash"}]),
         ])
         .await;
@@ -205,7 +205,7 @@ async fn c_128_after_a_panic_they_come_before_the_error() {
 #[tokio::test]
 async fn c_129_broadcasts_of_terminate_reach_others_after_a_disconnect() {
     let (app, mut ada) = joined().await;
-    let told = broadcast("terminated", json!({"topic": BYE, "reason": "shutdown: closed"}));
+    let terminated = broadcast("terminated", json!({"topic": BYE, "reason": "shutdown: closed"}));
     for closes in [true, false] {
         let mut joe = app.client("joe").await;
         joe.send(json!(["1", "1", BYE, "phx_join", {"tell": T}])).await;
@@ -215,6 +215,6 @@ async fn c_129_broadcasts_of_terminate_reach_others_after_a_disconnect() {
         }
         // Also without a close frame.
         drop(joe);
-        ada.expect([told.clone()]).await;
+        ada.expect([terminated.clone()]).await;
     }
 }

@@ -105,10 +105,10 @@ impl Channel for Room {
     }
 
     async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
-        let told = json!({ "reason": reason.to_string() });
+        let farewell = json!({ "reason": reason.to_string() });
         // Fails harmlessly if the channel ends because its socket has ended.
-        let _ = cx.push("farewell", &told);
-        cx.broadcast_from("gone", told).unwrap();
+        let _ = cx.push("farewell", &farewell);
+        cx.broadcast_from("gone", farewell).unwrap();
     }
 }
 

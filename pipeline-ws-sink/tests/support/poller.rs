@@ -30,7 +30,7 @@ pub async fn request(
 }
 
 /// The response body for a status.
-pub fn told(answer: &Response) -> Value {
+pub fn body_of(answer: &Response) -> Value {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
     assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
@@ -61,12 +61,12 @@ impl<'a> Poller<'a> {
     }
 
     pub async fn poll(&self) -> Value {
-        told(&request(self.server.stream().await, "GET", &self.path(), &[], "").await)
+        body_of(&request(self.server.stream().await, "GET", &self.path(), &[], "").await)
     }
 
     /// Sends lines of version 2.
     pub async fn post(&self, lines: &str) -> Value {
-        told(&request(self.server.stream().await, "POST", &self.path(), &[BATCH], lines).await)
+        body_of(&request(self.server.stream().await, "POST", &self.path(), &[BATCH], lines).await)
     }
 
     /// Polls for pending messages, and expects at least one.

@@ -30,7 +30,7 @@ impl HandleCast<Verbose> for Log {
     }
 }
 
-async fn tell(log: ConsumerHandle<Log>) {
+async fn send(log: ConsumerHandle<Log>) {
     let _ = log.cast(true).await;
     let _ = log.call(Verbose(true)).await;
     let _ = log.async_info(Verbose(true));

@@ -200,23 +200,23 @@ mod tests {
     }
 
     /// A limit that is fed whole rounds.
-    struct Told {
+    struct Rounds {
         limit: AdaptiveLimit,
         now: Instant,
     }
 
-    impl Told {
+    impl Rounds {
         fn new(options: Adaptive) -> Self {
             Self { limit: AdaptiveLimit::new(options), now: Instant::now() }
         }
 
         /// Begins at 100, with a settled baseline of 10 ms.
         fn at_100() -> Self {
-            let mut told = Self::new(Adaptive::between(1, 1000).initial(100));
+            let mut rounds = Self::new(Adaptive::between(1, 1000).initial(100));
             for _ in 0..10 {
-                assert_eq!(told.round(ms(10), 10), 100);
+                assert_eq!(rounds.round(ms(10), 10), 100);
             }
-            told
+            rounds
         }
 
         /// Returns the limit after the round.
@@ -245,22 +245,22 @@ mod tests {
 
     #[test]
     fn it_grows_to_the_ceiling_and_stays_there_when_nothing_waits() {
-        let mut told = Told::new(Adaptive::between(1, 500));
-        let limits: Vec<usize> = (0..20).map(|_| told.full_round(ms(10))).collect();
+        let mut rounds = Rounds::new(Adaptive::between(1, 500));
+        let limits: Vec<usize> = (0..20).map(|_| rounds.full_round(ms(10))).collect();
         assert!(limits.is_sorted() && limits[19] == 500, "{limits:?}");
-        assert!((0..200).all(|_| told.full_round(ms(10)) == 500));
+        assert!((0..200).all(|_| rounds.full_round(ms(10)) == 500));
     }
 
     #[test]
     fn it_grows_only_if_half_of_it_is_in_use() {
-        let mut told = Told::at_100();
-        assert_eq!(told.round(ms(10), 49), 100);
-        assert!(told.round(ms(10), 50) > 100);
+        let mut rounds = Rounds::at_100();
+        assert_eq!(rounds.round(ms(10), 49), 100);
+        assert!(rounds.round(ms(10), 50) > 100);
     }
 
     #[test]
     fn it_follows_the_gradient() {
-        let after = |latency| Told::at_100().full_round(latency);
+        let after = |latency| Rounds::at_100().full_round(latency);
         assert_eq!(after(ms(10)), 135, "tolerance, and a square root");
         assert_eq!(after(ms(12)), 114, "less than the tolerance");
         assert_eq!(after(ms(16)), 95, "a fifth of the way to 78");
@@ -270,17 +270,17 @@ mod tests {
 
     #[test]
     fn it_grows_in_smaller_steps_once_it_has_shrunk() {
-        let mut told = Told::at_100();
-        assert_eq!(told.full_round(ms(25)), 90);
-        assert_eq!(told.full_round(ms(10)), 96);
+        let mut rounds = Rounds::at_100();
+        assert_eq!(rounds.full_round(ms(25)), 90);
+        assert_eq!(rounds.full_round(ms(10)), 96);
     }
 
     #[test]
     fn it_shrinks_while_work_waits_and_recovers_when_it_does_not() {
-        let mut told = Told::at_100();
-        let falling: Vec<usize> = (0..5).map(|_| told.full_round(ms(30))).collect();
+        let mut rounds = Rounds::at_100();
+        let falling: Vec<usize> = (0..5).map(|_| rounds.full_round(ms(30))).collect();
         assert!(falling.is_sorted_by(|before, after| before > after), "{falling:?}");
-        let rising: Vec<usize> = (0..10).map(|_| told.full_round(ms(10))).collect();
+        let rising: Vec<usize> = (0..10).map(|_| rounds.full_round(ms(10))).collect();
         assert!(rising.is_sorted() && rising[9] > 100, "{rising:?}");
     }
 
@@ -288,9 +288,9 @@ mod tests {
     fn smoothing_is_the_share_of_the_step_that_is_taken() {
         let after = |smoothing| {
             let options = Adaptive::between(1, 1000).initial(100).smoothing(smoothing);
-            let mut told = Told::new(options);
-            told.round(ms(10), 10);
-            told.full_round(ms(100))
+            let mut rounds = Rounds::new(options);
+            rounds.round(ms(10), 10);
+            rounds.full_round(ms(100))
         };
         assert_eq!([0.1, 0.5, 1.0].map(after), [95, 75, 50]);
     }
@@ -299,66 +299,66 @@ mod tests {
     fn tolerance_is_a_factor_on_the_baseline() {
         let after = |tolerance| {
             let options = Adaptive::between(1, 1000).initial(100).tolerance(tolerance);
-            let mut told = Told::new(options);
-            told.round(ms(10), 10);
-            told.full_round(ms(20)) > 100
+            let mut rounds = Rounds::new(options);
+            rounds.round(ms(10), 10);
+            rounds.full_round(ms(20)) > 100
         };
         assert_eq!([1.0, 1.9, 2.1].map(after), [false, false, true]);
     }
 
     #[test]
     fn successes_that_began_under_another_limit_do_not_count() {
-        let mut told = Told::at_100();
-        told.full_round(ms(10));
-        let (changed, limit) = (told.now, told.limit.limit());
+        let mut rounds = Rounds::at_100();
+        rounds.full_round(ms(10));
+        let (changed, limit) = (rounds.now, rounds.limit.limit());
         for n in 1..1000 {
-            told.limit.record(ms(n + 1), limit, false, changed + ms(n));
+            rounds.limit.record(ms(n + 1), limit, false, changed + ms(n));
         }
-        assert_eq!(told.limit.limit(), limit);
+        assert_eq!(rounds.limit.limit(), limit);
         for n in 1..1000 {
-            told.limit.record(ms(n), limit, false, changed + ms(n));
+            rounds.limit.record(ms(n), limit, false, changed + ms(n));
         }
-        assert!(told.limit.limit() < limit);
+        assert!(rounds.limit.limit() < limit);
     }
 
     #[test]
     fn it_shrinks_by_the_share_of_work_that_failed() {
-        let mut told = Told::at_100();
-        assert_eq!(told.round_with(ms(10), 100, |_| true), 90);
-        assert_eq!(told.round_with(ms(10), 90, |_| true), 81);
+        let mut rounds = Rounds::at_100();
+        assert_eq!(rounds.round_with(ms(10), 100, |_| true), 90);
+        assert_eq!(rounds.round_with(ms(10), 90, |_| true), 81);
         let fifth = |sample| sample % 5 == 0;
-        assert_eq!(Told::at_100().round_with(ms(10), 100, fifth), 96);
+        assert_eq!(Rounds::at_100().round_with(ms(10), 100, fifth), 96);
     }
 
     #[test]
     fn the_latency_of_failures_does_not_count() {
-        let mut told = Told::at_100();
+        let mut rounds = Rounds::at_100();
         for sample in 0..100 {
             let (latency, failed) = if sample % 2 == 0 { (ms(0), true) } else { (ms(10), false) };
-            told.now += latency;
-            told.limit.record(latency, 100, failed, told.now);
+            rounds.now += latency;
+            rounds.limit.record(latency, 100, failed, rounds.now);
         }
-        assert_eq!(told.limit.limit(), 90);
-        assert!(told.full_round(ms(10)) > 90, "10 ms is what it takes");
+        assert_eq!(rounds.limit.limit(), 90);
+        assert!(rounds.full_round(ms(10)) > 90, "10 ms is what it takes");
     }
 
     #[test]
     fn one_straggler_does_not_shrink_it() {
-        let mut told = Told::at_100();
+        let mut rounds = Rounds::at_100();
         for sample in 0..100 {
             let latency = if sample == 0 { ms(10_000) } else { ms(10) };
-            told.now += latency;
-            told.limit.record(latency, 100, false, told.now);
+            rounds.now += latency;
+            rounds.limit.record(latency, 100, false, rounds.now);
         }
-        assert!(told.limit.limit() > 100);
+        assert!(rounds.limit.limit() > 100);
     }
 
     #[test]
     fn a_calm_round_moves_the_baseline_halfway() {
         let after = |latency| {
-            let mut told = Told::at_100();
-            let before = told.round(ms(20), 10);
-            told.full_round(latency) > before
+            let mut rounds = Rounds::at_100();
+            let before = rounds.round(ms(20), 10);
+            rounds.full_round(latency) > before
         };
         assert_eq!([17, 19].map(ms).map(after), [true, false], "14.1 ms, and a quarter more");
     }
@@ -366,29 +366,29 @@ mod tests {
     #[test]
     fn a_latency_below_the_baseline_pulls_it_down_by_a_part() {
         let after = |microseconds| {
-            let mut told = Told::at_100();
-            let before = told.full_round(ms(7));
-            told.full_round(Duration::from_micros(microseconds)) > before
+            let mut rounds = Rounds::at_100();
+            let before = rounds.full_round(ms(7));
+            rounds.full_round(Duration::from_micros(microseconds)) > before
         };
         assert_eq!([11_300, 12_100].map(after), [true, false], "9.3 ms, and a quarter more");
     }
 
     #[test]
     fn a_round_of_failures_leaves_the_baseline_alone() {
-        let mut told = Told::at_100();
-        assert_eq!(told.round_with(ms(10), 10, |_| true), 90);
-        assert_eq!(told.full_round(ms(25)), 81);
+        let mut rounds = Rounds::at_100();
+        assert_eq!(rounds.round_with(ms(10), 10, |_| true), 90);
+        assert_eq!(rounds.full_round(ms(25)), 81);
     }
 
     /// The limits of rounds in which `capacity` pieces can be worked on at once, in 10 ms each.
-    fn limits_with(capacity: usize, options: Adaptive, rounds: usize) -> Vec<usize> {
-        let mut told = Told::new(options);
+    fn limits_with(capacity: usize, options: Adaptive, count: usize) -> Vec<usize> {
+        let mut rounds = Rounds::new(options);
         let mut round = || {
-            let in_flight = told.limit.limit();
+            let in_flight = rounds.limit.limit();
             let micros = 10_000 * in_flight.max(capacity) / capacity;
-            told.round(Duration::from_micros(micros as u64), in_flight)
+            rounds.round(Duration::from_micros(micros as u64), in_flight)
         };
-        std::iter::repeat_with(&mut round).take(rounds).collect()
+        std::iter::repeat_with(&mut round).take(count).collect()
     }
 
     #[test]
@@ -408,8 +408,8 @@ mod tests {
 
     #[test]
     fn slower_work_is_accepted_before_the_limit_is_at_the_floor() {
-        let mut told = Told::at_100();
-        let limits: Vec<usize> = (0..60).map(|_| told.full_round(ms(20))).collect();
+        let mut rounds = Rounds::at_100();
+        let limits: Vec<usize> = (0..60).map(|_| rounds.full_round(ms(20))).collect();
         let least = limits.iter().min().unwrap();
         assert!((10..40).contains(least), "{limits:?}");
         assert!(limits[59] > 100, "{limits:?}");
@@ -417,22 +417,22 @@ mod tests {
 
     #[test]
     fn much_faster_work_has_its_baseline_measured_soon() {
-        let mut told = Told::at_100();
-        let limits: Vec<usize> = (0..5).map(|_| told.full_round(ms(4))).collect();
+        let mut rounds = Rounds::at_100();
+        let limits: Vec<usize> = (0..5).map(|_| rounds.full_round(ms(4))).collect();
         assert!(limits[..3].is_sorted(), "{limits:?}");
         assert!(limits[3] < limits[2] && limits[4] > limits[2], "{limits:?}");
     }
 
     #[test]
     fn a_doubtful_baseline_is_measured_in_single_rounds_and_rarely() {
-        let mut told = Told::new(Adaptive::between(1, 100).initial(100));
+        let mut rounds = Rounds::new(Adaptive::between(1, 100).initial(100));
         for _ in 0..10 {
-            told.round(ms(20), 10);
+            rounds.round(ms(20), 10);
         }
         // At 24 ms it is tolerated, but not near.
         let mut round = |_| {
-            let in_flight = told.limit.limit();
-            told.round(if in_flight < 100 { ms(20) } else { ms(24) }, in_flight)
+            let in_flight = rounds.limit.limit();
+            rounds.round(if in_flight < 100 { ms(20) } else { ms(24) }, in_flight)
         };
         let limits: Vec<usize> = (0..400).map(&mut round).collect();
         let lowered: Vec<usize> = (0..400).filter(|&round| limits[round] < 100).collect();

@@ -438,8 +438,8 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
             );
             return broken(ONE_FATE, detail);
         }
-        let tells = self.rules.wanted.is_some() && self.rules.delivering == Delivering::Once;
-        if tells && self.discarded != self.unwanted {
+        let is_exact = self.rules.wanted.is_some() && self.rules.delivering == Delivering::Once;
+        if is_exact && self.discarded != self.unwanted {
             let detail =
                 format!("{} were discarded, and {} are unwanted", self.discarded, self.unwanted);
             return broken(WANTED, detail);

@@ -35,7 +35,7 @@ struct Entries {
     /// The last event received on each subscription.
     last: HashMap<SubscriptionId, Event>,
     /// The demand that producers received, and that subscriptions to them asked for.
-    told: usize,
+    received: usize,
     asked: usize,
     subscriptions: Vec<Subscription>,
     ended: HashSet<SubscriptionId>,
@@ -126,8 +126,8 @@ impl Ledger {
         self.0.lock().subscriptions.clone()
     }
 
-    pub(super) fn told(&self, demand: usize) {
-        self.0.lock().told += demand;
+    pub(super) fn received(&self, demand: usize) {
+        self.0.lock().received += demand;
     }
 
     fn asked(&self, demand: usize) {
@@ -143,7 +143,7 @@ impl Ledger {
     /// The demand that producers received, and the maximum that they were asked for.
     pub(super) fn demand(&self) -> (usize, usize) {
         let entries = &*self.0.lock();
-        (entries.told, entries.asked)
+        (entries.received, entries.asked)
     }
 
     pub(super) fn complaints(&self) -> Vec<String> {

@@ -65,8 +65,8 @@ proptest! {
         in_order(&ledger, left)?;
         balanced(&ledger, &report)?;
         let discarded: usize = report.stages.iter().map(|stage| stage.discarded).sum();
-        let (told, asked) = ledger.demand();
-        prop_assert!(told <= asked + discarded, "{told} told, {asked} asked for: {report}");
+        let (received, asked) = ledger.demand();
+        prop_assert!(received <= asked + discarded, "{received} received, {asked} asked for: {report}");
     }
 
     #[test]

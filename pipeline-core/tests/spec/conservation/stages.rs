@@ -130,7 +130,7 @@ impl Producer for Source {
         demand: usize,
         out: &mut Emitter<'_, Event>,
     ) -> Result<(), ExitReason> {
-        self.kit.ledger.told(demand);
+        self.kit.ledger.received(demand);
         match self.style {
             Style::Prompt { extra } => {
                 self.emit(demand, out);

@@ -556,8 +556,8 @@ fn a_node_restarted_with_an_earlier_clock_is_heard_once_its_former_self_is_down(
     // Its earlier changes are requested.
     let asked = (0..2).flat_map(|n| bob.step(Input::Tick, Duration::from_secs(40 + 2 * n)).send);
     let asked: Vec<_> = asked.filter(|said| said.to == To::Node("ann".into())).collect();
-    let told = hear(&mut again, asked, PERIOD).send;
-    hear(&mut bob, told, Duration::from_secs(45));
+    let answers = hear(&mut again, asked, PERIOD).send;
+    hear(&mut bob, answers, Duration::from_secs(45));
     assert_eq!(BTreeSet::from_iter(numbers(&bob)), BTreeSet::from([2, 3]));
 }
 
