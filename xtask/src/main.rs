@@ -1,6 +1,7 @@
 //! The project's own commands.
 
 mod cases;
+mod guarantees;
 mod load;
 mod packages;
 mod run;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    cases,
+    cases, guarantees,
     run::{Failure, Outcome, root},
 };
 
@@ -70,6 +70,7 @@ pub(crate) fn all() -> Outcome {
         no_example_imports_two_globs(&files),
         test_kits_bring_a_clock(&files),
         every_case_has_a_test(&files),
+        every_promise_has_a_test(&files),
         texts_are_plain_english(&files),
         docs_name_their_item(&files),
     ];
@@ -346,6 +347,12 @@ fn links_lead_somewhere(files: &Files) -> Vec<String> {
 fn every_case_has_a_test(files: &Files) -> Vec<String> {
     let sources = files.named(".rs").filter(|(path, _)| !path.starts_with("xtask"));
     cases::faults(|path| files.text(path), sources.map(|(_, text)| text))
+}
+
+fn every_promise_has_a_test(files: &Files) -> Vec<String> {
+    let texts = files.named(".md").chain(files.named(".rs"));
+    let texts = texts.filter(|(path, _)| !path.starts_with("xtask"));
+    guarantees::faults(|path| files.text(path), texts)
 }
 
 /// The endings of files whose texts are in plain English: sources, manifests and other configuration, pages with
