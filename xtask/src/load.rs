@@ -17,14 +17,15 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
         "build the load tool and its server",
         cargo().args([
             "build",
-            "--release",
+            "--profile",
+            "load",
             "--package",
             "load_target",
             "--package",
             "pipeline-load",
         ]),
     )?;
-    let built = target_folder().join("release");
+    let built = target_folder().join("load");
     step(
         "load",
         program(built.join("pipeline-load"))
