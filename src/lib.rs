@@ -15,7 +15,7 @@
 //!
 //! The crate itself adds [`serve`](serve()), which runs everything until the process is asked to stop
 //! and then stops it in the right order, and [`Health`](health::Health), which reports liveness and
-//! readiness.
+//! readiness. The file `docs/guarantees.md` in the repository lists what is promised, layer by layer.
 //!
 //! # A whole program
 //!

@@ -2,7 +2,8 @@
 //!
 //! A *producer* emits events, a *consumer* takes them. Demand flows up and events flow down: a
 //! consumer says how many events it will take, and the producer never sends more. That one rule
-//! makes the whole pipeline as fast as its slowest part and no faster, with bounded memory.
+//! makes the whole pipeline as fast as its slowest part and no faster, with bounded memory. The file
+//! `docs/guarantees.md` in the repository lists what is promised about order, overflow and failures.
 //!
 //! The semantics and the names are those of Elixir's GenStage. The [`guide`] builds a pipeline step
 //! by step.

@@ -67,6 +67,8 @@
 //! [`max_series_per_name`](StatsdBuilder::max_series_per_name) of one name; further ones are refused. An
 //! unused series without a handle is removed after [`idle_after`](StatsdBuilder::idle_after).
 //!
+//! Section 8 of the file `docs/guarantees.md` in the repository lists what is promised, and what not.
+//!
 //! # Its own counters
 //!
 //! A flush that sends anything also sends counters of the flushes before it, unless

@@ -13,7 +13,8 @@
 //! client is disconnected so that it connects again, or [`WhenFull`](mount::WhenFull) selects
 //! another policy. A pipeline that ends in a [`PubSub::broadcast_worker`] can wait for its clients:
 //! its demand then follows the room in their outboxes. [`Mount::message_rate_limit`] limits the
-//! rate of events from a client.
+//! rate of events from a client. The file `docs/guarantees.md` in the repository lists what is promised
+//! about order, delivery, memory, and what a client can and cannot cause.
 //!
 //! [`Presence`] tracks who is on a topic, on which device, and sends changes to all clients on that
 //! topic. A pipeline can ask [whether a topic has subscribers](PubSub::filter_subscribed) and skip
