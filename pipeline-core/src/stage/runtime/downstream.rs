@@ -1,27 +1,168 @@
 //! The producer side of a stage: accepting consumers and sending them events.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
+
+use tokio::time::Instant;
 
 use super::{
     super::{
         behaviour::Behaviour,
         link::{EventPort, Subscribe, ToConsumer, ToProducer},
+        outlet::{Emitted, Outlet},
+        rate_limit::{RateLimit, RateLimiter},
     },
     Callback, StageTask,
+    accounting::Accounting,
 };
 use crate::{
-    dispatcher::{Delivery, Subscriber},
+    dispatcher::{Deliveries, Delivery, Marker, Subscriber},
     exit::ExitReason,
     shown::shown,
-    stage::outlet::Emitted,
     subscription::{Cancellation, SubscribeError, Subscription, SubscriptionId},
     telemetry::Discard,
 };
+
+/// The consumers of a stage, and the events on their way to them.
+pub(super) struct Downstreams<Out> {
+    pub(super) outlet: Outlet<Out>,
+    consumers: foldhash::HashMap<SubscriptionId, Downstream<Out>>,
+    /// The events that the current callback emits.
+    pub(super) staged: VecDeque<Out>,
+    /// The decisions of the dispatcher that are to be carried out.
+    deliveries: Deliveries<Out>,
+    /// Markers that are no longer preceded by events.
+    due: VecDeque<Marker>,
+    limiter: Option<RateLimiter>,
+}
 
 /// A subscription at its producer's end.
 pub(super) struct Downstream<Out> {
     pub(super) subscription: Subscription,
     pub(super) consumer: Arc<dyn EventPort<Out>>,
+}
+
+impl<Out: 'static> Downstreams<Out> {
+    pub(super) fn new(outlet: Outlet<Out>, limit: Option<RateLimit>) -> Self {
+        Self {
+            outlet,
+            consumers: foldhash::HashMap::default(),
+            staged: VecDeque::new(),
+            deliveries: Deliveries::new(),
+            due: VecDeque::new(),
+            limiter: limit.map(|limit| RateLimiter::new(limit, Instant::now())),
+        }
+    }
+
+    /// Takes a marker that is no longer preceded by events.
+    #[inline]
+    pub(super) fn next_marker(&mut self) -> Option<Marker> {
+        self.due.pop_front()
+    }
+
+    /// Changes, adds or removes the rate limit.
+    pub(super) fn limit(&mut self, limit: Option<RateLimit>) {
+        let now = Instant::now();
+        match (&mut self.limiter, limit) {
+            (Some(limiter), Some(limit)) => limiter.update(limit, now),
+            (limiter, limit) => *limiter = limit.map(|limit| RateLimiter::new(limit, now)),
+        }
+    }
+
+    pub(super) fn is_limited(&self) -> bool {
+        self.limiter.is_some()
+    }
+
+    /// When the rate limit allows more events, if that has to be waited for.
+    pub(super) fn next_refill(&mut self) -> Option<Instant> {
+        self.limiter.as_mut()?.next_refill(Instant::now())
+    }
+
+    /// Updates how many events may be delivered now.
+    pub(super) fn allow(&mut self, paused: bool) {
+        let allowance = match &mut self.limiter {
+            _ if paused => 0,
+            Some(limiter) => limiter.left(Instant::now()),
+            None => usize::MAX,
+        };
+        self.outlet.allow(allowance);
+    }
+
+    fn spend(&mut self, events: usize) {
+        if let Some(limiter) = &mut self.limiter {
+            limiter.spend(events);
+        }
+    }
+
+    /// Decides about the buffered events, as far as there is demand.
+    fn deliver(&mut self, paused: bool) {
+        self.allow(paused);
+        if !self.outlet.is_empty() {
+            let delivered = self.outlet.deliver(&mut self.deliveries);
+            self.spend(delivered);
+        }
+    }
+
+    /// Decides about the events that a callback has emitted.
+    fn emit(&mut self, paused: bool) -> Emitted {
+        self.allow(paused);
+        let emitted = self.outlet.emit(&mut self.staged, &mut self.deliveries);
+        self.spend(emitted.dispatched);
+        emitted
+    }
+
+    pub(super) fn ask(
+        &mut self,
+        id: SubscriptionId,
+        demand: usize,
+        consumer: Option<Arc<dyn EventPort<Out>>>,
+    ) {
+        if let Some(downstream) = self.consumers.get(&id) {
+            downstream.subscription.asked(demand);
+            self.outlet.ask(id, demand, &mut self.deliveries);
+        } else if let Some(consumer) = consumer {
+            let reason = SubscribeError::Unknown.into();
+            let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
+        }
+    }
+
+    /// Sends the messages that the dispatcher has decided to send. What it has discarded and
+    /// warned of stays in the deliveries.
+    fn send(&mut self, accounting: &mut Accounting) {
+        while let Some(delivery) = self.deliveries.pop() {
+            let (to, events) = match delivery {
+                Delivery::Info(marker) => {
+                    self.due.push_back(marker);
+                    continue;
+                }
+                Delivery::Events { to, events } => (to, events),
+            };
+            accounting.count_sent(events.len());
+            let Some(Downstream { subscription, consumer }) = self.consumers.get(&to) else {
+                accounting.count_pending(events.len());
+                continue;
+            };
+            subscription.sent(events.len());
+            let unheard = (!subscription.is_at_consumer()).then(|| subscription.clone());
+            let message = ToConsumer::Events { from: to, events, unheard };
+            // Its consumer has just ended; the end is in the mailbox.
+            if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
+                accounting.count_pending(events.len());
+            }
+        }
+    }
+
+    /// The events that will not be delivered if the stage ends now.
+    pub(super) fn undelivered(&self) -> usize {
+        self.staged.len() + self.outlet.undelivered()
+    }
+
+    /// Notifies the consumers of the end of the stage.
+    pub(super) fn end(&self, reason: &ExitReason) {
+        for (&from, downstream) in &self.consumers {
+            let reason = reason.clone();
+            let _ = downstream.consumer.send(ToConsumer::Down { from, reason });
+        }
+    }
 }
 
 impl<B: Behaviour> StageTask<B> {
@@ -31,7 +172,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         match message {
             ToProducer::Ask { id, demand, consumer } => {
-                self.receive_ask(id, demand, consumer);
+                self.downstreams.ask(id, demand, consumer);
                 Ok(())
             }
             ToProducer::Mode(mode) => self.set_mode(mode).await,
@@ -45,21 +186,6 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    pub(super) fn receive_ask(
-        &mut self,
-        id: SubscriptionId,
-        demand: usize,
-        consumer: Option<Arc<dyn EventPort<B::Out>>>,
-    ) {
-        if let Some(downstream) = self.consumers.get(&id) {
-            downstream.subscription.asked(demand);
-            self.outlet.ask(id, demand, &mut self.deliveries);
-        } else if let Some(consumer) = consumer {
-            let reason = SubscribeError::Unknown.into();
-            let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
-        }
-    }
-
     /// Accepts a consumer, unless the dispatcher refuses it.
     pub(super) async fn accept_consumer(
         &mut self,
@@ -70,20 +196,20 @@ impl<B: Behaviour> StageTask<B> {
             self.remove_consumer(old, Cancellation::Cancel(reason)).await?;
         }
         let id = subscription.id();
-        let accepted = if self.consumers.contains_key(&id) {
+        let accepted = if self.downstreams.consumers.contains_key(&id) {
             Err(SubscribeError::Duplicated.into())
         } else {
-            self.outlet.subscribe(Subscriber::new(id, stage, &options))
+            self.downstreams.outlet.subscribe(Subscriber::new(id, stage, &options))
         };
         if let Err(reason) = accepted {
-            tracing::error!(stage = %self.report.stage, reason = shown(&reason), "subscription refused");
+            tracing::error!(stage = %self.accounting.report.stage, reason = shown(&reason), "subscription refused");
             let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
             return Ok(());
         }
         let downstream = Downstream { subscription: subscription.clone(), consumer };
-        self.consumers.insert(id, downstream);
+        self.downstreams.consumers.insert(id, downstream);
         subscription.set_at_producer(true);
-        self.gauges.subscribed(subscription.clone(), name);
+        self.accounting.gauges.subscribed(subscription.clone(), name);
         self.call(Callback::Consumer(&options, &subscription)).await
     }
 
@@ -93,10 +219,10 @@ impl<B: Behaviour> StageTask<B> {
         id: SubscriptionId,
         ended: Cancellation,
     ) -> Result<(), ExitReason> {
-        let Some(downstream) = self.consumers.remove(&id) else { return Ok(()) };
+        let Some(downstream) = self.downstreams.consumers.remove(&id) else { return Ok(()) };
         downstream.subscription.set_at_producer(false);
-        self.gauges.unsubscribed(id);
-        self.outlet.cancel(id, &mut self.deliveries);
+        self.accounting.gauges.unsubscribed(id);
+        self.downstreams.outlet.cancel(id, &mut self.downstreams.deliveries);
         if let Cancellation::Cancel(reason) = &ended {
             let reason = reason.clone();
             let _ = downstream.consumer.send(ToConsumer::Cancel { from: id, reason });
@@ -104,95 +230,57 @@ impl<B: Behaviour> StageTask<B> {
         self.call(Callback::ConsumerGone(&ended, &downstream.subscription)).await
     }
 
+    /// Delivers buffered events, as far as there is demand.
+    #[inline]
+    pub(super) fn deliver(&mut self) {
+        self.downstreams.deliver(self.lifecycle.paused);
+        self.send();
+    }
+
     /// Sends the events that a callback emitted.
     pub(super) fn emit(&mut self) {
-        if self.staged.is_empty() {
+        if self.downstreams.staged.is_empty() {
             return;
         }
-        self.allow();
-        let Emitted { dispatched, overflow, unsubscribed } =
-            self.outlet.emit(&mut self.staged, &mut self.deliveries);
-        self.spend(dispatched);
+        let Emitted { overflow, unsubscribed, .. } = self.downstreams.emit(self.lifecycle.paused);
         if unsubscribed > 0 {
-            self.report.discarded += unsubscribed;
-            self.gauges.discarded(Discard::Unsubscribed, unsubscribed);
-            self.metrics.discarded(Discard::Unsubscribed, unsubscribed as u64);
+            self.accounting.count_discarded(Discard::Unsubscribed, unsubscribed);
         }
         if overflow > 0 {
-            if self.discard(Discard::BufferFull, overflow) && self.overflowing.add(overflow) {
-                tracing::warn!(stage = %self.report.stage, discarded = overflow, "the buffer is full, discarding");
+            self.accounting.count_discarded(Discard::BufferFull, overflow);
+            if self.behaviour.format_discarded(overflow) {
+                self.accounting.log_overflow(overflow);
             }
         } else {
-            let discarded = self.overflowing.over(self.outlet.has_room());
-            if discarded > 0 {
-                tracing::warn!(stage = %self.report.stage, discarded, "the buffer has room again");
-            }
+            self.accounting.log_room(self.downstreams.outlet.has_room());
         }
         self.send();
     }
 
-    /// Counts discarded events. Returns whether to log them.
-    fn discard(&mut self, why: Discard, count: usize) -> bool {
-        self.report.discarded += count;
-        self.gauges.discarded(why, count);
-        self.metrics.discarded(why, count as u64);
-        self.behaviour.format_discarded(count)
-    }
-
     /// Sends the messages that the dispatcher has decided to send.
-    pub(super) fn send(&mut self) {
-        if !self.deliveries.is_untouched() {
-            self.send_all();
-        }
-    }
-
-    fn send_all(&mut self) {
-        while let Some(delivery) = self.deliveries.pop() {
-            let (to, events) = match delivery {
-                Delivery::Info(marker) => {
-                    self.due.push_back(marker);
-                    continue;
-                }
-                Delivery::Events { to, events } => (to, events),
-            };
-            self.metrics.events_out.increment(events.len() as u64);
-            self.gauges.events_out.add(events.len());
-            let Some(Downstream { subscription, consumer }) = self.consumers.get(&to) else {
-                self.report.pending += events.len();
-                continue;
-            };
-            subscription.sent(events.len());
-            let unheard = (!subscription.is_at_consumer()).then(|| subscription.clone());
-            let message = ToConsumer::Events { from: to, events, unheard };
-            // Its consumer has just ended; the end is in the mailbox.
-            if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
-                self.report.pending += events.len();
+    #[inline]
+    fn send(&mut self) {
+        if !self.downstreams.deliveries.is_untouched() {
+            self.downstreams.send(&mut self.accounting);
+            if !self.downstreams.deliveries.is_untouched() {
+                self.report_discards();
             }
-        }
-        if !self.deliveries.is_untouched() {
-            self.report_discards();
         }
     }
 
     /// Counts and logs the dispatcher's discards and warnings.
     #[cold]
     fn report_discards(&mut self) {
-        let (filtered, unroutable) = self.deliveries.take_discarded();
+        let (filtered, unroutable) = self.downstreams.deliveries.take_discarded();
         if filtered > 0 {
-            self.gauges.discarded(Discard::Filtered, filtered);
-            self.metrics.discarded(Discard::Filtered, filtered as u64);
+            self.accounting.count_filtered(filtered);
         }
-        if unroutable > 0
-            && self.discard(Discard::Unroutable, unroutable)
-            && let Some(discarded) = self.unroutable.log(unroutable)
-        {
-            let stage = &self.report.stage;
-            tracing::warn!(%stage, discarded, "discarded events for an unknown partition");
-        }
-        for warning in self.deliveries.take_warnings() {
-            if let Some(times) = self.warnings.log(1) {
-                tracing::warn!(stage = %self.report.stage, warning = shown(&warning), times, "dispatcher warning");
+        if unroutable > 0 {
+            self.accounting.count_discarded(Discard::Unroutable, unroutable);
+            if self.behaviour.format_discarded(unroutable) {
+                self.accounting.log_unroutable(unroutable);
             }
         }
+        self.accounting.log_warnings(self.downstreams.deliveries.take_warnings());
     }
 }

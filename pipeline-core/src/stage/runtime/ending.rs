@@ -1,29 +1,49 @@
 //! The end of a stage: the events it delivers first, and the stages it notifies.
 
-use tokio::time::Instant;
-
 use super::{
     super::{
-        behaviour::Behaviour, catch_panic_now, link::ToConsumer, link::ToProducer,
-        message::Envelope, slot::Message,
+        DemandMode,
+        behaviour::Behaviour,
+        catch_panic_now,
+        inlet::Input,
+        link::{ToConsumer, ToProducer},
+        slot::Message,
     },
     Callback, StageTask,
-    upstream::Retry,
+    markers::Pending,
 };
-use crate::{
-    dispatcher::Marker,
-    exit::ExitReason,
-    snapshot::StageKind,
-    stage::{DemandMode, inlet::Input},
-    subscription::Cancellation,
-    wiring::Unprocessed,
-};
+use crate::{dispatcher::Marker, exit::ExitReason, snapshot::StageKind};
 
-/// What happens when a marker is reached.
-pub(super) enum Pending<B: Behaviour> {
-    /// A message, which keeps its permit while it waits.
-    User(Envelope<B::Stage, B::Out>),
-    Finish,
+/// How far a stage is on its way to its end, and whether it is paused.
+#[derive(Debug, Default)]
+pub(super) struct Lifecycle {
+    pub(super) paused: bool,
+    /// Set when the stage ignores pauses, because the pipeline drains.
+    pub(super) ignores_pauses: bool,
+    /// Set when the stage takes nothing new, because the pipeline drains or its sources have ended.
+    pub(super) draining: bool,
+    pub(super) finishing: Option<Finishing>,
+    /// Whether it was just determined that the stage does not end yet, although it is about to.
+    pub(super) defer_end: bool,
+    /// Whether all peers have been notified of the end.
+    ended: bool,
+}
+
+impl Lifecycle {
+    /// Whether the stage takes nothing new and ends when its work is done.
+    #[inline]
+    pub(super) fn is_ending(&self) -> bool {
+        self.draining || self.finishing.is_some()
+    }
+
+    pub(super) fn pause(&mut self, paused: bool) {
+        self.paused = paused && !self.ignores_pauses;
+    }
+
+    fn ignore_pauses(&mut self) {
+        self.ignores_pauses = true;
+        self.paused = false;
+    }
 }
 
 /// The progress of a stage that delivers its events before it ends.
@@ -48,23 +68,22 @@ pub(super) enum EndStep {
 impl<B: Behaviour> StageTask<B> {
     /// Takes nothing new, and removes all delays.
     pub(super) async fn drain(&mut self) -> Result<(), ExitReason> {
-        self.ignores_pauses = true;
-        self.paused = false;
-        self.inlet.resume();
+        self.lifecycle.ignore_pauses();
+        self.upstreams.inlet.resume();
         self.wind_down();
-        self.outlet.set_mode(DemandMode::Forward);
-        if B::KIND != StageKind::Producer || self.finishing.is_some() {
+        self.downstreams.outlet.set_mode(DemandMode::Forward);
+        if B::KIND != StageKind::Producer || self.lifecycle.finishing.is_some() {
             return Ok(());
         }
-        self.allow();
-        let owed = self.outlet.answerable();
-        if self.outlet.withholds() {
+        self.downstreams.allow(self.lifecycle.paused);
+        let owed = self.downstreams.outlet.answerable();
+        if self.downstreams.outlet.withholds() {
             // The producer is notified of the drain before it receives recorded demand. Events that it
             // emits now come after the recorded ones.
-            self.outlet.set_mode(DemandMode::Accumulate);
+            self.downstreams.outlet.set_mode(DemandMode::Accumulate);
         }
         let outcome = self.call_owing(owed, Callback::Drain).await;
-        self.outlet.set_mode(DemandMode::Forward);
+        self.downstreams.outlet.set_mode(DemandMode::Forward);
         match outcome {
             Err(ExitReason::Normal) => self.finish(ExitReason::Normal),
             outcome => outcome?,
@@ -74,50 +93,33 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Takes nothing new, and ends when all its producers have ended. It may be paused until then.
     pub(super) fn wind_down(&mut self) {
-        self.draining = true;
-        // The events of another pipeline do not end because this one drains.
-        let pipeline = self.pipeline;
-        // The producer of this stage may be restarted by now or soon, to drain its events. The
-        // current retry delay has no relation to the time left for the drain.
-        self.retries.retain(|retry| retry.target.pipeline() == pipeline);
-        self.retries.iter_mut().for_each(Retry::hurry);
-        for upstream in self.inlet.upstreams_mut() {
-            upstream.state.backoff = None;
-        }
-        self.cancel_subscriptions(&ExitReason::Normal, |source| {
-            source.target.pipeline() != pipeline
-        });
-    }
-
-    pub(super) fn marker(&mut self, pending: Pending<B>) -> Marker {
-        let marker = Marker::new(self.next_marker);
-        self.next_marker += 1;
-        self.markers.insert(marker, pending);
-        marker
+        self.lifecycle.draining = true;
+        self.upstreams.wind_down();
     }
 
     /// Puts a marker behind all events in the stage.
     pub(super) fn mark(&mut self, marker: Marker) {
-        if self.inlet.is_empty() {
-            self.outlet.info(marker);
+        if self.upstreams.inlet.is_empty() {
+            self.downstreams.outlet.info(marker);
         } else {
-            self.inlet.queue(Input::Info(marker));
+            self.upstreams.inlet.queue(Input::Info(marker));
         }
     }
 
     pub(super) async fn marker_reached(&mut self, marker: Marker) -> Result<(), ExitReason> {
-        match self.markers.remove(&marker) {
+        match self.markers.take(marker) {
             Some(Pending::User(envelope)) => self.call(Callback::User(envelope.message)).await,
             Some(Pending::Finish) => {
-                let Some(finishing) = &mut self.finishing else { return Ok(()) };
+                let Some(finishing) = &mut self.lifecycle.finishing else { return Ok(()) };
                 if finishing.step == EndStep::Output
-                    && (!self.outlet.is_empty() || self.outlet.undelivered() > 0)
+                    && (!self.downstreams.outlet.is_empty()
+                        || self.downstreams.outlet.undelivered() > 0)
                 {
                     // Messages that waited among the last events have emitted more. Only once: calls may
                     // emit without end.
                     finishing.step = EndStep::Rest;
-                    let marker = self.marker(Pending::Finish);
-                    self.outlet.info(marker);
+                    let marker = self.markers.add(Pending::Finish);
+                    self.downstreams.outlet.info(marker);
                 } else {
                     finishing.step = EndStep::Work;
                 }
@@ -129,38 +131,37 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Begins to deliver the stage's events, and to end then.
     pub(super) fn finish(&mut self, reason: ExitReason) {
-        if self.finishing.is_none() {
-            self.paused = false;
-            self.inlet.resume();
-            self.retries.clear();
+        if self.lifecycle.finishing.is_none() {
+            self.lifecycle.paused = false;
             // Events that arrive from now on were in transit, and no more are asked for.
             self.behaviour.asks_no_more();
-            self.outlet.finish();
-            self.cancel_subscriptions(&reason, |_| true);
-            self.finishing = Some(Finishing { reason, step: EndStep::Input });
+            self.downstreams.outlet.finish();
+            self.upstreams.finish(&reason);
+            self.lifecycle.finishing = Some(Finishing { reason, step: EndStep::Input });
         }
     }
 
     /// Continues to end the stage. Returns whether there is more to do at once.
     pub(super) async fn continue_ending(&mut self) -> Result<bool, ExitReason> {
-        let Some(finishing) = &mut self.finishing else {
-            let abandoned = B::KIND != StageKind::Producer
-                && self.inlet.upstreams().is_empty()
-                && self.retries.is_empty();
-            if self.draining && abandoned && self.inlet.is_empty() {
+        let Some(finishing) = &mut self.lifecycle.finishing else {
+            let abandoned = B::KIND != StageKind::Producer && self.upstreams.are_gone();
+            if self.lifecycle.draining && abandoned {
                 self.finish(ExitReason::Normal);
                 return Ok(true);
             }
             return Ok(false);
         };
         match finishing.step {
-            EndStep::Input if self.inlet.is_empty() && self.inlet.upstreams().is_empty() => {
+            EndStep::Input
+                if self.upstreams.inlet.is_empty()
+                    && self.upstreams.inlet.upstreams().is_empty() =>
+            {
                 finishing.step = EndStep::Output;
                 if B::KIND == StageKind::ProducerConsumer {
                     self.call(Callback::Drain).await?;
                 }
-                let marker = self.marker(Pending::Finish);
-                self.outlet.info(marker);
+                let marker = self.markers.add(Pending::Finish);
+                self.downstreams.outlet.info(marker);
                 Ok(true)
             }
             EndStep::Work if !self.behaviour.is_busy() => Err(finishing.reason.clone()),
@@ -171,53 +172,36 @@ impl<B: Behaviour> StageTask<B> {
     /// Whether the stage only waits for producers to confirm the ends of its cancelled
     /// subscriptions.
     pub(super) fn waits_for_confirmations(&self) -> bool {
-        let ends = match &self.finishing {
+        let ends = match &self.lifecycle.finishing {
             Some(finishing) => finishing.step == EndStep::Input,
-            None => self.draining && self.retries.is_empty(),
+            None => self.lifecycle.draining && self.upstreams.retries.is_empty(),
         };
-        let upstreams = self.inlet.upstreams();
-        ends && self.inlet.is_empty()
-            && !upstreams.is_empty()
-            && upstreams.iter().all(|upstream| upstream.state.cancelled)
+        ends && self.upstreams.are_cancelled()
     }
 
     /// Continues without the confirmations if they are overdue. Events that still arrive are
     /// counted as pending.
     pub(super) fn give_up_producers(&mut self) {
-        let overdue = self.confirmed_by.is_some_and(|by| by.has_passed(Instant::now()));
-        if !overdue || !self.waits_for_confirmations() {
+        if !self.upstreams.are_overdue() || !self.waits_for_confirmations() {
             return;
         }
-        self.confirmed_by = None;
+        self.upstreams.confirmed();
         // They may have confirmed in messages that the stage has not read yet.
         if self.mailbox.has(|message| matches!(message, Message::FromProducer(_))) {
             return;
         }
-        let late: Vec<_> =
-            self.inlet.upstreams().iter().map(|upstream| upstream.subscription.id()).collect();
-        tracing::warn!(stage = %self.report.stage, producers = late.len(), "producers did not confirm the end of their subscriptions in time");
-        for from in late {
-            let how = Cancellation::Cancel(ExitReason::Normal);
-            self.inlet.queue(Input::Ended { from, how });
-        }
+        let producers = self.upstreams.assume_confirmed();
+        tracing::warn!(stage = %self.accounting.stage(), producers, "producers did not confirm the end of their subscriptions in time");
     }
 
     /// Notifies all peers of the end, and counts the remaining events.
     pub(super) fn end(&mut self, reason: &ExitReason) {
-        if std::mem::replace(&mut self.ended, true) {
+        if std::mem::replace(&mut self.lifecycle.ended, true) {
             return;
         }
-        // The stage may have a more exact count than the number of events given to a failed
-        // callback.
         let known = self.behaviour.unprocessed();
-        let unprocessed =
-            known.unwrap_or(Unprocessed { pending: 0, in_progress: self.in_callback });
-        self.report.in_progress += unprocessed.in_progress;
-        self.report.pending += unprocessed.pending
-            + self.rest_of_message
-            + self.staged.len()
-            + self.outlet.undelivered()
-            + self.inlet.event_count();
+        let waiting = self.downstreams.undelivered() + self.upstreams.inlet.event_count();
+        self.accounting.count_unprocessed(known, waiting);
         self.address.end(reason);
         let reason = &reason.for_peers();
         // Closed first, so that nothing can arrive uncounted.
@@ -225,7 +209,7 @@ impl<B: Behaviour> StageTask<B> {
         while let Some(message) = self.mailbox.next() {
             match message {
                 Message::FromProducer(ToConsumer::Events { events, .. }) => {
-                    self.report.pending += events.len();
+                    self.accounting.count_pending(events.len());
                 }
                 Message::FromConsumer(ToProducer::Subscribe(subscribe)) => {
                     let from = subscribe.subscription.id();
@@ -235,31 +219,26 @@ impl<B: Behaviour> StageTask<B> {
                 _ => {}
             }
         }
-        for (&from, downstream) in &self.consumers {
-            let reason = reason.clone();
-            let _ = downstream.consumer.send(ToConsumer::Down { from, reason });
-        }
-        for upstream in self.inlet.upstreams() {
-            upstream.subscription.down(reason.clone());
-        }
+        self.downstreams.end(reason);
+        self.upstreams.end(reason);
     }
 }
 
 /// Dropping the task ends the stage without its cooperation.
 impl<B: Behaviour> Drop for StageTask<B> {
     fn drop(&mut self) {
-        if self.ended {
+        if self.lifecycle.ended {
             return;
         }
         let reporting = || {
-            self.behaviour.report(&mut self.report);
+            self.behaviour.report(&mut self.accounting.report);
             Ok(())
         };
         // This calls a method of the user's stage; a partial count is better than none.
         let _ = catch_panic_now(reporting);
         self.end(&ExitReason::Killed);
-        self.report.reason = ExitReason::Killed;
+        self.accounting.report.reason = ExitReason::Killed;
         // This is the only place that sets it.
-        let _ = self.final_report.set(self.report.clone());
+        let _ = self.final_report.set(self.accounting.report.clone());
     }
 }

@@ -1,12 +1,14 @@
 //! The task of a stage of any kind: one message after the other, one callback at a time.
 
+mod accounting;
 mod downstream;
 mod ending;
+mod markers;
 mod phase;
+mod turns;
 mod upstream;
 
 use std::{
-    collections::{HashMap, VecDeque},
     convert::Infallible,
     future::{Future, poll_fn},
     mem,
@@ -23,39 +25,34 @@ use tokio::{
 };
 
 use self::{
-    downstream::Downstream,
-    ending::{EndStep, Finishing, Pending},
+    accounting::Accounting,
+    downstream::Downstreams,
+    ending::{EndStep, Finishing, Lifecycle},
+    markers::{Markers, Pending},
     phase::PhaseWatch,
-    upstream::{Retry, UpstreamState},
+    turns::Turns,
+    upstream::Upstreams,
 };
 use super::{
-    Emitter, Phase, StageContext,
+    DemandMode, Emitter, Phase, StageContext,
     behaviour::{Behaviour, HandleOf},
     catch_panic, catch_panic_now,
-    gauges::Gauges,
+    inlet::Input,
     link::ToProducer,
     mailbox,
     message::{Handled, UserMessage},
     options::StageOptions,
-    slot::{Address, Control, Mailbox, Message, Slot, Subscribing, Subscriptions},
+    slot::{Address, Control, Mailbox, Message, Slot, Subscribing},
 };
 use crate::{
     deadline::Deadline,
-    discarding::{Discarding, Seldom},
-    dispatcher::{Deliveries, Marker},
+    dispatcher::Marker,
     exit::ExitReason,
     report::StageReport,
     snapshot::{Activity, StageKind},
-    stage::{
-        DemandMode,
-        inlet::{Inlet, Input},
-        outlet::Outlet,
-        rate_limit::RateLimiter,
-    },
     subscription::{
         Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,
     },
-    telemetry::{BatchTimer, StageMetrics},
 };
 
 /// A running stage.
@@ -64,68 +61,15 @@ pub(crate) struct StageTask<B: Behaviour> {
     address: Address<B::Stage, B::In, B::Out>,
     mailbox: Mailbox<B::Stage, B::In, B::Out>,
     phase: PhaseWatch,
-    inlet: Inlet<B::In, UpstreamState<B::In>>,
-    retries: Vec<Retry<B::In>>,
-    /// The subscriptions of the next incarnation.
-    subscriptions: Subscriptions<B::In>,
-    /// The id of its pipeline.
-    pipeline: u64,
-    outlet: Outlet<B::Out>,
-    consumers: foldhash::HashMap<SubscriptionId, Downstream<B::Out>>,
-    staged: VecDeque<B::Out>,
-    deliveries: Deliveries<B::Out>,
-    markers: HashMap<Marker, Pending<B>>,
-    next_marker: u64,
-    /// Markers that are no longer preceded by events.
-    due: VecDeque<Marker>,
-    limiter: Option<RateLimiter>,
-    paused: bool,
-    /// Set when the stage takes nothing new, because the pipeline drains or its sources have ended.
-    draining: bool,
-    /// Set when the stage ignores pauses, because the pipeline drains.
-    ignores_pauses: bool,
-    /// The time limit for its `terminate` after a failure, and for its producers to confirm that
-    /// they send nothing more.
-    stop_within: Duration,
-    finishing: Option<Finishing>,
-    /// When the producers have to confirm, once the stage waits for nothing else.
-    confirmed_by: Option<Deadline>,
-    metrics: StageMetrics,
-    /// Unused by supervisors, which time each worker.
-    timer: BatchTimer,
-    gauges: Arc<Gauges>,
-    /// Whether the full buffer is discarding events.
-    overflowing: Discarding,
-    /// Selects which discards of unroutable events are logged.
-    unroutable: Seldom,
-    /// Selects which warnings of the dispatcher are logged.
-    warnings: Seldom,
-    report: StageReport,
-    /// The number of events in the current callback.
-    in_callback: usize,
-    /// The number of events behind them in the same message.
-    rest_of_message: usize,
-    /// The work since the stage last waited or yielded: messages, and whatever else needs a
-    /// callback. A completed `ready` counts as several, because that is work that it was not sent.
-    since_yield: usize,
-    /// Callbacks since the stage last polled `ready` and its timers.
-    since_poll: usize,
-    /// Whether mailbox messages come before the inlet. The two take turns: all pending messages,
-    /// then one message of the inlet.
-    mailbox_first: bool,
-    /// Whether it was just determined that the stage does not end yet, although it is about to.
-    defer_end: bool,
-    /// Whether all peers have been notified of the end.
-    ended: bool,
+    lifecycle: Lifecycle,
+    upstreams: Upstreams<B::In>,
+    downstreams: Downstreams<B::Out>,
+    markers: Markers<B>,
+    turns: Turns,
+    accounting: Accounting,
     /// The report of a stage that was ended without its cooperation.
     final_report: Arc<OnceLock<StageReport>>,
 }
-
-/// How many messages a stage handles before it yields.
-const YIELD_AFTER: usize = 128;
-
-/// After how many callbacks a stage polls `ready` and its timers first.
-const POLL_AFTER: usize = 16;
 
 /// The address and the mailbox of one incarnation of a stage.
 type AddressAndMailbox<B> = (
@@ -178,6 +122,7 @@ enum Callback<'a, B: Behaviour> {
     Drain,
     User(Box<dyn UserMessage<B::Stage, B::Out>>),
 }
+
 impl<B: Behaviour> StageTask<B> {
     pub(crate) fn new(
         behaviour: B,
@@ -192,41 +137,12 @@ impl<B: Behaviour> StageTask<B> {
             address,
             mailbox,
             phase: PhaseWatch::new(phase),
-            inlet: Inlet::new(),
-            retries: Vec::new(),
-            outlet: options.outlet(B::KIND),
-            consumers: foldhash::HashMap::default(),
-            staged: VecDeque::new(),
-            deliveries: Deliveries::new(),
-            markers: HashMap::new(),
-            next_marker: 0,
-            due: VecDeque::new(),
-            limiter: options.rate_limit.map(|limit| RateLimiter::new(limit, Instant::now())),
-            paused: false,
-            draining: false,
-            ignores_pauses: false,
-            stop_within: Duration::MAX,
-            finishing: None,
-            confirmed_by: None,
-            metrics: StageMetrics::register(&context.telemetry, &context.labels()),
-            timer: match B::KIND {
-                StageKind::ConsumerSupervisor => BatchTimer::none(),
-                _ => BatchTimer::register(&context.telemetry, &context.labels()),
-            },
-            gauges: slot.gauges.clone(),
-            overflowing: Discarding::default(),
-            unroutable: Seldom::default(),
-            warnings: Seldom::default(),
-            pipeline: slot.pipeline,
-            subscriptions: slot.subscriptions.clone(),
-            report: StageReport::new(context.stage.clone(), ExitReason::Normal),
-            in_callback: 0,
-            rest_of_message: 0,
-            since_yield: 0,
-            since_poll: 0,
-            mailbox_first: false,
-            defer_end: false,
-            ended: false,
+            lifecycle: Lifecycle::default(),
+            upstreams: Upstreams::new(slot.subscriptions.clone(), slot.pipeline),
+            downstreams: Downstreams::new(options.outlet(B::KIND), options.rate_limit),
+            markers: Markers::new(),
+            turns: Turns::default(),
+            accounting: Accounting::new(B::KIND, context),
             final_report: Arc::default(),
         }
     }
@@ -249,9 +165,9 @@ impl<B: Behaviour> StageTask<B> {
         fails: impl FnOnce(&ExitReason) + Send,
         stop_within: Duration,
     ) -> StageReport {
-        self.stop_within = stop_within;
+        self.upstreams.confirm_within(stop_within);
         self.address.runs_here();
-        self.gauges.enter(Activity::Busy);
+        self.accounting.gauges.enter(Activity::Busy);
         // A dispatcher may panic too.
         let Err(reason) = catch_panic(self.live(subscriptions)).await;
         let terminated = {
@@ -273,17 +189,17 @@ impl<B: Behaviour> StageTask<B> {
             }
         };
         if !terminated {
-            tracing::warn!(stage = %self.report.stage, "terminate took too long after a failure, ending the stage");
+            tracing::warn!(stage = %self.accounting.stage(), "terminate took too long after a failure, ending the stage");
         }
-        self.report.terminated = terminated;
+        self.accounting.report.terminated = terminated;
         let reporting = || {
-            self.behaviour.report(&mut self.report);
+            self.behaviour.report(&mut self.accounting.report);
             Ok(())
         };
         let _ = catch_panic_now(reporting);
         self.end(&reason);
-        self.report.reason = reason;
-        self.report.clone()
+        self.accounting.report.reason = reason;
+        self.accounting.report.clone()
     }
 
     async fn live(
@@ -291,24 +207,25 @@ impl<B: Behaviour> StageTask<B> {
         subscriptions: Vec<Subscribing<B::In>>,
     ) -> Result<Infallible, ExitReason> {
         self.subscribe_all(subscriptions).await?;
-        self.gauges.begun();
+        self.accounting.gauges.begun();
         loop {
             let next = self.next();
-            self.since_poll += usize::from(!matches!(next, Next::Poll | Next::Wait));
+            if !matches!(next, Next::Poll | Next::Wait) {
+                self.turns.count_callback();
+            }
             match next {
                 Next::Events { from, events } => self.handle_events(from, events).await?,
                 Next::Demand(demand) => self.call_demand(demand).await?,
                 Next::Poll => self.wait(true).await?,
                 Next::Wait => self.wait(false).await?,
                 Next::Yield => {
-                    self.since_yield = 0;
-                    self.since_poll = POLL_AFTER;
+                    self.turns.yielded();
                     task::yield_now().await;
                 }
                 Next::Message(message) => self.receive(*message).await?,
                 Next::SubscriptionEnded { from, how } => self.subscription_ended(from, how).await?,
                 Next::Marker(marker) => self.marker_reached(marker).await?,
-                Next::End => self.defer_end = !self.continue_ending().await?,
+                Next::End => self.lifecycle.defer_end = !self.continue_ending().await?,
             }
         }
     }
@@ -316,54 +233,57 @@ impl<B: Behaviour> StageTask<B> {
     /// Does everything that needs neither a callback nor waiting. Returns the next thing that does.
     #[inline]
     fn next(&mut self) -> Next<B> {
-        let mut defer_end = mem::take(&mut self.defer_end);
+        let mut defer_end = mem::take(&mut self.lifecycle.defer_end);
         loop {
-            if self.since_yield >= YIELD_AFTER {
+            if self.turns.must_yield() {
                 return Next::Yield;
             }
-            if B::KIND.emits() || !self.outlet.is_empty() {
+            if B::KIND.emits() || !self.downstreams.outlet.is_empty() {
                 self.deliver();
             }
-            if let Some(marker) = self.due.pop_front() {
-                self.since_yield += 1;
+            if let Some(marker) = self.downstreams.next_marker() {
+                self.turns.count_work();
                 return Next::Marker(marker);
             }
-            if self.since_poll >= POLL_AFTER || self.phase.has_changed() {
+            if self.turns.must_poll() || self.phase.has_changed() {
                 return Next::Poll;
             }
-            self.mailbox_first &= self.mailbox.has_next();
-            if !self.paused && !self.inlet.is_empty() && !self.mailbox_first {
-                let may = B::KIND != StageKind::ProducerConsumer || self.outlet.unmet() > 0;
-                if let Some(input) = self.inlet.next(may) {
-                    self.since_yield += 1;
-                    self.mailbox_first = self.mailbox.take();
+            self.turns.mailbox_first &= self.mailbox.has_next();
+            if !self.lifecycle.paused
+                && !self.upstreams.inlet.is_empty()
+                && !self.turns.mailbox_first
+            {
+                let may =
+                    B::KIND != StageKind::ProducerConsumer || self.downstreams.outlet.unmet() > 0;
+                if let Some(input) = self.upstreams.inlet.next(may) {
+                    self.turns.count_work();
+                    self.turns.mailbox_first = self.mailbox.take();
                     match input {
                         Input::Events { from, events } => return Next::Events { from, events },
                         Input::Ended { from, how } => return Next::SubscriptionEnded { from, how },
                         Input::Info(marker) => {
-                            self.outlet.info(marker);
+                            self.downstreams.outlet.info(marker);
                             defer_end = false;
                             continue;
                         }
                     }
                 }
             }
-            if B::KIND == StageKind::Producer && self.finishing.is_none() {
-                let demand = self.outlet.new_demand();
+            if B::KIND == StageKind::Producer && self.lifecycle.finishing.is_none() {
+                let demand = self.downstreams.outlet.new_demand();
                 if demand > 0 {
-                    self.since_yield += 1;
+                    self.turns.count_work();
                     return Next::Demand(demand);
                 }
             }
-            let ends = self.draining || self.finishing.is_some();
-            if ends && !mem::take(&mut defer_end) {
+            if self.lifecycle.is_ending() && !mem::take(&mut defer_end) {
                 return Next::End;
             }
             self.update_gauges();
             if !self.mailbox.has_next() {
                 return Next::Wait;
             }
-            self.since_yield += 1;
+            self.turns.count_work();
             match self.mailbox.next() {
                 Some(Message::FromProducer(message)) => {
                     if let Some((from, events)) = self.receive_from_producer(message) {
@@ -371,7 +291,7 @@ impl<B: Behaviour> StageTask<B> {
                     }
                 }
                 Some(Message::FromConsumer(ToProducer::Ask { id, demand, consumer })) => {
-                    self.receive_ask(id, demand, consumer);
+                    self.downstreams.ask(id, demand, consumer);
                 }
                 Some(message) => return Next::Message(Box::new(message)),
                 None => {}
@@ -379,23 +299,13 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Delivers buffered events, as far as there is demand.
-    fn deliver(&mut self) {
-        self.allow();
-        if !self.outlet.is_empty() {
-            let delivered = self.outlet.deliver(&mut self.deliveries);
-            self.spend(delivered);
-        }
-        self.send();
-    }
-
     /// Updates the gauges of waiting events.
     fn update_gauges(&self) {
         if B::KIND != StageKind::Producer {
-            self.gauges.waiting.store(self.inlet.event_count(), Relaxed);
+            self.accounting.gauges.waiting.store(self.upstreams.inlet.event_count(), Relaxed);
         }
         if B::KIND.emits() {
-            self.gauges.buffered.store(self.outlet.undelivered(), Relaxed);
+            self.accounting.gauges.buffered.store(self.downstreams.outlet.undelivered(), Relaxed);
         }
     }
 
@@ -404,10 +314,12 @@ impl<B: Behaviour> StageTask<B> {
     async fn wait(&mut self, only_polls: bool) -> Result<(), ExitReason> {
         let confirms = self.waits_for_confirmations();
         if confirms {
-            self.confirmed_by.get_or_insert_with(|| Deadline::from_now(self.stop_within));
+            self.upstreams.wait_for_confirmations();
         }
-        let waits_for_more =
-            confirms || self.awaits_ready() || self.limiter.is_some() || !self.retries.is_empty();
+        let waits_for_more = confirms
+            || self.awaits_ready()
+            || self.downstreams.is_limited()
+            || !self.upstreams.retries.is_empty();
         let woken = if waits_for_more {
             self.wait_for_all(only_polls).await
         } else {
@@ -421,7 +333,7 @@ impl<B: Behaviour> StageTask<B> {
             }
             Woken::Ready(ready) => {
                 ready?;
-                self.since_yield += POLL_AFTER;
+                self.turns.count_ready();
                 self.call(Callback::Ready).await
             }
             Woken::Timer => {
@@ -441,15 +353,15 @@ impl<B: Behaviour> StageTask<B> {
             }
             // The clock is read only if there is something to time.
             if arrival.is_pending() && !mem::replace(&mut idle, true) {
-                self.gauges.enter(self.activity());
+                self.accounting.gauges.enter(self.activity());
             }
             arrival
         })
         .await;
-        self.since_poll = 0;
+        self.turns.polled();
         if idle {
-            self.since_yield = 0;
-            self.gauges.enter(Activity::Busy);
+            self.turns.waited();
+            self.accounting.gauges.enter(Activity::Busy);
         }
         woken
     }
@@ -459,9 +371,9 @@ impl<B: Behaviour> StageTask<B> {
         let works = |finishing: &Finishing| {
             finishing.step == EndStep::Work || B::KIND == StageKind::ConsumerSupervisor
         };
-        self.finishing.as_ref().is_none_or(works)
-            && !self.paused
-            && self.behaviour.awaits_ready(self.outlet.wanted())
+        self.lifecycle.finishing.as_ref().is_none_or(works)
+            && !self.lifecycle.paused
+            && self.behaviour.awaits_ready(self.downstreams.outlet.wanted())
     }
 
     /// Waits for the first of all events, the most urgent first. Messages come before the timer and
@@ -493,28 +405,28 @@ impl<B: Behaviour> StageTask<B> {
                 return Poll::Ready(Woken::Nothing);
             }
             if !mem::replace(&mut idle, true) {
-                self.gauges.enter(activity);
+                self.accounting.gauges.enter(activity);
             }
             Poll::Pending
         })
         .await;
         if only_polls || idle {
-            self.since_poll = 0;
+            self.turns.polled();
         }
         if idle {
-            self.since_yield = 0;
-            self.gauges.enter(Activity::Busy);
+            self.turns.waited();
+            self.accounting.gauges.enter(Activity::Busy);
         }
         woken
     }
 
     /// The activity of a stage that has nothing to do.
     fn activity(&self) -> Activity {
-        if self.paused {
+        if self.lifecycle.paused {
             Activity::Paused
         } else if self.behaviour.is_busy() {
             Activity::Busy
-        } else if B::KIND.emits() && self.outlet.unmet() == 0 {
+        } else if B::KIND.emits() && self.downstreams.outlet.unmet() == 0 {
             Activity::WaitingForDemand
         } else {
             Activity::WaitingForEvents
@@ -523,12 +435,9 @@ impl<B: Behaviour> StageTask<B> {
 
     /// When the next timer is due.
     fn next_timer(&mut self) -> Option<Instant> {
-        let retry = self.retries.iter().filter_map(|retry| retry.at.instant()).min();
-        let refill = match &mut self.limiter {
-            Some(limiter) if !self.paused => limiter.next_refill(Instant::now()),
-            _ => None,
-        };
-        let confirmed = self.confirmed_by.filter(|_| self.waits_for_confirmations());
+        let retry = self.upstreams.next_retry();
+        let refill = if self.lifecycle.paused { None } else { self.downstreams.next_refill() };
+        let confirmed = self.upstreams.confirmed_by().filter(|_| self.waits_for_confirmations());
         let confirmed = confirmed.and_then(Deadline::instant);
         retry.into_iter().chain(refill).chain(confirmed).min()
     }
@@ -549,14 +458,14 @@ impl<B: Behaviour> StageTask<B> {
         match message {
             Message::FromProducer(message) => {
                 if let Some((from, events)) = self.receive_from_producer(message) {
-                    self.inlet.queue(Input::Events { from, events });
+                    self.upstreams.inlet.queue(Input::Events { from, events });
                 }
                 Ok(())
             }
             Message::FromConsumer(message) => self.receive_from_consumer(message).await,
             Message::User(envelope) => self.call(Callback::User(envelope.message)).await,
             Message::Info(envelope, queued) => {
-                let marker = self.marker(Pending::User(envelope));
+                let marker = self.markers.add(Pending::User(envelope));
                 self.mark(marker);
                 if let Some(queued) = queued {
                     // A caller that no longer waits is ignored.
@@ -570,7 +479,7 @@ impl<B: Behaviour> StageTask<B> {
 
     async fn control(&mut self, control: Control<B::In>) -> Result<(), ExitReason> {
         match control {
-            Control::Subscribe(subscribing) if self.draining || self.finishing.is_some() => {
+            Control::Subscribe(subscribing) if self.lifecycle.is_ending() => {
                 // It takes nothing new.
                 if let Some(answer) = subscribing.answer {
                     let _ = answer.send(Err(SubscribeError::NotRunning));
@@ -579,24 +488,16 @@ impl<B: Behaviour> StageTask<B> {
             Control::Subscribe(subscribing) => return self.subscribe(*subscribing, None).await,
             Control::SetMode(mode) => return self.set_mode(mode).await,
             Control::Mode(answer) => {
-                let _ = answer.send(self.outlet.mode());
+                let _ = answer.send(self.downstreams.outlet.mode());
             }
             Control::Buffered(answer) => {
                 if matches!(B::KIND, StageKind::Consumer | StageKind::ConsumerSupervisor) {
-                    tracing::error!(stage = %self.report.stage, "a consumer has no buffer to count");
+                    tracing::error!(stage = %self.accounting.stage(), "a consumer has no buffer to count");
                 }
-                let _ = answer.send(self.outlet.buffered());
+                let _ = answer.send(self.downstreams.outlet.buffered());
             }
-            Control::Limit(limit) => {
-                let now = Instant::now();
-                match (&mut self.limiter, limit) {
-                    (Some(limiter), Some(limit)) => limiter.update(limit, now),
-                    (limiter, limit) => {
-                        *limiter = limit.map(|limit| RateLimiter::new(limit, now));
-                    }
-                }
-            }
-            Control::Pause(paused) => self.paused = paused && !self.ignores_pauses,
+            Control::Limit(limit) => self.downstreams.limit(limit),
+            Control::Pause(paused) => self.lifecycle.pause(paused),
             // A producer keeps its items itself, and emits them as they are asked for.
             Control::Finish if B::KIND == StageKind::Producer => self.drain().await?,
             Control::Finish => self.finish(ExitReason::Normal),
@@ -608,14 +509,14 @@ impl<B: Behaviour> StageTask<B> {
     async fn set_mode(&mut self, mode: DemandMode) -> Result<(), ExitReason> {
         match (B::KIND, mode) {
             // A draining stage ignores pauses.
-            (StageKind::Producer, DemandMode::Accumulate) if self.ignores_pauses => {}
+            (StageKind::Producer, DemandMode::Accumulate) if self.lifecycle.ignores_pauses => {}
             (StageKind::Producer, _) => {
-                self.outlet.set_mode(mode);
+                self.downstreams.outlet.set_mode(mode);
                 return self.replay().await;
             }
             (StageKind::ProducerConsumer, DemandMode::Forward) => {}
             _ => {
-                tracing::error!(stage = %self.report.stage, ?mode, "only producers have a demand mode");
+                tracing::error!(stage = %self.accounting.stage(), ?mode, "only producers have a demand mode");
             }
         }
         Ok(())
@@ -624,55 +525,39 @@ impl<B: Behaviour> StageTask<B> {
     /// Passes on the demand that came while the stage accumulated. All in one step: events emitted
     /// by another callback meanwhile would be out of order.
     pub(super) async fn replay(&mut self) -> Result<(), ExitReason> {
-        while self.outlet.replays() {
+        while self.downstreams.outlet.replays() {
             coop::consume_budget().await;
             if self.phase.has_changed() {
                 // The replay continues when the stage has entered the new phase.
                 return Ok(());
             }
             self.deliver();
-            if let Some(marker) = self.due.pop_front() {
+            if let Some(marker) = self.downstreams.next_marker() {
                 self.marker_reached(marker).await?;
-            } else if self.outlet.replays() {
-                let demand = self.outlet.new_demand();
+            } else if self.downstreams.outlet.replays() {
+                let demand = self.downstreams.outlet.new_demand();
                 self.call_demand(demand).await?;
             }
         }
         Ok(())
     }
 
-    /// Updates how many events may be delivered now.
-    fn allow(&mut self) {
-        let allowance = match &mut self.limiter {
-            _ if self.paused => 0,
-            Some(limiter) => limiter.left(Instant::now()),
-            None => usize::MAX,
-        };
-        self.outlet.allow(allowance);
-    }
-
-    fn spend(&mut self, events: usize) {
-        if let Some(limiter) = &mut self.limiter {
-            limiter.spend(events);
-        }
-    }
-
     /// The demand that the next callback sees.
     fn owed(&self) -> usize {
         match B::KIND {
-            StageKind::ProducerConsumer => self.outlet.unmet(),
-            _ => self.outlet.wanted(),
+            StageKind::ProducerConsumer => self.downstreams.outlet.unmet(),
+            _ => self.downstreams.outlet.wanted(),
         }
     }
 
     /// The two frequent callbacks, this one and the one for events, are not part of the
     /// enumeration, whose future is as large as the largest of all.
     async fn call_demand(&mut self, demand: usize) -> Result<(), ExitReason> {
-        let mut out = Emitter::new(&mut self.staged, self.outlet.wanted());
+        let mut out = Emitter::new(&mut self.downstreams.staged, self.downstreams.outlet.wanted());
         let behaviour = &mut self.behaviour;
-        let begun = self.timer.begin();
+        let begun = self.accounting.timer.begin();
         let outcome = catch_panic(async { behaviour.handle_demand(demand, &mut out).await }).await;
-        self.timer.end(begun);
+        self.accounting.timer.end(begun);
         let finishes = out.finishes();
         self.after_callback(finishes && outcome.is_ok());
         outcome
@@ -699,7 +584,7 @@ impl<B: Behaviour> StageTask<B> {
         owed: usize,
         callback: Callback<'_, B>,
     ) -> Result<(), ExitReason> {
-        let mut out = Emitter::new(&mut self.staged, owed);
+        let mut out = Emitter::new(&mut self.downstreams.staged, owed);
         let behaviour = &mut self.behaviour;
         let mut answer = None;
         let outcome = catch_panic(async {

@@ -1,10 +1,7 @@
 //! The consumer side of a stage: subscribing, handling events, and reacting to the ends of
 //! subscriptions.
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{mem, sync::Arc, time::Duration};
 
 use tokio::{task::coop, time::Instant};
 
@@ -13,9 +10,13 @@ use super::{
         Emitter,
         behaviour::Behaviour,
         catch_panic,
+        demand::{Chunk, Window},
+        inlet::{Inlet, Input, Upstream},
         link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
         random,
-        slot::{Occupant, Origin, PlannedSubscription, Subscribing, Target, next_id},
+        slot::{
+            Occupant, Origin, PlannedSubscription, Subscribing, Subscriptions, Target, next_id,
+        },
     },
     Callback, StageTask,
 };
@@ -25,39 +26,49 @@ use crate::{
     exit::ExitReason,
     shown::shown,
     snapshot::StageKind,
-    stage::{
-        demand::{Chunk, Window},
-        inlet::{Input, Upstream},
-    },
     subscription::{
         Cancel, Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription,
         SubscriptionId,
     },
 };
 
+/// The subscriptions of a stage: those that it has, and those that it is to make again.
+pub(super) struct Upstreams<In> {
+    pub(super) inlet: Inlet<In, UpstreamState<In>>,
+    pub(super) retries: Vec<Retry<In>>,
+    /// The subscriptions of the next incarnation.
+    planned: Subscriptions<In>,
+    /// The id of the stage's pipeline.
+    pipeline: u64,
+    /// How long producers may take to confirm that they send nothing more.
+    confirm_within: Duration,
+    /// When the producers have to confirm, once the stage waits for nothing else.
+    confirmed_by: Option<Deadline>,
+}
+
 /// The stage's data of one of its subscriptions.
 pub(super) struct UpstreamState<In> {
-    pub(super) target: Arc<dyn Target<In>>,
-    pub(super) options: SubscribeOptions,
-    pub(super) origin: Origin,
-    pub(super) backoff: Option<BackoffState>,
+    target: Arc<dyn Target<In>>,
+    options: SubscribeOptions,
+    origin: Origin,
+    backoff: Option<BackoffState>,
     /// The stage itself has cancelled it, so its end does not end the stage.
-    pub(super) cancelled: bool,
+    cancelled: bool,
 }
 
 /// A subscription that is to be made again.
 pub(super) struct Retry<In> {
-    pub(super) at: Deadline,
-    pub(super) target: Arc<dyn Target<In>>,
-    pub(super) options: SubscribeOptions,
-    pub(super) origin: Origin,
-    pub(super) backoff: BackoffState,
-    pub(super) reason: ExitReason,
+    at: Deadline,
+    target: Arc<dyn Target<In>>,
+    options: SubscribeOptions,
+    origin: Origin,
+    backoff: BackoffState,
+    reason: ExitReason,
 }
 
 impl<In> Retry<In> {
     /// Makes it due now, with short delays after that.
-    pub(super) fn hurry(&mut self) {
+    fn hurry(&mut self) {
         self.at = Deadline::from_now(Duration::ZERO);
         self.backoff = BackoffState::new(row_backoff());
     }
@@ -69,180 +80,21 @@ fn row_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(1), Duration::from_secs(1))
 }
 
-impl<B: Behaviour> StageTask<B> {
-    pub(super) async fn subscribe_all(
-        &mut self,
-        subscriptions: Vec<Subscribing<B::In>>,
-    ) -> Result<(), ExitReason> {
-        for subscribing in subscriptions {
-            // When several stages are restarted, the consumer may be the first to be back.
-            subscribing.target.settled().await;
-            self.subscribe(subscribing, None).await?;
-            if self.finishing.is_some() {
-                // It takes nothing more.
-                break;
-            }
+impl<In> Upstreams<In> {
+    pub(super) fn new(planned: Subscriptions<In>, pipeline: u64) -> Self {
+        Self {
+            inlet: Inlet::new(),
+            retries: Vec::new(),
+            planned,
+            pipeline,
+            confirm_within: Duration::MAX,
+            confirmed_by: None,
         }
-        Ok(())
     }
 
-    /// Queues a message from a producer. Events that nothing precedes are returned instead: they
-    /// are next.
-    pub(super) fn receive_from_producer(
-        &mut self,
-        message: ToConsumer<B::In>,
-    ) -> Option<(SubscriptionId, Vec<B::In>)> {
-        match message {
-            ToConsumer::Events { from, events, unheard } => {
-                let Some(upstream) = self.inlet.get(from) else {
-                    self.report.pending += events.len();
-                    if let Some(subscription) = unheard {
-                        subscription.cancel(SubscribeError::Unknown.into());
-                    }
-                    return None;
-                };
-                if upstream.state.cancelled {
-                    // The producers have the full time again after this message is handled.
-                    self.confirmed_by = None;
-                }
-                let is_paused = upstream.paused || self.paused;
-                self.metrics.events_in.increment(events.len() as u64);
-                self.gauges.events_in.add(events.len());
-                if !is_paused && self.inlet.is_empty() && self.may_handle_at_once() {
-                    return Some((from, events));
-                }
-                self.inlet.queue(Input::Events { from, events });
-            }
-            ToConsumer::Cancel { from, reason } => {
-                self.inlet.queue(Input::Ended { from, how: Cancellation::Cancel(reason) });
-            }
-            ToConsumer::Down { from, reason } => {
-                self.inlet.queue(Input::Ended { from, how: Cancellation::Down(reason) });
-            }
-            ToConsumer::Pause { from, paused } => {
-                let ending = self.ignores_pauses || self.finishing.is_some();
-                if let Some(upstream) = self.inlet.get(from) {
-                    upstream.paused = paused && !ending;
-                }
-            }
-        }
-        None
-    }
-
-    /// Whether nothing has to be delivered before events are handled. Events that a rate limit
-    /// allows by now are delivered first.
-    fn may_handle_at_once(&self) -> bool {
-        B::KIND != StageKind::ProducerConsumer
-            || (self.limiter.is_none() && self.outlet.unmet() > 0)
-    }
-
-    /// Subscribes this stage to another.
-    pub(super) async fn subscribe(
-        &mut self,
-        subscribing: Subscribing<B::In>,
-        backoff: Option<BackoffState>,
-    ) -> Result<(), ExitReason> {
-        let Subscribing { target, mut options, mut origin, replaces, answer } = subscribing;
-        if B::KIND == StageKind::ConsumerSupervisor {
-            options = options.for_slots();
-        }
-        // A planned subscription may find that its producer has already ended.
-        let planned = answer.is_none() && backoff.is_none();
-        let mut gone = None;
-        let port = match target.occupant() {
-            Occupant::Running(port) => Some(port),
-            Occupant::Vacant => {
-                if let Some((old, reason)) = replaces {
-                    // It has another producer, which is notified.
-                    self.replace(old, reason, &target, &mut origin);
-                }
-                let subscription = self.subscription(&options, Arc::new(NoProducer));
-                if let Some(answer) = answer {
-                    let _ = answer.send(Ok(subscription));
-                    if let Cancel::Reconnect(_) = options.mode() {
-                        self.remember(&target, &options, origin);
-                    }
-                }
-                if options.mode() == Cancel::Temporary {
-                    return Ok(());
-                }
-                let source = UpstreamState { target, options, origin, backoff, cancelled: false };
-                return self
-                    .resubscribe_or_end(source, &Cancellation::Down(ExitReason::NotRunning));
-            }
-            Occupant::Restarting => None,
-            Occupant::Ended(reason)
-                if planned && matches!(origin, Origin::Handle(_)) && !reason.is_graceful() =>
-            {
-                // The failure concerned the earlier incarnation. This one does not make the
-                // subscription.
-                self.forget(origin);
-                tracing::warn!(stage = %self.report.stage, producer = shown(target.name()), "a producer has failed for good, not subscribing to it again");
-                return Ok(());
-            }
-            Occupant::Ended(reason) => {
-                self.forget(origin);
-                gone = Some(reason);
-                None
-            }
-        };
-        let producer = port.clone().unwrap_or_else(|| Arc::new(NoProducer));
-        let subscription = self.subscription(&options, producer);
-        let id = subscription.id();
-        let replaces =
-            replaces.and_then(|(old, reason)| self.replace(old, reason, &target, &mut origin));
-        let subscribe = Subscribe {
-            subscription: subscription.clone(),
-            replaces,
-            stage: self.address.id,
-            name: self.report.stage.clone(),
-            options: options.clone(),
-            consumer: Arc::new(self.address.clone()),
-        };
-        let running = port.is_some_and(|port| {
-            let sent = port.send(ToProducer::Subscribe(Box::new(subscribe))).is_ok();
-            if !sent {
-                gone = port.ended();
-            }
-            sent
-        });
-        if answer.is_some() {
-            self.remember(&target, &options, origin);
-        }
-        let source =
-            UpstreamState { target, options: options.clone(), origin, backoff, cancelled: false };
-        self.inlet.add(Upstream {
-            subscription: subscription.clone(),
-            window: None,
-            paused: false,
-            state: source,
-        });
-        let mut demand_control = DemandControl::Automatic;
-        self.call(Callback::Subscribed(&options, &subscription, &mut demand_control)).await?;
-        if demand_control == DemandControl::Automatic
-            && let Some(upstream) = self.inlet.get(id)
-        {
-            upstream.window = Some(Window::new(&options));
-            subscription.ask(options.max());
-        }
-        if let Some(answer) = answer {
-            let _ = answer.send(Ok(subscription));
-        }
-        if !running {
-            let reason = gone.filter(|_| planned).unwrap_or(ExitReason::NotRunning);
-            let how = Cancellation::Down(reason);
-            self.inlet.queue(Input::Ended { from: id, how });
-        }
-        Ok(())
-    }
-
-    pub(super) fn subscription(
-        &self,
-        options: &SubscribeOptions,
-        producer: Arc<dyn DemandPort<B::In>>,
-    ) -> Subscription {
-        let ports = Ports { producer, consumer: Arc::new(self.address.clone()) };
-        Subscription::new(SubscriptionId::new(next_id()), options, ports)
+    /// Limits the time that producers have to confirm that they send nothing more.
+    pub(super) fn confirm_within(&mut self, limit: Duration) {
+        self.confirm_within = limit;
     }
 
     /// Replaces a subscription, also for the next incarnation. If the producer is the same, it
@@ -252,13 +104,13 @@ impl<B: Behaviour> StageTask<B> {
         &mut self,
         old: SubscriptionId,
         reason: ExitReason,
-        target: &Arc<dyn Target<B::In>>,
+        target: &Arc<dyn Target<In>>,
         origin: &mut Origin,
     ) -> Option<(SubscriptionId, ExitReason)> {
         let upstream = self.inlet.get(old)?;
         upstream.state.cancelled = true;
         let replaced = upstream.state.origin;
-        self.subscriptions.lock().retain(|planned| planned.origin != replaced);
+        self.planned.lock().retain(|planned| planned.origin != replaced);
         if Arc::ptr_eq(&upstream.state.target, target) {
             if replaced.is_row() {
                 *origin = replaced;
@@ -270,85 +122,45 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Cancels subscriptions. Events in transit arrive before their ends.
-    pub(super) fn cancel_subscriptions(
-        &mut self,
-        reason: &ExitReason,
-        which: impl Fn(&UpstreamState<B::In>) -> bool,
-    ) {
+    fn cancel(&mut self, reason: &ExitReason, which: impl Fn(&UpstreamState<In>) -> bool) {
         for upstream in self.inlet.upstreams_mut() {
-            if which(&upstream.state) && !std::mem::replace(&mut upstream.state.cancelled, true) {
+            if which(&upstream.state) && !mem::replace(&mut upstream.state.cancelled, true) {
                 upstream.subscription.cancel(reason.clone());
                 // The time starts now, so that the times of stages that wait for each other do
                 // not add up.
-                self.confirmed_by = Some(Deadline::from_now(self.stop_within));
+                self.confirmed_by = Some(Deadline::from_now(self.confirm_within));
             }
         }
     }
 
     /// Keeps a subscription that was made at runtime, so that the next incarnation makes it.
-    fn remember(
-        &self,
-        target: &Arc<dyn Target<B::In>>,
-        options: &SubscribeOptions,
-        origin: Origin,
-    ) {
+    fn remember(&self, target: &Arc<dyn Target<In>>, options: &SubscribeOptions, origin: Origin) {
         let (target, options) = (target.clone(), options.clone());
-        self.subscriptions.lock().push(PlannedSubscription { target, options, origin });
+        self.planned.lock().push(PlannedSubscription { target, options, origin });
     }
 
     /// Forgets a subscription that was made at runtime, so that the next incarnation does not make
     /// it.
     fn forget(&self, origin: Origin) {
         if let Origin::Handle(_) = origin {
-            self.subscriptions.lock().retain(|planned| planned.origin != origin);
+            self.planned.lock().retain(|planned| planned.origin != origin);
         }
-    }
-
-    /// Continues or ends after a subscription has ended, as its mode says.
-    pub(super) fn resubscribe_or_end(
-        &mut self,
-        source: UpstreamState<B::In>,
-        how: &Cancellation,
-    ) -> Result<(), ExitReason> {
-        let mode = source.options.mode();
-        let is_cancelled = matches!(how, Cancellation::Cancel(_));
-        let Some((source, reason)) = self.schedule_retry(source, how) else { return Ok(()) };
-        // A drain does not fail a consumer that would otherwise still wait for its producer.
-        let waited = self.draining && matches!(mode, Cancel::Reconnect(_));
-        let survives = waited || mode.survives(&reason);
-        if survives || is_cancelled || reason.is_graceful() || !source.target.restarts() {
-            self.forget(source.origin);
-        }
-        if survives {
-            return Ok(());
-        }
-        let gently = match B::KIND {
-            StageKind::ProducerConsumer => reason.is_graceful(),
-            StageKind::Consumer | StageKind::ConsumerSupervisor => {
-                matches!(reason, ExitReason::Normal)
-            }
-            StageKind::Producer => false,
-        };
-        if gently {
-            self.finish(reason);
-            return Ok(());
-        }
-        Err(reason)
     }
 
     /// Waits for a producer to come back. If there is none to wait for, returns the source and the
     /// end reason of the producer's last incarnation.
     fn schedule_retry(
         &mut self,
-        source: UpstreamState<B::In>,
+        source: UpstreamState<In>,
         how: &Cancellation,
-    ) -> Option<(UpstreamState<B::In>, ExitReason)> {
+        draining: bool,
+    ) -> Option<(UpstreamState<In>, ExitReason)> {
         let UpstreamState { target, options, origin, backoff, .. } = source;
         let is_down = matches!(how, Cancellation::Down(_));
         let reason = how.reason().clone();
         let policy = match options.mode() {
             // The time limit of the drain applies.
-            Cancel::Reconnect(_) if self.draining => Some(row_backoff()),
+            Cancel::Reconnect(_) if draining => Some(row_backoff()),
             Cancel::Reconnect(policy) => Some(policy),
             _ if origin.is_row() && target.restarts() && is_down && !reason.is_graceful() => {
                 Some(row_backoff())
@@ -382,7 +194,7 @@ impl<B: Behaviour> StageTask<B> {
             let reason = if reason.is_graceful() { reason } else { last };
             return give_up(target, backoff, reason);
         }
-        if self.draining && target.pipeline() != self.pipeline {
+        if draining && target.pipeline() != self.pipeline {
             return give_up(target, backoff, reason);
         }
         let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
@@ -391,12 +203,311 @@ impl<B: Behaviour> StageTask<B> {
         None
     }
 
+    /// When the next subscription is to be made again.
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        self.retries.iter().filter_map(|retry| retry.at.instant()).min()
+    }
+
+    /// Takes a subscription that is to be made now.
+    fn due_retry(&mut self, now: Instant) -> Option<Retry<In>> {
+        let place = self.retries.iter().position(|retry| retry.at.has_passed(now))?;
+        Some(self.retries.swap_remove(place))
+    }
+
+    /// Ends the subscriptions to other pipelines, whose events do not end because this one drains,
+    /// and removes the delays of the others.
+    pub(super) fn wind_down(&mut self) {
+        let pipeline = self.pipeline;
+        // The producer of this stage may be restarted by now or soon, to drain its events. The
+        // current retry delay has no relation to the time left for the drain.
+        self.retries.retain(|retry| retry.target.pipeline() == pipeline);
+        self.retries.iter_mut().for_each(Retry::hurry);
+        for upstream in self.inlet.upstreams_mut() {
+            upstream.state.backoff = None;
+        }
+        self.cancel(&ExitReason::Normal, |source| source.target.pipeline() != pipeline);
+    }
+
+    /// Ends all subscriptions. Events in transit still arrive.
+    pub(super) fn finish(&mut self, reason: &ExitReason) {
+        self.inlet.resume();
+        self.retries.clear();
+        self.cancel(reason, |_| true);
+    }
+
+    /// Whether nothing more arrives, and everything that has arrived is handled.
+    pub(super) fn are_gone(&self) -> bool {
+        self.inlet.is_empty() && self.inlet.upstreams().is_empty() && self.retries.is_empty()
+    }
+
+    /// Whether there are subscriptions, and only cancelled ones whose events have been handled so
+    /// far.
+    pub(super) fn are_cancelled(&self) -> bool {
+        let upstreams = self.inlet.upstreams();
+        self.inlet.is_empty()
+            && !upstreams.is_empty()
+            && upstreams.iter().all(|upstream| upstream.state.cancelled)
+    }
+
+    /// Gives the producers a deadline to confirm the ends of the cancelled subscriptions, unless
+    /// they have one.
+    pub(super) fn wait_for_confirmations(&mut self) {
+        self.confirmed_by.get_or_insert_with(|| Deadline::from_now(self.confirm_within));
+    }
+
+    /// When the producers have to have confirmed.
+    pub(super) fn confirmed_by(&self) -> Option<Deadline> {
+        self.confirmed_by
+    }
+
+    /// Whether the producers have not confirmed in time.
+    pub(super) fn are_overdue(&self) -> bool {
+        self.confirmed_by.is_some_and(|by| by.has_passed(Instant::now()))
+    }
+
+    /// Gives the producers the full time again.
+    pub(super) fn confirmed(&mut self) {
+        self.confirmed_by = None;
+    }
+
+    /// Ends the subscriptions without the producers' confirmations. Returns their number.
+    pub(super) fn assume_confirmed(&mut self) -> usize {
+        let late: Vec<_> =
+            self.inlet.upstreams().iter().map(|upstream| upstream.subscription.id()).collect();
+        let count = late.len();
+        for from in late {
+            let how = Cancellation::Cancel(ExitReason::Normal);
+            self.inlet.queue(Input::Ended { from, how });
+        }
+        count
+    }
+
+    /// Notifies the producers of the end of the stage.
+    pub(super) fn end(&self, reason: &ExitReason) {
+        for upstream in self.inlet.upstreams() {
+            upstream.subscription.down(reason.clone());
+        }
+    }
+}
+
+impl<B: Behaviour> StageTask<B> {
+    pub(super) async fn subscribe_all(
+        &mut self,
+        subscriptions: Vec<Subscribing<B::In>>,
+    ) -> Result<(), ExitReason> {
+        for subscribing in subscriptions {
+            // When several stages are restarted, the consumer may be the first to be back.
+            subscribing.target.settled().await;
+            self.subscribe(subscribing, None).await?;
+            if self.lifecycle.finishing.is_some() {
+                // It takes nothing more.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a message from a producer. Events that nothing precedes are returned instead: they
+    /// are next.
+    pub(super) fn receive_from_producer(
+        &mut self,
+        message: ToConsumer<B::In>,
+    ) -> Option<(SubscriptionId, Vec<B::In>)> {
+        match message {
+            ToConsumer::Events { from, events, unheard } => {
+                let Some(upstream) = self.upstreams.inlet.get(from) else {
+                    self.accounting.count_pending(events.len());
+                    if let Some(subscription) = unheard {
+                        subscription.cancel(SubscribeError::Unknown.into());
+                    }
+                    return None;
+                };
+                let is_paused = upstream.paused || self.lifecycle.paused;
+                if upstream.state.cancelled {
+                    // The producers have the full time again after this message is handled.
+                    self.upstreams.confirmed();
+                }
+                self.accounting.count_received(events.len());
+                if !is_paused && self.upstreams.inlet.is_empty() && self.may_handle_at_once() {
+                    return Some((from, events));
+                }
+                self.upstreams.inlet.queue(Input::Events { from, events });
+            }
+            ToConsumer::Cancel { from, reason } => {
+                self.upstreams
+                    .inlet
+                    .queue(Input::Ended { from, how: Cancellation::Cancel(reason) });
+            }
+            ToConsumer::Down { from, reason } => {
+                self.upstreams.inlet.queue(Input::Ended { from, how: Cancellation::Down(reason) });
+            }
+            ToConsumer::Pause { from, paused } => {
+                let ending = self.lifecycle.ignores_pauses || self.lifecycle.finishing.is_some();
+                if let Some(upstream) = self.upstreams.inlet.get(from) {
+                    upstream.paused = paused && !ending;
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether nothing has to be delivered before events are handled. Events that a rate limit
+    /// allows by now are delivered first.
+    fn may_handle_at_once(&self) -> bool {
+        B::KIND != StageKind::ProducerConsumer
+            || (!self.downstreams.is_limited() && self.downstreams.outlet.unmet() > 0)
+    }
+
+    /// Subscribes this stage to another.
+    pub(super) async fn subscribe(
+        &mut self,
+        subscribing: Subscribing<B::In>,
+        backoff: Option<BackoffState>,
+    ) -> Result<(), ExitReason> {
+        let Subscribing { target, mut options, mut origin, replaces, answer } = subscribing;
+        if B::KIND == StageKind::ConsumerSupervisor {
+            options = options.for_slots();
+        }
+        // A planned subscription may find that its producer has already ended.
+        let planned = answer.is_none() && backoff.is_none();
+        let mut gone = None;
+        let port = match target.occupant() {
+            Occupant::Running(port) => Some(port),
+            Occupant::Vacant => {
+                if let Some((old, reason)) = replaces {
+                    // It has another producer, which is notified.
+                    self.upstreams.replace(old, reason, &target, &mut origin);
+                }
+                let subscription = self.subscription(&options, Arc::new(NoProducer));
+                if let Some(answer) = answer {
+                    let _ = answer.send(Ok(subscription));
+                    if let Cancel::Reconnect(_) = options.mode() {
+                        self.upstreams.remember(&target, &options, origin);
+                    }
+                }
+                if options.mode() == Cancel::Temporary {
+                    return Ok(());
+                }
+                let source = UpstreamState { target, options, origin, backoff, cancelled: false };
+                return self
+                    .resubscribe_or_end(source, &Cancellation::Down(ExitReason::NotRunning));
+            }
+            Occupant::Restarting => None,
+            Occupant::Ended(reason)
+                if planned && matches!(origin, Origin::Handle(_)) && !reason.is_graceful() =>
+            {
+                // The failure concerned the earlier incarnation. This one does not make the
+                // subscription.
+                self.upstreams.forget(origin);
+                tracing::warn!(stage = %self.accounting.stage(), producer = shown(target.name()), "a producer has failed for good, not subscribing to it again");
+                return Ok(());
+            }
+            Occupant::Ended(reason) => {
+                self.upstreams.forget(origin);
+                gone = Some(reason);
+                None
+            }
+        };
+        let producer = port.clone().unwrap_or_else(|| Arc::new(NoProducer));
+        let subscription = self.subscription(&options, producer);
+        let id = subscription.id();
+        let replaces = replaces
+            .and_then(|(old, reason)| self.upstreams.replace(old, reason, &target, &mut origin));
+        let subscribe = Subscribe {
+            subscription: subscription.clone(),
+            replaces,
+            stage: self.address.id,
+            name: self.accounting.stage().clone(),
+            options: options.clone(),
+            consumer: Arc::new(self.address.clone()),
+        };
+        let running = port.is_some_and(|port| {
+            let sent = port.send(ToProducer::Subscribe(Box::new(subscribe))).is_ok();
+            if !sent {
+                gone = port.ended();
+            }
+            sent
+        });
+        if answer.is_some() {
+            self.upstreams.remember(&target, &options, origin);
+        }
+        let source =
+            UpstreamState { target, options: options.clone(), origin, backoff, cancelled: false };
+        self.upstreams.inlet.add(Upstream {
+            subscription: subscription.clone(),
+            window: None,
+            paused: false,
+            state: source,
+        });
+        let mut demand_control = DemandControl::Automatic;
+        self.call(Callback::Subscribed(&options, &subscription, &mut demand_control)).await?;
+        if demand_control == DemandControl::Automatic
+            && let Some(upstream) = self.upstreams.inlet.get(id)
+        {
+            upstream.window = Some(Window::new(&options));
+            subscription.ask(options.max());
+        }
+        if let Some(answer) = answer {
+            let _ = answer.send(Ok(subscription));
+        }
+        if !running {
+            let reason = gone.filter(|_| planned).unwrap_or(ExitReason::NotRunning);
+            let how = Cancellation::Down(reason);
+            self.upstreams.inlet.queue(Input::Ended { from: id, how });
+        }
+        Ok(())
+    }
+
+    pub(super) fn subscription(
+        &self,
+        options: &SubscribeOptions,
+        producer: Arc<dyn DemandPort<B::In>>,
+    ) -> Subscription {
+        let ports = Ports { producer, consumer: Arc::new(self.address.clone()) };
+        Subscription::new(SubscriptionId::new(next_id()), options, ports)
+    }
+
+    /// Continues or ends after a subscription has ended, as its mode says.
+    pub(super) fn resubscribe_or_end(
+        &mut self,
+        source: UpstreamState<B::In>,
+        how: &Cancellation,
+    ) -> Result<(), ExitReason> {
+        let mode = source.options.mode();
+        let is_cancelled = matches!(how, Cancellation::Cancel(_));
+        let Some((source, reason)) =
+            self.upstreams.schedule_retry(source, how, self.lifecycle.draining)
+        else {
+            return Ok(());
+        };
+        // A drain does not fail a consumer that would otherwise still wait for its producer.
+        let waited = self.lifecycle.draining && matches!(mode, Cancel::Reconnect(_));
+        let survives = waited || mode.survives(&reason);
+        if survives || is_cancelled || reason.is_graceful() || !source.target.restarts() {
+            self.upstreams.forget(source.origin);
+        }
+        if survives {
+            return Ok(());
+        }
+        let gently = match B::KIND {
+            StageKind::ProducerConsumer => reason.is_graceful(),
+            StageKind::Consumer | StageKind::ConsumerSupervisor => {
+                matches!(reason, ExitReason::Normal)
+            }
+            StageKind::Producer => false,
+        };
+        if gently {
+            self.finish(reason);
+            return Ok(());
+        }
+        Err(reason)
+    }
+
     /// Makes the subscriptions whose delay has passed.
     pub(super) async fn retry(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
-        while let Some(place) = self.retries.iter().position(|retry| retry.at.has_passed(now)) {
-            let Retry { target, options, origin, backoff, reason, .. } =
-                self.retries.swap_remove(place);
+        while let Some(retry) = self.upstreams.due_retry(now) {
+            let Retry { target, options, origin, backoff, reason, .. } = retry;
             if let Occupant::Running(port) = target.occupant()
                 && port.ended().is_none()
             {
@@ -418,16 +529,16 @@ impl<B: Behaviour> StageTask<B> {
         from: SubscriptionId,
         how: Cancellation,
     ) -> Result<(), ExitReason> {
-        let Some(upstream) = self.inlet.remove(from) else { return Ok(()) };
+        let Some(upstream) = self.upstreams.inlet.remove(from) else { return Ok(()) };
         let Upstream { subscription, state, .. } = upstream;
         if state.cancelled {
-            self.forget(state.origin);
+            self.upstreams.forget(state.origin);
         }
-        if !self.inlet.upstreams().iter().any(|upstream| upstream.state.cancelled) {
-            self.confirmed_by = None;
+        if !self.upstreams.inlet.upstreams().iter().any(|upstream| upstream.state.cancelled) {
+            self.upstreams.confirmed();
         }
         self.call(Callback::Cancelled(&how, &subscription)).await?;
-        if state.cancelled || self.finishing.is_some() {
+        if state.cancelled || self.lifecycle.finishing.is_some() {
             return Ok(());
         }
         self.resubscribe_or_end(state, &how)
@@ -439,9 +550,9 @@ impl<B: Behaviour> StageTask<B> {
         from: SubscriptionId,
         events: Vec<B::In>,
     ) -> Result<(), ExitReason> {
-        let Some(upstream) = self.inlet.get(from) else {
+        let Some(upstream) = self.upstreams.inlet.get(from) else {
             // Cannot happen, because a subscription's end comes last: the subscription is unknown.
-            self.report.pending += events.len();
+            self.accounting.count_pending(events.len());
             return Ok(());
         };
         if let Some(backoff) = &mut upstream.state.backoff {
@@ -453,8 +564,9 @@ impl<B: Behaviour> StageTask<B> {
         let (mut whole, mut rest) = (Some(events), Vec::new().into_iter());
         loop {
             let owed = if B::KIND.emits() { self.owed() } else { 0 };
-            let held = self.inlet.event_count();
-            let upstream = self.inlet.get(from).expect("a subscription is removed only by its end");
+            let held = self.upstreams.inlet.event_count();
+            let upstream =
+                self.upstreams.inlet.get(from).expect("a subscription is removed only by its end");
             let chunk = match (&mut upstream.window, &mut batch) {
                 (Some(window), Some(batch)) => window.next_chunk(batch),
                 // A manual subscription gets the whole message.
@@ -463,7 +575,7 @@ impl<B: Behaviour> StageTask<B> {
             let Some(chunk) = chunk else { return Ok(()) };
             if chunk.excess > 0 {
                 let excess = chunk.excess;
-                tracing::error!(stage = %self.report.stage, excess, "received more events than requested");
+                tracing::error!(stage = %self.accounting.stage(), excess, "received more events than requested");
             }
             let is_last = chunk.size == left;
             left -= chunk.size;
@@ -475,38 +587,23 @@ impl<B: Behaviour> StageTask<B> {
                     rest.by_ref().take(chunk.size).collect()
                 }
             };
-            self.rest_of_message = left;
-            self.in_callback = chunk.size;
-            if B::KIND == StageKind::ConsumerSupervisor {
-                // The stage counts the events it takes itself.
-                self.gauges.waiting.store(held + self.rest_of_message, Relaxed);
-            } else {
-                // For the report, if the callback does not return.
-                self.gauges.set_in_callback(chunk.size, held + self.rest_of_message);
-            }
-            let mut out = Emitter::new(&mut self.staged, owed);
+            self.accounting.chunk_begins(B::KIND, chunk.size, left, held);
+            let mut out = Emitter::new(&mut self.downstreams.staged, owed);
             let (behaviour, from_whom) = (&mut self.behaviour, &upstream.subscription);
-            let begun = self.timer.begin();
+            let begun = self.accounting.timer.begin();
             let outcome =
                 catch_panic(async { behaviour.handle_events(events, from_whom, &mut out).await })
                     .await;
-            self.timer.end(begun);
+            self.accounting.timer.end(begun);
             let finishes = out.finishes();
             self.after_callback(finishes && outcome.is_ok());
             // After a graceful end, the callback has finished its events.
-            if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
-                self.in_callback = 0;
-            }
-            if B::KIND != StageKind::ConsumerSupervisor {
-                self.gauges.set_in_callback(
-                    self.in_callback,
-                    self.inlet.event_count() + self.rest_of_message,
-                );
-            }
+            let handled = outcome.as_ref().err().is_none_or(ExitReason::is_graceful);
+            self.accounting.chunk_ended(B::KIND, handled, self.upstreams.inlet.event_count());
             outcome?;
             if chunk.ask > 0
-                && self.finishing.is_none()
-                && let Some(upstream) = self.inlet.get(from)
+                && self.lifecycle.finishing.is_none()
+                && let Some(upstream) = self.upstreams.inlet.get(from)
             {
                 upstream.subscription.ask(chunk.ask);
             }
