@@ -5,7 +5,7 @@ use std::{error::Error, time::SystemTime};
 use axum::Router;
 use pipeline::{
     Pipeline, serve,
-    source::{QueueOptions, queue},
+    source::{QueueOptions, timed_queue},
     statsd::StatsdRecorder,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
@@ -56,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let sockets = Mount::new(UserSocket(signer)).channel::<UserChannel>("user:*");
     let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
 
-    let (pushes, producer) = queue(QueueOptions::new());
+    let (pushes, producer) = timed_queue(QueueOptions::new());
     let push_to_user = endpoint.pubsub().broadcast_worker(|item: &Timed<(u64, String)>| {
         let (user, text) = &**item;
         let broadcast =

@@ -14,7 +14,7 @@ use axum::Router;
 use futures::StreamExt;
 use pipeline::{
     ExitReason, Pipeline, serve,
-    source::{Queue, QueueOptions, queue},
+    source::{QueueOptions, TimedQueue, queue, timed_queue},
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
     telemetry::Telemetry,
@@ -68,7 +68,7 @@ type Item = Timed<(u64, Value)>;
 
 /// The whole system: a queue, workers that push to users, an endpoint, a server.
 struct App {
-    pushes: Queue<Item>,
+    pushes: TimedQueue<(u64, Value)>,
     pipeline: Option<Pipeline>,
     endpoint: Endpoint,
     listener: Option<TcpListener>,
@@ -83,7 +83,7 @@ impl App {
     async fn new(workers: usize, gate: Option<Gate>) -> Self {
         let (telemetry, recorded) = Recorded::new();
         let endpoint = endpoint(telemetry.clone());
-        let (pushes, producer) = queue(QueueOptions::new().capacity(100));
+        let (pushes, producer) = timed_queue(QueueOptions::new().capacity(100));
         let users = endpoint.clone();
         let push_to_user = async move |push: &Item| {
             let (user, payload) = &**push;

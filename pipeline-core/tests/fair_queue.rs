@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use pipeline_core::{
     ExitReason, Pipeline,
-    source::{Closed, FairQueueOptions, FairQueueProducer, OfferOutcome, TryPushError, fair_queue},
+    source::{
+        Closed, FairQueueOptions, FairQueueProducer, OfferOutcome, TryPushError, fair_queue,
+        timed_fair_queue,
+    },
     stage::BufferKeep,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
@@ -146,7 +149,7 @@ async fn a_dropped_push_leaves_nothing_behind() {
 
 #[tokio::test(start_paused = true)]
 async fn push_timed_records_the_time_of_the_call() {
-    let (queue, producer) = fair_queue(FairQueueOptions::new());
+    let (queue, producer) = timed_fair_queue(FairQueueOptions::new());
     let (sender, mut arrived) = mpsc::channel(1);
     let worker = async move |event: &Timed<u64>| {
         sender.send(*event).await?;

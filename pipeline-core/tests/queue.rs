@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pipeline_core::{
     ExitReason, Pipeline,
-    source::{Closed, OfferOutcome, QueueOptions, TryPushError, queue},
+    source::{Closed, OfferOutcome, QueueOptions, TryPushError, queue, timed_queue},
     stage::BufferKeep,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
@@ -65,7 +65,7 @@ async fn a_dropped_push_leaves_nothing_behind() {
 
 #[tokio::test(start_paused = true)]
 async fn push_timed_records_the_time_of_the_call() {
-    let (queue, producer) = queue(QueueOptions::new());
+    let (queue, producer) = timed_queue(QueueOptions::new());
     let (sender, mut arrived) = mpsc::channel(1);
     let worker = async move |event: &Timed<u64>| {
         sender.send(*event).await?;
@@ -115,8 +115,8 @@ async fn items_offered_to_a_full_queue_are_discarded_and_counted() {
 #[tokio::test(start_paused = true)]
 async fn items_older_than_max_age_are_discarded_and_counted() {
     let (log, _guard) = Log::keep();
-    let (queue, producer) = queue(QueueOptions::new().capacity(100));
-    let queue = queue.max_age(Duration::from_secs(2));
+    let (queue, producer) = timed_queue(QueueOptions::new().capacity(100));
+    let producer = producer.max_age(Duration::from_secs(2));
     for item in 0..30u64 {
         queue.push_timed(item).await.unwrap();
     }
@@ -155,8 +155,8 @@ async fn items_older_than_max_age_are_discarded_and_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_closed_queue_with_only_old_items_ends() {
-    let (queue, producer) = queue(QueueOptions::new());
-    let queue = queue.max_age(Duration::ZERO);
+    let (queue, producer) = timed_queue(QueueOptions::new());
+    let producer = producer.max_age(Duration::ZERO);
     for item in 0..1000u64 {
         queue.push_timed(item).await.unwrap();
     }

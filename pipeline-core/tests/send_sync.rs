@@ -8,7 +8,8 @@ use pipeline_core::{
     report::PipelineReport,
     snapshot::PipelineObserver,
     source::{
-        Closed, FairQueue, FairQueueOptions, FairQueueProducer, Queue, QueueProducer, TryPushError,
+        Closed, FairQueue, FairQueueOptions, FairQueueProducer, Queue, QueueProducer,
+        TimedFairQueue, TimedQueue, TryPushError,
     },
     stage::RateLimit,
     subscription::{BadPartition, Cancel, SubscribeError, SubscribeOptions},
@@ -50,6 +51,8 @@ fn public_types_are_send_and_sync() {
         StartError,
         Telemetry,
         Timed<u64>,
+        TimedFairQueue<u64, u64>,
+        TimedQueue<u64>,
         Timeline,
         TraceContext,
         TryPushError<u64>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pipeline_core::{
     ExitReason, Pipeline,
-    source::{FairQueueOptions, Queue, QueueOptions, fair_queue, queue},
+    source::{FairQueueOptions, QueueOptions, QueueProducer, queue, timed_fair_queue, timed_queue},
     subscription::SubscribeOptions,
     supervisor::{ChildContext, ConsumerSupervisor, Worker},
     timed::{Timed, Timeline, TraceContext},
@@ -52,10 +52,7 @@ impl Worker<Timed<u64>> for RecordsTimelines {
 }
 
 /// The timeline that a worker sees for an item of a queue.
-async fn of_one(
-    queue: Queue<Timed<u64>>,
-    producer: pipeline_core::source::QueueProducer<Timed<u64>>,
-) -> Timeline {
+async fn of_one<Q>(queue: Q, producer: QueueProducer<Timed<u64>>) -> Timeline {
     let (worker, mut seen) = RecordsTimelines::new(ms(0));
     let mut pipeline = Pipeline::builder("one")
         .producer(producer)
@@ -69,7 +66,7 @@ async fn of_one(
 
 #[tokio::test(start_paused = true)]
 async fn every_leg_of_the_way_is_measured_separately() {
-    let (queue, producer) = queue(QueueOptions::new());
+    let (queue, producer) = timed_queue(QueueOptions::new());
     for _ in 0..3 {
         queue.push_timed(0).await.unwrap();
     }
@@ -96,7 +93,7 @@ async fn every_leg_of_the_way_is_measured_separately() {
 async fn every_worker_knows_its_own_start_wherever_it_runs() {
     const MANY: usize = 1000;
     // First in tasks, then in the supervisor's task, because they are brief.
-    let (queue, producer) = queue(QueueOptions::new());
+    let (queue, producer) = timed_queue(QueueOptions::new());
     let (worker, mut seen) = RecordsTimelines::new(ms(0));
     let _pipeline = Pipeline::builder("many")
         .producer(producer)
@@ -117,7 +114,7 @@ async fn every_worker_knows_its_own_start_wherever_it_runs() {
 
 #[tokio::test]
 async fn a_task_spawned_by_a_worker_is_no_worker() {
-    let (queue, producer) = queue(QueueOptions::new());
+    let (queue, producer) = timed_queue(QueueOptions::new());
     let (times, mut received) = channel(1000);
     let worker = async move |item: &Timed<u64>| {
         let copy = *item;
@@ -139,7 +136,7 @@ async fn a_task_spawned_by_a_worker_is_no_worker() {
 
 #[tokio::test(start_paused = true)]
 async fn a_retried_item_has_waited_until_its_restart() {
-    let (queue, producer) = queue(QueueOptions::new());
+    let (queue, producer) = timed_queue(QueueOptions::new());
     let (worker, mut seen) = RecordsTimelines::new(ms(100));
     // It is retried at once.
     let supervisor = ConsumerSupervisor::new(worker).max_restarts(3, ms(5000));
@@ -157,17 +154,14 @@ async fn a_retried_item_has_waited_until_its_restart() {
 
 #[tokio::test(start_paused = true)]
 async fn timed_queues_record_when_an_item_leaves() {
-    let fill = async || {
-        let (queue, producer) = queue(QueueOptions::new());
-        queue.try_push(Timed::now(0)).unwrap();
-        advance(ms(7)).await;
-        (queue, producer)
-    };
-    let (queue, producer) = fill().await;
-    assert_eq!(of_one(queue.timed(), producer).await.queue_time(), Some(ms(7)));
-    // The queue was not declared as timed.
-    let (queue, producer) = fill().await;
-    let timeline = of_one(queue, producer).await;
+    let (timed, timed_producer) = timed_queue(QueueOptions::new());
+    // A plain queue does not.
+    let (plain, plain_producer) = queue(QueueOptions::new());
+    timed.try_push(Timed::now(0)).unwrap();
+    plain.try_push(Timed::now(0)).unwrap();
+    advance(ms(7)).await;
+    assert_eq!(of_one(timed, timed_producer).await.queue_time(), Some(ms(7)));
+    let timeline = of_one(plain, plain_producer).await;
     assert_eq!((timeline.queue_time(), timeline.dispatch_time()), (None, None));
     assert!(timeline.started_at().is_some());
 }
@@ -175,11 +169,11 @@ async fn timed_queues_record_when_an_item_leaves() {
 #[tokio::test(start_paused = true)]
 async fn a_timed_fair_queue_records_when_an_item_leaves() {
     for by_push_timed in [true, false] {
-        let (queue, producer) = fair_queue(FairQueueOptions::new());
+        let (queue, producer) = timed_fair_queue(FairQueueOptions::new());
         if by_push_timed {
             queue.push_timed("ada", 0).await.unwrap();
         } else {
-            queue.clone().timed().try_push("ada", Timed::now(0)).unwrap();
+            queue.try_push("ada", Timed::now(0)).unwrap();
         }
         advance(ms(7)).await;
         let (worker, mut seen) = RecordsTimelines::new(ms(0));
@@ -196,8 +190,7 @@ async fn a_timed_fair_queue_records_when_an_item_leaves() {
 async fn an_item_is_logged_only_if_it_has_a_trace() {
     let (log, _guard) = Log::keep();
     let trace = TraceContext::random();
-    let (queue, producer) = queue(QueueOptions::new());
-    let queue = queue.timed();
+    let (queue, producer) = timed_queue(QueueOptions::new());
     queue.push(Timed::now(0)).await.unwrap();
     assert_eq!(of_one(queue, producer).await.trace(), None);
     let of_leaving = |log: &Log| {
@@ -206,8 +199,7 @@ async fn an_item_is_logged_only_if_it_has_a_trace() {
     };
     assert!(of_leaving(&log).is_empty());
 
-    let (queue, producer) = pipeline_core::source::queue(QueueOptions::new());
-    let queue = queue.timed();
+    let (queue, producer) = timed_queue(QueueOptions::new());
     queue.push(Timed::now(0).with_trace(trace)).await.unwrap();
     assert_eq!(of_one(queue, producer).await.trace(), Some(trace));
     let id = trace.trace_id();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pipeline_core::{
     Pipeline,
-    source::{QueueOptions, queue},
+    source::{QueueOptions, timed_queue},
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
     timed::{Timed, Timeline, TraceContext},
@@ -37,7 +37,7 @@ async fn each_part_is_measured_and_they_add_up_to_the_total() {
     let server = MemoryServer::start(endpoint().0);
     let mut client = server.connect(64).await;
     client.join("1", T).await;
-    let (queue, producer) = queue(QueueOptions::new());
+    let (queue, producer) = timed_queue(QueueOptions::new());
     for _ in 0..2 {
         queue.push_timed("x".repeat(1000)).await.unwrap();
     }

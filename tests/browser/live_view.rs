@@ -7,7 +7,7 @@ use fantoccini::Locator;
 use pipeline::{
     ExitReason, Pipeline,
     inspect::{Inspector, StageView, View},
-    source::{Queue, QueueOptions, queue},
+    source::{QueueOptions, TimedQueue, timed_queue},
     stage::{Emitter, ProducerConsumer},
     statsd::{StatsdFlusher, StatsdRecorder, cadence::SpyMetricSink},
     step::map,
@@ -63,7 +63,7 @@ impl ProducerConsumer for Render {
 
 /// From the queue through `parse` and `render` to the user.
 struct System {
-    pushes: Queue<Timed<u64>>,
+    pushes: TimedQueue<u64>,
     address: String,
     permits: Arc<Semaphore>,
     pipeline: Pipeline,
@@ -91,7 +91,7 @@ impl System {
         let to_user = endpoint.pubsub().broadcast_worker(|item: &Timed<u64>| {
             Ok(PreparedBroadcast::new("user:1", "push_timed", json!({ "n": **item }))?.timed(item))
         });
-        let (pushes, producer) = queue(QueueOptions::new().capacity(100));
+        let (pushes, producer) = timed_queue(QueueOptions::new().capacity(100));
         let permits = Arc::new(Semaphore::new(0));
         let render = Render { permits: permits.clone() };
         let few = || SubscribeOptions::new().max_demand(20);

@@ -24,7 +24,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use pipeline::{
     Pipeline, serve,
-    source::{Queue, QueueOptions, queue},
+    source::{QueueOptions, TimedQueue, timed_queue},
     statsd::StatsdRecorder,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
@@ -108,7 +108,7 @@ struct Item {
 #[derive(Clone)]
 struct Target {
     endpoint: Endpoint,
-    items: Queue<Timed<Item>>,
+    items: TimedQueue<Item>,
 }
 
 #[tokio::main]
@@ -122,7 +122,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .max_outbox(4096, 64 << 20);
     let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
 
-    let (items, producer) = queue(QueueOptions::new());
+    let (items, producer) = timed_queue(QueueOptions::new());
     let push = endpoint.pubsub().broadcast_worker(|item: &Timed<Item>| {
         let broadcast =
             PreparedBroadcast::new(&format!("user:{}", item.user), "push_timed", &**item)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pipeline::{source::Queue, timed::Timed};
+use pipeline::source::TimedQueue;
 use serde_json::{json, value::to_raw_value};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -11,7 +11,7 @@ use crate::push::Push;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Pushes to users 1, 2 and 3 in turn, until the queue is closed.
-pub async fn trickle(pushes: Queue<Timed<Push>>) {
+pub async fn trickle(pushes: TimedQueue<Push>) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for n in 0_u64.. {

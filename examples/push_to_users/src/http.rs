@@ -25,8 +25,8 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use pipeline::{
-    source::{Queue, TryPushError},
-    timed::{Timed, TraceContext},
+    source::{TimedQueue, TryPushError},
+    timed::TraceContext,
     ws::token::Signer,
 };
 use pipeline_example_support::{COLORS, PhoenixClient, javascript};
@@ -72,7 +72,7 @@ const NDJSON: &str = "application/x-ndjson";
 
 #[derive(Clone)]
 struct App {
-    pushes: Queue<Timed<Push>>,
+    pushes: TimedQueue<Push>,
     signer: Signer,
     client: Option<PhoenixClient>,
     room: Arc<Room>,
@@ -125,7 +125,7 @@ impl Room {
     async fn piece(
         &self,
         body: &mut Body,
-        pushes: &Queue<Timed<Push>>,
+        pushes: &TimedQueue<Push>,
     ) -> Result<Option<Bytes>, Stop> {
         tokio::select! {
             biased;
@@ -139,7 +139,7 @@ impl Room {
     }
 
     /// Waits until a paused request has to be answered. Returns the reason.
-    async fn is_over(&self, pushes: &Queue<Timed<Push>>) -> &'static str {
+    async fn is_over(&self, pushes: &TimedQueue<Push>) -> &'static str {
         sleep(PAUSE).await;
         loop {
             // Requests are woken in the order in which they began to wait here.
@@ -174,7 +174,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-pub fn router(pushes: Queue<Timed<Push>>, signer: Signer, client: Option<PhoenixClient>) -> Router {
+pub fn router(pushes: TimedQueue<Push>, signer: Signer, client: Option<PhoenixClient>) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/app.js", get(script))
@@ -388,7 +388,7 @@ async fn skip_rest(body: &mut Body) {
 
 /// Pushes into the queue, or records the error. Stops the request if the queue is full.
 fn take(
-    pushes: &Queue<Timed<Push>>,
+    pushes: &TimedQueue<Push>,
     trace: Option<TraceContext>,
     PushLine { number, push }: PushLine,
     outcome: &mut Outcome,
@@ -438,16 +438,16 @@ mod tests {
     use std::{convert::Infallible, future::ready};
 
     use futures::{StreamExt, stream};
-    use pipeline::source::{QueueOptions, queue};
+    use pipeline::source::{QueueOptions, timed_queue};
     use serde_json::Value;
 
     use super::*;
 
     const LINE: &str = r#"{"user_id":1,"event":"push_timed","data":{}}"#;
 
-    fn app(pushes: &Queue<Timed<Push>>, places: usize) -> App {
+    fn app(pushes: &TimedQueue<Push>, places: usize) -> App {
         App {
-            pushes: pushes.clone().timed(),
+            pushes: pushes.clone(),
             signer: Signer::new("twenty bytes at least, and secret", "user socket").unwrap(),
             client: None,
             room: Room::new(places),
@@ -470,7 +470,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn half_sent_requests_give_up_their_permit_for_a_whole_one() {
-        let (pushes, _producer) = queue(QueueOptions::new());
+        let (pushes, _producer) = timed_queue(QueueOptions::new());
         let app = app(&pushes, 3);
         let mut slow = Vec::new();
         for _ in 0..3 {
@@ -498,7 +498,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_paused_request_is_answered_with_the_accepted_lines_when_the_server_stops() {
-        let (pushes, _producer) = queue(QueueOptions::new());
+        let (pushes, _producer) = timed_queue(QueueOptions::new());
         let body = unfinished(format!("{LINE}\n{LINE}\n{{"));
         let paused = tokio::spawn(post(app(&pushes, 1), body));
         sleep(PAUSE / 2).await;
@@ -512,7 +512,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_whose_pieces_keep_arriving_keep_their_permits() {
         const PIECES: usize = 50;
-        let (pushes, _producer) = queue(QueueOptions::new());
+        let (pushes, _producer) = timed_queue(QueueOptions::new());
         let app = app(&pushes, 2);
         let steady = |_| {
             let pieces = stream::iter(0..PIECES).then(async |_| {
@@ -538,7 +538,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answered_request_no_longer_waits_for_a_permit() {
-        let (pushes, _producer) = queue(QueueOptions::new());
+        let (pushes, _producer) = timed_queue(QueueOptions::new());
         let app = app(&pushes, 1);
         // The permit is held by a request that does not wait for its client.
         let held = app.room.enter().await.unwrap();
@@ -559,7 +559,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stalled_body_is_answered_with_the_accepted_lines() {
-        let (pushes, _producer) = queue(QueueOptions::new());
+        let (pushes, _producer) = timed_queue(QueueOptions::new());
         let body = unfinished(format!("{LINE}\n\n{LINE}\n{LINE}"));
         let (status, response) = post(app(&pushes, 1), body).await;
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT);

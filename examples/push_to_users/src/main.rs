@@ -26,7 +26,7 @@ use pipeline::{
     health::Health,
     inspect::Inspector,
     serve,
-    source::{QueueOptions, queue},
+    source::{QueueOptions, timed_queue},
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
     ws::{Endpoint, Mount, listen, token::Signer},
@@ -94,8 +94,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let endpoint = endpoint.build()?;
 
     // The pipeline: a bounded queue, and one worker per item, up to `max_demand` at once.
-    let (pushes, producer) = queue(QueueOptions::new().capacity(args.buffer));
-    let pushes = pushes.timed();
+    let (pushes, producer) = timed_queue(QueueOptions::new().capacity(args.buffer));
     let worker = PushToUser::new(&endpoint, Duration::from_millis(args.delay_ms));
     let demand = SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.min_demand());
     let pipeline = Pipeline::builder("push")

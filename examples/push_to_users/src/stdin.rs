@@ -2,7 +2,7 @@
 
 use std::{io, thread};
 
-use pipeline::{source::Queue, timed::Timed};
+use pipeline::source::TimedQueue;
 use pipeline_example_support::complain;
 use tokio::runtime::Handle;
 
@@ -16,7 +16,7 @@ use crate::{
 ///
 /// A read cannot be interrupted, so the thread ends with the process; it holds only items that are
 /// already in the queue.
-pub fn read(pushes: Queue<Timed<Push>>) {
+pub fn read(pushes: TimedQueue<Push>) {
     let runtime = Handle::current();
     thread::spawn(move || {
         let (mut accepted, mut refused) = (0_u64, 0_u64);

@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::Pin,
-    sync::{Arc as StdArc, OnceLock},
+    sync::Arc as StdArc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -25,20 +25,24 @@ use crate::{
 
 /// Creates the two ends of a queue.
 pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
-    let (state, discarded) = (Mutex::new(state), AtomicU64::new(0));
-    let (stamp, max_age, expired) = (OnceLock::new(), OnceLock::new(), AtomicU64::new(0));
-    let shared = Arc::new(Shared { state, discarded, stamp, max_age, expired });
+    let [discarded, expired] = [AtomicU64::new(0), AtomicU64::new(0)];
+    let shared = Arc::new(Shared { state: Mutex::new(state), discarded, expired });
     let push = PushEnd { end: Arc::new(End(shared.clone())) };
-    (push, TakeEnd { end: End(shared), counts: None, reported: 0, expiring: Seldom::default() })
+    let take = TakeEnd {
+        end: End(shared),
+        stamp: None,
+        max_age: None,
+        counts: None,
+        reported: 0,
+        expiring: Seldom::default(),
+    };
+    (push, take)
 }
 
 /// The state shared by both ends.
 pub(super) struct Shared<S: Bounded> {
     state: Mutex<S>,
     discarded: AtomicU64,
-    /// Called on each item that leaves the queue, if set.
-    stamp: OnceLock<Stamp<S::Item>>,
-    max_age: OnceLock<MaxAge<S::Item>>,
     /// How many items were discarded because they were too old.
     expired: AtomicU64,
 }
@@ -47,6 +51,7 @@ pub(super) struct Shared<S: Bounded> {
 pub(super) type Stamp<T> = fn(&mut T, Instant);
 
 /// The maximum age of an item when it leaves.
+#[derive(Debug)]
 pub(super) struct MaxAge<T> {
     pub(super) age: Duration,
     pub(super) enqueued_at: fn(&T) -> Instant,
@@ -63,6 +68,9 @@ pub(super) struct PushEnd<S: Bounded> {
 /// The taking end. A queue's producer consists of this.
 pub(super) struct TakeEnd<S: Bounded> {
     end: End<S>,
+    /// Called on each item that leaves the queue, if the queue is timed.
+    pub(super) stamp: Option<Stamp<S::Item>>,
+    pub(super) max_age: Option<MaxAge<S::Item>>,
     /// The stage's counters of discarded items.
     counts: Option<(StageMetrics, StdArc<Gauges>)>,
     /// How many items discarded by the handles are already in the stage's counter.
@@ -130,16 +138,6 @@ impl<S: Bounded> PushEnd<S> {
         self.end.close();
     }
 
-    /// Sets the function that is called on leaving items. Later calls are ignored.
-    pub(super) fn stamp(&self, stamp: Stamp<S::Item>) {
-        self.shared().stamp.get_or_init(|| stamp);
-    }
-
-    /// Sets the maximum age of leaving items. Later calls are ignored.
-    pub(super) fn max_age(&self, max_age: MaxAge<S::Item>) {
-        self.shared().max_age.get_or_init(|| max_age);
-    }
-
     pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.end.fmt_as(name, f)
     }
@@ -194,7 +192,6 @@ impl<S: Bounded> TakeEnd<S> {
     }
 }
 
-/// The callbacks of the producer.
 /// The future of a push that waits for room.
 pub(super) struct Push<S: Store> {
     shared: Arc<Shared<S>>,
@@ -296,7 +293,7 @@ impl<S: Store> TakeEnd<S> {
                 break at_end;
             }
         };
-        if let Some(stamp) = self.end.0.stamp.get()
+        if let Some(stamp) = self.stamp
             && out.staged().len() > before
         {
             // These items leave together.
@@ -314,7 +311,7 @@ impl<S: Store> TakeEnd<S> {
 
     /// Discards items behind the first `kept` that are too old. Returns how many.
     fn expire(&mut self, kept: usize, out: &mut Emitter<'_, S::Item>) -> usize {
-        let Some(MaxAge { age, enqueued_at }) = self.end.0.max_age.get() else {
+        let Some(MaxAge { age, enqueued_at }) = self.max_age else {
             return 0;
         };
         let staged = out.staged();
@@ -326,7 +323,7 @@ impl<S: Store> TakeEnd<S> {
         let mut place = 0;
         staged.retain(|item| {
             place += 1;
-            place <= kept || now.saturating_duration_since(enqueued_at(item)) <= *age
+            place <= kept || now.saturating_duration_since(enqueued_at(item)) <= age
         });
         let expired = taken - staged.len();
         if expired > 0 {

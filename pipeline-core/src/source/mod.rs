@@ -8,6 +8,7 @@ mod iter;
 mod queue;
 mod store;
 mod stream;
+mod timed_queue;
 mod wait_list;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use self::{
     iter::{FromIter, from_iter},
     queue::{Queue, QueueOptions, QueueProducer, queue},
     stream::{FromStream, from_stream},
+    timed_queue::{TimedFairQueue, TimedQueue, timed_fair_queue, timed_queue},
 };
 use crate::exit::ExitReason;
 

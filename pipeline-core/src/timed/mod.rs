@@ -43,14 +43,13 @@ impl<T> Timed<T> {
     ///
     /// ```
     /// use pipeline_core::{
-    ///     source::{QueueOptions, queue},
+    ///     source::{QueueOptions, timed_queue},
     ///     timed::{Timed, TraceContext},
     /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (queue, _producer) = queue(QueueOptions::new());
-    /// let queue = queue.timed();
+    /// let (queue, _producer) = timed_queue(QueueOptions::new());
     /// let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse()?;
     /// queue.push(Timed::now("hello").with_trace(trace)).await?;
     /// # Ok(())
@@ -75,15 +74,15 @@ impl<T> Timed<T> {
 
     /// The times of the item on its way.
     ///
-    /// The time at which it left its queue is known for a [queue of timed
-    /// items](crate::source::Queue::timed). The start of its worker is known in the worker: in the
+    /// The time at which it left its queue is known for a
+    /// [`timed_queue`](crate::source::timed_queue()). The start of its worker is known in the worker: in the
     /// future that [`Worker::run`](crate::supervisor::Worker::run) returns, and not in tasks that
     /// it spawns.
     ///
     /// ```
     /// use pipeline_core::{
     ///     Pipeline,
-    ///     source::{QueueOptions, queue},
+    ///     source::{QueueOptions, timed_queue},
     ///     subscription::SubscribeOptions,
     ///     supervisor::ConsumerSupervisor,
     ///     timed::Timed,
@@ -91,7 +90,7 @@ impl<T> Timed<T> {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (queue, producer) = queue(QueueOptions::new());
+    /// let (queue, producer) = timed_queue(QueueOptions::new());
     /// let work = async |item: &Timed<&str>| {
     ///     let timeline = item.timeline();
     ///     println!("{} was in the queue for {:?}", **item, timeline.queue_time());

@@ -8,19 +8,18 @@ mod options;
 mod rounds;
 mod state;
 
-use std::{fmt, future::Future, hash::Hash, sync::Arc, time::Duration};
+use std::{fmt, future::Future, hash::Hash, sync::Arc};
 
 pub use self::options::FairQueueOptions;
 use self::{options::Rules, state::State};
 use super::{
     Closed, OfferOutcome, TryPushError,
-    ends::{MaxAge, PushEnd, TakeEnd, ends},
+    ends::{PushEnd, TakeEnd, ends},
     store::Bounded,
 };
 use crate::{
     exit::ExitReason,
     stage::{Emitter, Producer, ProducerHandle, StageContext},
-    timed::Timed,
 };
 
 /// Creates a bounded queue that is fair between keys: the handle to push items with, and the
@@ -231,88 +230,6 @@ where
     }
 }
 
-impl<K, T> FairQueue<K, Timed<T>>
-where
-    K: Hash + Eq + Clone + Send + 'static,
-    T: Send + 'static,
-{
-    /// Records the time at which each item leaves the queue, for [`Timed::timeline`]. Call it once,
-    /// before pushing, on any handle, if you do not use [`push_timed`](Self::push_timed), which
-    /// does the same.
-    #[must_use]
-    pub fn timed(self) -> Self {
-        self.end.stamp(Timed::dequeued);
-        self
-    }
-
-    /// Discards items that have waited for longer than `age` when they would leave the queue. By
-    /// default there is no limit.
-    ///
-    /// Under lasting overload a full queue delivers everything late: each item waits for as long as
-    /// it takes to process the whole queue. With a limit, the delivered items are fresh, and the
-    /// others are counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded`
-    /// with the reason `too_old`. The age counts from [`Timed::now`], including the time spent
-    /// waiting for room. Call it once, on any handle; the first limit stays.
-    ///
-    /// Events that a stage has asked for have left the queue and have no limit. So give the stages
-    /// between the queue and the slow part of the pipeline a small
-    /// [`max_demand`](crate::subscription::SubscribeOptions::max_demand): by default, each asks for
-    /// 1,000 events.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// use pipeline_core::{
-    ///     source::{FairQueueOptions, fair_queue},
-    ///     timed::Timed,
-    /// };
-    ///
-    /// let (queue, _producer) = fair_queue::<u64, Timed<&str>>(FairQueueOptions::new());
-    /// let queue = queue.max_age(Duration::from_secs(2));
-    /// ```
-    #[must_use]
-    pub fn max_age(self, age: Duration) -> Self {
-        self.end.max_age(MaxAge { age, enqueued_at: Timed::enqueued_at });
-        self
-    }
-
-    /// Pushes an item with the current time, waiting for room if there is none.
-    ///
-    /// The time is taken by the call itself, before the first poll, so that the time spent waiting
-    /// for room is included.
-    ///
-    /// # Errors
-    ///
-    /// As for [`push`](Self::push).
-    ///
-    /// # Cancel safety
-    ///
-    /// As for [`push`](Self::push).
-    ///
-    /// ```
-    /// use pipeline_core::{
-    ///     source::{FairQueueOptions, fair_queue},
-    ///     timed::Timed,
-    /// };
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (queue, _producer) = fair_queue::<&str, Timed<&str>>(FairQueueOptions::new());
-    /// queue.push_timed("Ada", "hello").await?;
-    /// assert_eq!(queue.len_of(&"Ada"), 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn push_timed(
-        &self,
-        key: K,
-        item: T,
-    ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<K, T> {
-        self.end.stamp(Timed::dequeued);
-        self.push(key, Timed::now(item))
-    }
-}
-
 impl<K, T> Clone for FairQueue<K, T> {
     fn clone(&self) -> Self {
         Self { end: self.end.clone(), rules: self.rules.clone() }
@@ -328,7 +245,7 @@ impl<K, T> fmt::Debug for FairQueue<K, T> {
 /// The taking end of a fair queue: a [`Producer`] that emits the pushed items without their keys,
 /// key by key in turn, as fast as there is demand.
 pub struct FairQueueProducer<K, T> {
-    end: TakeEnd<State<K, T>>,
+    pub(super) end: TakeEnd<State<K, T>>,
 }
 
 #[diagnostic::do_not_recommend]

@@ -27,7 +27,7 @@ use crate::{
 /// its items wait for room that others take up; its first waiting item then leaves directly. So the
 /// bounds only decide which pushers wait, and for how long.
 #[derive(Debug)]
-pub(super) struct State<K, T> {
+pub(in crate::source) struct State<K, T> {
     pub(super) limits: Limits,
     pub(super) lanes: Lanes<K, T>,
     held: usize,
@@ -54,7 +54,7 @@ pub(super) struct Limits {
 
 /// A pushed item with its weight and cost.
 #[derive(Debug)]
-pub(super) struct Entry<K, T> {
+pub(in crate::source) struct Entry<K, T> {
     pub(super) key: K,
     /// At least 1.
     pub(super) weight: u32,
@@ -65,7 +65,7 @@ pub(super) struct Entry<K, T> {
 
 /// A ticket of the wait list of a key.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct KeyTicket {
+pub(in crate::source) struct KeyTicket {
     lane: LaneId,
     ticket: Ticket,
 }

@@ -2,18 +2,17 @@
 
 mod state;
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future};
 
 use self::state::State;
 use super::{
     Closed, OfferOutcome, TryPushError,
-    ends::{MaxAge, PushEnd, TakeEnd, ends},
+    ends::{PushEnd, TakeEnd, ends},
     store::Bounded,
 };
 use crate::{
     exit::ExitReason,
     stage::{BufferKeep, Emitter, Producer, ProducerHandle, StageContext},
-    timed::Timed,
 };
 
 /// The default capacity of a queue.
@@ -251,109 +250,6 @@ impl<T: Send + 'static> Queue<T> {
     }
 }
 
-impl<T: Send + 'static> Queue<Timed<T>> {
-    /// Records the time at which each item leaves the queue, for [`Timed::timeline`]. Call it once,
-    /// before pushing, on any handle, if you do not use [`push_timed`](Self::push_timed), which
-    /// does the same.
-    ///
-    /// ```
-    /// use pipeline_core::{
-    ///     source::{QueueOptions, queue},
-    ///     timed::{Timed, TraceContext},
-    /// };
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (queue, _producer) = queue(QueueOptions::new());
-    /// let queue = queue.timed();
-    /// queue.try_push(Timed::now("hello").with_trace(TraceContext::random()))?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn timed(self) -> Self {
-        self.end.stamp(Timed::dequeued);
-        self
-    }
-
-    /// Discards items that have waited for longer than `age` when they would leave the queue. By
-    /// default there is no limit.
-    ///
-    /// Under lasting overload a full queue delivers everything late: each item waits for as long as
-    /// it takes to process the whole queue. With a limit, the delivered items are fresh, and the
-    /// others are counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded`
-    /// with the reason `too_old`. The age counts from [`Timed::now`], including the time spent
-    /// waiting for room. Call it once, on any handle; the first limit stays.
-    ///
-    /// Events that a stage has asked for have left the queue and have no limit. So give the stages
-    /// between the queue and the slow part of the pipeline a small
-    /// [`max_demand`](crate::subscription::SubscribeOptions::max_demand): by default, each asks for
-    /// 1,000 events.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// use pipeline_core::{
-    ///     source::{QueueOptions, queue},
-    ///     timed::Timed,
-    /// };
-    ///
-    /// let (queue, _producer) = queue::<Timed<&str>>(QueueOptions::new());
-    /// let queue = queue.max_age(Duration::from_secs(2));
-    /// ```
-    #[must_use]
-    pub fn max_age(self, age: Duration) -> Self {
-        self.end.max_age(MaxAge { age, enqueued_at: Timed::enqueued_at });
-        self
-    }
-
-    /// Pushes an item with the current time, waiting for room if there is none.
-    ///
-    /// The time is taken by the call itself, before the first poll, so that the time spent waiting
-    /// for room is included.
-    ///
-    /// # Errors
-    ///
-    /// As for [`push`](Self::push).
-    ///
-    /// # Cancel safety
-    ///
-    /// As for [`push`](Self::push).
-    ///
-    /// ```
-    /// use pipeline_core::{
-    ///     Pipeline,
-    ///     source::{QueueOptions, queue},
-    ///     step::for_each,
-    ///     subscription::SubscribeOptions,
-    ///     timed::Timed,
-    /// };
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let (queue, producer) = queue(QueueOptions::new());
-    /// let print = for_each(async |line: Timed<&str>| {
-    ///     println!("{} has waited {:?}", *line, line.enqueued_at().elapsed());
-    /// });
-    /// let mut pipeline = Pipeline::builder("print")
-    ///     .producer(producer)
-    ///     .consumer(print, SubscribeOptions::new())
-    ///     .start()?;
-    /// queue.push_timed("hello").await?;
-    /// # drop(queue);
-    /// # assert_eq!(pipeline.join().await.unprocessed(), 0);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn push_timed(
-        &self,
-        item: T,
-    ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<T> {
-        self.end.stamp(Timed::dequeued);
-        self.push(Timed::now(item))
-    }
-}
-
 impl<T> Clone for Queue<T> {
     fn clone(&self) -> Self {
         Self { end: self.end.clone() }
@@ -393,7 +289,7 @@ impl<T> fmt::Debug for Queue<T> {
 /// # }
 /// ```
 pub struct QueueProducer<T> {
-    end: TakeEnd<State<T>>,
+    pub(super) end: TakeEnd<State<T>>,
 }
 
 #[diagnostic::do_not_recommend]

@@ -20,7 +20,7 @@ use crate::{
 ///
 /// `wait_list` is empty unless the queue is full or closed.
 #[derive(Debug)]
-pub(super) struct State<T> {
+pub(in crate::source) struct State<T> {
     items: VecDeque<T>,
     capacity: usize,
     keep: BufferKeep,
