@@ -42,7 +42,7 @@ const DIALECT: [&str; 20] = [
 const NO_SUBJECT: [&str; 3] = ["It ", "Who ", "Whoever "];
 
 /// Code that a file that calls itself pure does not have: it does not wait, spawn, lock, read a clock or log.
-const IMPURE: [&str; 8] = [
+const IMPURE: [&str; 10] = [
     ".await",
     "async fn",
     "spawn(",
@@ -51,6 +51,8 @@ const IMPURE: [&str; 8] = [
     "Instant::now",
     "SystemTime::now",
     "tracing::",
+    "log_line!",
+    "limited!",
 ];
 
 pub(crate) fn all() -> Outcome {
@@ -60,6 +62,7 @@ pub(crate) fn all() -> Outcome {
         pure_files_are_pure(&files),
         log_fields_are_escaped(&files),
         metrics_are_registered_by_telemetry(&files),
+        lines_of_sockets_are_contained(&files),
         manifests_share_the_lints(&files),
         manifests_list_every_test(&files),
         published_packages_are_complete(&files),
@@ -232,18 +235,55 @@ const REGISTERS: [&str; 6] = [
 
 /// A recorder may panic, also while a value is dropped, and then the process would abort.
 fn metrics_are_registered_by_telemetry(files: &Files) -> Vec<String> {
-    let mut faults = Vec::new();
     let crates = ["pipeline-core/src", "pipeline-ws-sink/src", "pipeline-inspect/src", "src"];
+    let exempt = ["pipeline-core/src/telemetry/mod.rs"];
+    uses(files, &crates, &exempt, &REGISTERS, "registers a metric without `Telemetry`")
+}
+
+/// Code that calls the log's subscriber.
+const LOGS: [&str; 8] = [
+    "tracing::trace!(",
+    "tracing::debug!(",
+    "tracing::info!(",
+    "tracing::warn!(",
+    "tracing::error!(",
+    "tracing::event!(",
+    "tracing::enabled!(",
+    "Instrument",
+];
+
+/// A subscriber may panic, and then a client would not learn of the end of its channel or socket.
+fn lines_of_sockets_are_contained(files: &Files) -> Vec<String> {
+    let exempt = ["contained.rs", "line_limit.rs"]
+        .map(|file| format!("pipeline-ws-sink/src/telemetry/{file}"));
+    let exempt = exempt.each_ref().map(String::as_str);
+    uses(
+        files,
+        &["pipeline-ws-sink/src"],
+        &exempt,
+        &LOGS,
+        "logs without `log_line!`, `limited!` or `InSpan`",
+    )
+}
+
+/// The lines of some folders that use some code, besides those of some files.
+fn uses(
+    files: &Files,
+    folders: &[&str],
+    exempt: &[&str],
+    code: &[&str],
+    fault: &str,
+) -> Vec<String> {
+    let mut faults = Vec::new();
     let is_checked = |path: &Path| {
-        crates.iter().any(|it| path.starts_with(it))
-            && path != Path::new("pipeline-core/src/telemetry/mod.rs")
+        folders.iter().any(|it| path.starts_with(it))
+            && exempt.iter().all(|it| path != Path::new(it))
     };
     for (path, text) in files.named(".rs").filter(|(path, _)| is_checked(path)) {
         for (at, line) in lines_of_code(text) {
-            let code = line.split("//").next().unwrap_or_default();
-            if REGISTERS.iter().any(|it| code.contains(it)) {
-                let path = path.display();
-                faults.push(format!("{path}:{at}: registers a metric without `Telemetry`"));
+            let line = line.split("//").next().unwrap_or_default();
+            if code.iter().any(|it| line.contains(it)) {
+                faults.push(format!("{}:{at}: {fault}", path.display()));
             }
         }
     }

@@ -18,7 +18,6 @@ use tokio::{
     task::{JoinHandle, coop::consume_budget},
     time::{self, Instant},
 };
-use tracing::Instrument;
 
 use super::{
     Channel, ChannelContext, JoinContext, JoinError, PushError, Stop,
@@ -33,7 +32,7 @@ use crate::{
     session::{Connection, SessionEvent, end::SocketEnd, inbox::InboxBytes},
     socket::Socket,
     telemetry::{
-        Outcome, RouteMetrics, begin_event, limited,
+        InSpan, Outcome, RouteMetrics, begin_event, limited,
         log::{self, MessageLog},
         shown,
     },
@@ -125,8 +124,8 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let mut cx = JoinContext { channel: &context, config, reply: Ok(Payload::empty()) };
     let entry = MessageLog::join(&payload, &metrics.filter);
     let (begun, span) = (Instant::now(), log::join_span());
-    let joining = contained(|| C::join(&context.topic, payload, &mut cx)).instrument(span.clone());
-    let (joined, took) = (joining.await, begun.elapsed());
+    let joining = contained(|| C::join(&context.topic, payload, &mut cx));
+    let (joined, took) = (InSpan::new(&span, joining).await, begun.elapsed());
     drop(held);
     let accepted = cx.reply.and_then(|response| address.reply(&reference, "ok", &response));
     let joined = match (joined, accepted) {
@@ -180,9 +179,9 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     Some(RunningChannel { channel, context, join_ref, instance, listening, metrics })
 }
 
-/// The answer to a join. If the join panics outside of its callback, for example in the log's
-/// subscriber, dropping the answer refuses the join: an unanswered one would block its topic for as
-/// long as the socket lives.
+/// The answer to a join. If the join panics outside of its callback, for example in the drop of a
+/// panic's payload, dropping the answer refuses the join: an unanswered one would block its topic for
+/// as long as the socket lives.
 struct JoinAnswer<'a, S: Socket> {
     connection: &'a Connection<S>,
     address: Address<'a>,
@@ -484,8 +483,8 @@ impl<C: Channel> RunningChannel<C> {
 }
 
 impl<C: Channel> Drop for RunningChannel<C> {
-    /// Announces the end of a channel that panics outside of its callbacks, for example in the log's
-    /// subscriber.
+    /// Announces the end of a channel that panics outside of its callbacks, for example in the drop of
+    /// a panic's payload.
     fn drop(&mut self) {
         if thread::panicking() {
             let _ = catch_unwind(AssertUnwindSafe(|| self.announce(FinalFrame::Error)));
@@ -506,9 +505,8 @@ async fn watched<C: Channel>(
     let entry = MessageLog::event(topic, &payload, &metrics.filter);
     let span = log::handle_in_span(event, reference);
     let timed = begun.unwrap_or_else(Instant::now);
-    let handling =
-        contained(|| channel.handle_in(event, payload, context)).instrument(span.clone());
-    let (outcome, took) = (handling.await, timed.elapsed());
+    let handling = contained(|| channel.handle_in(event, payload, context));
+    let (outcome, took) = (InSpan::new(&span, handling).await, timed.elapsed());
     let result = match &outcome {
         Ok(Err(stop)) if !stop.reason.is_graceful() && !is_socket_end(&stop.reason) => {
             Outcome::Rejected

@@ -56,7 +56,7 @@ use crate::{
     pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, TopicSubscription},
     session::end::SocketEnd,
     socket::Socket,
-    telemetry::MountMetrics,
+    telemetry::{MountMetrics, log_line},
     transport::{longpoll::read_body, longpoll_sessions::LongPollSessions},
 };
 
@@ -301,7 +301,8 @@ impl Endpoint {
             let for_the_last = (within / 5).min(GOODBYE);
             if time::timeout(within.saturating_sub(for_the_last), draining.run()).await.is_err() {
                 let sockets = draining.left();
-                tracing::warn!(
+                log_line!(
+                    WARN,
                     sockets,
                     ?within,
                     "drain batches exceed the time limit: closing the remaining sockets at once"

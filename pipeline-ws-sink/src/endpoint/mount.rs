@@ -14,7 +14,7 @@ use crate::{
     pubsub::topic::{PatternError, Topic, TopicPattern},
     session::{self, rate_limit::MessageRateLimit},
     socket::Socket,
-    telemetry::{LimitMetrics, ParamFilter, RouteMetrics},
+    telemetry::{LimitMetrics, ParamFilter, RouteMetrics, log_line},
 };
 
 /// The default of [`Mount::receive_timeout`]: a little more than two heartbeats of the official
@@ -637,7 +637,8 @@ impl<S: Socket> Mount<S> {
         for (at, pattern) in patterns.iter().enumerate() {
             if let Some(before) = patterns[..at].iter().find(|before| before.covers(pattern)) {
                 let socket = self.socket.name();
-                tracing::warn!(
+                log_line!(
+                    WARN,
                     socket,
                     pattern = shown(pattern),
                     before = shown(before),

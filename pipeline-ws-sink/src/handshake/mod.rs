@@ -29,7 +29,7 @@ use pipeline_core::ExitReason;
 use serde_json::Value;
 use tokio::time::{self, Instant};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
-use tracing::{Instrument, Span, field};
+use tracing::field;
 
 use self::{
     connect_info::ConnectInfo,
@@ -48,7 +48,9 @@ use crate::{
     protocol::{deflate::negotiate, version::Version},
     session::{Connection, Session, SessionEvents, inbox::Inbox},
     socket::{ConnectError, Socket, TEXT},
-    telemetry::{MountMetrics, Outcome, described, limited, log, shown},
+    telemetry::{
+        ContainedSpan, InSpan, MountMetrics, Outcome, described, limited, log, log_line, shown,
+    },
     transport::{io::Io, longpoll_sessions::LongPollSessions, websocket},
 };
 
@@ -150,13 +152,15 @@ impl<S: Socket> Mounted<S> {
         }
         let mut info = ConnectInfo::of(&request);
         info.auth_token = token;
-        let span = tracing::info_span!(
-            "socket",
-            socket,
-            path = self.path,
-            peer = info.peer_addr.map(field::debug),
-            id = field::Empty,
-        );
+        let span = ContainedSpan::new(|| {
+            tracing::info_span!(
+                "socket",
+                socket,
+                path = self.path,
+                peer = info.peer_addr.map(field::debug),
+                id = field::Empty,
+            )
+        });
         let (assigns, id) = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
             Ok(connected) => connected,
             Err(error) => return error.into_answer().map(Full::from),
@@ -182,7 +186,7 @@ impl<S: Socket> Mounted<S> {
         if span.is_disabled() {
             tasks.spawn(living);
         } else {
-            tasks.spawn(living.instrument(span));
+            tasks.spawn(InSpan::new(span, living));
         }
         switching
     }
@@ -194,7 +198,7 @@ impl<S: Socket> Mounted<S> {
         info: &ConnectInfo,
         transport: &'static str,
         version: Version,
-        span: &Span,
+        span: &ContainedSpan,
     ) -> Result<(S::Assigns, Option<String>), ConnectError> {
         let (begun, connect) = (Instant::now(), log::connect_span(span));
         let connecting = async {
@@ -202,7 +206,7 @@ impl<S: Socket> Mounted<S> {
             let id = self.socket.id(&assigns)?;
             Ok((assigns, id))
         };
-        let outcome = AssertUnwindSafe(connecting).catch_unwind().instrument(connect.clone()).await;
+        let outcome = InSpan::new(&connect, AssertUnwindSafe(connecting).catch_unwind()).await;
         let took = begun.elapsed();
         let went = match &outcome {
             Ok(Ok(_)) => Outcome::Ok,
@@ -258,7 +262,7 @@ impl<S: Socket> Mounted<S> {
             Some(Ok(upgraded)) => Io::of(upgraded),
             Some(Err(error)) => {
                 let error = described(&error);
-                tracing::debug!(error, "the client disconnected before the upgrade");
+                log_line!(DEBUG, error, "the client disconnected before the upgrade");
                 return;
             }
         };

@@ -39,7 +39,7 @@ use crate::{
     payload::{IntoPayload, PayloadError},
     presence::tracker::TrackerOptions,
     protocol::message::Encoded,
-    telemetry::{SocketMetrics, described, push_times::BroadcastTimes, shown},
+    telemetry::{SocketMetrics, described, log_line, push_times::BroadcastTimes, shown},
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.
@@ -346,12 +346,13 @@ impl PubSub {
     /// It is the same as broadcasting the event `disconnect` on the id. To keep a user out, make
     /// `connect` refuse it first. See [`Socket::id`](crate::Socket::id).
     #[expect(clippy::missing_panics_doc, reason = "it cannot panic")]
+    #[expect(clippy::must_use_candidate, reason = "the number is an extra")]
     pub fn disconnect(&self, id: &str) -> usize {
         let event = Encoded::new(id, DISCONNECT, serde_json::json!({}));
         let event = event.expect("an empty object can be encoded");
         if let Err(error) = self.forward(&event) {
             let (id, error) = (shown(id), described(&error));
-            tracing::warn!(id, error, "failed to broadcast a disconnect to the other nodes");
+            log_line!(WARN, id, error, "failed to broadcast a disconnect to the other nodes");
         }
         self.deliver_locally(&event, None)
     }

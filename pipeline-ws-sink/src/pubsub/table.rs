@@ -25,7 +25,7 @@ use crate::{
     channel::{ChannelMessage, Intercepted, Mailbox, Room},
     outbox::{Outbox, PendingMetrics, WriteMode},
     protocol::{message::Encoded, version::Version},
-    telemetry::{RouteMetrics, SocketMetrics, shown},
+    telemetry::{RouteMetrics, SocketMetrics, log_line, shown},
 };
 
 /// The number of shards of the topic table, which reduces lock contention.
@@ -358,7 +358,8 @@ impl SubscriberTable {
     fn pass_over(&self, broadcast: &Encoded) {
         if !self.passed_over.swap(true, Ordering::Relaxed) {
             let (topic, event) = (shown(broadcast.topic()), shown(broadcast.event()));
-            tracing::warn!(
+            log_line!(
+                WARN,
                 topic,
                 event,
                 "skipped clients of protocol version 1: binary payload unsupported"

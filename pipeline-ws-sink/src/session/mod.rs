@@ -24,7 +24,6 @@ use tokio::{
     task::{JoinHandle, coop::consume_budget},
     time::{self, Instant},
 };
-use tracing::Instrument;
 
 pub(crate) use self::rate_limit::{RateLimits, Scope};
 use self::{
@@ -44,7 +43,7 @@ use crate::{
     },
     pubsub::PubSub,
     socket::Socket,
-    telemetry::{SocketMetrics, limited, shown},
+    telemetry::{ContainedSpan, InSpan, SocketMetrics, limited, shown},
 };
 
 /// The overhead of a waiting message in the inbox, besides its own bytes: approximately its memory.
@@ -396,8 +395,9 @@ impl<S: Socket> Session<S> {
         self.lives += 1;
         let instance = Instance::new(self.lives);
         let mailbox = Arc::new(Mailbox::default());
-        let span =
-            tracing::info_span!("channel", channel = route.metrics.channel, topic = shown(&topic));
+        let span = ContainedSpan::new(|| {
+            tracing::info_span!("channel", channel = route.metrics.channel, topic = shown(&topic))
+        });
         let living = route.channel.clone().run(Join {
             connection: self.connection.clone(),
             topic: topic.clone(),
@@ -414,7 +414,7 @@ impl<S: Socket> Session<S> {
         let task = if span.is_disabled() {
             tokio::spawn(living)
         } else {
-            tokio::spawn(living.instrument(span))
+            tokio::spawn(InSpan::new(span, living))
         };
         let join_ref = message.join_ref();
         let entry = Entry { join_ref, instance, mailbox, task, pending: Some(VecDeque::new()) };

@@ -4,15 +4,12 @@
 //! and `socket_drain` of Phoenix, and are written at the same moments. Each kind has a target of
 //! its own, so that a filter can leave it out.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    time::Duration,
-};
+use std::time::Duration;
 
 use pipeline_core::shown::{shown, with_causes};
-use tracing::{Dispatch, Level, Span, dispatcher, field::Empty, subscriber::NoSubscriber};
+use tracing::{Level, field::Empty};
 
-use super::{LineLimit, ParamFilter, RouteMetrics, limited};
+use super::{ContainedSpan, LineLimit, ParamFilter, RouteMetrics, limited, log_enabled, log_line};
 use crate::{
     handshake::params::Params,
     payload::Payload,
@@ -60,8 +57,7 @@ impl Connecting<'_> {
         if log_enabled!(target: CONNECT, Level::INFO) {
             let params = filter.params(self.params.as_map());
             let id = id.map(shown);
-            tracing::info!(
-                target: CONNECT, socket, id, transport, ?version, params, ?took, "connected"
+            log_line!(target: CONNECT, INFO, socket, id, transport, ?version, params, ?took, "connected"
             );
         }
     }
@@ -78,21 +74,25 @@ impl Connecting<'_> {
 }
 
 /// The span of a socket's `connect`.
-pub(crate) fn connect_span(socket: &Span) -> Span {
-    tracing::info_span!(target: CONNECT, parent: socket, "connect", result = Empty)
+pub(crate) fn connect_span(socket: &ContainedSpan) -> ContainedSpan {
+    ContainedSpan::new(
+        || tracing::info_span!(target: CONNECT, parent: socket.as_parent(), "connect", result = Empty),
+    )
 }
 
 /// The span of a channel's `join`.
-pub(crate) fn join_span() -> Span {
-    tracing::debug_span!(target: JOIN, "join", result = Empty)
+pub(crate) fn join_span() -> ContainedSpan {
+    ContainedSpan::new(|| tracing::debug_span!(target: JOIN, "join", result = Empty))
 }
 
 /// The span of a channel's `handle_in`.
-pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> Span {
-    tracing::debug_span!(
-        target: HANDLE_IN, "handle_in", event = shown(event), "ref" = shown(reference.plain()),
-        result = Empty
-    )
+pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> ContainedSpan {
+    ContainedSpan::new(|| {
+        tracing::debug_span!(
+            target: HANDLE_IN, "handle_in", event = shown(event), "ref" = shown(reference.plain()),
+            result = Empty
+        )
+    })
 }
 
 /// Whether log lines of events, or their spans, are enabled.
@@ -115,7 +115,7 @@ impl MessageLog {
     pub(crate) fn joined(&self, channel: &str, topic: &Topic, took: Duration) {
         if is_logged(topic) {
             let params = &self.params;
-            tracing::info!(target: JOIN, channel, topic = shown(topic), params, ?took, "joined");
+            log_line!(target: JOIN, INFO, channel, topic = shown(topic), params, ?took, "joined");
         }
     }
 
@@ -137,42 +137,11 @@ impl MessageLog {
         took: Duration,
     ) {
         if let Some(params) = &self.params {
-            tracing::debug!(
-                target: HANDLE_IN, channel, topic = shown(topic), event = shown(event),
+            log_line!(target: HANDLE_IN, DEBUG, channel, topic = shown(topic), event = shown(event),
                 "ref" = shown(reference.plain()), params, ?took, "handled"
             );
         }
     }
-}
-
-/// Whether lines of a target and a level are written: `log_enabled!(target: TARGET, LEVEL)`.
-///
-/// Without a tracing subscriber, `tracing` writes them to the `log` crate if its feature `log` is on,
-/// which `tracing::enabled!` does not know.
-macro_rules! log_enabled {
-    (target: $target:expr, $level:expr) => {
-        tracing::enabled!(target: $target, $level) || $crate::telemetry::log::goes_to_log_crate($level)
-    };
-}
-pub(crate) use log_enabled;
-
-/// Whether there is no tracing subscriber, and the `log` crate wants lines of this level.
-pub(crate) fn goes_to_log_crate(level: Level) -> bool {
-    let wanted = match ::log::max_level() {
-        ::log::LevelFilter::Off => return false,
-        ::log::LevelFilter::Error => Level::ERROR,
-        ::log::LevelFilter::Warn => Level::WARN,
-        ::log::LevelFilter::Info => Level::INFO,
-        ::log::LevelFilter::Debug => Level::DEBUG,
-        ::log::LevelFilter::Trace => Level::TRACE,
-    };
-    level <= wanted && dispatcher::get_default(Dispatch::is::<NoSubscriber>)
-}
-
-/// Writes a line in the middle of other work. A panic of the log's subscriber stops none of it: the
-/// panic hook has reported it.
-pub(crate) fn contained(write_line: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(write_line));
 }
 
 /// Whether a topic is logged. Lines about the server's own topics would only show that the log is
@@ -184,6 +153,6 @@ fn is_logged(topic: &Topic) -> bool {
 impl DrainBatch {
     pub(crate) fn drains(&self) {
         let Self { socket, count, total, index, rounds, interval } = self;
-        tracing::info!(target: DRAIN, socket, count, total, index, rounds, ?interval, "draining batch");
+        log_line!(target: DRAIN, INFO, socket, count, total, index, rounds, ?interval, "draining batch");
     }
 }

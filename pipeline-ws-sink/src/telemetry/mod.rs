@@ -1,5 +1,6 @@
 //! The metrics and log lines of the endpoint.
 
+pub(crate) mod contained;
 mod deliveries;
 mod filter;
 pub(crate) mod latencies;
@@ -20,9 +21,9 @@ pub use self::filter::ParamFilter;
 #[cfg(test)]
 pub(crate) use self::lock_probe::LockProbe;
 pub(crate) use self::{
+    contained::{ContainedSpan, InSpan, log_enabled, log_line},
     deliveries::Deliveries,
     line_limit::{LineLimit, limited},
-    log::log_enabled,
     mount_metrics::{LimitMetrics, MountMetrics, RouteMetrics},
     tally::{Level, Tally},
     timers::{Outcome, begin_event},

@@ -9,7 +9,7 @@ use pipeline_core::{
 };
 use tokio::time::Instant;
 
-use super::{Deliveries, log, shown};
+use super::{Deliveries, log_line, shown};
 use crate::protocol::message::Encoded;
 
 /// The start time of a timed event, and its trace: the data that is needed once its frame has been
@@ -71,8 +71,8 @@ impl BroadcastTimes {
             }
         }
         if let Some(trace) = timeline.trace() {
-            log::contained(|| {
-                tracing::trace!(
+            log_line!(
+                TRACE,
                     trace_id = %trace.trace_id(),
                     topic = shown(event.topic()),
                     event = shown(event.event()),
@@ -80,8 +80,7 @@ impl BroadcastTimes {
                     waited_ms = waited.map(milliseconds),
                     worked_ms = worked.map(milliseconds),
                     "broadcast"
-                );
-            });
+            );
         }
     }
 }
@@ -108,14 +107,13 @@ impl WriteTimes {
         self.written.record(written);
         self.delivered.record(delivered);
         if let Some(trace) = stamp.trace {
-            log::contained(|| {
-                tracing::trace!(
+            log_line!(
+                TRACE,
                     trace_id = %trace.trace_id(),
                     written_ms = written,
                     delivered_ms = delivered,
                     "written to a socket"
-                );
-            });
+            );
         }
     }
 }

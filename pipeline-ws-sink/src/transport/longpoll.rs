@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
 use pipeline_core::Deadline;
 use tokio::task::coop::consume_budget;
-use tracing::{Instrument, field};
+use tracing::field;
 
 use super::longpoll_sessions::{self, LongPollSessions, SessionHandle};
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
     },
     session::{Scope, inbox::Inbox},
     socket::Socket,
-    telemetry::{MountMetrics, limited},
+    telemetry::{ContainedSpan, InSpan, MountMetrics, limited},
 };
 
 /// The transport's name in the log.
@@ -183,13 +183,15 @@ impl<S: Socket> Mounted<S> {
         if self.handshake.auth_token {
             info.auth_token = header(request.headers(), AUTH_HEADER).map(str::to_owned);
         }
-        let span = tracing::info_span!(
-            "socket",
-            socket,
-            path = self.path,
-            peer = info.peer_addr.map(field::debug),
-            id = field::Empty,
-        );
+        let span = ContainedSpan::new(|| {
+            tracing::info_span!(
+                "socket",
+                socket,
+                path = self.path,
+                peer = info.peer_addr.map(field::debug),
+                id = field::Empty,
+            )
+        });
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
         let Ok((assigns, id)) = connected else { return respond(result_body(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, state.metrics.clone())
@@ -227,7 +229,7 @@ impl<S: Socket> Mounted<S> {
             drop(room);
             drop(admission);
         };
-        tasks.spawn(living.instrument(span));
+        tasks.spawn(InSpan::new(span, living));
         respond(protocol::messages_body(Status::Gone, &token, &[]))
     }
 

@@ -26,6 +26,7 @@ use crate::{
     },
     session::{PATIENCE, Session, end::SocketEnd, inbox::Inbox},
     socket::Socket,
+    telemetry::log_line,
 };
 
 /// How long closing a connection may take: writing the pending frames, and waiting for the client's
@@ -78,7 +79,7 @@ pub(crate) async fn live<S: Socket>(
         end = listen(&mut stream.reader, &mut decoder, &mut session, outbox, pace) => end,
         () = silence(due) => SocketEnd::Idle,
     };
-    tracing::debug!(?end, "a socket ends");
+    log_line!(DEBUG, ?end, "a socket ends");
     // Pushes of channels fail from here on.
     outbox.end(end);
     let reason = end.reason();

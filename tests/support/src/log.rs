@@ -2,7 +2,10 @@
 
 use std::{
     fmt::Debug,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use parking_lot::Mutex;
@@ -21,6 +24,8 @@ pub struct Log {
     events: Arc<Mutex<Vec<String>>>,
     up_to: Option<LevelFilter>,
     panic_at: Arc<Mutex<Option<&'static str>>>,
+    always_panics: Arc<AtomicBool>,
+    panics: Arc<AtomicU64>,
 }
 
 impl Log {
@@ -50,6 +55,25 @@ impl Log {
         *self.panic_at.lock() = Some(text);
     }
 
+    /// Panics from now on, at every event and whenever a span changes.
+    pub fn always_panic(&self) {
+        self.always_panics.store(true, Relaxed);
+    }
+
+    /// The number of panics so far.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Relaxed)
+    }
+
+    fn may_panic(&self, at: &str) {
+        let panics = self.panic_at.lock().take_if(|text| at.contains(*text)).is_some();
+        if panics || self.always_panics.load(Relaxed) {
+            self.panics.fetch_add(1, Relaxed);
+            panic!("the log panics at {at}");
+        }
+    }
+
     /// The events since the last call: `LEVEL field=value ..`, with fields ordered by name.
     #[must_use]
     pub fn take(&self) -> Vec<String> {
@@ -76,22 +100,33 @@ impl Subscriber for Log {
         fields.0.sort();
         let level = event.metadata().level();
         let line = format!("{level} {}", fields.0.join(" "));
-        let panics = self.panic_at.lock().take_if(|text| line.contains(*text)).is_some();
-        assert!(!panics, "the log panics at {line}");
+        self.may_panic(&line);
         self.events.lock().push(line);
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
+        self.may_panic("a new span");
         Id::from_u64(1)
     }
 
-    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record(&self, _: &Id, _: &Record<'_>) {
+        self.may_panic("a field of a span");
+    }
 
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
-    fn enter(&self, _: &Id) {}
+    fn enter(&self, _: &Id) {
+        self.may_panic("entering a span");
+    }
 
-    fn exit(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {
+        self.may_panic("leaving a span");
+    }
+
+    fn try_close(&self, _: Id) -> bool {
+        self.may_panic("closing a span");
+        true
+    }
 }
 
 /// Records the spans around each event logged on this thread.

@@ -14,7 +14,7 @@ use tokio::{
 use super::{Input, Message, OutboundMessage, To};
 use crate::{
     pubsub::{AdapterError, PubSub, broadcast::Broadcast},
-    telemetry::{described, shown},
+    telemetry::{described, log_line, shown},
 };
 
 /// The prefix of the replicas' topics. No client can join them.
@@ -62,7 +62,7 @@ pub(crate) async fn replicate<R: Replica>(
             received = subscription.recv() => match received {
                 Ok(broadcast) => read(&broadcast),
                 Err(lagged) => {
-                    tracing::debug!(topic, ?lagged, "replication messages dropped, will resync");
+                    log_line!(DEBUG, topic, ?lagged, "replication messages dropped, will resync");
                     None
                 }
             },
@@ -98,7 +98,8 @@ impl Fault {
             Ok(()) => self.is_logged = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.is_logged, true) {
-                    tracing::warn!(
+                    log_line!(
+                        WARN,
                         topic,
                         error = described(&error),
                         "failed to broadcast to the trackers of other nodes"
@@ -126,7 +127,7 @@ fn read(broadcast: &Broadcast) -> Option<Input> {
         Ok(message) => Some(Input::Message(message)),
         Err(error) => {
             let (topic, error) = (shown(broadcast.topic()), described(&error));
-            tracing::debug!(topic, error, "ignored an invalid replication message");
+            log_line!(DEBUG, topic, error, "ignored an invalid replication message");
             None
         }
     }

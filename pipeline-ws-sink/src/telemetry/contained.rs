@@ -1,0 +1,154 @@
+//! Log lines and spans that cannot stop other work.
+//!
+//! The log's subscriber is the application's, and may panic. This costs the line or the span, and nothing
+//! else: the panic hook has reported it. So all of the crate's lines are written by [`log_line!`] or
+//! [`limited!`](super::limited), and all spans are [`ContainedSpan`]s.
+
+use std::{
+    borrow::Borrow,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tracing::{Dispatch, Level, Span, Value, dispatcher, span, subscriber::NoSubscriber};
+
+/// Calls the log's subscriber. `None` if it panics.
+pub(crate) fn contained<T>(call: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(call)).ok()
+}
+
+/// Writes a line: `log_line!(WARN, field, "message")`, or
+/// `log_line!(target: TARGET, WARN, field, "message")`.
+macro_rules! log_line {
+    (target: $target:expr, $level:ident, $($line:tt)+) => {{
+        let _ = $crate::telemetry::contained::contained(|| {
+            tracing::event!(target: $target, tracing::Level::$level, $($line)+);
+        });
+    }};
+    ($level:ident, $($line:tt)+) => {
+        $crate::telemetry::log_line!(target: module_path!(), $level, $($line)+)
+    };
+}
+pub(crate) use log_line;
+
+/// Whether lines of a target and a level are written: `log_enabled!(target: TARGET, LEVEL)`.
+///
+/// Without a tracing subscriber, `tracing` writes them to the `log` crate if its feature `log` is on,
+/// which `tracing::enabled!` does not know.
+macro_rules! log_enabled {
+    (target: $target:expr, $level:expr) => {
+        $crate::telemetry::contained::is_enabled($level, || {
+            tracing::enabled!(target: $target, $level)
+        })
+    };
+}
+pub(crate) use log_enabled;
+
+pub(crate) fn is_enabled(level: Level, by_subscriber: impl FnOnce() -> bool) -> bool {
+    contained(|| by_subscriber() || goes_to_log_crate(level)).unwrap_or(false)
+}
+
+/// Whether there is no tracing subscriber, and the `log` crate wants lines of this level.
+fn goes_to_log_crate(level: Level) -> bool {
+    let wanted = match ::log::max_level() {
+        ::log::LevelFilter::Off => return false,
+        ::log::LevelFilter::Error => Level::ERROR,
+        ::log::LevelFilter::Warn => Level::WARN,
+        ::log::LevelFilter::Info => Level::INFO,
+        ::log::LevelFilter::Debug => Level::DEBUG,
+        ::log::LevelFilter::Trace => Level::TRACE,
+    };
+    level <= wanted && dispatcher::get_default(Dispatch::is::<NoSubscriber>)
+}
+
+/// A span of `tracing`, whose subscriber may panic at any time.
+pub(crate) struct ContainedSpan(Span);
+
+impl ContainedSpan {
+    /// The span that `create` returns.
+    pub(crate) fn new(create: impl FnOnce() -> Span) -> Self {
+        Self(contained(create).unwrap_or_else(Span::none))
+    }
+
+    /// The span, as the parent of another.
+    pub(crate) fn as_parent(&self) -> &Span {
+        &self.0
+    }
+
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.0.is_disabled()
+    }
+
+    pub(crate) fn record(&self, field: &str, value: impl Value) {
+        let _ = contained(|| self.0.record(field, value));
+    }
+
+    /// Runs a function in the span.
+    pub(crate) fn in_scope<T>(&self, run: impl FnOnce() -> T) -> T {
+        let _entered = Entered(contained(|| self.0.enter()));
+        run()
+    }
+}
+
+impl Drop for ContainedSpan {
+    fn drop(&mut self) {
+        let span = mem::replace(&mut self.0, Span::none());
+        let _ = contained(|| drop(span));
+    }
+}
+
+/// Leaves a span when it is dropped.
+struct Entered<'a>(Option<span::Entered<'a>>);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let entered = self.0.take();
+        let _ = contained(|| drop(entered));
+    }
+}
+
+pin_project! {
+    /// A future that runs, and is dropped, in a span.
+    pub(crate) struct InSpan<S, F>
+    where
+        S: Borrow<ContainedSpan>,
+    {
+        span: S,
+        // Empty once it is dropped.
+        #[pin]
+        running: Option<F>,
+    }
+
+    impl<S, F> PinnedDrop for InSpan<S, F>
+    where
+        S: Borrow<ContainedSpan>,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let span: &ContainedSpan = (*this.span).borrow();
+            span.in_scope(|| this.running.set(None));
+        }
+    }
+}
+
+impl<S: Borrow<ContainedSpan>, F: Future> InSpan<S, F> {
+    pub(crate) fn new(span: S, future: F) -> Self {
+        Self { span, running: Some(future) }
+    }
+}
+
+impl<S: Borrow<ContainedSpan>, F: Future> Future for InSpan<S, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let span: &ContainedSpan = (*this.span).borrow();
+        match this.running.as_pin_mut() {
+            Some(running) => span.in_scope(|| running.poll(cx)),
+            None => Poll::Pending,
+        }
+    }
+}
