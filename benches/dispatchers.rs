@@ -168,7 +168,7 @@ fn fair_queues(c: &mut Criterion) {
                 queue.push(event).await.unwrap();
             }
             drop(queue);
-            ended(count, pipeline).await;
+            assert_complete(count, pipeline).await;
         });
     });
     for keys in [10, 1000] {
@@ -182,7 +182,7 @@ fn fair_queues(c: &mut Criterion) {
                     queue.push(event % keys as u64, event).await.unwrap();
                 }
                 drop(queue);
-                ended(count, pipeline).await;
+                assert_complete(count, pipeline).await;
             });
         });
     }
@@ -196,7 +196,7 @@ fn counted(producer: impl Producer<Event = u64>) -> (Count, Pipeline) {
     (count, pipeline)
 }
 
-async fn ended(count: Count, mut pipeline: Pipeline) {
+async fn assert_complete(count: Count, mut pipeline: Pipeline) {
     assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(count.get(), EVENTS);
 }

@@ -73,7 +73,7 @@ pub struct Health {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unhealthy {
     state: &'static str,
-    because: Vec<String>,
+    reasons: Vec<String>,
 }
 
 impl Health {
@@ -133,32 +133,32 @@ impl Health {
     ///
     /// [`Unhealthy`] lists all reasons.
     pub fn readiness(&self) -> Result<(), Unhealthy> {
-        let mut because = Vec::new();
+        let mut reasons = Vec::new();
         if self.stopping.load(Relaxed) {
-            because.push("the process is stopping".to_owned());
+            reasons.push("the process is stopping".to_owned());
         }
         for pipeline in self.pipelines.iter().map(PipelineObserver::snapshot) {
             let name = &pipeline.pipeline;
             match pipeline.phase {
                 PipelinePhase::Running => {}
-                PipelinePhase::Starting => because.push(format!("pipeline {name} is starting")),
-                PipelinePhase::Draining => because.push(format!("pipeline {name} is draining")),
-                _ => because.push(format!("pipeline {name} has ended")),
+                PipelinePhase::Starting => reasons.push(format!("pipeline {name} is starting")),
+                PipelinePhase::Draining => reasons.push(format!("pipeline {name} is draining")),
+                _ => reasons.push(format!("pipeline {name} has ended")),
             }
             let full = pipeline.stages.iter().filter(|stage| self.is_full(stage));
-            because.extend(full.map(|stage| {
+            reasons.extend(full.map(|stage| {
                 let (stage, queued) = (&stage.stage, stage.queued);
                 format!("pipeline {name} is overloaded: {queued} items wait in the queue of stage {stage}")
             }));
         }
         for endpoint in &self.endpoints {
             match endpoint.snapshot() {
-                Some(seen) if seen.draining => because.push("the endpoint is draining".to_owned()),
+                Some(seen) if seen.draining => reasons.push("the endpoint is draining".to_owned()),
                 Some(_) => {}
-                None => because.push("the endpoint is gone".to_owned()),
+                None => reasons.push("the endpoint is gone".to_owned()),
             }
         }
-        Unhealthy::unless_empty("not ready", because)
+        Unhealthy::unless_empty("not ready", reasons)
     }
 
     /// Whether the process works, or has to be restarted.
@@ -168,7 +168,7 @@ impl Health {
     /// [`Unhealthy`] lists the failed pipelines, each with the failed stage and the reason.
     pub fn liveness(&self) -> Result<(), Unhealthy> {
         let snapshots = self.pipelines.iter().map(PipelineObserver::snapshot);
-        let because = snapshots.filter(|pipeline| pipeline.failed).map(|pipeline| {
+        let reasons = snapshots.filter(|pipeline| pipeline.failed).map(|pipeline| {
             let name = &pipeline.pipeline;
             let failure =
                 |stage: &StageSnapshot| Some((stage.stage.clone(), stage.failure.clone()?));
@@ -179,7 +179,7 @@ impl Health {
                 None => format!("pipeline {name} has failed"),
             }
         });
-        Unhealthy::unless_empty("not alive", because.collect())
+        Unhealthy::unless_empty("not alive", reasons.collect())
     }
 
     /// A router with `GET /livez` and `GET /readyz`, which answer with 200, or with 503 and the reasons
@@ -208,18 +208,18 @@ impl Default for Health {
 impl Unhealthy {
     /// The reasons, one sentence each.
     #[must_use]
-    pub fn because(&self) -> &[String] {
-        &self.because
+    pub fn reasons(&self) -> &[String] {
+        &self.reasons
     }
 
-    fn unless_empty(state: &'static str, because: Vec<String>) -> Result<(), Self> {
-        if because.is_empty() { Ok(()) } else { Err(Self { state, because }) }
+    fn unless_empty(state: &'static str, reasons: Vec<String>) -> Result<(), Self> {
+        if reasons.is_empty() { Ok(()) } else { Err(Self { state, reasons }) }
     }
 }
 
 impl fmt::Display for Unhealthy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.state, self.because.join("; "))
+        write!(f, "{}: {}", self.state, self.reasons.join("; "))
     }
 }
 

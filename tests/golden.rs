@@ -243,7 +243,7 @@ async fn a_stopping_server_closes_its_sockets_in_batches_and_refuses_new_ones() 
         "sockets without channels close with the last batch: {closed:?}"
     );
 
-    let (status, printed) = example.ended().await;
+    let (status, printed) = example.wait().await;
     assert!(status.success(), "{status}");
     assert!(printed.contains(&"9 sockets closed, 0 aborted".to_owned()), "{printed:?}");
 }

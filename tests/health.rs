@@ -62,7 +62,7 @@ async fn it_is_not_ready_while_a_queue_is_full_with_overloaded_at() {
     queue.push(3).await.unwrap();
     let why = health.readiness().unwrap_err();
     assert_eq!(
-        why.because(),
+        why.reasons(),
         ["pipeline push is overloaded: 2 items wait in the queue of stage producer"]
     );
     assert_eq!(default.readiness(), Ok(()), "or all processes would leave a balancer together");
@@ -100,7 +100,7 @@ async fn while_draining_it_answers_on_the_admin_listener_until_the_end() {
     }
 
     stop.send(()).unwrap();
-    eventually(|| health.readiness().is_err_and(|why| why.because().len() == 2)).await;
+    eventually(|| health.readiness().is_err_and(|why| why.reasons().len() == 2)).await;
     let ready = get(&private, "/readyz").await;
     assert_eq!(
         said(&ready),
@@ -132,7 +132,7 @@ async fn it_is_not_alive_when_a_pipeline_has_failed() {
         why.to_string(),
         "not alive: pipeline numbers has failed: stage consumer ended (failed: invalid digit found in string)"
     );
-    assert_eq!(health.readiness().unwrap_err().because(), ["pipeline numbers has ended"]);
+    assert_eq!(health.readiness().unwrap_err().reasons(), ["pipeline numbers has ended"]);
 }
 
 #[tokio::test]

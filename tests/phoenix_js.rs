@@ -92,7 +92,7 @@ async fn the_official_client_reconnects_and_rejoins_after_the_server_restarts() 
         // A killed server sends no close frame, and the client sees the connection break.
         let code = if signal == "-TERM" { json!(1012) } else { json!(1006) };
         assert_eq!(ada.says("closed", &["ping"]).await, code);
-        example.ended().await;
+        example.wait().await;
         example = Example::start(&["--port", &port, secret[0], secret[1]]).await;
         assert_eq!(ada.says("joined", &["open", "closed"]).await, json!({}));
         push(&example, 1, round).await;

@@ -108,7 +108,7 @@ async fn restarted(signal: &str) -> String {
     let mut suite = Suite::start(&[&url(&example), "--only", "server_restart", "--restarts"]);
     assert_eq!(suite.line().await.unwrap(), "restart now");
     example.signal(signal).await;
-    example.ended().await;
+    example.wait().await;
     example = Example::channels(&["--port", &port]).await;
     let closed = suite.line().await.unwrap();
     assert_eq!(suite.line().await.unwrap(), "ok server_restart");

@@ -237,7 +237,7 @@ async fn a_full_buffer_answers_503_with_retry_after() {
         ]})
     );
     example.signal("-TERM").await;
-    let (status, lines) = example.ended().await;
+    let (status, lines) = example.wait().await;
     let lines = lines.join("\n");
     assert_eq!(status.code(), Some(1), "items were left unprocessed");
     assert!(lines.contains(&format!("{accepted} unprocessed events")), "{lines}");
@@ -296,7 +296,7 @@ async fn ctrl_c_and_sigterm_stop_it_cleanly_after_all_accepted_pushes() {
         }
         assert_eq!(ada.closed().await, 1012);
         drop(ada);
-        let (status, lines) = example.ended().await;
+        let (status, lines) = example.wait().await;
         assert!(status.success(), "{signal} {another}");
         let lines = lines.join("\n");
         assert!(lines.contains("pipeline push ended, no unprocessed events"), "{lines}");
@@ -320,7 +320,7 @@ async fn under_nohup_it_survives_the_close_of_its_terminal() {
     }
     example.signal("-TERM").await;
     assert_eq!(ada.closed().await, 1012);
-    assert!(example.ended().await.0.success());
+    assert!(example.wait().await.0.success());
 }
 
 #[tokio::test]
@@ -409,7 +409,7 @@ async fn a_second_signal_skips_the_rest_of_the_drain() {
     ada.expect_nothing_else().await;
     example.signal("-INT").await;
     example.line_with("stopped without waiting").await;
-    let (status, _) = example.ended().await;
+    let (status, _) = example.wait().await;
     assert_eq!(status.code(), Some(1));
 }
 

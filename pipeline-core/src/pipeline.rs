@@ -189,7 +189,7 @@ impl Pipeline {
     }
 
     /// The report if the pipeline task is gone because the runtime is shutting down. That is a
-    /// failure; the gauges of the stages show the events they held.
+    /// failure; the gauges of the stages show their unprocessed events.
     fn report_of_lost_task(&self, error: JoinError) -> PipelineReport {
         let reason = reason_of(error);
         let mut report = PipelineReport::new(self.observer.shared_name());

@@ -127,8 +127,8 @@ pub struct SubscriptionSnapshot {
     pub id: SubscriptionId,
     /// The name of the subscribed stage.
     pub consumer: Arc<str>,
-    /// The outstanding demand.
-    pub pending: usize,
+    /// The outstanding demand, in events.
+    pub pending_demand: usize,
     /// The number of events sent to it so far.
     pub sent: u64,
 }

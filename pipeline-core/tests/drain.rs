@@ -48,7 +48,7 @@ async fn draining_processes_accepted_items_and_takes_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unfinished_events_at_the_deadline_are_counted_exactly() {
+async fn unprocessed_events_at_the_deadline_are_counted_exactly() {
     let (queue, producer) = queue(QueueOptions::new());
     let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;

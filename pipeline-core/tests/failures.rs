@@ -93,7 +93,7 @@ async fn a_batch_without_a_time_limit_waits_for_its_size() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_of_the_pipeline_task_is_a_failure_that_reports_held_events() {
+async fn a_panic_of_the_pipeline_task_is_a_failure_that_reports_pending_events() {
     let (log, _guard) = Log::keep();
     let (numbers, producer) = queue::<u64>(QueueOptions::new());
     let (other, ends) = queue::<u64>(QueueOptions::new());
@@ -263,7 +263,7 @@ async fn a_restarting_supervisor_that_gives_up_is_restarted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pipeline_with_a_failed_stage_ends_in_time_and_reports_unfinished_events() {
+async fn a_pipeline_with_a_failed_stage_ends_in_time_and_reports_unprocessed_events() {
     let (started, mut starting) = mpsc::channel(1);
     let stuck = for_each(move |_: u64| {
         let started = started.clone();
@@ -334,7 +334,7 @@ async fn a_consumer_of_one_long_message_stops_between_two_chunks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_behind_one_that_failed_count_as_held_and_those_before_it_as_done() {
+async fn events_behind_one_that_failed_count_as_pending_and_those_before_it_as_handled() {
     let fail = for_each(async |n: u64| match n {
         3 => Err(ExitReason::failed("not this one")),
         _ => Ok(()),

@@ -249,7 +249,7 @@ async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty()
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_takes_no_more_items_and_reports_the_held_ones() {
+async fn draining_takes_no_more_items_and_reports_the_pending_ones() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(4));
     let (pipeline, mut control) = gated(producer, 1);
     for item in 0..4 {

@@ -168,7 +168,7 @@ async fn sent_events_are_counted_for_each_subscription() {
     settle().await;
     let [source, ..] = seen::<3>(&pipeline.observer());
     let mut sent: Vec<_> =
-        source.subscriptions.iter().map(|to| (&*to.consumer, to.sent, to.pending)).collect();
+        source.subscriptions.iter().map(|to| (&*to.consumer, to.sent, to.pending_demand)).collect();
     sent.sort_unstable();
     assert_eq!(sent, [("a", 3, 1), ("b", 3, 7)]);
     assert_eq!(source.events_out, 6);

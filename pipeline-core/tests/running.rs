@@ -63,7 +63,7 @@ async fn a_paused_stage_delivers_its_events_when_it_is_resumed() {
     producer.pause();
     script.emit([1, 2, 3]).await;
     settle().await;
-    assert!(recording.batches().is_empty());
+    assert!(recording.chunks().is_empty());
     assert_eq!(pipeline.snapshot().stages[0].activity, Activity::Paused);
     assert_eq!(producer.estimate_buffered_count().await, Ok(3));
     producer.resume();
@@ -74,7 +74,7 @@ async fn a_paused_stage_delivers_its_events_when_it_is_resumed() {
     settle().await;
     script.emit([4, 5]).await;
     settle().await;
-    assert!(recording.batches().is_empty());
+    assert!(recording.chunks().is_empty());
     assert_eq!(pipeline.snapshot().stages[1].waiting, 2);
     consumer.resume();
     settle().await;
@@ -293,11 +293,11 @@ async fn a_snapshot_shows_where_events_wait_and_for_which_consumer() {
     assert_eq!(source.activity, Activity::WaitingForDemand);
     assert_eq!(sink.activity, Activity::WaitingForEvents);
     let [subscription] = &source.subscriptions[..] else { panic!("one subscription") };
-    assert_eq!((&*subscription.consumer, subscription.pending), ("sink", 0));
+    assert_eq!((&*subscription.consumer, subscription.pending_demand), ("sink", 0));
     recording.allow(5);
     sleep(Duration::from_secs(3)).await;
     let after = pipeline.snapshot();
-    assert_eq!(after.stages[0].subscriptions[0].pending, 3);
+    assert_eq!(after.stages[0].subscriptions[0].pending_demand, 3);
     assert_eq!(after.stages[0].activity, Activity::WaitingForEvents);
     let waited = after.stages[0].waiting_for_events - before.stages[0].waiting_for_events;
     assert_eq!(waited.as_secs(), 3);

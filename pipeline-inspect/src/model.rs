@@ -125,7 +125,7 @@ impl StageView {
         let subscriptions = std::mem::take(&mut snapshot.subscriptions);
         Self {
             mostly: snapshot.activity,
-            demand: subscriptions.iter().map(|subscription| subscription.pending).sum(),
+            demand: subscriptions.iter().map(|subscription| subscription.pending_demand).sum(),
             snapshot,
             ..Self::default()
         }
@@ -146,7 +146,7 @@ pub struct EdgeView {
     /// Events sent per second.
     pub per_second: f64,
     /// Events requested and not sent yet.
-    pub pending: usize,
+    pub pending_demand: usize,
 }
 
 /// One edge for every subscribed stage, ordered by name.
@@ -159,7 +159,7 @@ fn edges(stage: &StageSnapshot) -> Vec<EdgeView> {
             ..EdgeView::default()
         });
         edge.sent += subscription.sent;
-        edge.pending += subscription.pending;
+        edge.pending_demand += subscription.pending_demand;
     }
     edges.into_values().collect()
 }
@@ -296,7 +296,7 @@ mod tests {
              waiting_for_demand_seconds waiting_for_events waiting_for_events_seconds \
              worker_failures workers"
         );
-        assert_eq!(fields(&pipeline["edges"][0]), "from pending per_second sent to");
+        assert_eq!(fields(&pipeline["edges"][0]), "from pending_demand per_second sent to");
         assert_eq!(
             fields(endpoint),
             "broadcasts broadcasts_per_second bytes_waiting channels closed_slow \

@@ -109,7 +109,7 @@ async fn json_and_channel_agree_with_the_pushed_events() {
     assert_eq!((source.layer, work.layer), (0, 1));
     let [edge] = &push.edges[..] else { panic!("one edge: {push:?}") };
     assert_eq!((&*edge.from, &*edge.to), (source.name(), work.name()));
-    assert_eq!((edge.sent, edge.pending), (4, 0));
+    assert_eq!((edge.sent, edge.pending_demand), (4, 0));
 
     let seen = view.endpoint.unwrap();
     let users = &seen.sockets[0].snapshot;

@@ -54,8 +54,8 @@ struct Receiver {
     socket: UdpSocket,
     /// Whether the system has reported one.
     refused: bool,
-    /// Whether packets may not wait for the system's send buffer.
-    hurried: bool,
+    /// Whether packets fail instead of waiting for the system's send buffer.
+    nonblocking: bool,
 }
 
 impl UdpSink {
@@ -106,7 +106,7 @@ impl UdpSink {
         // The error belongs to an earlier packet. It is reported for this one, so that the count is
         // right. This one is sent anyway, because the receiver may be back.
         let earlier = receiver.socket.take_error()?;
-        receiver.hurry(pace.left().is_zero())?;
+        receiver.set_nonblocking(pace.left().is_zero())?;
         let began = Instant::now();
         let sent = receiver.socket.send(text.as_bytes());
         pace.spend(began.elapsed());
@@ -206,11 +206,11 @@ impl State {
 }
 
 impl Receiver {
-    /// Sets whether packets may wait for the system's send buffer.
-    fn hurry(&mut self, hurried: bool) -> io::Result<()> {
-        if hurried != self.hurried {
-            self.socket.set_nonblocking(hurried)?;
-            self.hurried = hurried;
+    /// Sets whether packets fail instead of waiting for the system's send buffer.
+    fn set_nonblocking(&mut self, nonblocking: bool) -> io::Result<()> {
+        if nonblocking != self.nonblocking {
+            self.socket.set_nonblocking(nonblocking)?;
+            self.nonblocking = nonblocking;
         }
         Ok(())
     }
@@ -224,7 +224,9 @@ fn find(mut addresses: Vec<SocketAddr>, known: Option<SocketAddr>) -> Result<Rec
     let mut failed = UdpError::NoAddress;
     for address in addresses {
         match connect(address) {
-            Ok(socket) => return Ok(Receiver { address, socket, refused: false, hurried: false }),
+            Ok(socket) => {
+                return Ok(Receiver { address, socket, refused: false, nonblocking: false });
+            }
             Err(error) => failed = of_both(failed, error),
         }
     }

@@ -219,7 +219,7 @@ async fn senders_do_not_wait_forever_for_a_client_that_is_always_a_little_too_sl
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_intercepting_channel_has_extra_room_when_its_topic_hurries() {
+async fn an_intercepting_channel_has_extra_room_when_its_topic_uses_the_reserve() {
     let timeout = Duration::from_secs(50);
     let (builder, _gate) =
         endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Block { timeout }));
@@ -230,7 +230,7 @@ async fn an_intercepting_channel_has_extra_room_when_its_topic_hurries() {
     let mut pipeline = pushing_in_turn(&server, "stamped", 2 * 466, 10);
     let begun = Instant::now();
     assert_eq!(pipeline.join().await.unprocessed(), 0);
-    assert_eq!(begun.elapsed(), Duration::ZERO, "the topic hurries");
+    assert_eq!(begun.elapsed(), Duration::ZERO, "the topic uses the reserve");
     for n in 0..466 {
         assert_eq!(client.receive().await[4]["was"], json!({ "n": 2 * n }));
     }

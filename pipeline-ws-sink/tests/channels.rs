@@ -42,7 +42,7 @@ async fn terminate_receives_the_exit_reason() {
     ] {
         let room = socket.join(T, json!({})).await.unwrap();
         room.push(event, json!([1, 2]));
-        assert_eq!(room.ended().await.to_string(), reason);
+        assert_eq!(room.exit_reason().await.to_string(), reason);
         assert_push!(room, "farewell", == json!({"reason": reason}));
         assert_push!(room, last_word);
     }

@@ -162,11 +162,11 @@ async fn a_message_may_stop_a_channel_or_crash_it() {
     let worker = joined().await;
     worker.handle::<Worker>().send(Order::Stop).await.unwrap();
     assert_push!(worker, "phx_close");
-    assert_eq!(worker.ended().await.to_string(), "normal");
+    assert_eq!(worker.exit_reason().await.to_string(), "normal");
 
     let worker = joined().await;
     worker.handle::<Worker>().send(Order::Crash).await.unwrap();
-    assert_eq!(worker.ended().await.to_string(), "panicked: crash requested");
+    assert_eq!(worker.exit_reason().await.to_string(), "panicked: crash requested");
     assert_push!(worker, "phx_error", == json!({"reason": "channel_crash"}));
 }
 
@@ -176,7 +176,7 @@ async fn sending_to_an_ended_channel_fails() {
     let worker = socket.join(T, json!({})).await.unwrap();
     let handle = handles.recv().await.unwrap();
     worker.leave();
-    worker.ended().await;
+    worker.exit_reason().await;
     assert_eq!(handle.send(Note { n: 1 }).await, Err(SendError::Ended));
     assert_eq!(handle.try_send(Note { n: 1 }), Err(SendError::Ended));
     refute_push!(worker, "note");
@@ -255,11 +255,11 @@ async fn a_timer_ends_with_its_channel() {
     let left = socket.join(T, json!({})).await.unwrap();
     handled(&left, "timers", json!([10])).await;
     left.leave();
-    left.ended().await;
+    left.exit_reason().await;
     let replaced = socket.join(T, json!({})).await.unwrap();
     handled(&replaced, "timers", json!([10])).await;
     let worker = socket.join(T, json!({})).await.unwrap();
-    replaced.ended().await;
+    replaced.exit_reason().await;
     for channel in [left, replaced, worker] {
         refute_push!(channel, "note", within: SECOND * 20);
     }

@@ -336,7 +336,7 @@ async fn c_194_all_keys_of_a_crashed_channel_leave_in_one_diff() {
     diff(&watching).await;
     room.unlink();
     room.push("panic", json!({}));
-    room.ended().await;
+    room.exit_reason().await;
     let both = json!({ "ada": [{ "device": "phone" }], "pet": [{ "is": "cat" }] });
     assert_eq!(diff(&watching).await, (json!({}), both));
     let frames: Vec<_> = ada.frames().iter().map(WireFrame::json).collect();

@@ -265,7 +265,7 @@ async fn messages_and_timers_reach_the_channel() {
     advance(SECOND).await;
     assert_push!(room, "note", { "n": 1 });
     room.push("stop", json!({}));
-    assert!(matches!(room.ended().await, ExitReason::Normal));
+    assert!(matches!(room.exit_reason().await, ExitReason::Normal));
     assert_eq!(handle.send(Note(8)).await, Err(SendError::Ended));
 }
 
@@ -334,14 +334,14 @@ async fn a_client_leaves_is_replaced_and_closes() {
     let leave = room.leave();
     assert_reply!(room, leave, "ok", {});
     assert_push!(room, "phx_close");
-    assert_eq!(room.ended().await.to_string(), "shutdown: left");
+    assert_eq!(room.exit_reason().await.to_string(), "shutdown: left");
     assert_broadcast!(room, "gone", { "reason": "shutdown: left" });
 
     let socket = kit.connect(json!({"user": "joe"})).await.unwrap();
     let first = socket.join("room:1", json!({})).await.unwrap();
     let second = socket.join("room:1", json!({})).await.unwrap();
     assert_push!(first, "phx_close");
-    assert!(matches!(first.ended().await, ExitReason::Killed), "without terminate");
+    assert!(matches!(first.exit_reason().await, ExitReason::Killed), "without terminate");
     refute_broadcast!(second, "gone");
 
     second.close().await;
@@ -359,7 +359,7 @@ async fn a_channel_that_hangs_is_killed_when_its_client_closes() {
     let begun = Instant::now();
     room.close().await;
     assert_eq!(begun.elapsed().as_secs(), 5);
-    assert!(matches!(room.ended().await, ExitReason::Killed));
+    assert!(matches!(room.exit_reason().await, ExitReason::Killed));
 }
 
 #[tokio::test(start_paused = true)]
@@ -367,7 +367,7 @@ async fn a_socket_is_closed_by_the_endpoint_and_by_an_invalid_message() {
     let (kit, room) = both().await;
     let socket = kit.connect(json!({"user": "joe"})).await.unwrap();
     assert_eq!(kit.endpoint().disconnect("users:ada"), 1);
-    assert_eq!(room.ended().await.to_string(), "shutdown: disconnected");
+    assert_eq!(room.exit_reason().await.to_string(), "shutdown: disconnected");
     socket.send("nonsense");
     assert_eq!(socket.closed().await, Some(1011));
 
@@ -416,7 +416,7 @@ async fn an_expected_crash_does_not_fail_the_test() {
     let crash = room.push("crash", json!({}));
     refute_reply!(room, crash, "ok");
     assert_push!(room, "phx_error", { "reason": "channel_crash" }, within: SECOND);
-    assert_eq!(room.ended().await.to_string(), "panicked: crash requested");
+    assert_eq!(room.exit_reason().await.to_string(), "panicked: crash requested");
 }
 
 #[tokio::test(start_paused = true)]
@@ -544,7 +544,7 @@ async fn a_join_without_a_reply_fails_at_its_call() {
 #[should_panic(expected = "the channel on room:1 has not ended within 10s, at")]
 async fn waiting_for_the_end_of_a_live_channel_fails() {
     let room = room().await;
-    room.ended().await;
+    room.exit_reason().await;
 }
 
 #[tokio::test(start_paused = true)]

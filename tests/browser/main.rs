@@ -59,7 +59,7 @@ async fn the_page_reconnects_after_a_restart_with_a_new_token() {
     example.signal("-TERM").await;
     let lost = Locator::Css("#status[data-state=error]");
     browser.client.wait().at_most(PATIENCE).for_element(lost).await.unwrap();
-    example.ended().await;
+    example.wait().await;
     // The restarted server has a new secret, so the page's token is invalid.
     let example = Example::start(&["--port", &port]).await;
     browser.joined().await;
@@ -110,7 +110,7 @@ async fn the_inspector_shows_the_stages_on_a_phone() {
     example.signal("-TERM").await;
     let lost = Locator::Css("#status[data-state=lost]");
     browser.client.wait().at_most(PATIENCE).for_element(lost).await.unwrap();
-    example.ended().await;
+    example.wait().await;
     let _example = Example::start(&["--port", &port]).await;
     let live = Locator::Css("#status[data-state=live]");
     browser.client.wait().at_most(PATIENCE).for_element(live).await.unwrap();

@@ -159,7 +159,7 @@ async fn an_excessive_request_crashes_its_own_channel_only() {
         let ada = joined(&kit, "ada", "room:lobby").await;
         ada.unlink();
         ada.push(event, payload);
-        let why = ada.ended().await.to_string();
+        let why = ada.exit_reason().await.to_string();
         assert!(why.contains("is more than"), "{why}");
         joined(&kit, "ben", "room:lobby").await;
     }

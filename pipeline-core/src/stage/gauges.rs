@@ -172,9 +172,9 @@ impl Gauges {
     pub(crate) fn snapshot(&self, stage: Arc<str>) -> StageSnapshot {
         let consumers = self.consumers.lock();
         let subscription = |(subscription, consumer): &(Subscription, Arc<str>)| {
-            let (id, pending) = (subscription.id(), subscription.pending());
+            let (id, pending_demand) = (subscription.id(), subscription.pending_demand());
             let sent = subscription.total_sent();
-            SubscriptionSnapshot { id, consumer: consumer.clone(), pending, sent }
+            SubscriptionSnapshot { id, consumer: consumer.clone(), pending_demand, sent }
         };
         let subscriptions = consumers.iter().map(subscription).collect();
         drop(consumers);

@@ -394,7 +394,8 @@ where
         wait.await.map_err(|_| CallError::NotRunning)
     }
 
-    /// The same without waiting. It is mainly for the stage itself, which cannot wait for itself.
+    /// Like [`sync_info`](Self::sync_info), without waiting. It is mainly for the stage itself, which cannot wait
+    /// for itself.
     ///
     /// # Errors
     ///

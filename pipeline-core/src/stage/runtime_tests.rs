@@ -164,7 +164,7 @@ async fn s_034_events_of_an_unknown_subscription_are_refused() {
     settle().await;
     let refused = "SubscriptionId(1): cancelled (failed: no subscription with this id)";
     assert_eq!(raw.take(), [refused]);
-    assert_eq!(recording.batches(), Vec::<Vec<u64>>::new());
+    assert_eq!(recording.chunks(), Vec::<Vec<u64>>::new());
     assert!(consumer.is_running());
     // The event is lost and counted.
     consumer.stop(ExitReason::Normal).await;

@@ -367,7 +367,7 @@ impl Subscription {
         self.0.min_demand
     }
 
-    pub(crate) fn pending(&self) -> usize {
+    pub(crate) fn pending_demand(&self) -> usize {
         let Ledger { asked, sent } = &self.0.ledger.0;
         let pending = asked.get().saturating_sub(sent.get());
         usize::try_from(pending).unwrap_or(usize::MAX)

@@ -60,7 +60,8 @@ use crate::{
 };
 
 /// A stage that runs a [`Worker`] for each event, each in a task of its own unless it is too brief
-/// for one.
+/// for one. One run of the worker for one event, with its restarts, is a child; its metrics and
+/// GenStage's counts call it a worker.
 ///
 /// The `max_demand` of its subscription is exactly the maximum number of children alive at once: an
 /// event takes a slot when it arrives, and the slot is free again when the child is done with the
@@ -218,7 +219,7 @@ pub enum ChildState {
 pub struct ChildCount {
     /// The running children.
     pub active: usize,
-    /// All children, including those that are being restarted.
+    /// All children: the running ones and those that wait to be restarted.
     pub workers: usize,
 }
 

@@ -80,7 +80,7 @@ pub trait Worker<E>: Send + Sync + 'static {
     }
 
     /// Reserves something for the child from the moment its event arrives, such as a place in a
-    /// line. The default reserves nothing.
+    /// queue. The default reserves nothing.
     ///
     /// It is called once for each accepted event, in the order of the events, and before the child
     /// is started. Children run concurrently and in no order, so work that has to follow the order
@@ -121,7 +121,7 @@ pub trait Worker<E>: Send + Sync + 'static {
     }
 
     /// Waits until all children have used their reservations, such as reached their place in a
-    /// line. The default does not wait.
+    /// queue. The default does not wait.
     ///
     /// A child that would have to wait for others before it is not worth running without a task: a
     /// supervisor that runs brief children itself waits for this before the next one. Only

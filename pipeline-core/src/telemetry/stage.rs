@@ -276,7 +276,7 @@ impl StageSamples {
 
     pub(crate) fn record(&mut self, seen: &StageSnapshot) {
         let pending: usize =
-            seen.subscriptions.iter().map(|to| to.pending).fold(0, usize::saturating_add);
+            seen.subscriptions.iter().map(|to| to.pending_demand).fold(0, usize::saturating_add);
         self.demand_pending.set(pending as f64);
         self.events_buffered.set(seen.buffered as f64);
         self.events_waiting.set(seen.waiting as f64);

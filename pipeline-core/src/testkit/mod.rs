@@ -21,7 +21,7 @@
 //!
 //! script.emit([1, 2, 3]).await;
 //! testkit::settle().await;
-//! assert_eq!(recording.batches(), [vec![1, 2], vec![3]]);
+//! assert_eq!(recording.chunks(), [vec![1, 2], vec![3]]);
 //! assert_eq!(script.demands(), [2]);
 //!
 //! drop(pipeline);

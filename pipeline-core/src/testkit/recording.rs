@@ -26,13 +26,13 @@ use crate::{
 ///     .consumer(consumer, SubscribeOptions::new().max_demand(8))
 ///     .start()?;
 /// pipeline.join().await;
-/// assert_eq!(recording.batches(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
+/// assert_eq!(recording.chunks(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
 /// # Ok(())
 /// # }
 /// ```
 pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
     let shared = Arc::new(Mutex::new(Recorded {
-        batches: Vec::new(),
+        chunks: Vec::new(),
         subscriptions: Vec::new(),
         cancelled: Vec::new(),
         infos: Vec::new(),
@@ -107,7 +107,7 @@ pub struct Recording<E> {
 }
 
 struct Recorded<E> {
-    batches: Vec<Vec<E>>,
+    chunks: Vec<Vec<E>>,
     subscriptions: Vec<Subscription>,
     cancelled: Vec<(Subscription, Cancellation)>,
     infos: Vec<String>,
@@ -115,7 +115,7 @@ struct Recorded<E> {
 }
 
 impl<E: Send + 'static> RecordingConsumer<E> {
-    /// Makes it manual: [`Recording::allow`] sends the demand.
+    /// The consumer with manual demand, which [`Recording::allow`] sends.
     pub fn manual(mut self) -> Self {
         self.demand_control = DemandControl::Manual;
         self
@@ -165,14 +165,14 @@ impl<E> Recording<E> {
 
     /// The chunks that were handled since the last call.
     #[must_use]
-    pub fn batches(&self) -> Vec<Vec<E>> {
-        std::mem::take(&mut self.shared.lock().batches)
+    pub fn chunks(&self) -> Vec<Vec<E>> {
+        std::mem::take(&mut self.shared.lock().chunks)
     }
 
     /// The events that were handled since the last call.
     #[must_use]
     pub fn events(&self) -> Vec<E> {
-        self.batches().into_iter().flatten().collect()
+        self.chunks().into_iter().flatten().collect()
     }
 
     /// The subscriptions that have ended since the last call, and how.
@@ -205,7 +205,7 @@ impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
         from: &Subscription,
     ) -> Result<(), ExitReason> {
         let outcome = (self.on_events)(&events, from);
-        self.shared.lock().batches.push(events);
+        self.shared.lock().chunks.push(events);
         if self.stuck {
             std::future::pending::<()>().await;
         }

@@ -60,7 +60,7 @@ async fn s_173_an_iterator_is_delivered_and_then_the_stage_ends() {
     async fn run<P: Producer<Event = u64>>(producer: P) {
         let (mut pipeline, recording) = case(producer, auto(2, 1));
         let report = pipeline.join().await;
-        assert_eq!(recording.batches(), [[1], [2], [3], [4], [5]]);
+        assert_eq!(recording.chunks(), [[1], [2], [3], [4], [5]]);
         assert_eq!(ends(recording.cancelled()), ["down (normal)"]);
         assert!(matches!(recording.terminated(), Some(ExitReason::Normal)));
         assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
@@ -98,7 +98,7 @@ async fn s_175_a_failing_iterator_ends_the_stage_and_loses_its_batch() {
     let options = auto(2, 0).cancel(Cancel::Transient);
     let (_pipeline, recording) = case(from_iter(items), options);
     settle().await;
-    assert_eq!(recording.batches(), [[1, 2]]);
+    assert_eq!(recording.chunks(), [[1, 2]]);
     assert_eq!(ends(recording.cancelled()), ["down (panicked: no fourth)"]);
     assert_eq!(recording.terminated().unwrap().to_string(), "panicked: no fourth");
 }

@@ -12,7 +12,7 @@ use pipeline_core::{
 use pipeline_test_support::Log;
 
 use crate::support::{
-    CallLog, LoggingConsumer, LoggingProducer, NO_BATCH, NO_DEMAND, acting, alone, auto, automatic,
+    CallLog, LoggingConsumer, LoggingProducer, NO_CHUNK, NO_DEMAND, acting, alone, auto, automatic,
     ended, finite, manual, only, oops, silent, silent_with,
 };
 
@@ -35,7 +35,7 @@ fn batches(sizes: &[u64]) -> Vec<Vec<u64>> {
 async fn takes(options: SubscribeOptions, total: u64) -> (Vec<Vec<u64>>, Vec<usize>) {
     let (producer, consumer) = (finite(total), automatic());
     consumer.subscribe(producer.handle(), options).await;
-    (consumer.batches(), producer.demands())
+    (consumer.chunks(), producer.demands())
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +89,7 @@ async fn s_007_the_minimum_is_half_of_the_maximum_rounded_down() {
         consumer.subscribe(producer.handle(), SubscribeOptions::new().max_demand(max)).await;
         assert_eq!(producer.demands(), [max]);
         producer.emit(0..max as u64).await;
-        assert_eq!(consumer.batches()[0].len(), max - min);
+        assert_eq!(consumer.chunks()[0].len(), max - min);
         assert_eq!(producer.demands()[0], max - min);
         let shown = format!("{:?}", producer.subscribed()[0].1);
         assert!(shown.contains(&format!("min_demand: {min},")), "{shown}");
@@ -104,7 +104,7 @@ async fn s_008_a_push_that_crosses_the_minimum_is_not_split() {
     for (n, demands) in [vec![], vec![], vec![30], vec![], vec![], vec![30]].iter().enumerate() {
         let push = range(n as u64 * 10..n as u64 * 10 + 10);
         producer.emit(push.clone()).await;
-        assert_eq!(consumer.batches(), [push]);
+        assert_eq!(consumer.chunks(), [push]);
         assert_eq!(producer.demands(), *demands);
     }
 }
@@ -116,7 +116,7 @@ async fn s_009_the_demand_is_topped_up_to_the_maximum() {
     assert_eq!(producer.demands(), [10]);
     for (first, demands) in [(1, [3]), (5, [4]), (9, [4]), (13, [4])] {
         producer.emit(first..first + 4).await;
-        assert_eq!(consumer.batches(), [range(first..first + 3), vec![first + 3]]);
+        assert_eq!(consumer.chunks(), [range(first..first + 3), vec![first + 3]]);
         assert_eq!(producer.demands(), demands);
     }
 }
@@ -130,7 +130,7 @@ async fn s_010_a_minimum_of_zero_asks_when_everything_is_handled() {
         [(vec![1, 2], vec![]), (vec![3, 4], vec![]), (vec![5], vec![5]), (vec![6, 7, 8], vec![])]
     {
         producer.emit(push.clone()).await;
-        assert_eq!(consumer.batches(), [push]);
+        assert_eq!(consumer.chunks(), [push]);
         assert_eq!(producer.demands(), demands);
     }
 }
@@ -141,7 +141,7 @@ async fn s_011_buffered_events_are_sent_before_the_producer_is_asked() {
     consumer.subscribe(producer.handle(), SubscribeOptions::new()).await;
     assert_eq!(producer.demands(), [1000]);
     producer.emit(1..=1200).await;
-    assert_eq!(consumer.batches(), [range(1..501), range(501..1001), range(1001..1201)]);
+    assert_eq!(consumer.chunks(), [range(1..501), range(501..1001), range(1001..1201)]);
     assert_eq!(producer.demands(), [300, 500]);
     assert_eq!(producer.count().await, 0);
 }
@@ -186,7 +186,7 @@ async fn s_013_subscriptions_of_one_consumer_share_nothing() {
     let from_a = consumer.subscribe(a.handle(), auto(4, 2)).await.id();
     assert_eq!(taken_from(from_a), [[0, 1], [2, 3], [4, 5]]);
     let from_b = consumer.subscribe(b.handle(), auto(3, 0)).await.id();
-    assert_eq!(taken_from(from_b), NO_BATCH);
+    assert_eq!(taken_from(from_b), NO_CHUNK);
     assert_eq!((a.demands(), b.demands()), (vec![4, 2, 2, 2], vec![3]));
 
     b.emit([X, X + 1]).await;
@@ -249,18 +249,18 @@ async fn s_014_excess_events_are_handled_but_not_counted() {
     assert_eq!(asked(), [3]);
 
     producer.emit(1..=5).await;
-    assert_eq!(consumer.batches(), [vec![1, 2], vec![3, 4], vec![5]]);
+    assert_eq!(consumer.chunks(), [vec![1, 2], vec![3, 4], vec![5]]);
     assert_eq!(asked(), [2]);
     let excess = "ERROR excess=1 message=received more events than requested stage=consumer";
     let reports: Vec<String> = logged();
     assert_eq!(reports, [excess, excess]);
 
     producer.emit([6]).await;
-    assert_eq!(consumer.batches(), [[6]]);
+    assert_eq!(consumer.chunks(), [[6]]);
     assert_eq!(asked(), [2]);
 
     producer.emit([7]).await;
-    assert_eq!(consumer.batches(), [[7]]);
+    assert_eq!(consumer.chunks(), [[7]]);
     assert_eq!(asked(), NO_DEMAND);
     let reports: Vec<String> = logged();
     assert!(reports.is_empty(), "{reports:?}");
@@ -273,7 +273,7 @@ async fn s_015_a_handler_that_stops_the_stage_drops_the_rest_and_asks_for_nothin
     let subscription = consumer.subscribe(producer.handle(), auto(6, 4)).await;
     assert_eq!(producer.demands(), [6]);
     producer.emit(1..=6).await;
-    assert_eq!(consumer.batches(), [[1, 2]]);
+    assert_eq!(consumer.chunks(), [[1, 2]]);
     assert_eq!(producer.demands(), NO_DEMAND);
     assert_eq!(ended(producer.cancelled()), [(subscription, "down (shutdown: enough)".to_owned())]);
     let report = consumer.pipeline.join().await;
@@ -296,11 +296,11 @@ async fn s_016_events_in_transit_are_handled_after_ones_own_cancel() {
     let subscription = consumer.subscribe(producer.handle(), options).await;
     assert_eq!(producer.demands(), [6]);
     producer.emit(1..=6).await;
-    assert_eq!(consumer.batches(), [[1, 2], [3, 4], [5, 6]]);
+    assert_eq!(consumer.chunks(), [[1, 2], [3, 4], [5, 6]]);
     let cancelled = [(subscription, "cancelled (failed: oops)".to_owned())];
     assert_eq!(ended(consumer.cancelled()), cancelled);
     producer.emit(7..=8).await;
-    assert_eq!(consumer.batches(), NO_BATCH);
+    assert_eq!(consumer.chunks(), NO_CHUNK);
     assert_eq!(ended(consumer.cancelled()), []);
     assert_eq!(producer.count().await, 2);
     assert_eq!(producer.demands(), NO_DEMAND);
@@ -322,7 +322,7 @@ async fn s_017_a_manual_subscription_asks_only_by_calls() {
     consumer.ask(10).await;
     assert_eq!(producer.demands(), [10]);
     producer.emit(1..=7).await;
-    assert_eq!(consumer.batches(), [range(1..8)]);
+    assert_eq!(consumer.chunks(), [range(1..8)]);
     consumer.ask(0).await;
     assert_eq!(producer.demands(), NO_DEMAND);
 
@@ -340,7 +340,7 @@ async fn s_018_a_manual_subscription_may_ask_for_more_than_its_maximum() {
     consumer.subscribe(producer.handle(), SubscribeOptions::new().max_demand(2)).await;
     consumer.ask(7).await;
     assert_eq!(producer.demands(), [7]);
-    assert_eq!(consumer.batches(), [range(0..7)]);
+    assert_eq!(consumer.chunks(), [range(0..7)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -349,6 +349,6 @@ async fn s_019_a_manual_subscription_gets_each_message_whole() {
     consumer.subscribe(producer.handle(), SubscribeOptions::new()).await;
     consumer.ask(50).await;
     consumer.ask(50).await;
-    assert_eq!(consumer.batches(), [range(0..50), range(50..100)]);
+    assert_eq!(consumer.chunks(), [range(0..50), range(50..100)]);
     assert_eq!(producer.demands(), [50, 50]);
 }

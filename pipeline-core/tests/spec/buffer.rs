@@ -55,7 +55,7 @@ async fn s_063_with_keep_last_the_oldest_events_are_dropped_and_reported_once() 
     assert_eq!(complaints(&log), [dropped(3)]);
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(words(consumer.batches()), ["defg", "h"]);
+    assert_eq!(words(consumer.chunks()), ["defg", "h"]);
     assert_eq!(complaints(&log), [""; 0]);
 }
 
@@ -68,7 +68,7 @@ async fn s_064_with_keep_first_new_events_are_dropped() {
     assert_eq!(complaints(&log), [dropped(3)]);
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(words(consumer.batches()), ["abcd", "e"]);
+    assert_eq!(words(consumer.chunks()), ["abcd", "e"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,7 +124,7 @@ async fn s_067_an_unlimited_buffer_keeps_all_events() {
     assert_eq!(source.count().await, 8);
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(words(consumer.batches()), ["abcd", "efgh"]);
+    assert_eq!(words(consumer.chunks()), ["abcd", "efgh"]);
     assert_eq!(source.count().await, 0);
     assert_eq!(complaints(&log), [""; 0]);
 }
@@ -218,7 +218,7 @@ async fn after_a_leaver() -> (Source<u64>, Sink<u64>) {
     source.emit(1..=4).await;
     assert_eq!(source.count().await, 4);
     let b = manual_of(source.handle()).await;
-    assert_eq!(a.batches(), [[0; 0]; 0]);
+    assert_eq!(a.chunks(), [[0; 0]; 0]);
     (source, b)
 }
 
@@ -235,7 +235,7 @@ async fn x_002_new_events_do_not_overtake_buffered_ones() {
     let (source, b) = after_a_leaver().await;
     b.asks(3).await;
     source.emit([5, 6]).await;
-    assert_eq!(b.batches(), [[0; 0]; 0]);
+    assert_eq!(b.chunks(), [[0; 0]; 0]);
     assert_eq!(source.count().await, 3);
     assert_eq!(b.asks(10).await, [[4, 5, 6]]);
     assert_eq!(source.demands(), [3]);
@@ -310,7 +310,7 @@ async fn x_004_events_that_a_dispatcher_leaves_go_back_to_the_front() {
     let c = manual_of(mapper.handle()).await;
     assert_eq!(c.asks(4).await, [[0; 0]; 0]);
     source.emit(1..=4).await;
-    assert_eq!(c.batches(), [[1], [2], [3], [4]]);
+    assert_eq!(c.chunks(), [[1], [2], [3], [4]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -327,7 +327,7 @@ async fn x_020_markers_are_not_counted_and_withheld_events_are() {
     source.emit([1, 2, 3]).await;
     source.mark("m").await;
     source.emit([4]).await;
-    assert_eq!((source.count().await, raw.batches()), (4, vec![]));
+    assert_eq!((source.count().await, raw.chunks()), (4, vec![]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -341,7 +341,7 @@ async fn x_021_without_a_buffer_events_without_demand_are_dropped_and_counted_an
         assert_eq!(raw.asks(2).await, [[0; 0]; 0]);
         assert_eq!(source.demands(), [2]);
         source.emit([2, 3, 4, 5, 6]).await;
-        assert_eq!(raw.batches(), [[2, 3]]);
+        assert_eq!(raw.chunks(), [[2, 3]]);
         // It was logged when it began.
         assert_eq!(complaints(&log), [""; 0]);
         assert_eq!(source.count().await, 0);

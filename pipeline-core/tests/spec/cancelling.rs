@@ -14,7 +14,7 @@ use pipeline_core::{
 };
 
 use crate::support::{
-    CallLog, LoggingConsumer, LoggingProducer, NO_BATCH, alone, auto, automatic, ended, fate,
+    CallLog, LoggingConsumer, LoggingProducer, NO_CHUNK, alone, auto, automatic, ended, fate,
     four_reasons, manual, oops, silent,
 };
 
@@ -146,7 +146,7 @@ async fn s_049_a_consumer_can_subscribe_again_and_asks_for_everything_again() {
     let options = auto(5, 0).cancel(Cancel::Temporary);
     let first = consumer.subscribe(producer.handle(), options.clone()).await;
     producer.emit([1, 2, 3]).await;
-    assert_eq!(consumer.batches(), [[1, 2, 3]]);
+    assert_eq!(consumer.chunks(), [[1, 2, 3]]);
     assert_eq!(producer.demands(), [5]);
     first.cancel(oops());
     settle().await;
@@ -156,7 +156,7 @@ async fn s_049_a_consumer_can_subscribe_again_and_asks_for_everything_again() {
     // Two events are still owed.
     assert_eq!(producer.demands(), [3]);
     producer.emit([4, 5, 6, 7, 8, 9]).await;
-    assert_eq!(consumer.batches(), [vec![4, 5, 6, 7, 8], vec![9]]);
+    assert_eq!(consumer.chunks(), [vec![4, 5, 6, 7, 8], vec![9]]);
     assert_eq!(consumer.fate().await, "alive");
 }
 
@@ -166,11 +166,11 @@ async fn s_050_events_after_a_cancel_are_buffered() {
     let options = auto(4, 0).cancel(Cancel::Temporary);
     let subscription = consumer.subscribe(producer.handle(), options).await;
     producer.emit([1]).await;
-    assert_eq!(consumer.batches(), [[1]]);
+    assert_eq!(consumer.chunks(), [[1]]);
     subscription.cancel(oops());
     settle().await;
     producer.emit([2]).await;
-    assert_eq!(consumer.batches(), NO_BATCH);
+    assert_eq!(consumer.chunks(), NO_CHUNK);
     assert_eq!(producer.count().await, 1);
 }
 
@@ -252,7 +252,7 @@ async fn fates_of_parting(mode: Cancel, end: End) -> Vec<String> {
             End::Down => producer.handle().stop(reason).await,
         }
         settle().await;
-        assert_eq!(consumer.batches(), [[9]]);
+        assert_eq!(consumer.chunks(), [[9]]);
         fates.push(fate(&parting, &mut pipeline).await);
     }
     fates
@@ -557,7 +557,7 @@ async fn x_041_a_panic_in_a_consumer_ends_it_with_the_message_and_nothing_else()
         // Its producers and their other consumers continue.
         assert!(producer.handle().is_running());
         other.emit([1]).await;
-        assert_eq!((sibling.batches(), sibling.fate().await), (vec![vec![1]], "alive".to_owned()));
+        assert_eq!((sibling.chunks(), sibling.fate().await), (vec![vec![1]], "alive".to_owned()));
     }
 }
 

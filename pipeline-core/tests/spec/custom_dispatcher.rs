@@ -185,6 +185,6 @@ async fn s_150_events_pass_the_dispatcher_even_without_subscribers() {
     settle().await;
     recording.allow(2);
     settle().await;
-    assert_eq!(recording.batches(), [[1, 2]]);
+    assert_eq!(recording.chunks(), [[1, 2]]);
     assert_eq!(script.handle().estimate_buffered_count().await, Ok(1));
 }

@@ -24,7 +24,7 @@ use tokio::time;
 use crate::{
     mapper::Mapper,
     support::{
-        NO_BATCH, NO_DEMAND, Source, auto, automatic, complaints, finite_with, manual, manual_of,
+        NO_CHUNK, NO_DEMAND, Source, auto, automatic, complaints, finite_with, manual, manual_of,
         silent, silent_with,
     },
 };
@@ -50,9 +50,9 @@ async fn s_082_demand_waits_while_a_producer_accumulates() {
     let source = counter(DemandMode::Accumulate);
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
+    assert_eq!((consumer.chunks(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.chunks(), [vec![0, 1, 2, 3], vec![4, 5]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,9 +62,9 @@ async fn s_083_the_mode_can_be_changed_and_read_while_the_producer_runs() {
     assert_eq!(source.handle().demand_mode().await, Ok(DemandMode::Accumulate));
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
+    assert_eq!((consumer.chunks(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.chunks(), [vec![0, 1, 2, 3], vec![4, 5]]);
     assert_eq!(source.handle().demand_mode().await, Ok(DemandMode::Forward));
 }
 
@@ -74,7 +74,7 @@ async fn s_084_a_mode_may_be_set_before_the_first_subscription() {
     set(&source, DemandMode::Forward).await;
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.chunks(), [vec![0, 1, 2, 3], vec![4, 5]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,9 +83,9 @@ async fn s_085_accumulating_twice_changes_nothing() {
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
     set(&source, DemandMode::Accumulate).await;
-    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
+    assert_eq!((consumer.chunks(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.chunks(), [vec![0, 1, 2, 3], vec![4, 5]]);
     assert_eq!(source.demands(), [4, 4]);
 }
 
@@ -106,26 +106,26 @@ async fn s_087_demands_and_emissions_are_replayed_in_order() {
     let (x, y, z) = (1, 2, 3);
     let source = accumulating();
     let (c1, c2) = (manual_of(source.handle()).await, manual_of(source.handle()).await);
-    assert_eq!(c1.asks(3).await, NO_BATCH);
+    assert_eq!(c1.asks(3).await, NO_CHUNK);
     source.emit([x]).await;
-    assert_eq!(c2.asks(5).await, NO_BATCH);
+    assert_eq!(c2.asks(5).await, NO_CHUNK);
     source.emit([y, z]).await;
-    assert_eq!((c1.batches(), c2.batches(), source.demands()), (vec![], vec![], vec![]));
+    assert_eq!((c1.chunks(), c2.chunks(), source.demands()), (vec![], vec![], vec![]));
     set(&source, DemandMode::Forward).await;
     assert_eq!(source.demands(), [3, 5]);
-    assert_eq!((c1.batches(), c2.batches()), (vec![], vec![vec![x], vec![y, z]]));
+    assert_eq!((c1.chunks(), c2.chunks()), (vec![], vec![vec![x], vec![y, z]]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_emitted_while_a_producer_accumulates_come_after_the_demand_that_came_before_them() {
     let source = counter(DemandMode::Accumulate);
     let raw = manual_of(source.handle()).await;
-    assert_eq!(raw.asks(3).await, NO_BATCH);
+    assert_eq!(raw.asks(3).await, NO_CHUNK);
     source.emit([100, 101]).await;
     source.mark("m").await;
     assert_eq!((source.count().await, source.infos().len()), (2, 0));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(raw.batches(), [[0, 1, 2]]);
+    assert_eq!(raw.chunks(), [[0, 1, 2]]);
     assert_eq!((source.count().await, source.infos().len()), (2, 0));
     assert_eq!(raw.asks(2).await, [[100, 101]]);
     assert_eq!(source.infos(), ["m"]);
@@ -139,13 +139,13 @@ async fn events_emitted_while_accumulating_take_room_in_the_buffer() {
             stage.demand_mode(DemandMode::Accumulate).buffer_size(4).buffer_keep(keep)
         });
         let raw = manual_of(source.handle()).await;
-        assert_eq!(raw.asks(9).await, NO_BATCH);
+        assert_eq!(raw.asks(9).await, NO_CHUNK);
         source.emit([1, 2]).await;
         source.emit([3, 4, 5]).await;
         source.emit([6, 7]).await;
         assert_eq!(source.count().await, 4);
         set(&source, DemandMode::Forward).await;
-        assert_eq!(raw.batches().concat(), kept);
+        assert_eq!(raw.chunks().concat(), kept);
     }
 }
 
@@ -156,9 +156,9 @@ async fn s_088_demand_that_the_buffer_covers_is_not_recorded() {
     set(&source, DemandMode::Accumulate).await;
     let consumer = automatic();
     consumer.subscribe(source.handle(), auto(2, 0)).await;
-    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
+    assert_eq!((consumer.chunks(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.batches(), [vec![1, 2], vec![3]]);
+    assert_eq!(consumer.chunks(), [vec![1, 2], vec![3]]);
     assert_eq!(source.demands(), [1]);
 }
 
@@ -180,11 +180,11 @@ async fn s_089_events_emitted_without_subscribers_go_to_all_later_ones() {
         consumer.subscribe(source.handle(), auto(10, 0)).await;
     }
     for consumer in old.iter().chain(&new) {
-        assert_eq!(consumer.batches(), NO_BATCH);
+        assert_eq!(consumer.chunks(), NO_CHUNK);
     }
     set(&source, DemandMode::Forward).await;
     for consumer in &new {
-        assert_eq!(consumer.batches().concat(), [1, 2, 3, 4]);
+        assert_eq!(consumer.chunks().concat(), [1, 2, 3, 4]);
     }
 }
 
@@ -214,7 +214,7 @@ async fn s_090_the_demand_mode_of_other_stages_cannot_be_set() {
     assert_eq!(complaints(&log), [complaint("Accumulate", "consumer")]);
 
     source.emit([1, 2]).await;
-    assert_eq!(consumer.batches(), [[1, 2]]);
+    assert_eq!(consumer.chunks(), [[1, 2]]);
     assert_eq!(consumer.handle.demand_mode().await, Ok(DemandMode::Forward));
 }
 
@@ -255,7 +255,7 @@ async fn an_accumulating_producer_that_ends_delivers_its_events() {
                 }
             };
             assert!(report.completed && report.is_clean(), "{how}: {report}");
-            assert_eq!(consumer.batches().concat()[..3], [1, 2, 3], "{how}");
+            assert_eq!(consumer.chunks().concat()[..3], [1, 2, 3], "{how}");
         }
     }
 }
@@ -287,7 +287,7 @@ async fn an_answer_to_recorded_demand_without_a_consumer_is_discarded_and_counte
     let stage = Stage::new(producer.from_iter(0..)).buffer_size(10);
     let source = Source::start(stage.demand_mode(DemandMode::Accumulate), script);
     let consumer = manual_of(source.handle()).await;
-    assert_eq!(consumer.asks(5).await, NO_BATCH);
+    assert_eq!(consumer.asks(5).await, NO_CHUNK);
     source.emit(100..110).await;
     consumer.subscription().cancel(ExitReason::Normal);
     settle().await;
@@ -387,7 +387,7 @@ async fn events_emitted_while_accumulating_come_before_later_ones() {
         let consumer = manual_of(&counter).await;
         for _ in 0..EVENTS {
             // Each demand is recorded separately, and the event behind it.
-            assert_eq!(consumer.asks(2).await, NO_BATCH);
+            assert_eq!(consumer.asks(2).await, NO_CHUNK);
             counter.call(Count).await.unwrap();
         }
         if drains {
@@ -396,7 +396,7 @@ async fn events_emitted_while_accumulating_come_before_later_ones() {
             counter.set_demand_mode(DemandMode::Forward);
             settle().await;
         }
-        let got = consumer.batches().concat();
+        let got = consumer.chunks().concat();
         let (early, later) = got.split_at(got.iter().position(|&n| n >= EVENTS).unwrap());
         assert!(early.iter().copied().eq(0..EVENTS), "{got:?}");
         assert!(later.is_sorted() && (later.last() == Some(&99)) == drains, "{got:?}");
@@ -421,7 +421,7 @@ async fn a_draining_producer_no_longer_accumulates() {
         source.set_demand_mode(DemandMode::Accumulate);
     });
     assert!(report.completed && report.is_clean(), "{report}");
-    assert_eq!(consumer.batches().concat(), [1, 2]);
+    assert_eq!(consumer.chunks().concat(), [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -435,7 +435,7 @@ async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
         let _pipeline = graph.start().unwrap();
         let consumer = manual_of(&counter).await;
         for n in 0..EVENTS {
-            assert_eq!(consumer.asks(3).await, NO_BATCH);
+            assert_eq!(consumer.asks(3).await, NO_CHUNK);
             counter.call(Count).await.unwrap();
             if info_after == Some(n) {
                 counter.async_info(Count).unwrap();
@@ -444,7 +444,7 @@ async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
         }
         counter.set_demand_mode(DemandMode::Forward);
         settle().await;
-        let got = consumer.batches().concat();
+        let got = consumer.chunks().concat();
         assert!(got.len() as u64 > 2 * EVENTS, "{got:?}");
         // Events emitted while accumulating keep their place among the demands.
         let later: Vec<_> = got.into_iter().filter(|&n| n >= EVENTS).collect();
@@ -479,7 +479,7 @@ async fn a_drain_comes_before_recorded_demand() {
         let pipeline = graph.start().unwrap();
         let consumer = manual_of(&producer).await;
         for _ in 0..200 {
-            assert_eq!(consumer.asks(1).await, NO_BATCH);
+            assert_eq!(consumer.asks(1).await, NO_CHUNK);
         }
         if forwards {
             producer.set_demand_mode(DemandMode::Forward);
@@ -533,11 +533,11 @@ async fn a_producer_that_finishes_in_a_replay_receives_no_more_demand() {
     let producer = graph.producer_with(stage);
     let _pipeline = graph.start().unwrap();
     let consumer = manual_of(&producer).await;
-    assert_eq!(consumer.asks(5).await, NO_BATCH);
+    assert_eq!(consumer.asks(5).await, NO_CHUNK);
     producer.call(Count).await.unwrap();
     producer.set_demand_mode(DemandMode::Forward);
     settle().await;
-    assert_eq!(consumer.batches().concat(), [100, 3]);
+    assert_eq!(consumer.chunks().concat(), [100, 3]);
     assert_eq!(demanded.load(Ordering::SeqCst), 1);
 }
 
@@ -557,7 +557,7 @@ async fn events_that_infos_emit_while_a_stage_finishes_are_delivered() {
     consumer.asks(100).await;
     let report = pipeline.drain(Duration::from_secs(3600)).await;
     assert!(report.completed && report.is_clean(), "{report}");
-    let got = consumer.batches().concat();
+    let got = consumer.chunks().concat();
     assert!(got.len() >= 9 && got.is_sorted(), "{got:?}");
 }
 

@@ -15,7 +15,7 @@ use pipeline_core::{
 };
 
 use crate::support::{
-    CallLog, NO_BATCH, NO_DEMAND, alone, auto, automatic, counting, ended, manual, silent,
+    CallLog, NO_CHUNK, NO_DEMAND, alone, auto, automatic, counting, ended, manual, silent,
 };
 
 /// Emits 1, 2 and 3 on a call.
@@ -104,7 +104,7 @@ async fn s_055_events_without_demand_are_buffered() {
     raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
     raw.ask(1).await;
     producer.emit([1, 2, 3]).await;
-    assert_eq!(raw.batches(), [[1]]);
+    assert_eq!(raw.chunks(), [[1]]);
     assert_eq!(producer.count().await, 2);
 }
 
@@ -115,10 +115,10 @@ async fn s_056_a_producer_receives_demand_once() {
     raw.ask(5).await;
     assert_eq!(producer.demands(), [5]);
     producer.emit([1, 2]).await;
-    assert_eq!(raw.batches(), [[1, 2]]);
+    assert_eq!(raw.chunks(), [[1, 2]]);
     assert_eq!(producer.demands(), NO_DEMAND);
     producer.emit([3, 4, 5]).await;
-    assert_eq!(raw.batches(), [[3, 4, 5]]);
+    assert_eq!(raw.chunks(), [[3, 4, 5]]);
     assert_eq!(producer.demands(), NO_DEMAND);
 }
 
@@ -131,7 +131,7 @@ async fn s_057_the_buffer_is_served_before_the_producer_is_asked() {
     consumer.subscribe(producer.handle(), auto(4, 0)).await;
     let batches =
         [vec!["a", "b", "c", "d"], vec!["e"], vec!["0", "1", "2"], vec!["3", "4", "5", "6"]];
-    assert_eq!(consumer.batches(), batches);
+    assert_eq!(consumer.chunks(), batches);
     assert_eq!(producer.demands(), [3, 4, 4]);
 }
 
@@ -143,11 +143,11 @@ async fn s_058_excess_events_are_used_up_first() {
     producer.on_demand(Command::Emit((8..16).collect()));
     raw.ask(5).await;
     assert_eq!(producer.demands(), [5]);
-    assert_eq!(raw.batches(), [[0, 1, 2, 3, 4]]);
+    assert_eq!(raw.chunks(), [[0, 1, 2, 3, 4]]);
     assert_eq!(producer.count().await, 3);
     raw.ask(5).await;
     assert_eq!(producer.demands(), [2]);
-    assert_eq!(raw.batches(), [vec![5, 6, 7], vec![8, 9]]);
+    assert_eq!(raw.chunks(), [vec![5, 6, 7], vec![8, 9]]);
     assert_eq!(producer.count().await, 6);
 }
 
@@ -213,8 +213,8 @@ async fn x_018_events_emitted_in_handle_cancel_go_to_the_remaining_consumers() {
             a.subscription().cancel(ExitReason::Normal);
         }
         settle().await;
-        assert_eq!(a.batches(), NO_BATCH);
-        assert_eq!(b.batches(), [[9]]);
+        assert_eq!(a.chunks(), NO_CHUNK);
+        assert_eq!(b.chunks(), [[9]]);
         assert_eq!(producer.estimate_buffered_count().await, Ok(0));
     }
 }

@@ -41,7 +41,7 @@ struct Shared {
 }
 
 impl MapperStage {
-    /// Makes it manual.
+    /// The mapper with manual demand.
     pub(crate) fn manual(mut self) -> Self {
         self.demand_control = DemandControl::Manual;
         self

@@ -11,7 +11,7 @@ use pipeline_test_support::Log;
 use crate::{
     mapper::{Mapper, Seen},
     support::{
-        NO_BATCH, Sink, Source, auto, automatic, complaints, consumer_with, dropped, list,
+        NO_CHUNK, Sink, Source, auto, automatic, complaints, consumer_with, dropped, list,
         manual_of, reasons, silent, silent_with,
     },
 };
@@ -49,9 +49,9 @@ async fn s_072_a_marker_waits_for_the_events_before_it() {
         assert_eq!(source.infos(), NONE);
         let consumer = automatic();
         consumer.subscribe(source.handle(), SubscribeOptions::new()).await;
-        assert_eq!(consumer.batches(), [list(1..=events)]);
+        assert_eq!(consumer.chunks(), [list(1..=events)]);
         assert_eq!(source.infos(), ["m"]);
-        assert_eq!(raw.batches(), NO_BATCH);
+        assert_eq!(raw.chunks(), NO_CHUNK);
 
         // It has waited for the very last event.
         let (source, raw) = buffering(3, BufferKeep::Last).await;
@@ -193,7 +193,7 @@ async fn s_080_markers_of_a_producer_consumer_wait_for_its_unprocessed_events() 
     assert_eq!(mapper.seen(), []);
     let consumer = automatic();
     consumer.subscribe(mapper.handle(), SubscribeOptions::new()).await;
-    assert_eq!(consumer.batches().concat(), list(0..=9));
+    assert_eq!(consumer.chunks().concat(), list(0..=9));
     assert_eq!(
         mapper.seen(),
         [
@@ -254,7 +254,7 @@ async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
         })
     });
     consumer.subscribe(&last, auto(4, 2).cancel(Cancel::Transient)).await;
-    assert_eq!(consumer.batches().concat(), list(1..=10));
+    assert_eq!(consumer.chunks().concat(), list(1..=10));
     assert_eq!(reasons(consumer.cancelled()), ["down (normal)"]);
     assert!(consumer.handle.is_running());
     let report = pipeline.join().await;
@@ -266,11 +266,11 @@ async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
 async fn x_022_a_marker_waits_for_events_withheld_while_accumulating() {
     let source = silent_with(|stage| stage.demand_mode(DemandMode::Accumulate));
     let raw = manual_of(source.handle()).await;
-    assert_eq!(raw.asks(1).await, NO_BATCH);
+    assert_eq!(raw.asks(1).await, NO_CHUNK);
     source.emit([1]).await;
     source.mark("m").await;
-    assert_eq!((source.infos(), raw.batches()), (vec![], vec![]));
+    assert_eq!((source.infos(), raw.chunks()), (vec![], vec![]));
     source.handle().set_demand_mode(DemandMode::Forward);
     settle().await;
-    assert_eq!((source.infos(), raw.batches()), (vec!["m".to_owned()], vec![vec![1]]));
+    assert_eq!((source.infos(), raw.chunks()), (vec!["m".to_owned()], vec![vec![1]]));
 }

@@ -12,7 +12,7 @@ use pipeline_test_support::Log;
 use crate::{
     mapper::{Mapper, Seen},
     support::{
-        NO_BATCH, NO_DEMAND, Sink, auto, automatic, complaints, consumer_with, doubled, finite,
+        NO_CHUNK, NO_DEMAND, Sink, auto, automatic, complaints, consumer_with, doubled, finite,
         list, manual, manual_of, reasons, silent,
     },
 };
@@ -33,7 +33,7 @@ fn temporary(max: usize, min: usize) -> SubscribeOptions {
 async fn demand_is_left(mapper: &Mapper, c: &Sink<u64>, left: usize) {
     assert_eq!(mapper.count().await, 0);
     mapper.emit(900..=900 + left as u64).await;
-    assert_eq!(c.batches(), [list(900..900 + left as u64)]);
+    assert_eq!(c.chunks(), [list(900..900 + left as u64)]);
     assert_eq!(mapper.count().await, 1);
 }
 
@@ -42,7 +42,7 @@ async fn s_091_it_asks_upstream_without_a_consumer_and_handles_nothing() {
     let (source, mapper) = (finite(1000), Mapper::identity());
     mapper.subscribe(&source, auto(10, 5)).await;
     assert_eq!(source.demands(), [10]);
-    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.handled(), NO_CHUNK);
 }
 
 #[tokio::test(start_paused = true)]
@@ -58,7 +58,7 @@ async fn s_092_a_message_is_taken_on_demand_and_then_handled_whole() {
     assert_eq!(source.demands(), [5, 5]);
 
     assert_eq!(c.asks(3).await, [[2, 3, 4]]);
-    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.handled(), NO_CHUNK);
     assert_eq!(mapper.count().await, 5);
     assert_eq!(source.demands(), NO_DEMAND);
 
@@ -75,7 +75,7 @@ async fn s_093_new_demand_is_served_from_the_buffer_before_a_message_is_taken() 
     let c = manual_of(mapper.handle()).await;
     assert_eq!(source.demands(), [6]);
     source.emit(1..=6).await;
-    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.handled(), NO_CHUNK);
 
     assert_eq!(c.asks(1).await, [[1]]);
     assert_eq!(mapper.handled(), [[1, 2], [3, 4], [5, 6]]);
@@ -83,10 +83,10 @@ async fn s_093_new_demand_is_served_from_the_buffer_before_a_message_is_taken() 
     assert_eq!(source.demands(), [2, 2, 2]);
 
     source.emit([7, 8]).await;
-    assert_eq!((mapper.handled(), c.batches()), (vec![], vec![]));
+    assert_eq!((mapper.handled(), c.chunks()), (vec![], vec![]));
 
     assert_eq!(c.asks(4).await, [[2, 3, 4, 5]]);
-    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.handled(), NO_CHUNK);
 
     assert_eq!(c.asks(2).await, [[6], [7]]);
     assert_eq!(mapper.handled(), [[7, 8]]);
@@ -106,7 +106,7 @@ async fn s_094_emitting_more_than_received_fills_the_buffer_and_slows_upstream()
     assert_eq!(source.demands(), [2, 2]);
 
     assert_eq!(c.asks(5).await, [[1, 2, 2, 2, 3]]);
-    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.handled(), NO_CHUNK);
     assert_eq!(mapper.count().await, 2);
     assert_eq!(source.demands(), NO_DEMAND);
 
@@ -121,7 +121,7 @@ async fn s_095_emitting_nothing_keeps_the_demand_open_and_upstream_going() {
     let (source, mapper) = (finite(14), Mapper::new(|_| vec![]));
     mapper.subscribe(&source, auto(4, 2)).await;
     let c = manual_of(mapper.handle()).await;
-    assert_eq!(c.asks(3).await, NO_BATCH);
+    assert_eq!(c.asks(3).await, NO_CHUNK);
     let pairs: Vec<_> = (0..7).map(|n| vec![2 * n, 2 * n + 1]).collect();
     assert_eq!(mapper.handled(), pairs);
     assert_eq!(source.demands(), [4, 2, 2, 2, 2, 2, 2, 2]);
@@ -140,7 +140,7 @@ async fn s_096_a_stage_that_drops_everything_continues_to_take_events() {
     assert_eq!(handled[50], list(1000..=1019));
     let all: Vec<_> = (0..51).map(|n| list(20 * n..20 * n + 20)).collect();
     assert_eq!(handled, all);
-    assert_eq!(consumer.batches(), NO_BATCH);
+    assert_eq!(consumer.chunks(), NO_CHUNK);
 }
 
 /// `counter` → doubling mapper → `auto(100,50)`, subscribed in this order. Returns the events that
@@ -157,7 +157,7 @@ async fn doubling(
         mapper.subscribe(&source, upstream).await;
         consumer.subscribe(mapper.handle(), auto(100, 50)).await;
     }
-    let got = consumer.batches();
+    let got = consumer.chunks();
     assert_eq!(got.concat(), doubled(0..400));
     (mapper.handled(), got)
 }
@@ -192,7 +192,7 @@ async fn s_099_events_emitted_later_count_against_the_demand_too() {
     consumer.subscribe(mapper.handle(), auto(10, 5)).await;
     mapper.subscribe(&source, auto(10, 8)).await;
     assert_eq!(mapper.handled(), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]);
-    assert_eq!(consumer.batches(), [[0, 1]]);
+    assert_eq!(consumer.chunks(), [[0, 1]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,7 +212,7 @@ async fn s_100_the_end_of_an_upstream_is_handled_after_its_events() {
             Seen::Cancelled("cancelled (failed: done)".to_owned())
         ]
     );
-    let got = consumer.batches();
+    let got = consumer.chunks();
     assert_eq!(got[..2], [doubled(0..=24), doubled(25..=49)]);
     assert_eq!(got.concat(), doubled(0..=99));
 }
@@ -314,12 +314,12 @@ async fn s_106_consumers_of_a_broadcasting_stage_get_the_same_once_both_are_subs
     let (early, late) = (automatic(), automatic());
     early.subscribe(mapper.handle(), auto(10, 0)).await;
     mapper.subscribe(&source, auto(10, 5)).await;
-    assert_eq!(early.batches().concat(), doubled(0..100));
+    assert_eq!(early.chunks().concat(), doubled(0..100));
     late.subscribe(mapper.handle(), auto(20, 0)).await;
     // Both have asked by now, each for at least as many events as are emitted.
     source.emit(100..110).await;
-    assert_eq!(early.batches().concat(), doubled(100..110));
-    assert_eq!(late.batches().concat(), doubled(100..110));
+    assert_eq!(early.chunks().concat(), doubled(100..110));
+    assert_eq!(late.chunks().concat(), doubled(100..110));
 
     let source = finite(100);
     let mapper =
@@ -329,7 +329,7 @@ async fn s_106_consumers_of_a_broadcasting_stage_get_the_same_once_both_are_subs
     consumers[1].subscribe(mapper.handle(), auto(20, 0)).await;
     mapper.subscribe(&source, auto(10, 5)).await;
     for consumer in &consumers {
-        assert_eq!(consumer.batches().concat(), doubled(0..100));
+        assert_eq!(consumer.chunks().concat(), doubled(0..100));
     }
 }
 
@@ -338,7 +338,7 @@ async fn x_003_demand_of_a_killed_consumer_does_not_reorder_the_buffer() {
     let (source, mapper) = (silent(), Mapper::identity());
     mapper.subscribe(&source, auto(10, 5)).await;
     let c = manual_of(mapper.handle()).await;
-    assert_eq!(c.asks(6).await, NO_BATCH);
+    assert_eq!(c.asks(6).await, NO_CHUNK);
     c.handle.kill();
     settle().await;
     source.emit(1..=8).await;
@@ -352,11 +352,11 @@ async fn x_003_demand_of_a_killed_consumer_does_not_reorder_the_buffer() {
 async fn x_024_demand_of_a_cancelled_consumer_takes_no_messages() {
     let (source, mapper) = (finite(1000), Mapper::identity());
     let c = manual_of(mapper.handle()).await;
-    assert_eq!(c.asks(3).await, NO_BATCH);
+    assert_eq!(c.asks(3).await, NO_CHUNK);
     c.handle.stop(ExitReason::Normal).await;
     settle().await;
     mapper.subscribe(&source, auto(10, 5)).await;
-    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.handled(), NO_CHUNK);
     assert_eq!(mapper.count().await, 0);
     assert_eq!(source.demands(), [10]);
 

@@ -16,7 +16,7 @@ use pipeline_core::{
 };
 
 use crate::support::{
-    CallLog, NO_BATCH, NO_DEMAND, Source, alone, auto, automatic, ended, manual, oops, silent,
+    CallLog, NO_CHUNK, NO_DEMAND, Source, alone, auto, automatic, ended, manual, oops, silent,
     silent_with,
 };
 
@@ -169,14 +169,14 @@ async fn s_035_a_consumer_may_subscribe_twice() {
     assert_ne!(first, second);
     assert_eq!(producer.demands(), [3, 3]);
     producer.emit(1..=5).await;
-    assert_eq!(consumer.batches(), [vec![1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.chunks(), [vec![1, 2, 3], vec![4, 5]]);
     // The first has asked for 3 again, the second has 1 left. One ends, the other does not.
     assert_eq!(producer.demands(), [3]);
     first.cancel(ExitReason::Normal);
     settle().await;
     assert_eq!(ended(consumer.cancelled()), [(first, "cancelled (normal)".to_owned())]);
     producer.emit([6]).await;
-    assert_eq!(consumer.batches(), [[6]]);
+    assert_eq!(consumer.chunks(), [[6]]);
 }
 
 /// Asks for events automatically or manually, by the options of each subscription.
@@ -228,7 +228,7 @@ async fn s_037_a_subscription_replaces_another() {
     assert_eq!(ended(consumer.cancelled()), replaced);
 
     producer.emit(1..=12).await;
-    assert_eq!(consumer.batches(), [(1..=10).collect::<Vec<_>>(), vec![11, 12]]);
+    assert_eq!(consumer.chunks(), [(1..=10).collect::<Vec<_>>(), vec![11, 12]]);
     // It asked for 10 again: two were in the buffer.
     assert_eq!(producer.demands(), [8]);
     assert_eq!(consumer.fate().await, "alive");
@@ -351,7 +351,7 @@ async fn x_026_queued_events_of_a_dropped_producer_come_with_its_subscription() 
     let expected =
         [format!("{subscription:?}: [1, 2, 3]"), format!("{subscription:?}: down (normal)")];
     assert_eq!(calls.take(), expected);
-    assert_eq!(consumer.batches(), [[1, 2, 3]]);
+    assert_eq!(consumer.chunks(), [[1, 2, 3]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -365,7 +365,7 @@ async fn x_028_a_permanent_subscription_can_be_replaced() {
     assert_eq!(ended(consumer.cancelled()), replaced);
     assert_eq!(consumer.fate().await, "alive");
     producer.emit([1, 2]).await;
-    assert_eq!(consumer.batches(), [[1, 2]]);
+    assert_eq!(consumer.chunks(), [[1, 2]]);
 
     // By a subscription to another producer, too.
     let another = silent();
@@ -380,7 +380,7 @@ async fn x_028_a_permanent_subscription_can_be_replaced() {
     assert_eq!(another.demands(), [4]);
     producer.emit([3]).await;
     another.emit([4]).await;
-    assert_eq!(consumer.batches(), [[4]]);
+    assert_eq!(consumer.chunks(), [[4]]);
 
     // The consumer now needs the newest subscription.
     newest.cancel(oops());
@@ -408,6 +408,6 @@ async fn x_029_a_start_with_invalid_options_fails() {
         }
         assert_no_task_left().await;
         assert!(!producer.is_running() && !consumer.is_running());
-        assert_eq!((script.demands(), recording.batches()), (vec![], NO_BATCH.into()));
+        assert_eq!((script.demands(), recording.chunks()), (vec![], NO_CHUNK.into()));
     }
 }

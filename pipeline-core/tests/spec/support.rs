@@ -19,7 +19,7 @@ use pipeline_test_support::Log;
 pub(crate) const NO_DEMAND: [usize; 0] = [];
 
 /// No events.
-pub(crate) const NO_BATCH: [Vec<u64>; 0] = [];
+pub(crate) const NO_CHUNK: [Vec<u64>; 0] = [];
 
 /// Options of `auto(max,min)`.
 pub(crate) fn auto(max: usize, min: usize) -> SubscribeOptions {
@@ -181,7 +181,7 @@ impl<E: Send + 'static> Sink<E> {
     /// Asks for events, and returns the batches received in response.
     pub(crate) async fn asks(&self, events: usize) -> Vec<Vec<E>> {
         self.ask(events).await;
-        self.batches()
+        self.chunks()
     }
 
     /// `alive`, or why it ended.

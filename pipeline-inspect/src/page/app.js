@@ -157,7 +157,7 @@ follow(`${scheme}//${location.host}${base}/socket/websocket?vsn=2.0.0`, 'inspect
     const timer = setInterval(async () => {
       const there = await ask()
       if (asking !== timer) return
-      if (there) status('asking', 'asking every second')
+      if (there) status('asking', 'polling every second')
       else status('lost', 'connection lost, trying again')
     }, 1000)
     asking = timer

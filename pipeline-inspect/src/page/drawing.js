@@ -47,7 +47,7 @@ class Drawing {
     for (const edge of inside) {
       const {text, asked, flow} = this.edges.get(JSON.stringify([edge.from, edge.to]))
       put(text, rate(edge.per_second))
-      put(asked, `${count(edge.pending)} asked`)
+      put(asked, `${count(edge.pending_demand)} asked`)
       flow.classList.toggle('moves', edge.per_second > 0)
     }
     const bottleneck = pipeline.bottleneck ? `, bottleneck ${pipeline.bottleneck}` : ''

@@ -190,7 +190,7 @@ impl Mailbox {
 
     /// If the last message has been sent, drops the messages before it, so that it is the next.
     /// Returns the number of dropped messages.
-    pub(crate) fn hurry(&self) -> usize {
+    pub(crate) fn drop_pending(&self) -> usize {
         let mut state = self.state.lock();
         let Some(at) =
             state.messages.iter().position(|message| matches!(message, ChannelMessage::Close(_)))

@@ -461,11 +461,11 @@ impl<S: Socket> Mount<S> {
     /// sends more is not read from until it is within its rate: it is slowed down and loses
     /// nothing.
     ///
-    /// All frames count, including heartbeats, leaves, pings and fragments. Each frame counts for
-    /// one more for every 8 KiB of its decompressed size. A compressed frame counts for one more,
-    /// or for as many more as it has blocks and times 512 bytes before decompression, or times 32
-    /// KiB after it. A client may be ahead by ten seconds' worth of frames. Frames that arrive
-    /// after the server has closed the socket are read at the same rate.
+    /// All frames count, including heartbeats, leaves, pings and fragments. A frame costs 1, and 1 more for each
+    /// 8 KiB of its size after decompression. A compressed frame also costs 1 for each deflate block and each 512
+    /// compressed bytes, and at least 1 for each step of its decompression, which is 32 KiB of output at most. A
+    /// client may be ahead by ten seconds' worth of frames. Frames that arrive after the server has closed the
+    /// socket are read at the same rate.
     ///
     /// For a [long-polling](Self::longpoll) client, each message counts as a frame does. A client
     /// that is slowed down for longer than a [window](LongPoll::window) is answered that the rest

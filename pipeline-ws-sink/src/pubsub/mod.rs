@@ -314,17 +314,17 @@ impl PubSub {
         Ok(())
     }
 
-    /// Waits for room with each of these subscribers, or until the topic has to hurry: then the
+    /// Waits for room with each of these subscribers, or until the topic stops waiting: then the
     /// event is forced into the reserve that outboxes have for senders that cannot wait.
     async fn wait_for_all(&self, slow: Vec<SlowReceiver>, event: &Encoded, turn: &Turn) {
-        let (since, mut hurried) = (Instant::now(), pin!(turn.hurried()));
-        let (mut has_to_hurry, mut recovery) = (false, None);
+        let (since, mut waits_ended) = (Instant::now(), pin!(turn.waits_ended()));
+        let (mut uses_reserve, mut recovery) = (false, None);
         for receiver in slow {
-            if !has_to_hurry {
+            if !uses_reserve {
                 tokio::select! {
                     biased;
                     () = self.shared.table.wait_for(&receiver, event, since, &mut recovery) => continue,
-                    () = &mut hurried => has_to_hurry = true,
+                    () = &mut waits_ended => uses_reserve = true,
                 }
             }
             self.shared.table.force(&receiver, event);

@@ -38,9 +38,9 @@ struct TurnQueue {
     /// The first turn could not be sent and is retried later. Meanwhile no turn is served.
     rests: bool,
     /// From now on, no sender in this queue waits for slow clients.
-    hurries: bool,
+    waits_ended: bool,
     /// Notifies the first turn while it waits for slow clients.
-    hurry: Option<Arc<Notify>>,
+    end_notify: Option<Arc<Notify>>,
 }
 
 struct Waiter {
@@ -84,8 +84,9 @@ impl TopicTurns {
             queue.pass();
             queue.first == number
         } else {
-            let (behind, hurry) = (VecDeque::new(), None);
-            let queue = TurnQueue { first: number, behind, rests: false, hurries: false, hurry };
+            let (behind, end_notify) = (VecDeque::new(), None);
+            let queue =
+                TurnQueue { first: number, behind, rests: false, waits_ended: false, end_notify };
             shard.queues.insert(topic.clone(), queue);
             true
         };
@@ -116,16 +117,17 @@ impl TurnQueue {
     /// If the first turn rests, serves the next turn that may pass it. Returns its task, if that
     /// waits.
     ///
-    /// In a hurrying queue every turn may pass, and the first turn leaves the queue. Otherwise it
+    /// Once waits have ended, every turn may pass, and the first turn leaves the queue. Otherwise it
     /// stays in front of the others.
     fn pass(&mut self) -> Option<Waker> {
         if !self.rests {
             return None;
         }
         let mut behind = self.behind.iter();
-        let at = behind.position(|behind| self.hurries || behind.kind == TurnKind::Overtaking)?;
+        let at =
+            behind.position(|behind| self.waits_ended || behind.kind == TurnKind::Overtaking)?;
         let next = self.behind.remove(at)?;
-        if !self.hurries {
+        if !self.waits_ended {
             let number = self.first;
             self.behind.push_front(Waiter { number, task: None, kind: TurnKind::Resting });
         }
@@ -174,11 +176,11 @@ impl Turn {
 
     /// Makes the senders in the queue stop waiting for slow clients, and for a turn that
     /// [rests](Self::rest), until the queue is empty.
-    pub(super) fn hurry(&self) {
+    pub(super) fn end_waits(&self) {
         let task = self.in_queue(|queue| {
-            queue.hurries = true;
-            if let Some(hurry) = &queue.hurry {
-                hurry.notify_one();
+            queue.waits_ended = true;
+            if let Some(end_notify) = &queue.end_notify {
+                end_notify.notify_one();
             }
             queue.pass()
         });
@@ -188,7 +190,7 @@ impl Turn {
     }
 
     /// Marks the turn as resting: its event could not be sent and is retried later. The other
-    /// events of its pipeline wait for it meanwhile, unless the queue hurries: then they pass it.
+    /// events of its pipeline wait for it meanwhile, unless waits have ended: then they pass it.
     pub(super) fn rest(&self) {
         let task = self.in_queue(|queue| {
             if queue.first != self.number {
@@ -218,11 +220,11 @@ impl Turn {
         is_queued.then_some(self)
     }
 
-    /// Waits until the queue has to [hurry](Self::hurry). Called by the turn that is being served.
-    pub(super) async fn hurried(&self) {
+    /// Completes when [`end_waits`](Self::end_waits) has been called. For the turn that is being served.
+    pub(super) async fn waits_ended(&self) {
         loop {
             let notify = self.in_queue(|queue| {
-                (!queue.hurries).then(|| queue.hurry.get_or_insert_default().clone())
+                (!queue.waits_ended).then(|| queue.end_notify.get_or_insert_default().clone())
             });
             let Some(notify) = notify else { return };
             notify.notified().await;
@@ -290,35 +292,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_queue_hurries_until_it_is_empty() {
+    async fn waits_stay_ended_until_the_queue_is_empty() {
         let queues = Arc::new(TopicTurns::default());
         let [first, second] = [(); 2].map(|()| queues.enter(&"t".into(), TurnKind::Ordered));
-        let mut hurried = Box::pin(first.hurried());
-        assert!(poll!(&mut hurried).is_pending());
-        second.hurry();
-        hurried.await;
+        let mut ended = Box::pin(first.waits_ended());
+        assert!(poll!(&mut ended).is_pending());
+        second.end_waits();
+        ended.await;
         drop(first);
-        second.hurried().await;
+        second.waits_ended().await;
         drop(second);
         let third = queues.enter(&"t".into(), TurnKind::Ordered);
-        assert!(poll!(pin!(third.hurried())).is_pending());
+        assert!(poll!(pin!(third.waits_ended())).is_pending());
     }
 
     #[tokio::test]
-    async fn a_resting_turn_is_passed_by_its_own_pipeline_only_in_a_hurrying_queue() {
-        for hurries_before in [true, false] {
+    async fn a_resting_turn_is_passed_by_its_own_pipeline_only_once_waits_have_ended() {
+        for ended_before in [true, false] {
             let queues = Arc::new(TopicTurns::default());
             let [first, second] = [(); 2].map(|()| queues.enter(&"t".into(), TurnKind::Ordered));
             first.rest();
             assert!(poll!(pin!(second.wait())).is_pending());
             let first = first.resume().unwrap();
-            if hurries_before {
-                second.hurry();
+            if ended_before {
+                second.end_waits();
                 assert!(poll!(pin!(second.wait())).is_pending(), "the first is being served");
                 first.rest();
             } else {
                 first.rest();
-                second.hurry();
+                second.end_waits();
             }
             assert!(poll!(pin!(second.wait())).is_ready());
             assert!(first.resume().is_none());
@@ -332,7 +334,7 @@ mod tests {
         let queues = Arc::new(TopicTurns::default());
         let [first, second] = [(); 2].map(|()| queues.enter(&"t".into(), TurnKind::Ordered));
         first.rest();
-        second.hurry();
+        second.end_waits();
         drop(second);
         let third = queues.enter(&"t".into(), TurnKind::Ordered);
         assert!(first.resume().is_none());
@@ -379,12 +381,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_overtaken_resting_turn_is_passed_when_its_queue_hurries() {
+    async fn an_overtaken_resting_turn_is_passed_when_waits_end() {
         let queues = Arc::new(TopicTurns::default());
         let [first, second] = [(); 2].map(|()| queues.enter(&"t".into(), TurnKind::Ordered));
         first.rest();
         let overtaking = queues.enter(&"t".into(), TurnKind::Overtaking);
-        second.hurry();
+        second.end_waits();
         assert!(poll!(pin!(second.wait())).is_pending());
         drop(overtaking);
         assert!(poll!(pin!(second.wait())).is_ready());
@@ -394,10 +396,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_event_passes_a_turn_that_rests_alone_in_a_hurrying_queue() {
+    async fn the_next_event_passes_a_turn_that_rests_alone_once_waits_have_ended() {
         let queues = Arc::new(TopicTurns::default());
         let first = queues.enter(&"t".into(), TurnKind::Ordered);
-        first.hurry();
+        first.end_waits();
         first.rest();
         let second = queues.enter(&"t".into(), TurnKind::Ordered);
         assert!(poll!(pin!(second.wait())).is_ready());

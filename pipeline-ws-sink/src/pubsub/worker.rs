@@ -206,7 +206,8 @@ impl<F> BroadcastWorker<F> {
         Self { max_waiting: Some(max_waiting), ..self }
     }
 
-    /// Sends an event. If it has to wait and too many workers wait already, its topic hurries.
+    /// Sends an event. If it has to wait and too many workers wait already, its topic stops
+    /// waiting and uses the reserve of the outboxes.
     async fn send(
         &self,
         turn: &Turn,
@@ -229,7 +230,7 @@ impl<F> BroadcastWorker<F> {
                 waiting = Some(WaitingGuard(&self.waiting));
                 let most = (context.spare() / 2).max(1);
                 if count > most || turn.waiting() > max_waiting {
-                    turn.hurry();
+                    turn.end_waits();
                 }
             }
             sent

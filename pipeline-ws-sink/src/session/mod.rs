@@ -449,7 +449,8 @@ impl<S: Socket> Session<S> {
         }
         let until = Deadline::from_now(CHANNELS_END);
         if time::timeout(LAST_EVENTS, self.ended()).await.is_err() {
-            let dropped: usize = self.channels.values().map(|entry| entry.mailbox.hurry()).sum();
+            let dropped: usize =
+                self.channels.values().map(|entry| entry.mailbox.drop_pending()).sum();
             if dropped > 0 {
                 limited!(
                     self.routes.limited.lines,

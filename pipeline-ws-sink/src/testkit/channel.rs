@@ -178,11 +178,11 @@ impl TestChannel {
     /// # use serde_json::json;
     /// # async fn test(room: TestChannel) {
     /// room.push("nonsense", json!({}));
-    /// assert_eq!(room.ended().await.to_string(), "failed: the channel has no event \"nonsense\"");
+    /// assert_eq!(room.exit_reason().await.to_string(), "failed: the channel has no event \"nonsense\"");
     /// # }
     /// ```
     #[track_caller]
-    pub fn ended(&self) -> impl Future<Output = ExitReason> {
+    pub fn exit_reason(&self) -> impl Future<Output = ExitReason> {
         self.unlink();
         let at = Location::caller();
         let lives = format!("the channel on {} has not ended", self.topic());

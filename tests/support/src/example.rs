@@ -138,7 +138,7 @@ impl Example {
     }
 
     /// Waits for the exit. Returns the status, and the output until then.
-    pub async fn ended(mut self) -> (ExitStatus, Vec<String>) {
+    pub async fn wait(mut self) -> (ExitStatus, Vec<String>) {
         let reading = async {
             let mut lines = Vec::new();
             while let Some(line) = self.stdout.next_line().await.unwrap() {

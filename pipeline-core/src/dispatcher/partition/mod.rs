@@ -150,8 +150,8 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
         Self::new(partitions, Hashing::Key(Box::new(key)))
     }
 
-    /// Like [`by_key`](Self::by_key), but the function may change the event. This is GenStage's
-    /// `hash`.
+    /// A dispatcher with these partitions, like [`by_key`](Self::by_key), whose function may also
+    /// change the event. This is GenStage's `hash`.
     ///
     /// # Panics
     ///

@@ -68,7 +68,7 @@ pub(super) struct Retry<In> {
 
 impl<In> Retry<In> {
     /// Makes it due now, with short delays after that.
-    fn hurry(&mut self) {
+    fn retry_now(&mut self) {
         self.at = Deadline::from_now(Duration::ZERO);
         self.backoff = BackoffState::new(row_backoff());
     }
@@ -221,7 +221,7 @@ impl<In> Upstreams<In> {
         // The producer of this stage may be restarted by now or soon, to drain its events. The
         // current retry delay has no relation to the time left for the drain.
         self.retries.retain(|retry| retry.target.pipeline() == pipeline);
-        self.retries.iter_mut().for_each(Retry::hurry);
+        self.retries.iter_mut().for_each(Retry::retry_now);
         for upstream in self.inlet.upstreams_mut() {
             upstream.state.backoff = None;
         }
@@ -564,7 +564,7 @@ impl<B: Behaviour> StageTask<B> {
         let (mut whole, mut rest) = (Some(events), Vec::new().into_iter());
         loop {
             let owed = if B::KIND.emits() { self.owed() } else { 0 };
-            let held = self.upstreams.inlet.event_count();
+            let queued = self.upstreams.inlet.event_count();
             let upstream =
                 self.upstreams.inlet.get(from).expect("a subscription is removed only by its end");
             let chunk = match (&mut upstream.window, &mut batch) {
@@ -587,7 +587,7 @@ impl<B: Behaviour> StageTask<B> {
                     rest.by_ref().take(chunk.size).collect()
                 }
             };
-            self.accounting.chunk_begins(B::KIND, chunk.size, left, held);
+            self.accounting.chunk_begins(B::KIND, chunk.size, left, queued);
             let mut out = Emitter::new(&mut self.downstreams.staged, owed);
             let (behaviour, from_whom) = (&mut self.behaviour, &upstream.subscription);
             let begun = self.accounting.timer.begin();

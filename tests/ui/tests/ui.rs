@@ -13,7 +13,7 @@ const RECORDED_WITH: &str = "rustc 1.95.0 ";
 const CASES: &str = "cases";
 
 /// The folder of the cases when messages are not compared.
-const COPIES: &str = "PIPELINE_MESSAGES";
+const COPIES: &str = "PIPELINE_UI_CASES";
 
 #[test]
 fn invalid_pipelines_do_not_compile_and_the_compiler_says_why() -> Result<(), Box<dyn Error>> {
@@ -29,7 +29,7 @@ fn invalid_pipelines_do_not_compile_and_the_compiler_says_why() -> Result<(), Bo
         return Ok(());
     }
     println!("messages are compared only with {RECORDED_WITH}, and this is {version}");
-    let copies = Path::new(env!("CARGO_TARGET_TMPDIR")).join("messages");
+    let copies = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cases");
     copy_cases(&copies)?;
     // trybuild then writes the messages into the copy, and still fails if a case compiles.
     let refused = Command::new(env::current_exe()?)
