@@ -14,7 +14,7 @@ use crate::{
     },
     step::{batch, filter, map},
     subscription::{SubscribeError, SubscribeOptions},
-    supervisor::{AsSupervisor, ConsumerSupervisor, Worker},
+    supervisor::{ConsumerSupervisor, Supervision, Worker},
     telemetry::Telemetry,
     wiring::{ConsumerOf, Events, Flow, HasEnd, ProducerConsumerOf, Source},
 };
@@ -285,7 +285,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         E: Sync,
         W: Worker<E>,
     {
-        self.end(supervisor.map(AsSupervisor), options, Events::feed)
+        self.end(supervisor.map(Supervision::new), options, Events::feed)
     }
 
     fn end<B>(

@@ -13,7 +13,7 @@ use crate::{
         ProducerHandle, Slot, Stage, StageHandle, StageSpec, TypedStageSpec, next_id,
     },
     subscription::SubscribeOptions,
-    supervisor::{AsSupervisor, ConsumerSupervisor, SupervisorHandle, Worker},
+    supervisor::{ConsumerSupervisor, Supervision, SupervisorHandle, Worker},
     telemetry::Telemetry,
 };
 
@@ -163,7 +163,7 @@ impl Graph {
         E: Send + Sync + 'static,
         W: Worker<E>,
     {
-        self.add(supervisor.map(AsSupervisor))
+        self.add(supervisor.map(Supervision::new))
     }
 
     /// Subscribes a stage to a producer of its event type, whenever the stage starts.

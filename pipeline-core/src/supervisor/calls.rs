@@ -2,13 +2,13 @@
 
 use std::convert::Infallible;
 
-use super::{Child, ChildCount, ChildId, ChildState, ConsumerSupervisor, TerminateError, Worker};
+use super::{ChildCount, ChildId, ChildState, Supervision, TerminateError, Worker};
 use crate::{
     exit::ExitReason,
     stage::{CallError, Caller, Emitter, HandleCall, StageHandle},
 };
 
-impl<E, W> StageHandle<ConsumerSupervisor<E, W>, E, Infallible>
+impl<E, W> StageHandle<Supervision<E, W>, E, Infallible>
 where
     E: Send + Sync + 'static,
     W: Worker<E>,
@@ -107,7 +107,7 @@ pub struct TerminateChild(ChildId);
 pub struct ListChildren;
 
 #[diagnostic::do_not_recommend]
-impl<E, W> HandleCall<SpawnChild<E>> for ConsumerSupervisor<E, W>
+impl<E, W> HandleCall<SpawnChild<E>> for Supervision<E, W>
 where
     E: Send + Sync + 'static,
     W: Worker<E>,
@@ -126,7 +126,7 @@ where
 }
 
 #[diagnostic::do_not_recommend]
-impl<E, W> HandleCall<TerminateChild> for ConsumerSupervisor<E, W>
+impl<E, W> HandleCall<TerminateChild> for Supervision<E, W>
 where
     E: Send + Sync + 'static,
     W: Worker<E>,
@@ -139,7 +139,7 @@ where
         caller: &mut Caller<Self::Reply>,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        match self.children.get_mut(&id) {
+        match self.children.get_mut(id) {
             None => caller.reply(Err(TerminateError::NotFound)),
             Some(child) => {
                 child.terminated.push(caller.later());
@@ -147,9 +147,9 @@ where
                     // Its slot is freed when it has actually ended.
                     Some(task) => task.abort(),
                     None => {
-                        self.restarting.retain(|(_, other), _| *other != id);
+                        self.children.cancel_restart(id);
                         self.child_done(id);
-                        self.ask();
+                        self.slots.ask();
                     }
                 }
             }
@@ -159,7 +159,7 @@ where
 }
 
 #[diagnostic::do_not_recommend]
-impl<E, W> HandleCall<ListChildren> for ConsumerSupervisor<E, W>
+impl<E, W> HandleCall<ListChildren> for Supervision<E, W>
 where
     E: Send + Sync + 'static,
     W: Worker<E>,
@@ -172,14 +172,7 @@ where
         caller: &mut Caller<Self::Reply>,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        let state = |child: &Child| match child.task {
-            Some(_) => ChildState::Running,
-            None => ChildState::Restarting,
-        };
-        let mut children: Vec<_> =
-            self.children.iter().map(|(id, child)| (*id, state(child))).collect();
-        children.sort_unstable_by_key(|(id, _)| *id);
-        caller.reply(children);
+        caller.reply(self.children.list());
         Ok(())
     }
 }

@@ -1,0 +1,233 @@
+//! The children of a supervisor: their tasks, their ends and their restarts.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    time::Duration,
+};
+
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tracing::{Instrument, Span};
+
+use super::{ChildId, ChildState, Reserved, TerminateError, adaptive::Piece};
+use crate::{deadline::Deadline, exit::ExitReason, stage::Caller, subscription::SubscriptionId};
+
+/// The children of a supervisor, in any state.
+pub(super) struct Children<E> {
+    children: foldhash::HashMap<ChildId, Child>,
+    next_id: u64,
+    /// The number of children started by hand.
+    manual: usize,
+    /// The children's tasks. A task owns its event, and returns it with the outcome.
+    tasks: JoinSet<Finished<E>>,
+    /// The child of each task, for tasks that end without a result.
+    by_task: foldhash::HashMap<Id, ChildId>,
+    /// Tasks that have ended and are not processed yet.
+    ended: VecDeque<Ended<E>>,
+    /// Children that have failed, by the time of their restart, with the number of failures.
+    restarting: BTreeMap<(Deadline, ChildId), (E, u32)>,
+}
+
+/// A child of a supervisor.
+pub(super) struct Child {
+    /// None for a child started by hand, which takes no slot.
+    pub(super) subscription: Option<SubscriptionId>,
+    /// The worker's reservation for it, dropped when its event is done.
+    pub(super) reserved: Option<Reserved>,
+    pub(super) task: Option<AbortHandle>,
+    /// The child's id in the adaptive limit, if there is one.
+    pub(super) piece: Option<Piece>,
+    /// The callers that wait for its termination.
+    pub(super) terminated: Vec<Caller<Result<(), TerminateError>>>,
+}
+
+/// How a child's task ended.
+pub(super) type Ended<E> = Result<(Id, Finished<E>), JoinError>;
+
+/// The result of a child's task.
+pub(super) struct Finished<E> {
+    pub(super) event: E,
+    pub(super) restarts: u32,
+    pub(super) outcome: Result<(), ExitReason>,
+    pub(super) took: Duration,
+    /// Whether it completed in its first poll.
+    pub(super) at_once: bool,
+}
+
+impl<E: Send + 'static> Children<E> {
+    pub(super) fn new() -> Self {
+        Self {
+            children: foldhash::HashMap::default(),
+            next_id: 0,
+            manual: 0,
+            tasks: JoinSet::new(),
+            by_task: foldhash::HashMap::default(),
+            ended: VecDeque::new(),
+            restarting: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.children.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.children.is_empty()
+    }
+
+    /// The number of children that were not started by hand.
+    pub(super) fn in_slots(&self) -> usize {
+        self.children.len() - self.manual
+    }
+
+    pub(super) fn get(&self, id: ChildId) -> Option<&Child> {
+        self.children.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: ChildId) -> Option<&mut Child> {
+        self.children.get_mut(&id)
+    }
+
+    /// All children, in the order of their first start.
+    pub(super) fn list(&self) -> Vec<(ChildId, ChildState)> {
+        let state = |child: &Child| match child.task {
+            Some(_) => ChildState::Running,
+            None => ChildState::Restarting,
+        };
+        let mut children: Vec<_> =
+            self.children.iter().map(|(id, child)| (*id, state(child))).collect();
+        children.sort_unstable_by_key(|(id, _)| *id);
+        children
+    }
+
+    /// Adds a child without a task.
+    pub(super) fn add(
+        &mut self,
+        subscription: Option<SubscriptionId>,
+        reserved: Option<Reserved>,
+    ) -> ChildId {
+        let id = ChildId(self.next_id);
+        self.next_id += 1;
+        self.manual += usize::from(subscription.is_none());
+        self.children.insert(
+            id,
+            Child { subscription, reserved, task: None, piece: None, terminated: Vec::new() },
+        );
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: ChildId) -> Option<Child> {
+        let child = self.children.remove(&id)?;
+        self.manual -= usize::from(child.subscription.is_none());
+        Some(child)
+    }
+
+    /// Runs a child in a task.
+    pub(super) fn spawn(
+        &mut self,
+        id: ChildId,
+        job: impl Future<Output = Finished<E>> + Send + 'static,
+        piece: Option<Piece>,
+    ) {
+        let span = Span::current();
+        // Without the span, the future is smaller.
+        let task = if span.is_disabled() {
+            self.tasks.spawn(job)
+        } else {
+            self.tasks.spawn(job.instrument(span))
+        };
+        self.by_task.insert(task.id(), id);
+        if let Some(child) = self.children.get_mut(&id) {
+            child.task = Some(task);
+            child.piece = piece;
+        }
+    }
+
+    /// Waits for the end of a task, and keeps it for [`next_ended`](Self::next_ended). `None` if
+    /// there are no tasks.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn wait_for_end(&mut self) -> Option<()> {
+        let ended = self.tasks.join_next_with_id().await?;
+        self.ended.push_back(ended);
+        Some(())
+    }
+
+    /// Whether the end of a task is kept.
+    pub(super) fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    /// Takes the next end of a task, without waiting.
+    pub(super) fn next_ended(&mut self) -> Option<Ended<E>> {
+        self.ended.pop_front().or_else(|| self.tasks.try_join_next_with_id())
+    }
+
+    /// Waits for the next end of a task. `None` if there are no tasks.
+    pub(super) async fn join_next(&mut self) -> Option<Ended<E>> {
+        self.tasks.join_next_with_id().await
+    }
+
+    /// Takes the next end of a task that is kept.
+    pub(super) fn next_kept(&mut self) -> Option<Ended<E>> {
+        self.ended.pop_front()
+    }
+
+    pub(super) fn abort_all(&mut self) {
+        self.tasks.abort_all();
+    }
+
+    /// Finds the child whose task has ended. A task has an end only once.
+    pub(super) fn of_task(&mut self, ended: &Ended<E>) -> Option<ChildId> {
+        let task = match ended {
+            Ok((task, _)) => *task,
+            Err(error) => error.id(),
+        };
+        self.by_task.remove(&task)
+    }
+
+    /// Restarts a failed child at this time.
+    pub(super) fn restart_at(&mut self, at: Deadline, id: ChildId, event: E, failed: u32) {
+        if let Some(child) = self.children.get_mut(&id) {
+            child.task = None;
+        }
+        self.restarting.insert((at, id), (event, failed));
+    }
+
+    /// The number of children that wait to be restarted.
+    pub(super) fn restarting(&self) -> usize {
+        self.restarting.len()
+    }
+
+    /// The time of the next restart.
+    pub(super) fn next_restart(&self) -> Deadline {
+        self.restarting.first_key_value().map_or(Deadline::NEVER, |((at, _), _)| *at)
+    }
+
+    /// Takes the child that is restarted next, with its event and the number of its failures.
+    pub(super) fn pop_restarting(&mut self) -> Option<(ChildId, E, u32)> {
+        let ((_, id), (event, failed)) = self.restarting.pop_first()?;
+        Some((id, event, failed))
+    }
+
+    /// Takes the event of a child that waits to be restarted.
+    pub(super) fn cancel_restart(&mut self, id: ChildId) {
+        self.restarting.retain(|(_, other), _| *other != id);
+    }
+
+    /// Drops the reservations of failed children, which are not restarted: they would block others.
+    pub(super) fn release_restarting(&mut self) {
+        for (_, id) in self.restarting.keys() {
+            if let Some(child) = self.children.get_mut(id) {
+                child.reserved = None;
+            }
+        }
+    }
+
+    /// The number of children that have not ended, running or not.
+    pub(super) fn unfinished(&self) -> usize {
+        self.tasks.len() + self.restarting.len()
+    }
+}
