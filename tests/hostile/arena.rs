@@ -1,0 +1,276 @@
+//! The server under attack, and the calm client next to the attack.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime},
+};
+
+use axum::Router;
+use parking_lot::Mutex;
+use pipeline::{
+    serve,
+    serve::Serve,
+    ws::{
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+        endpoint::{EndpointBuilder, EndpointSnapshot},
+        mount::{CheckOrigin, LongPoll, MessageRateLimit, OnLimit},
+        socket::{ConnectError, ConnectInfo, Params},
+        token::Signer,
+    },
+};
+use pipeline_test_support::{AnySocket, PATIENCE};
+use serde_json::{Value, json};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::Instant,
+};
+
+use crate::client::{Client, SOCKET, join, json_text};
+
+/// The secret and the salt of valid tokens.
+pub(crate) const SECRET: &str = "a secret of the arena, long enough";
+pub(crate) const SALT: &str = "arena";
+
+/// How long a polling client may wait between two polls.
+pub(crate) const WINDOW: Duration = Duration::from_millis(400);
+
+/// A channel whose clients choose what it does.
+pub(crate) struct Room;
+
+impl Channel for Room {
+    type Socket = AnySocket;
+    type Config = ();
+
+    async fn join(
+        topic: &Topic,
+        payload: Payload,
+        _: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        if topic.rest() == "typed" {
+            let _: Credentials = payload.parse()?;
+        }
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "stall" => std::future::pending().await,
+            "large" => Ok(Reply::ok().with(json!({ "padding": "x".repeat(1 << 16) }))),
+            "pushes" => {
+                for n in 0..8 {
+                    cx.push("pushed", json!({ "n": n, "padding": "x".repeat(1 << 13) }))?;
+                }
+                Ok(Reply::none())
+            }
+            "parse" => Ok(Reply::ok().with(payload.parse::<Value>()?)),
+            event if event.starts_with("ask") => Ok(Reply::ok().with(payload)),
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+}
+
+/// The parameters of the join of `room:typed`.
+#[derive(serde::Deserialize)]
+#[expect(dead_code, reason = "only their types matter")]
+struct Credentials {
+    user: u32,
+    name: String,
+}
+
+/// Accepts clients with a valid token, in the query or among the subprotocols.
+struct TokenSocket(Signer);
+
+impl Socket for TokenSocket {
+    type Assigns = u64;
+
+    async fn connect(&self, params: &Params, info: &ConnectInfo) -> Result<u64, ConnectError> {
+        let token = params.get("token").or(info.auth_token.as_deref());
+        Ok(self.0.verify_optional(token, SystemTime::now())?)
+    }
+}
+
+pub(crate) fn signer() -> Signer {
+    Signer::new(SECRET, SALT).unwrap().max_age(Duration::from_secs(3600))
+}
+
+/// A server with this many worker threads.
+pub(crate) struct Arena {
+    runtime: Option<Runtime>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) address: SocketAddr,
+}
+
+/// Options that differ from the usual ones.
+pub(crate) struct Options {
+    pub(crate) mount: fn(Mount<AnySocket>) -> Mount<AnySocket>,
+    pub(crate) endpoint: fn(EndpointBuilder) -> EndpointBuilder,
+    pub(crate) serve: fn(Serve) -> Serve,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { mount: |mount| mount, endpoint: |builder| builder, serve: |serve| serve }
+    }
+}
+
+impl Arena {
+    /// A server with the sockets of all cases.
+    pub(crate) fn start(workers: usize) -> Self {
+        Self::start_with(workers, &Options::default())
+    }
+
+    pub(crate) fn start_with(workers: usize, options: &Options) -> Self {
+        let runtime =
+            Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
+        let room = || Mount::new(AnySocket).channel::<Room>("room:*");
+        let polled = LongPoll::new().window(WINDOW);
+        let rate = || MessageRateLimit::per_second(1).burst(2);
+        let tokens = Mount::new(TokenSocket(signer())).auth_token(true);
+        let origins = CheckOrigin::list(["https://example.com", "//*.wild.test"]);
+        let builder = Endpoint::builder()
+            .mount("/socket", (options.mount)(room().compress(true).longpoll(polled)))
+            .mount("/small", room().max_frame_size(1024).max_message_size(4096))
+            .mount("/limited", room().message_rate_limit(rate()))
+            .mount("/strict", room().message_rate_limit(rate().on_limit(OnLimit::Close)))
+            .mount("/token", tokens)
+            .mount("/page", room().check_origin(origins).subprotocols(["sip"]));
+        let endpoint = (options.endpoint)(builder).build().unwrap();
+        let app: Router = Router::new().fallback_service(endpoint.clone());
+        let listener = runtime.block_on(pipeline::ws::listen("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = (options.serve)(serve(listener, app).endpoint(endpoint.clone()));
+        runtime.spawn(async move { serving.until(std::future::pending()).await.unwrap() });
+        Self { runtime: Some(runtime), endpoint, address }
+    }
+
+    /// The bytes that all clients together have in the server's bounded buffers.
+    pub(crate) fn held(&self) -> usize {
+        let EndpointSnapshot { inbox_bytes, outbox_bytes, .. } = self.endpoint.snapshot();
+        inbox_bytes + outbox_bytes
+    }
+
+    /// Waits until this is true.
+    pub(crate) fn eventually(
+        &self,
+        what: &str,
+        is_true: impl Fn(&Self) -> bool,
+    ) -> Result<(), String> {
+        let begun = Instant::now();
+        while !is_true(self) {
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("{what}: {:?}", self.endpoint.snapshot()));
+            }
+            pause(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// The server's memory for its clients is what it was without hostile ones.
+    pub(crate) fn is_at_rest(&self) -> Result<(), String> {
+        self.eventually("the bounded memory is not free again", |arena| arena.held() == 0)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // A failing test must not wait for the cause of its failure.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Waits in a client's thread.
+#[expect(clippy::disallowed_methods, reason = "a client's thread runs nothing else")]
+pub(crate) fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+/// A client that sends one request after the other, and expects each to be answered before the
+/// next.
+pub(crate) struct Calm {
+    stopped: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    failed: Arc<Mutex<Option<String>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The topic of calm clients.
+const CALM: &str = "room:calm";
+
+/// A calm client's connection.
+pub(crate) fn calm_connection(address: SocketAddr) -> Client {
+    let mut client = Client::open(address, SOCKET, "").unwrap();
+    client.ask(&join(CALM)).unwrap();
+    client
+}
+
+/// Asks a channel, and expects the answer to this question.
+pub(crate) fn ask(client: &mut Client, n: u64) -> Result<(), String> {
+    let reference = n.to_string();
+    let answer = client.ask(&json_text(&json!(["1", reference, CALM, "ask", { "n": n }])))?;
+    let response = json!({ "status": "ok", "response": { "n": n } });
+    let expected = json!(["1", reference, CALM, "phx_reply", response]);
+    if answer == expected { Ok(()) } else { Err(format!("{expected} was expected, not {answer}")) }
+}
+
+impl Calm {
+    pub(crate) fn start(arena: &Arena) -> Self {
+        let (stopped, answered) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let failed = Arc::new(Mutex::new(None));
+        let thread = thread::spawn({
+            let (stopped, answered): (_, Arc<AtomicU64>) = (stopped.clone(), Arc::clone(&answered));
+            let (failed, mut client) = (failed.clone(), calm_connection(arena.address));
+            move || {
+                for n in 0.. {
+                    if stopped.load(Relaxed) {
+                        break;
+                    }
+                    if let Err(error) = ask(&mut client, n) {
+                        *failed.lock() = Some(error);
+                        break;
+                    }
+                    answered.fetch_add(1, Relaxed);
+                    pause(Duration::from_micros(200));
+                }
+            }
+        });
+        Self { stopped, answered, failed, thread: Some(thread) }
+    }
+
+    /// A question that it asks from now on is answered.
+    pub(crate) fn is_answered(&self) -> Result<(), String> {
+        let (before, begun) = (self.answered.load(Relaxed), Instant::now());
+        // The first answer from now on may be that to an earlier question.
+        while self.answered.load(Relaxed) < before + 2 {
+            if let Some(error) = &*self.failed.lock() {
+                return Err(format!("the calm client: {error}"));
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err("the calm client is not answered".to_owned());
+            }
+            pause(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Calm {
+    fn drop(&mut self) {
+        self.stopped.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

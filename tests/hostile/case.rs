@@ -1,0 +1,277 @@
+//! Cases: what a hostile client sends, and what the server answers.
+
+use std::{fmt, net::SocketAddr};
+
+use serde_json::{Value, json};
+
+use crate::{
+    arena::{Arena, Calm},
+    client::{CLOSE, Client, FIN, OFFER, PONG, SOCKET, beaten, heartbeat},
+};
+
+/// Cases of the same kind.
+pub(crate) struct Group {
+    pub(crate) title: &'static str,
+    /// The memory that is bounded in all of them, and by what.
+    pub(crate) bounded: &'static str,
+    pub(crate) cases: Vec<Case>,
+}
+
+/// One case of the table.
+pub(crate) struct Case {
+    pub(crate) id: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) act: Act,
+    pub(crate) expect: Expect,
+}
+
+/// The actions of a hostile client.
+pub(crate) enum Act {
+    /// Connects a WebSocket at this path with these header lines, joins the topic of hostile
+    /// clients or not, and sends these bytes.
+    Frames { path: &'static str, lines: &'static str, joins: bool, bytes: Vec<u8> },
+    /// Sends these bytes over TCP.
+    Http(Vec<u8>),
+    /// Opens a long-polling session, and sends it a request with these header lines and this body,
+    /// with another request behind it.
+    Posted { lines: String, body: String },
+    /// Takes several steps, and compares the answers itself.
+    Steps(fn(&Arena) -> Result<(), String>),
+}
+
+/// The answer.
+pub(crate) enum Expect {
+    /// The socket is closed with this code.
+    Close(u16),
+    /// Frames before the violation are answered, then the socket is closed with this code.
+    ThenClose(u16),
+    /// These messages, and the socket stays open.
+    Messages(Vec<Value>),
+    /// A reply with the status `ok`, and the socket stays open.
+    Ok,
+    /// A pong with this payload, and the socket stays open.
+    Pong(&'static [u8]),
+    /// Nothing, and the socket stays open.
+    Ignored,
+    /// The channel crashes, and the socket stays open.
+    Crash,
+    /// An HTTP answer with this status.
+    Status(u16),
+    /// This status, and nothing else until the end of the connection: what follows a request with
+    /// an ambiguous length is no request.
+    Only(u16),
+    /// The end of the connection, without an answer.
+    End,
+    /// What the steps compare.
+    As(&'static str),
+}
+
+/// The path of long-polling clients.
+pub(crate) const POLLED: &str = "/socket/longpoll?vsn=2.0.0";
+
+/// The token of a new long-polling session.
+pub(crate) fn session(address: SocketAddr) -> Result<String, String> {
+    let mut client = Client::tcp(address).map_err(|error| error.to_string())?;
+    let request = format!("GET {POLLED} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let answer = client.request(request.as_bytes())?;
+    let token = answer["token"].as_str();
+    token.map(str::to_owned).ok_or_else(|| format!("no token: {answer}"))
+}
+
+/// A case over a WebSocket without compression.
+pub(crate) fn ws(id: &'static str, what: &'static str, bytes: Vec<u8>, expect: Expect) -> Case {
+    at(SOCKET, id, what, bytes, expect)
+}
+
+/// A case at another path.
+pub(crate) fn at(
+    path: &'static str,
+    id: &'static str,
+    what: &'static str,
+    bytes: Vec<u8>,
+    expect: Expect,
+) -> Case {
+    Case { id, what, act: Act::Frames { path, lines: "", joins: false, bytes }, expect }
+}
+
+/// A case over a WebSocket whose client has joined a topic.
+pub(crate) fn joined(id: &'static str, what: &'static str, bytes: Vec<u8>, expect: Expect) -> Case {
+    Case { id, what, act: Act::Frames { path: SOCKET, lines: "", joins: true, bytes }, expect }
+}
+
+/// A case over a WebSocket with compression.
+pub(crate) fn compressed(
+    id: &'static str,
+    what: &'static str,
+    bytes: Vec<u8>,
+    expect: Expect,
+) -> Case {
+    Case { id, what, act: Act::Frames { path: SOCKET, lines: OFFER, joins: false, bytes }, expect }
+}
+
+impl Expect {
+    /// The reply `error` with this reason, without a join reference.
+    pub(crate) fn error(reference: &Value, topic: &Value, reason: &str) -> Self {
+        let response = json!({ "status": "error", "response": { "reason": reason } });
+        Self::Messages(vec![json!([null, reference, topic, "phx_reply", response])])
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Close(code) => write!(f, "close {code}"),
+            Self::ThenClose(code) => write!(f, "answers to the frames before, then close {code}"),
+            Self::Messages(messages) => {
+                let answer = |message: &Value| match (&message[3], &message[4]["status"]) {
+                    (event, status) if event == "phx_reply" => match &message[4]["response"] {
+                        response if response["reason"].is_string() => {
+                            format!("reply {status} with reason {}", response["reason"])
+                        }
+                        _ => format!("reply {status}"),
+                    },
+                    (event, _) => format!("{event}"),
+                };
+                let answers: Vec<_> = messages.iter().map(answer).collect();
+                f.write_str(&answers.join(", "))
+            }
+            Self::Ok => f.write_str("answered"),
+            Self::Pong(payload) => write!(f, "pong of {} bytes", payload.len()),
+            Self::Ignored => f.write_str("nothing; the socket stays open"),
+            Self::Crash => f.write_str("`phx_error`; the socket stays open"),
+            Self::Status(status) => write!(f, "HTTP {status}"),
+            Self::Only(status) => write!(f, "HTTP {status}, and no other answer"),
+            Self::End => f.write_str("the connection ends"),
+            Self::As(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Case {
+    /// Acts, and compares the answer.
+    pub(crate) fn run(&self, arena: &Arena) -> Result<(), String> {
+        match &self.act {
+            Act::Steps(steps) => steps(arena),
+            Act::Posted { lines, body } => {
+                let path = format!("{POLLED}&token={}", session(arena.address)?);
+                let request = format!(
+                    "POST {path} HTTP/1.1\r\nHost: a\r\n{lines}\r\n{body}\
+                     GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+                );
+                self.expect.of_http(arena.address, request.as_bytes())
+            }
+            Act::Http(bytes) => self.expect.of_http(arena.address, bytes),
+            Act::Frames { path, lines, joins, bytes } => {
+                let client = Client::open(arena.address, path, lines);
+                let mut client = client.map_err(|error| error.to_string())?;
+                if *joins {
+                    client.join()?;
+                }
+                // A server that has closed need not read the rest.
+                let _ = client.send(bytes);
+                self.expect.of_socket(&mut client)
+            }
+        }
+    }
+}
+
+impl Expect {
+    fn of_http(&self, address: SocketAddr, bytes: &[u8]) -> Result<(), String> {
+        let mut client = Client::tcp(address).map_err(|error| error.to_string())?;
+        let _ = client.send(bytes);
+        match self {
+            Self::Status(expected) => {
+                client.read_head().map_err(|error| format!("{error} instead of an answer"))?;
+                let status = client.status();
+                if status == *expected { Ok(()) } else { Err(format!("answered: {}", client.head)) }
+            }
+            Self::Only(expected) => {
+                client.finish();
+                let rest = client.rest()?;
+                let rest = String::from_utf8_lossy(&rest);
+                let is_only = rest.matches("HTTP/1.1 ").count() == 1;
+                if is_only && rest.starts_with(&format!("HTTP/1.1 {expected} ")) {
+                    Ok(())
+                } else {
+                    Err(format!("answered: {rest}"))
+                }
+            }
+            Self::End => {
+                client.finish();
+                let rest = client.rest()?;
+                let rest = String::from_utf8_lossy(&rest);
+                if rest.is_empty() { Ok(()) } else { Err(format!("answered: {rest}")) }
+            }
+            other => Err(format!("{other} is no answer to a request")),
+        }
+    }
+
+    fn of_socket(&self, client: &mut Client) -> Result<(), String> {
+        let mut next = || client.next().map_err(|error| format!("{error} instead of {self}"));
+        match self {
+            Self::Close(expected) | Self::ThenClose(expected) => {
+                let mut frame = next()?;
+                while matches!(self, Self::ThenClose(_)) && frame.first != FIN | CLOSE {
+                    frame = next()?;
+                }
+                let code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+                let closes = frame.first == FIN | CLOSE && code == Some(*expected);
+                return if closes { Ok(()) } else { Err(format!("{frame} came")) };
+            }
+            Self::Messages(messages) => {
+                for expected in messages {
+                    let message = next()?.message()?;
+                    if message != *expected {
+                        return Err(format!("{message} came instead of {expected}"));
+                    }
+                }
+            }
+            Self::Ok => {
+                let frame = next()?;
+                // It may hold numbers and depths that this client cannot parse.
+                if !String::from_utf8_lossy(&frame.payload).contains(r#""status":"ok""#) {
+                    return Err(format!("{frame} came"));
+                }
+            }
+            Self::Pong(payload) => {
+                let frame = next()?;
+                if frame.first != FIN | PONG || frame.payload != *payload {
+                    return Err(format!("{frame} came"));
+                }
+            }
+            Self::Crash => {
+                let message = next()?.message()?;
+                if message[3] != "phx_error" {
+                    return Err(format!("{message} came"));
+                }
+            }
+            Self::Ignored => {}
+            other => return Err(format!("{other} is no answer to frames")),
+        }
+        let last = client.ask(&heartbeat("last"))?;
+        if last == beaten("last") { Ok(()) } else { Err(format!("{last} came in addition")) }
+    }
+}
+
+impl Group {
+    /// Runs all cases, with the server on one worker thread and on two. After each case the calm
+    /// client is answered, and the server's memory is free again.
+    pub(crate) fn run(&self) {
+        let mut failed = Vec::new();
+        for workers in [1, 2] {
+            let arena = Arena::start(workers);
+            let calm = Calm::start(&arena);
+            for case in &self.cases {
+                let passed = case
+                    .run(&arena)
+                    .map_err(|seen| format!("expected: {}; seen: {seen}", case.expect))
+                    .and_then(|()| calm.is_answered())
+                    .and_then(|()| arena.is_at_rest());
+                if let Err(error) = passed {
+                    failed.push(format!("{} ({}), {workers} workers: {error}", case.id, case.what));
+                }
+            }
+        }
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+    }
+}

@@ -1,0 +1,52 @@
+//! The table of `docs/spec/hostile.md`.
+
+use std::{env, fs};
+
+use pipeline_test_support::project;
+
+use crate::{case::Group, cut, deflate, frames, messages, polls, requests, tokens};
+
+/// All groups, in the order of the document.
+fn groups() -> Vec<Group> {
+    vec![
+        frames::group(),
+        deflate::group(),
+        messages::group(),
+        requests::group(),
+        cut::group(),
+        tokens::group(),
+        polls::group(),
+    ]
+}
+
+/// The lines of the tables.
+fn tables() -> String {
+    let mut text = String::new();
+    for Group { title, bounded, cases } in groups() {
+        text += &format!("\n## {title}\n\nBounded: {bounded}\n\n");
+        text += "| case | the client sends | the server answers |\n| --- | --- | --- |\n";
+        for case in cases {
+            text += &format!("| {} | {} | {} |\n", case.id, case.what, case.expect);
+        }
+    }
+    text
+}
+
+const BEGIN: &str = "<!-- The tables from here on are written by the test. -->\n";
+
+/// With `HOSTILE_TABLE` set, the tables are written anew.
+#[test]
+fn the_document_has_the_tables_of_the_tests() {
+    let path = project().join("docs/spec/hostile.md");
+    let document = fs::read_to_string(&path).unwrap();
+    let (head, written) = document.split_once(BEGIN).unwrap();
+    let tables = tables();
+    if env::var_os("HOSTILE_TABLE").is_some() {
+        fs::write(path, format!("{head}{BEGIN}{tables}")).unwrap();
+        return;
+    }
+    for (document, test) in written.lines().zip(tables.lines()) {
+        assert_eq!(document, test, "run the test with HOSTILE_TABLE=1 to write the tables anew");
+    }
+    assert_eq!(written.lines().count(), tables.lines().count());
+}
