@@ -365,16 +365,6 @@ impl<C: Channel> fmt::Debug for ChannelContext<C> {
 }
 
 /// An event was not sent to a client.
-///
-/// ```
-/// use pipeline_ws_sink::{Channel, channel::{ChannelContext, PushError}};
-/// use serde_json::json;
-///
-/// /// Whether the client is still connected.
-/// fn greet<C: Channel>(cx: &ChannelContext<C>) -> bool {
-///     !matches!(cx.push("hello", json!({})), Err(PushError::Ended))
-/// }
-/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PushError {

@@ -137,15 +137,6 @@ impl<C> fmt::Debug for ChannelHandle<C> {
 }
 
 /// A message was not sent to a channel.
-///
-/// ```
-/// use pipeline_ws_sink::channel::{ChannelHandle, HandleMessage, SendError};
-///
-/// /// Whether the channel still exists.
-/// fn send_news<C: HandleMessage<String>>(channel: &ChannelHandle<C>, news: String) -> bool {
-///     !matches!(channel.try_send(news), Err(SendError::Ended))
-/// }
-/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {

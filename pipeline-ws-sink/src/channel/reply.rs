@@ -260,14 +260,6 @@ impl fmt::Debug for SocketRef {
 }
 
 /// There is no message to answer: none is being handled, or the client gave it no reference.
-///
-/// ```
-/// use pipeline_ws_sink::{Channel, channel::{ChannelContext, NoReplyExpected}};
-///
-/// fn wants_an_answer<C: Channel>(cx: &ChannelContext<C>) -> bool {
-///     !matches!(cx.socket_ref(), Err(NoReplyExpected))
-/// }
-/// ```
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("there is no message to answer: none is being handled, or the client gave it no reference")]
 pub struct NoReplyExpected;

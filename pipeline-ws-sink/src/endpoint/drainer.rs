@@ -42,33 +42,17 @@ pub(crate) struct MountDrainer {
 
 impl Drainer {
     /// The defaults of Phoenix: 10,000 channels every two seconds.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::Drainer;
-    /// assert_eq!(Drainer::new(), Drainer::new().batch_size(10_000));
-    /// ```
     pub const fn new() -> Self {
         Self { batch_size: 10_000, batch_interval: Duration::from_secs(2) }
     }
 
     /// How many channels are closed in one batch, with their sockets. Default 10,000.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::Drainer;
-    /// let gently = Drainer::new().batch_size(100);
-    /// ```
     pub const fn batch_size(mut self, channels: usize) -> Self {
         self.batch_size = channels;
         self
     }
 
     /// The time from one batch to the next. Default two seconds.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::Drainer;
-    /// # use std::time::Duration;
-    /// let quickly = Drainer::new().batch_interval(Duration::from_millis(200));
-    /// ```
     pub const fn batch_interval(mut self, interval: Duration) -> Self {
         self.batch_interval = interval;
         self

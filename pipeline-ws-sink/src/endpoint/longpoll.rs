@@ -74,12 +74,6 @@ impl LongPoll {
     /// If it is zero, or 20 seconds or more and not [`Duration::MAX`].
     ///
     /// This is `:window_ms` of Phoenix's long polling.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::LongPoll;
-    /// # use std::time::Duration;
-    /// let often = LongPoll::new().window(Duration::from_secs(5));
-    /// ```
     pub fn window(mut self, window: Duration) -> Self {
         assert!(!window.is_zero(), "window must be longer than zero");
         assert!(
@@ -100,11 +94,6 @@ impl LongPoll {
     /// # Panics
     ///
     /// If it is zero: every long-polling client would be refused.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::LongPoll;
-    /// let few = LongPoll::new().max_sessions(500);
-    /// ```
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         assert!(sessions > 0, "max_sessions must be at least 1");
         self.max_sessions = sessions;

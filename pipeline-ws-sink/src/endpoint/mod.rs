@@ -217,13 +217,6 @@ impl Endpoint {
     /// Returns the number of sockets closed on this node.
     ///
     /// To keep a user out, make `connect` refuse it first. See [`Socket::id`].
-    ///
-    /// ```
-    /// # fn sign_out(endpoint: &pipeline_ws_sink::Endpoint) {
-    /// let devices = endpoint.disconnect("users_socket:42");
-    /// println!("signed out on {devices} devices");
-    /// # }
-    /// ```
     #[expect(clippy::must_use_candidate, reason = "the count is optional information")]
     pub fn disconnect(&self, id: &str) -> usize {
         self.pubsub().disconnect(id)
@@ -547,12 +540,6 @@ impl EndpointBuilder {
     /// [`CheckOrigin::host`].
     ///
     /// An invalid host is an error of [`build`](Self::build).
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::Endpoint;
-    /// let endpoint = Endpoint::builder().host("example.com").build()?;
-    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
-    /// ```
     pub fn host(mut self, host: &str) -> Self {
         self.host = Some(host.to_owned());
         self
@@ -560,13 +547,6 @@ impl EndpointBuilder {
 
     /// Which pages may connect to mounts without a [`Mount::check_origin`] of their own. Default
     /// [`CheckOrigin::host`].
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Endpoint, mount::CheckOrigin};
-    /// let ours = CheckOrigin::list(["https://example.com", "https://example.org"]);
-    /// let endpoint = Endpoint::builder().check_origin(ours).build()?;
-    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
-    /// ```
     pub fn check_origin(mut self, check: CheckOrigin) -> Self {
         self.check_origin = check;
         self
@@ -585,12 +565,6 @@ impl EndpointBuilder {
     /// 408 after the mount's [window](crate::mount::LongPoll::window).
     ///
     /// The gauge `socket.inbox_bytes` shows the counted bytes.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::Endpoint;
-    /// let endpoint = Endpoint::builder().max_inboxes(64 << 20).build()?;
-    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
-    /// ```
     pub fn max_inboxes(mut self, bytes: usize) -> Self {
         self.limits.inboxes = bytes;
         self
@@ -607,12 +581,6 @@ impl EndpointBuilder {
     /// those is closed.
     ///
     /// The gauge `socket.outbox_bytes` shows the counted bytes.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::Endpoint;
-    /// let endpoint = Endpoint::builder().max_outboxes(64 << 20).build()?;
-    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
-    /// ```
     pub fn max_outboxes(mut self, bytes: usize) -> Self {
         self.limits.outboxes = bytes;
         self
@@ -629,12 +597,6 @@ impl EndpointBuilder {
     /// # Panics
     ///
     /// If it is zero: every client would be refused.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::Endpoint;
-    /// let endpoint = Endpoint::builder().max_sockets(10_000).build()?;
-    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
-    /// ```
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         assert!(sockets > 0, "max_sockets must be at least 1");
         self.limits.sockets = sockets;
@@ -663,25 +625,12 @@ impl EndpointBuilder {
     /// have no subscribers there any more. While a node is silent without having announced its
     /// shutdown, every topic counts as one with subscribers, for as long as
     /// [`permdown_period`](crate::presence::TrackerOptions::permdown_period).
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Endpoint, presence::TrackerOptions};
-    /// let endpoint = Endpoint::builder().sync_subscriptions(TrackerOptions::new()).build()?;
-    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
-    /// ```
     pub fn sync_subscriptions(mut self, options: TrackerOptions) -> Self {
         self.synced_subscriptions = Some(options);
         self
     }
 
     /// Attaches a presence to this endpoint.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Endpoint, Presence};
-    /// let presence = Presence::new();
-    /// let endpoint = Endpoint::builder().presence(&presence).build()?;
-    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
-    /// ```
     pub fn presence(mut self, presence: &Presence) -> Self {
         self.presences.push(presence.clone());
         self

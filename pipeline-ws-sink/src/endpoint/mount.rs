@@ -192,14 +192,6 @@ impl<S: Socket> Mount<S> {
     /// Serves long polling in addition to the WebSocket: see [`LongPoll`]. Off by default.
     ///
     /// This is the option `:longpoll` of `Phoenix.Endpoint.socket/3`.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket, mount::LongPoll};
-    /// # use std::time::Duration;
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.longpoll(LongPoll::new().window(Duration::from_secs(5)))
-    /// # }
-    /// ```
     pub fn longpoll(mut self, options: LongPoll) -> Self {
         self.handshake.longpoll = Some(options);
         self
@@ -207,13 +199,6 @@ impl<S: Socket> Mount<S> {
 
     /// Which pages may connect. Default: the endpoint's
     /// [`check_origin`](crate::endpoint::EndpointBuilder::check_origin).
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket, mount::CheckOrigin};
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.check_origin(CheckOrigin::list(["https://example.com", "//localhost"]))
-    /// # }
-    /// ```
     pub fn check_origin(mut self, check: CheckOrigin) -> Self {
         self.handshake.check_origin = Some(check);
         self
@@ -228,13 +213,6 @@ impl<S: Socket> Mount<S> {
     /// [`EndpointBuilder::build`](crate::endpoint::EndpointBuilder::build).
     ///
     /// This is the option `:subprotocols` of `Phoenix.Endpoint.socket/3`.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket};
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.subprotocols(["sip", "mqtt"])
-    /// # }
-    /// ```
     pub fn subprotocols<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
         self.handshake.subprotocols = names.into_iter().map(Into::into).collect();
         self
@@ -291,13 +269,6 @@ impl<S: Socket> Mount<S> {
     /// connects again starts afresh. Limit the rate of connections in [`Socket::connect`].
     ///
     /// Messages over the limit are counted in `socket.messages_refused`.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket, mount::MessageRateLimit};
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.message_rate_limit(MessageRateLimit::per_second(50).burst(100))
-    /// # }
-    /// ```
     pub fn message_rate_limit(mut self, limit: MessageRateLimit) -> Self {
         self.options.message_rate_limit = Some(limit);
         self
@@ -310,13 +281,6 @@ impl<S: Socket> Mount<S> {
     /// for the socket only. Leaving and joining a topic again does not reset its limit: it is
     /// remembered as long as it makes a difference, for twice as many topics as may be
     /// [joined](Self::max_channels). Events on further topics are over the limit meanwhile.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket, mount::{MessageRateLimit, OnLimit}};
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.topic_message_rate_limit(MessageRateLimit::per_second(10).on_limit(OnLimit::Close))
-    /// # }
-    /// ```
     pub fn topic_message_rate_limit(mut self, limit: MessageRateLimit) -> Self {
         self.options.topic_message_rate_limit = Some(limit);
         self
@@ -350,16 +314,6 @@ impl<S: Socket> Mount<S> {
     /// # Panics
     ///
     /// If it is less than 7: the header and the mask of a frame alone take 6 bytes.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket, socket::{ConnectError, ConnectInfo, Params}};
-    /// # struct UserSocket;
-    /// # impl Socket for UserSocket {
-    /// #     type Assigns = ();
-    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
-    /// # }
-    /// let mount = Mount::new(UserSocket).max_frame_size(64 << 10).max_message_size(256 << 10);
-    /// ```
     pub fn max_frame_size(mut self, bytes: usize) -> Self {
         assert!(bytes > 6, "max_frame_size must be at least 7: header and mask take 6 bytes");
         self.options.limits.frame = bytes;
@@ -374,16 +328,6 @@ impl<S: Socket> Mount<S> {
     /// broadcast once for all clients with compression. Messages that are small or do not shrink
     /// are sent uncompressed. Do not put a secret and attacker-chosen text into the same message:
     /// its length tells whether they are alike.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket, socket::{ConnectError, ConnectInfo, Params}};
-    /// # struct UserSocket;
-    /// # impl Socket for UserSocket {
-    /// #     type Assigns = ();
-    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
-    /// # }
-    /// let mount = Mount::new(UserSocket).compress(true);
-    /// ```
     pub fn compress(mut self, compress: bool) -> Self {
         self.options.compress = compress;
         self
@@ -443,14 +387,6 @@ impl<S: Socket> Mount<S> {
     /// # Panics
     ///
     /// If it is zero: every client would be closed at once.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket};
-    /// # use std::time::Duration;
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.receive_timeout(Duration::from_secs(40))
-    /// # }
-    /// ```
     pub fn receive_timeout(mut self, silence: Duration) -> Self {
         assert!(!silence.is_zero(), "receive_timeout must be longer than zero");
         self.options.receive_timeout = Some(silence);
@@ -478,13 +414,6 @@ impl<S: Socket> Mount<S> {
     /// # Panics
     ///
     /// If it is zero: no client would be read from.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket};
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.frame_rate_limit(200)
-    /// # }
-    /// ```
     pub fn frame_rate_limit(mut self, per_second: u32) -> Self {
         assert!(per_second > 0, "frame_rate_limit must be at least 1");
         self.options.frame_rate_limit = per_second;
@@ -504,13 +433,6 @@ impl<S: Socket> Mount<S> {
     ///
     /// [`EndpointBuilder::max_inboxes`](crate::endpoint::EndpointBuilder::max_inboxes) bounds the
     /// inboxes of all sockets of an endpoint.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket};
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.max_inbox(1 << 20)
-    /// # }
-    /// ```
     pub fn max_inbox(mut self, bytes: usize) -> Self {
         self.options.inbox = bytes;
         self
@@ -545,20 +467,6 @@ impl<S: Socket> Mount<S> {
     /// allows: its outbox is full and its socket takes no more. By default the client is closed
     /// with 1011, and the official client connects again. Its pending frames are dropped and
     /// counted in `socket.frames_dropped`.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{
-    /// #     Mount, Socket,
-    /// #     mount::WhenFull,
-    /// #     socket::{ConnectError, ConnectInfo, Params},
-    /// # };
-    /// # struct UserSocket;
-    /// # impl Socket for UserSocket {
-    /// #     type Assigns = ();
-    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
-    /// # }
-    /// let mount = Mount::new(UserSocket).when_full(WhenFull::DropOldest);
-    /// ```
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.options.when_full = when_full;
         self
@@ -577,14 +485,6 @@ impl<S: Socket> Mount<S> {
     /// and the stop ends more than a second after it, is the client given more time: five seconds to
     /// take something, and with [`WhenFull::Block`] the whole time again until its outbox has to be
     /// half empty.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket};
-    /// # use std::time::Duration;
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.send_timeout(Duration::from_secs(10))
-    /// # }
-    /// ```
     pub fn send_timeout(mut self, send_timeout: Duration) -> Self {
         self.options.send_timeout = send_timeout;
         self
@@ -592,20 +492,6 @@ impl<S: Socket> Mount<S> {
 
     /// The batches in which sockets are closed when the endpoint [drains](crate::Endpoint::drain).
     /// Default 10,000 channels every two seconds.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{
-    /// #     Mount, Socket,
-    /// #     mount::Drainer,
-    /// #     socket::{ConnectError, ConnectInfo, Params},
-    /// # };
-    /// # struct UserSocket;
-    /// # impl Socket for UserSocket {
-    /// #     type Assigns = ();
-    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
-    /// # }
-    /// let mount = Mount::new(UserSocket).drainer(Drainer::new().batch_size(1_000));
-    /// ```
     pub fn drainer(mut self, drainer: Drainer) -> Self {
         self.options.drainer = drainer;
         self
@@ -616,13 +502,6 @@ impl<S: Socket> Mount<S> {
     ///
     /// The parameters of `connect` are logged at level `INFO`, those of joins and events at
     /// `DEBUG`.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{Mount, Socket, mount::ParamFilter};
-    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.filter_params(ParamFilter::keep(["vsn", "page"]))
-    /// # }
-    /// ```
     pub fn filter_params(mut self, filter: ParamFilter) -> Self {
         self.filter = Arc::new(filter);
         self

@@ -14,21 +14,6 @@ use crate::telemetry::latencies::Latencies;
 
 /// The state of an endpoint's sockets and channels at one moment. It is read while they run, so its
 /// numbers may be of slightly different moments. Counters start when the endpoint is built.
-///
-/// ```
-/// use pipeline_ws_sink::Endpoint;
-/// use serde_json::json;
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let endpoint = Endpoint::builder().build()?;
-/// endpoint.broadcast("room:1", "shouted", json!({}))?;
-///
-/// let seen = endpoint.snapshot();
-/// assert_eq!((seen.broadcasts, seen.frames_out), (1, 0), "the topic has no subscribers");
-/// assert_eq!(seen.delivered.count(), 0);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -77,14 +62,6 @@ pub struct EndpointSnapshot {
 }
 
 /// The sockets of one mount.
-///
-/// ```
-/// use pipeline_ws_sink::endpoint::EndpointSnapshot;
-///
-/// fn open_sockets(seen: &EndpointSnapshot) -> usize {
-///     seen.sockets.iter().map(|mount| mount.open).sum()
-/// }
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -105,15 +82,6 @@ pub struct MountSnapshot {
 }
 
 /// The channels of one route.
-///
-/// ```
-/// use pipeline_ws_sink::endpoint::EndpointSnapshot;
-///
-/// fn channels_on(pattern: &str, seen: &EndpointSnapshot) -> usize {
-///     let routes = seen.channels.iter().filter(|route| route.pattern == pattern);
-///     routes.map(|route| route.open).sum()
-/// }
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]

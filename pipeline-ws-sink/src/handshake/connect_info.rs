@@ -90,38 +90,17 @@ impl ConnectInfo {
 
     /// The headers whose names begin with `x-`. Any client can send them; trust only those that a
     /// proxy in front sets.
-    ///
-    /// ```
-    /// # fn client(info: &pipeline_ws_sink::socket::ConnectInfo) -> Option<&http::HeaderValue> {
-    /// let mut forwarded = info.x_headers().filter(|(name, _)| *name == "x-forwarded-for");
-    /// forwarded.next().map(|(_, value)| value)
-    /// # }
-    /// ```
     pub fn x_headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.headers.iter().filter(|(name, _)| is_x(name))
     }
 
     /// The headers `traceparent` and `tracestate`, if they are there.
-    ///
-    /// ```
-    /// # fn trace(info: &pipeline_ws_sink::socket::ConnectInfo) {
-    /// for (name, value) in info.trace_context_headers() {
-    ///     println!("{name}: {value:?}");
-    /// }
-    /// # }
-    /// ```
     pub fn trace_context_headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.headers.iter().filter(|(name, _)| is_trace_context(name))
     }
 
     /// The headers whose names begin with `sec-websocket-`, without the
     /// [`auth_token`](Self::auth_token).
-    ///
-    /// ```
-    /// # fn offered(info: &pipeline_ws_sink::socket::ConnectInfo) -> bool {
-    /// info.sec_websocket_headers().any(|(name, _)| name == "sec-websocket-protocol")
-    /// # }
-    /// ```
     pub fn sec_websocket_headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.headers.iter().filter(|(name, _)| is_sec_websocket(name))
     }

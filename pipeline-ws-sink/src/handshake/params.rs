@@ -49,12 +49,6 @@ impl Params {
     }
 
     /// The value of a parameter that is a string; the last value, if there are several.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::socket::Params;
-    /// # let params = Params::default();
-    /// let room = params.get("room").unwrap_or("lobby");
-    /// ```
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.as_str()
@@ -65,16 +59,6 @@ impl Params {
     /// # Errors
     ///
     /// [`MissingParam`] names the parameter; as the error of a `connect`, it refuses the client.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::socket::{MissingParam, Params};
-    /// # let params = Params::default();
-    /// # let require = || -> Result<(), MissingParam> {
-    /// let token = params.require("token")?;
-    /// # Ok(())
-    /// # };
-    /// # assert_eq!(require().unwrap_err().to_string(), "the parameter \"token\" is missing");
-    /// ```
     pub fn require(&self, name: &str) -> Result<&str, MissingParam> {
         self.get(name).ok_or_else(|| MissingParam { name: name.into() })
     }
@@ -110,12 +94,6 @@ impl Params {
     }
 
     /// All parameters.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::socket::Params;
-    /// # let params = Params::default();
-    /// let names: Vec<_> = params.as_map().keys().collect();
-    /// ```
     #[must_use]
     pub fn as_map(&self) -> &Map<String, Value> {
         &self.0

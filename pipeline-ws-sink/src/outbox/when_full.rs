@@ -73,12 +73,6 @@ pub enum WhenFull {
 
 impl WhenFull {
     /// [`Block`](Self::Block), for five seconds at most.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::WhenFull;
-    /// # use std::time::Duration;
-    /// assert_eq!(WhenFull::block(), WhenFull::Block { timeout: Duration::from_secs(5) });
-    /// ```
     #[must_use]
     pub const fn block() -> Self {
         Self::Block { timeout: Duration::from_secs(5) }

@@ -72,19 +72,6 @@ impl PresenceList {
 
     /// Adds a field to a key's entry, next to its `metas`, which cannot be changed. Does nothing if
     /// the key is not present.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::presence::PresenceList;
-    /// # use serde_json::json;
-    /// fn named(mut who: PresenceList) -> PresenceList {
-    ///     let keys: Vec<_> = who.keys().map(str::to_owned).collect();
-    ///     for key in keys {
-    ///         who.add(&key, "user", json!({ "name": key.to_uppercase() }));
-    ///     }
-    ///     who
-    /// }
-    /// # assert!(named(PresenceList::default()).is_empty());
-    /// ```
     pub fn add(&mut self, key: &str, field: &str, value: impl Into<Value>) {
         if field == METAS || !self.0.contains_key(key) {
             return;

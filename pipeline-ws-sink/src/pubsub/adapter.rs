@@ -122,13 +122,6 @@ impl fmt::Debug for LocalNode {
 }
 
 /// The other nodes could not be reached. Any error converts with `?`.
-///
-/// ```
-/// use pipeline_ws_sink::pubsub::AdapterError;
-///
-/// let error = AdapterError::new("the queue to the network is full");
-/// assert_eq!(error.to_string(), "failed to reach the other nodes: the queue to the network is full");
-/// ```
 pub struct AdapterError {
     cause: Box<dyn Error + Send + Sync>,
 }

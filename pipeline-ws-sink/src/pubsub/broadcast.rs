@@ -11,15 +11,6 @@ use crate::{
 /// channels of other topics, other nodes.
 ///
 /// Cheap to clone. The counterpart of `Phoenix.Socket.Broadcast`.
-///
-/// ```
-/// use pipeline_ws_sink::pubsub::Broadcast;
-/// use serde_json::json;
-///
-/// let broadcast = Broadcast::new("room:1", "shouted", json!({ "text": "hello" }))?;
-/// assert_eq!((broadcast.topic(), broadcast.event()), ("room:1", "shouted"));
-/// # Ok::<(), pipeline_ws_sink::payload::PayloadError>(())
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broadcast {
     topic: Arc<str>,

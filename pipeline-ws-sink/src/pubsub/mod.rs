@@ -442,18 +442,6 @@ impl fmt::Debug for PubSub {
 }
 
 /// A broadcast was not sent.
-///
-/// ```
-/// use pipeline_ws_sink::{Endpoint, pubsub::BroadcastError};
-/// use serde_json::json;
-///
-/// # fn main() -> Result<(), pipeline_ws_sink::endpoint::BuildError> {
-/// let endpoint = Endpoint::builder().build()?;
-/// let outcome = endpoint.broadcast("room:1", "shouted", json!("no object"));
-/// assert!(matches!(outcome, Err(BroadcastError::Payload(_))));
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BroadcastError {

@@ -160,21 +160,6 @@ impl fmt::Debug for TopicSubscription {
 }
 
 /// A task read too slowly, and this number of broadcasts was dropped.
-///
-/// ```
-/// # use pipeline_ws_sink::{Endpoint, pubsub::Lagged};
-/// # use serde_json::json;
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let endpoint = Endpoint::builder().build()?;
-/// let mut room = endpoint.subscribe("room:1");
-/// for n in 0..1030 {
-///     endpoint.broadcast("room:1", "number", json!({ "n": n }))?;
-/// }
-/// assert_eq!(room.recv().await, Err(Lagged(6)));
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the subscriber lagged: {0} broadcasts were dropped")]
 pub struct Lagged(pub u64);

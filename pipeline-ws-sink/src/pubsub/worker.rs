@@ -189,18 +189,6 @@ impl<F> BroadcastWorker<F> {
     /// [`timeout`](crate::mount::WhenFull::Block::timeout): 10 to 12 seconds with five. A pipeline
     /// that pushes to many topics avoids this by setting the limit, to 4 for instance: it then
     /// applies from the first event on.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::{PubSub, pubsub::PreparedBroadcast};
-    /// # use serde_json::json;
-    /// # fn limited(pubsub: &PubSub) {
-    /// let worker = pubsub
-    ///     .broadcast_worker(|n: &u64| {
-    ///         PreparedBroadcast::new("numbers", "number", json!({ "n": n }))
-    ///     })
-    ///     .max_waiting(1);
-    /// # }
-    /// ```
     #[must_use]
     pub fn max_waiting(self, max_waiting: usize) -> Self {
         Self { max_waiting: Some(max_waiting), ..self }

@@ -51,11 +51,6 @@ impl MessageRateLimit {
     /// # Panics
     ///
     /// If it is 0: no message would pass.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::MessageRateLimit;
-    /// assert_eq!(MessageRateLimit::per_second(50), MessageRateLimit::per_second(50).burst(50));
-    /// ```
     pub const fn per_second(messages: u32) -> Self {
         Self::every(messages, Duration::from_secs(1))
     }
@@ -66,11 +61,6 @@ impl MessageRateLimit {
     /// # Panics
     ///
     /// If it is 0: no message would pass.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::MessageRateLimit;
-    /// let chat = MessageRateLimit::per_minute(30).burst(5);
-    /// ```
     pub const fn per_minute(messages: u32) -> Self {
         Self::every(messages, Duration::from_secs(60))
     }
@@ -85,12 +75,6 @@ impl MessageRateLimit {
     /// # Panics
     ///
     /// If it is 0: no message would pass.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::MessageRateLimit;
-    /// // Typing is fast now and then, and slow on average.
-    /// let typing = MessageRateLimit::per_second(5).burst(40);
-    /// ```
     pub const fn burst(mut self, messages: u32) -> Self {
         assert!(messages > 0, "a message rate limit must allow at least one message");
         self.burst = messages;
@@ -98,11 +82,6 @@ impl MessageRateLimit {
     }
 
     /// What happens to messages over the limit. Default [`OnLimit::Reply`].
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::mount::{MessageRateLimit, OnLimit};
-    /// let strict = MessageRateLimit::per_second(100).on_limit(OnLimit::Close);
-    /// ```
     pub const fn on_limit(mut self, on_limit: OnLimit) -> Self {
         self.on_limit = on_limit;
         self

@@ -44,14 +44,6 @@ impl TestEndpoint {
 
     /// Wraps an endpoint that was built elsewhere: with several kinds of socket, or with all that
     /// an application has.
-    ///
-    /// ```
-    /// use pipeline_ws_sink::{endpoint::{BuildError, EndpointBuilder}, testkit::TestEndpoint};
-    ///
-    /// # fn kit(application: EndpointBuilder) -> Result<TestEndpoint, BuildError> {
-    /// Ok(TestEndpoint::of(application.build()?))
-    /// # }
-    /// ```
     #[must_use]
     pub fn of(endpoint: Endpoint) -> Self {
         Self { endpoint, inbox: TestInbox::new() }

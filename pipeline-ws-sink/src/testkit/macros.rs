@@ -25,14 +25,6 @@ macro_rules! __assert_push {
 ///
 /// It waits as long as [`assert_push!`](crate::testkit::assert_push) would. This is `refute_push` of
 /// `Phoenix.ChannelTest`.
-///
-/// ```
-/// # use pipeline_ws_sink::testkit::{TestChannel, refute_push};
-/// # async fn test(room: TestChannel) {
-/// refute_push!(room, "shouted", { "body": "hi" });
-/// refute_push!(room, "closed");
-/// # }
-/// ```
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __refute_push {
@@ -68,15 +60,6 @@ macro_rules! __assert_reply {
 ///
 /// It waits as long as [`assert_reply!`](crate::testkit::assert_reply) would. This is `refute_reply` of
 /// `Phoenix.ChannelTest`.
-///
-/// ```
-/// # use pipeline_ws_sink::testkit::{TestChannel, refute_reply};
-/// # use serde_json::json;
-/// # async fn test(room: TestChannel) {
-/// let typing = room.push("typing", json!({}));
-/// refute_reply!(room, typing, "ok");
-/// # }
-/// ```
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __refute_reply {
@@ -112,13 +95,6 @@ macro_rules! __assert_broadcast {
 ///
 /// It waits as long as [`assert_broadcast!`](crate::testkit::assert_broadcast) would. This is
 /// `refute_broadcast` of `Phoenix.ChannelTest`.
-///
-/// ```
-/// # use pipeline_ws_sink::testkit::{TestChannel, refute_broadcast};
-/// # async fn test(room: TestChannel) {
-/// refute_broadcast!(room, "shouted", { "body": "hi" });
-/// # }
-/// ```
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __refute_broadcast {

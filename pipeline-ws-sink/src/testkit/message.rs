@@ -19,15 +19,6 @@ use crate::{
 
 /// A message on the wire, in version 2 of the protocol: see
 /// [`TestSocket::frame`](super::TestSocket::frame).
-///
-/// ```
-/// use pipeline_ws_sink::testkit::WireFrame;
-/// use serde_json::json;
-///
-/// let heartbeat = WireFrame::from(json!([null, "1", "phoenix", "heartbeat", {}]));
-/// assert_eq!(heartbeat, WireFrame::Text(r#"[null,"1","phoenix","heartbeat",{}]"#.into()));
-/// assert_eq!(heartbeat.json(), json!([null, "1", "phoenix", "heartbeat", {}]));
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WireFrame {
     /// A text frame.

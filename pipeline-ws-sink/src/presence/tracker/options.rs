@@ -100,13 +100,6 @@ impl TrackerOptions {
     /// # Errors
     ///
     /// [`TrackerOptionsError`] names the inconsistency.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use pipeline_ws_sink::presence::{TrackerOptions, TrackerOptionsError};
-    /// let options = TrackerOptions::new().down_period(Duration::from_secs(2));
-    /// assert_eq!(options.check(), Err(TrackerOptionsError::DownPeriod), "2 periods take 3 s");
-    /// ```
     pub fn check(&self) -> Result<(), TrackerOptionsError> {
         let counts = [self.max_silent_periods, self.clock_sample_periods];
         if self.broadcast_period.is_zero() || counts.contains(&0) {
