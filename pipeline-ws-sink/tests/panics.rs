@@ -200,7 +200,7 @@ impl Adapter for KeepsClients {
 async fn a_log_that_panics_at_a_disconnect_keeps_no_client_connected() {
     let (log, _guard) = Log::keep();
     let server = MemoryServer::start(endpoint().0.adapter(KeepsClients));
-    for text in ["a socket ends", "failed to broadcast a disconnect"] {
+    for text in ["socket closed", "failed to broadcast a disconnect"] {
         let mut client = server.connect(1 << 16).await;
         client.join("1", T).await;
         log.panic_at(text);

@@ -67,7 +67,10 @@ function showDelivered({windows, history}) {
     ;['p50', 'p90', 'p99', 'max'].forEach((term, i) => put(values[i], milliseconds(window[term])))
   })
   const most = Math.max(0, ...history.map((point) => point.p99 ?? 0))
-  put(byId('peak'), most > 0 ? `the top is ${milliseconds(most)}` : 'nothing delivered yet')
+  // The first point of the history comes after five seconds.
+  const delivered = windows.some((window) => window.count > 0)
+  const empty = delivered ? 'measuring' : 'nothing delivered yet'
+  put(byId('peak'), most > 0 ? `the top is ${milliseconds(most)}` : empty)
   const spark = byId('spark')
   spark.setAttribute('viewBox', '0 0 59 100')
   spark.setAttribute('preserveAspectRatio', 'none')

@@ -91,6 +91,8 @@ impl Example {
         }
         command.args(flags).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        #[cfg(unix)]
+        reset_hangup();
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take();
@@ -181,6 +183,16 @@ impl Example {
     ) -> Response {
         request(&self.address, method, path, headers, body).await
     }
+}
+
+/// Lets new programs react to SIGHUP, even if the tests were started with it ignored, as by `nohup`. An ignored
+/// signal stays ignored in a new program, but a caught one has its default action there.
+#[cfg(unix)]
+fn reset_hangup() {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    // The handler stays when this is dropped.
+    drop(signal(SignalKind::hangup()).unwrap());
 }
 
 /// The next line that contains this.
