@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::{Timed, TraceContext};
 
-/// The times at which an item was enqueued, left its queue, and reached a worker, as far as they
-/// are known, and its trace.
+/// The times at which an item was enqueued, left its queue, reached a worker, and was broadcast, as
+/// far as they are known, and its trace.
 ///
 /// [`Timed::timeline`] returns it in the worker. Broadcasting the item with it records the duration
 /// of every leg: in the queue, waiting for a worker, in the worker, and from there to the socket.
@@ -32,6 +32,7 @@ pub struct Timeline {
     enqueued_at: Instant,
     dequeued_at: Option<Instant>,
     started_at: Option<Instant>,
+    broadcast_at: Option<Instant>,
     trace: Option<TraceContext>,
 }
 
@@ -52,6 +53,12 @@ impl Timeline {
     #[must_use]
     pub fn started_at(&self) -> Option<Instant> {
         self.started_at
+    }
+
+    /// When the item was broadcast. Unknown in its worker.
+    #[must_use]
+    pub fn broadcast_at(&self) -> Option<Instant> {
+        self.broadcast_at
     }
 
     /// The trace of the item, if it has one.
@@ -78,6 +85,24 @@ impl Timeline {
         Some(until.saturating_duration_since(self.started_at?))
     }
 
+    /// How long it took to write the item to a socket, from the broadcast until the given time.
+    #[must_use]
+    pub fn write_time(&self, until: Instant) -> Option<Duration> {
+        Some(until.saturating_duration_since(self.broadcast_at?))
+    }
+
+    /// How long the whole way took, until the given time.
+    #[must_use]
+    pub fn total_time(&self, until: Instant) -> Duration {
+        until.saturating_duration_since(self.enqueued_at)
+    }
+
+    /// Sets the time of the broadcast.
+    #[must_use]
+    pub fn with_broadcast_at(self, at: Instant) -> Self {
+        Self { broadcast_at: Some(at), ..self }
+    }
+
     /// Assigns the item to a trace.
     #[must_use]
     pub fn with_trace(self, trace: TraceContext) -> Self {
@@ -100,7 +125,7 @@ impl Timeline {
 /// A timeline without other times.
 impl From<Instant> for Timeline {
     fn from(enqueued_at: Instant) -> Self {
-        Self { enqueued_at, dequeued_at: None, started_at: None, trace: None }
+        Self { enqueued_at, dequeued_at: None, started_at: None, broadcast_at: None, trace: None }
     }
 }
 
@@ -129,6 +154,8 @@ mod tests {
             (timeline.queue_time(), timeline.dispatch_time(), timeline.work_time(at(9)))
         };
         let span = |nanoseconds| Some(Duration::from_nanos(nanoseconds));
+        assert_eq!(timeline.write_time(at(9)), None);
+        assert_eq!(timeline.with_broadcast_at(at(8)).write_time(at(9)), span(1));
         assert_eq!(legs(&timeline), (None, None, None));
         assert_eq!(legs(&timeline.started(Some(at(7)))), (None, None, span(2)));
         timeline.dequeued(at(4));
@@ -150,17 +177,25 @@ mod tests {
     proptest! {
         /// Times in any order: no leg is negative, and contiguous legs add up.
         #[test]
-        fn legs_add_up_to_the_whole(times in prop::array::uniform4(0u64..10_000)) {
+        fn legs_add_up_to_the_whole(times in prop::array::uniform5(0u64..10_000)) {
             let at = moments();
-            let [enqueued, dequeued, started, broadcast] = times.map(&at);
+            let [enqueued, dequeued, started, broadcast, written] = times.map(&at);
             let mut timeline = Timeline::from(enqueued);
             timeline.dequeued(dequeued);
-            let timeline = timeline.started(Some(started));
-            let legs = [timeline.queue_time(), timeline.dispatch_time(), timeline.work_time(broadcast)];
-            if let [Some(queued), Some(waited), Some(worked)] = legs
+            let timeline = timeline.started(Some(started)).with_broadcast_at(broadcast);
+            let legs = [
+                timeline.queue_time(),
+                timeline.dispatch_time(),
+                timeline.work_time(broadcast),
+                timeline.write_time(written),
+            ];
+            if let [Some(queued), Some(waited), Some(worked), Some(wrote)] = legs
                 && broadcast >= started
             {
                 prop_assert_eq!(queued + waited + worked, broadcast - enqueued);
+                if written >= broadcast {
+                    prop_assert_eq!(queued + waited + worked + wrote, timeline.total_time(written));
+                }
             }
             let in_order = times.is_sorted();
             prop_assert!(!in_order || legs.iter().all(Option::is_some));

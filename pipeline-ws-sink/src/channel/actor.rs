@@ -369,13 +369,13 @@ impl<C: Channel> RunningChannel<C> {
                 let stop = self.answer(&reference, reply).err().or(stop);
                 stop.map(End::Stopped)
             }
-            ChannelMessage::Intercepted(Intercepted { event, payload, stamp }) => {
+            ChannelMessage::Intercepted(Intercepted { event, payload, timeline }) => {
                 // With `WhenFull::Block`, a channel that intercepts waits too: its broadcasts stay
                 // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
-                context.stamp = stamp;
+                context.timeline = timeline;
                 let outcome = contained(|| channel.handle_out(&event, payload, context)).await;
-                context.stamp = None;
+                context.timeline = None;
                 stopped(outcome)
             }
             ChannelMessage::Foreign(broadcast) => {

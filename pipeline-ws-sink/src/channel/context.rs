@@ -3,7 +3,7 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use pipeline_core::Deadline;
+use pipeline_core::{Deadline, timed::Timeline};
 use thiserror::Error;
 
 use super::{
@@ -24,7 +24,6 @@ use crate::{
     pubsub::{BroadcastError, PubSub, Subscriber, SubscriberId, SubscriptionGuard, topic::Topic},
     session::Connection,
     socket::Socket,
-    telemetry::push_times::PushStamp,
 };
 
 /// The context of a join. It cannot send anything to the client yet.
@@ -109,7 +108,7 @@ pub struct ChannelContext<C: Channel> {
     /// The reference of the message that is being handled.
     pub(super) reference: Ref,
     /// The start time of the push that is being handled, if it is timed.
-    pub(super) stamp: Option<PushStamp>,
+    pub(super) timeline: Option<Timeline>,
     own: Mutex<Resources>,
 }
 
@@ -134,8 +133,8 @@ impl<C: Channel> ChannelContext<C> {
         // It lives as long as the channel.
         topic_json.shrink_to_fit();
         let id = SubscriberId::new();
-        let (reference, stamp, own) = (Ref::NULL, None, Mutex::default());
-        Self { connection, topic, topic_json, join_ref, id, mailbox, reference, stamp, own }
+        let (reference, timeline, own) = (Ref::NULL, None, Mutex::default());
+        Self { connection, topic, topic_json, join_ref, id, mailbox, reference, timeline, own }
     }
 
     /// The topic of the channel.
@@ -234,7 +233,7 @@ impl<C: Channel> ChannelContext<C> {
         }
         let frame = self.address().push(event, payload)?;
         let key = EventKey::new(&self.topic, event);
-        self.connection.outbox.send_event(&frame, key, self.stamp);
+        self.connection.outbox.send_event(&frame, key, self.timeline);
         if self.connection.outbox.has_ended() { Err(PushError::Ended) } else { Ok(()) }
     }
 
@@ -269,7 +268,7 @@ impl<C: Channel> ChannelContext<C> {
         payload: impl IntoPayload,
         except: Option<SubscriberId>,
     ) -> Result<(), BroadcastError> {
-        let broadcast = Encoded::by_application(&self.topic, event, payload)?.timed(self.stamp);
+        let broadcast = Encoded::by_application(&self.topic, event, payload)?.timed(self.timeline);
         self.pubsub().broadcast_encoded(&broadcast, except)
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pipeline_core::ExitReason;
+use pipeline_core::{ExitReason, timed::Timeline};
 
 use super::handle::BoxedMessage;
 use crate::{
@@ -16,7 +16,6 @@ use crate::{
     protocol::{message::Encoded, reference::Ref},
     pubsub::broadcast::Broadcast,
     session::inbox::InboxBytes,
-    telemetry::push_times::PushStamp,
 };
 
 /// How many messages of each [kind](Kind) may wait for a channel. A channel that cannot handle its
@@ -118,13 +117,13 @@ pub(crate) enum NotSent {
 pub(crate) struct Intercepted {
     pub(crate) event: Box<str>,
     pub(crate) payload: Payload,
-    pub(crate) stamp: Option<PushStamp>,
+    pub(crate) timeline: Option<Timeline>,
 }
 
 impl Intercepted {
     pub(crate) fn new(broadcast: &Encoded) -> Self {
         let (event, payload) = (broadcast.event().into(), broadcast.payload());
-        Self { event, payload, stamp: broadcast.stamp() }
+        Self { event, payload, timeline: broadcast.timeline().copied() }
     }
 }
 

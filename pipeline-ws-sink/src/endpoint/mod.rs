@@ -405,7 +405,7 @@ impl Inner {
             outbox_bytes: self.state.outboxes.bytes(),
             dropped: dropped.collect(),
             closed_slow: metrics.closed_slow.get(),
-            delivered: metrics.write_times.delivered.get(),
+            delivered: metrics.push_times.delivered.get(),
         }
     }
 }

@@ -59,13 +59,7 @@ impl EndpointState {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));
         Self {
-            pubsub: PubSub::new(
-                sockets.clone(),
-                metrics.clone(),
-                adapter,
-                synced_subscriptions,
-                telemetry,
-            ),
+            pubsub: PubSub::new(sockets.clone(), metrics.clone(), adapter, synced_subscriptions),
             sockets,
             flusher: Flusher::new(),
             metrics,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use pipeline_core::Deadline;
+use pipeline_core::{Deadline, timed::Timeline};
 use tokio::time::Instant;
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     when_full::FrameKind,
     when_full::WhenFull,
 };
-use crate::{protocol::frame::Frame, telemetry::push_times::PushStamp};
+use crate::protocol::frame::Frame;
 
 /// The limits of one outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +86,8 @@ struct BatchLoad {
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(super) frame: Frame,
-    /// The start time of its push, if it is timed.
-    pub(super) stamp: Option<PushStamp>,
+    /// The times of its push so far, if it is timed.
+    pub(super) timeline: Option<Timeline>,
     pub(super) kind: FrameKind,
     /// Its cost in bytes for each socket that it waits for.
     weight: usize,
@@ -373,9 +373,9 @@ impl Backlog {
     }
 
     /// Takes out all frames, and passes each to `whole`. None has been partly written.
-    pub(super) fn take(self, mut whole: impl FnMut(Option<&PushStamp>)) -> Vec<Frame> {
+    pub(super) fn take(self, mut whole: impl FnMut(Option<&Timeline>)) -> Vec<Frame> {
         let taken = self.queue.into_iter().map(|outgoing| {
-            whole(outgoing.stamp.as_ref());
+            whole(outgoing.timeline.as_ref());
             outgoing.frame.clone()
         });
         taken.collect()
@@ -511,9 +511,9 @@ impl WriteBatch {
     }
 
     /// Releases the written frames, and passes each to `whole`.
-    pub(super) fn complete(&mut self, mut whole: impl FnMut(Option<&PushStamp>)) {
+    pub(super) fn complete(&mut self, mut whole: impl FnMut(Option<&Timeline>)) {
         for done in self.done.drain(..) {
-            whole(done.stamp.as_ref());
+            whole(done.timeline.as_ref());
         }
     }
 }
@@ -545,15 +545,15 @@ const OVERHEAD: usize = 256;
 
 impl Outgoing {
     /// A frame for one socket.
-    pub(super) fn alone(frame: Frame, stamp: Option<PushStamp>, kind: FrameKind) -> Self {
+    pub(super) fn alone(frame: Frame, timeline: Option<Timeline>, kind: FrameKind) -> Self {
         let weight = frame.held() + OVERHEAD;
-        Self { frame, stamp, kind, weight, held: OnceLock::new() }
+        Self { frame, timeline, kind, weight, held: OnceLock::new() }
     }
 
     /// A frame for many sockets.
     pub(super) fn shared(frame: Frame, kind: FrameKind) -> Self {
         let weight = frame.len();
-        Self { frame, stamp: None, kind, weight, held: OnceLock::new() }
+        Self { frame, timeline: None, kind, weight, held: OnceLock::new() }
     }
 
     /// The memory of the frame.
@@ -574,9 +574,8 @@ impl Outgoing {
 impl Clone for Outgoing {
     /// A frame with the same bytes, which is counted separately.
     fn clone(&self) -> Self {
-        let Self { frame, stamp, kind, weight, .. } = self;
-        let (frame, stamp) = (frame.clone(), *stamp);
-        Self { frame, stamp, kind: *kind, weight: *weight, held: OnceLock::new() }
+        let Self { timeline, kind, weight, .. } = *self;
+        Self { frame: self.frame.clone(), timeline, kind, weight, held: OnceLock::new() }
     }
 }
 

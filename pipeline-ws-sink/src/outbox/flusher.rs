@@ -275,7 +275,7 @@ mod tests {
     };
     use crate::{
         protocol::frame::Frame,
-        telemetry::{SocketMetrics, push_times::PushStamp},
+        telemetry::{SocketMetrics, push_times::broadcast_now},
     };
 
     /// A flushed outbox, and its client.
@@ -302,8 +302,8 @@ mod tests {
     }
 
     fn news(fill: u8, length: usize) -> SharedFrame {
-        let stamp = Some(PushStamp::now());
-        SharedFrame::new(frame(fill, length), EventKey::new("t", "e")).timed(stamp)
+        let timeline = Some(broadcast_now());
+        SharedFrame::new(frame(fill, length), EventKey::new("t", "e")).timed(timeline)
     }
 
     fn keeps_memory(outbox: &Outbox) -> bool {

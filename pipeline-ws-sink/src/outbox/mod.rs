@@ -28,7 +28,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use pipeline_core::Deadline;
+use pipeline_core::{Deadline, timed::Timeline};
 use tokio::{
     net::TcpStream,
     sync::Notify,
@@ -49,11 +49,7 @@ pub(crate) use self::{
     when_full::{EventKey, FrameKind},
     writer::Writer,
 };
-use crate::{
-    protocol::frame::Frame,
-    session::end::SocketEnd,
-    telemetry::{SocketMetrics, push_times::PushStamp},
-};
+use crate::{protocol::frame::Frame, session::end::SocketEnd, telemetry::SocketMetrics};
 
 /// The maximum number of frames in one write.
 const GATHER: usize = 64;
@@ -200,10 +196,10 @@ impl Outbox {
         self.compresses
     }
 
-    /// Sends a frame that is never dropped. If `stamp` is set, the time from then until the
+    /// Sends a frame that is never dropped. If `timeline` is set, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
-    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, stamp: Option<PushStamp>) {
-        self.accept(&self.compressed(frame), FrameKind::Essential, stamp);
+    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, timeline: Option<Timeline>) {
+        self.accept(&self.compressed(frame), FrameKind::Essential, timeline);
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
@@ -211,9 +207,9 @@ impl Outbox {
         self: &Arc<Self>,
         frame: &Frame,
         key: EventKey,
-        stamp: Option<PushStamp>,
+        timeline: Option<Timeline>,
     ) {
-        self.accept(&self.compressed(frame), FrameKind::Event(key), stamp);
+        self.accept(&self.compressed(frame), FrameKind::Event(key), timeline);
     }
 
     /// Sends an event that other sockets receive too. It may be dropped if the client is behind.
@@ -487,7 +483,7 @@ impl Outbox {
     /// Records the frames that this write completed.
     fn complete(&self, batch: &mut WriteBatch, now: Instant) {
         self.metrics.frames_out.increment(batch.done() as u64);
-        batch.complete(|stamp| self.delivered(stamp, now));
+        batch.complete(|timeline| self.delivered(timeline, now));
     }
 
     /// Frees the memory that was kept while frames came fast. For the [`Flusher`] only.
@@ -510,7 +506,7 @@ impl Outbox {
         drop(state);
         self.notify_room();
         self.metrics.frames_out.increment(backlog.load().frames as u64);
-        Poll::Ready(backlog.take(|stamp| self.delivered(stamp, now)))
+        Poll::Ready(backlog.take(|timeline| self.delivered(timeline, now)))
     }
 
     /// A frame for this socket alone, compressed if that was negotiated and makes it smaller.
@@ -519,8 +515,8 @@ impl Outbox {
         deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
     }
 
-    fn accept(self: &Arc<Self>, frame: &Frame, kind: FrameKind, stamp: Option<PushStamp>) {
-        let outgoing = Arc::new(Outgoing::alone(frame.clone(), stamp, kind));
+    fn accept(self: &Arc<Self>, frame: &Frame, kind: FrameKind, timeline: Option<Timeline>) {
+        let outgoing = Arc::new(Outgoing::alone(frame.clone(), timeline, kind));
         let mut unrecorded = PendingMetrics::default();
         self.accept_in(self.state.lock(), &outgoing, WriteMode::Inline, &mut unrecorded);
         unrecorded.record(&self.metrics);
@@ -697,9 +693,10 @@ impl Outbox {
         if self.all.are_full() { limits.of_share() } else { limits }
     }
 
-    fn delivered(&self, stamp: Option<&PushStamp>, now: Instant) {
-        if let Some(stamp) = stamp {
-            self.metrics.write_times.record(stamp, now);
+    fn delivered(&self, timeline: Option<&Timeline>, now: Instant) {
+        if let Some(timeline) = timeline {
+            let (written, delivered) = (timeline.write_time(now), timeline.total_time(now));
+            self.metrics.push_times.record_write(written, delivered, timeline.trace());
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Metrics and log lines that are recorded once no lock is held.
 
-use std::{cell::Cell, mem, thread};
+use std::{cell::Cell, mem, thread, time::Duration};
 
+use pipeline_core::timed::TraceContext;
 use tokio::time::Instant;
 
 use super::backlog::{Dropped, Outgoing};
-use crate::telemetry::{SocketMetrics, push_times::PushStamp};
+use crate::telemetry::SocketMetrics;
 
 /// How many entries a thread keeps memory for.
 const KEPT: usize = 4096;
@@ -39,17 +40,18 @@ pub(crate) struct PendingMetrics {
 enum Timed {
     /// A write, with its start and its end.
     Write(Instant, Instant),
-    /// A frame's start time, and the time of its completion. Not the frame itself: as long as it is
-    /// kept, it counts for the endpoint's outboxes.
-    Frame(PushStamp, Instant),
+    /// A completed frame: the time of its write, and of its whole push. Not the frame itself: as
+    /// long as it is kept, it counts for the endpoint's outboxes.
+    Frame { written: Option<Duration>, delivered: Duration, trace: Option<TraceContext> },
 }
 
 impl PendingMetrics {
     /// Adds a completed frame.
     pub(super) fn frame(&mut self, outgoing: &Outgoing, now: Instant) {
         self.frames += 1;
-        if let Some(stamp) = outgoing.stamp {
-            self.push(Timed::Frame(stamp, now));
+        if let Some(timeline) = &outgoing.timeline {
+            let (written, delivered) = (timeline.write_time(now), timeline.total_time(now));
+            self.push(Timed::Frame { written, delivered, trace: timeline.trace() });
         }
     }
 
@@ -100,7 +102,9 @@ impl PendingMetrics {
         for timed in self.timed.drain(..) {
             match timed {
                 Timed::Write(begun, ended) => metrics.write_time.end(Some(begun), ended),
-                Timed::Frame(stamp, now) => metrics.write_times.record(&stamp, now),
+                Timed::Frame { written, delivered, trace } => {
+                    metrics.push_times.record_write(written, delivered, trace);
+                }
             }
         }
     }
@@ -131,7 +135,8 @@ mod tests {
         recorded.panic_at("socket.frames_out");
         let mut pending = PendingMetrics::default();
         (pending.frames, pending.dropped_by_overflow, pending.closed_slow) = (1, 10, 1);
-        pending.timed.push(Timed::Frame(PushStamp::now(), Instant::now()));
+        let (written, delivered) = (Some(Duration::ZERO), Duration::ZERO);
+        pending.timed.push(Timed::Frame { written, delivered, trace: None });
         pending.record(&metrics);
         assert_eq!(recorded.panics(), 1);
         assert_eq!(metrics.frames_out.get(), 1);

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use pipeline_core::timed::Timeline;
+
 use super::{
     backlog::Outgoing,
     when_full::{EventKey, FrameKind},
 };
-use crate::{protocol::frame::Frame, telemetry::push_times::PushStamp};
+use crate::protocol::frame::Frame;
 
 /// An event's frame for many sockets: built once, and compressed at most once.
 #[derive(Clone, Debug)]
@@ -22,9 +24,9 @@ impl SharedFrame {
         Self { plain: Arc::new(plain), deflated: OnceLock::new() }
     }
 
-    /// Sets the start time of its push, if it is timed.
-    pub(crate) fn timed(mut self, stamp: Option<PushStamp>) -> Self {
-        Arc::make_mut(&mut self.plain).stamp = stamp;
+    /// Sets the times of its push so far, if it is timed.
+    pub(crate) fn timed(mut self, timeline: Option<Timeline>) -> Self {
+        Arc::make_mut(&mut self.plain).timeline = timeline;
         Self { plain: self.plain, deflated: OnceLock::new() }
     }
 
@@ -36,10 +38,15 @@ impl SharedFrame {
         let deflate = || {
             let frame = self.plain.frame.deflated()?;
             let mut deflated = Outgoing::shared(frame, self.plain.kind);
-            deflated.stamp.clone_from(&self.plain.stamp);
+            deflated.timeline = self.plain.timeline;
             Some(Arc::new(deflated))
         };
         self.deflated.get_or_init(deflate).as_ref().unwrap_or(&self.plain)
+    }
+
+    /// The times of its push so far, if it is timed.
+    pub(crate) fn timeline(&self) -> Option<&Timeline> {
+        self.plain.timeline.as_ref()
     }
 
     /// The uncompressed frame.

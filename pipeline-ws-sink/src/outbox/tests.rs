@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::telemetry::LockProbe;
+use crate::telemetry::{LockProbe, push_times::broadcast_now};
 
 const ROOMY: OutboxLimits = OutboxLimits { frames: 1000, bytes: 1 << 30 };
 
@@ -91,7 +91,7 @@ async fn nothing_goes_out_once_the_socket_has_to_end() {
 async fn a_completely_written_frame_needs_no_task() {
     let (ours, mut theirs) = tcp().await;
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
-    outbox.send(&small(10), Some(PushStamp::now()));
+    outbox.send(&small(10), Some(broadcast_now()));
     assert_eq!(recorded.samples("pipeline.push_delivered").len(), 1);
     assert_eq!(waiting(&outbox), 0);
     let mut received = [0; 10];
@@ -104,7 +104,7 @@ async fn a_partly_written_frame_is_delivered_with_its_last_byte() {
     let (ours, mut theirs) = tcp().await;
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
     let (large, next) = (text(1 << 19), small(10));
-    outbox.send(&large, Some(PushStamp::now()));
+    outbox.send(&large, Some(broadcast_now()));
     outbox.send(&next, None);
     let written = outbox.state.lock().backlog.as_ref().unwrap().written();
     assert!((1..large.len()).contains(&written), "{written}");
@@ -125,7 +125,7 @@ async fn a_frame_waits_when_the_system_takes_nothing() {
     let chunk = [0; 65_536];
     while ours.try_write(&chunk).is_ok() {}
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
-    outbox.send(&small(10), Some(PushStamp::now()));
+    outbox.send(&small(10), Some(broadcast_now()));
     assert_eq!((waiting(&outbox), end(&outbox)), (1, None));
     assert!(turn(&outbox).is_pending());
     assert_eq!(recorded.samples("pipeline.push_delivered").len(), 0);
@@ -343,7 +343,7 @@ async fn written_frames_no_longer_count_although_their_times_are_not_recorded_ye
     let writer = Writer::Task(Box::pin(tokio::io::sink()));
     let outbox = Arc::new(Outbox::new(writer, ROOMY, metrics.clone()).among(&all));
     for _ in 0..5 {
-        let news = shared(outboxes::SHARE).timed(Some(PushStamp::now()));
+        let news = shared(outboxes::SHARE).timed(Some(broadcast_now()));
         outbox.send_and_record(&news, WriteMode::Deferred);
     }
     assert!(all.bytes() >= 4 * outboxes::SHARE, "they wait until their task is polled");
@@ -468,9 +468,9 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
             // Refreshes the task's budget.
             tokio::task::yield_now().await;
             // Recorded by the socket's task, and by a sender that finds no room.
-            outbox.send(&small(10), Some(PushStamp::now()));
+            outbox.send(&small(10), Some(broadcast_now()));
             let _ = turn(&outbox);
-            (0..6).for_each(|_| outbox.send(&small(10), Some(PushStamp::now())));
+            (0..6).for_each(|_| outbox.send(&small(10), Some(broadcast_now())));
             let _ = turn(&outbox);
             theirs.read_exact(&mut [0; 70]).await.unwrap();
         }

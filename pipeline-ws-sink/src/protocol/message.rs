@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use pipeline_core::timed::Timeline;
 use thiserror::Error;
 
 use super::{
@@ -19,7 +20,6 @@ use super::{
 use crate::{
     outbox::{EventKey, SharedFrame},
     payload::{IntoPayload, Payload, PayloadError},
-    telemetry::push_times::PushStamp,
 };
 
 /// The maximum length of a client's names and references, in bytes: the capacity of a field in a
@@ -261,7 +261,6 @@ pub(crate) struct Encoded {
     v2: SharedFrame,
     /// Built when the first subscriber needs it; `None` if this version cannot express it.
     v1: OnceLock<Option<SharedFrame>>,
-    stamp: Option<PushStamp>,
 }
 
 impl Encoded {
@@ -298,17 +297,12 @@ impl Encoded {
         };
         let key = EventKey::new(topic, event);
         let (topic, event, v2) = (topic.into(), event.into(), SharedFrame::new(v2, key));
-        let (v1, stamp) = (OnceLock::new(), None);
-        Ok(Self { topic, event, payload: start, is_binary, key, v2, v1, stamp })
+        Ok(Self { topic, event, payload: start, is_binary, key, v2, v1: OnceLock::new() })
     }
 
-    /// Enables timing: for each socket, the time from `since` until the operating system has taken
-    /// the last byte of the frame is recorded.
-    pub(crate) fn timed(mut self, stamp: Option<PushStamp>) -> Self {
-        self.stamp = stamp;
-        self.v2 = self.v2.timed(stamp);
-        self.v1 = OnceLock::new();
-        self
+    /// Sets the times so far. With them, the time of the write to each socket is recorded.
+    pub(crate) fn timed(self, timeline: Option<Timeline>) -> Self {
+        Self { v2: self.v2.timed(timeline), v1: OnceLock::new(), ..self }
     }
 
     pub(crate) fn topic(&self) -> &str {
@@ -334,9 +328,9 @@ impl Encoded {
         }
     }
 
-    /// The start time of the push, if it is timed.
-    pub(crate) fn stamp(&self) -> Option<PushStamp> {
-        self.stamp
+    /// The times of the push so far, if it is timed.
+    pub(crate) fn timeline(&self) -> Option<&Timeline> {
+        self.v2.timeline()
     }
 
     /// The frame for clients of a version, or `None` if that version cannot express it.
@@ -354,7 +348,7 @@ impl Encoded {
             out.extend_from_slice(json.as_bytes());
             Ok::<_, std::convert::Infallible>(())
         });
-        Some(SharedFrame::new(written.ok()?, self.key).timed(self.stamp))
+        Some(SharedFrame::new(written.ok()?, self.key).timed(self.timeline().copied()))
     }
 }
 

@@ -15,7 +15,7 @@ mod worker;
 
 use std::{fmt, pin::pin, sync::Arc};
 
-use pipeline_core::{telemetry::Telemetry, timed::Timeline};
+use pipeline_core::timed::Timeline;
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -39,7 +39,7 @@ use crate::{
     payload::{IntoPayload, PayloadError},
     presence::tracker::TrackerOptions,
     protocol::message::Encoded,
-    telemetry::{SocketMetrics, described, log_line, push_times::BroadcastTimes, shown},
+    telemetry::{SocketMetrics, described, log_line, shown},
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.
@@ -81,7 +81,6 @@ struct Shared {
     sockets: Arc<Sockets>,
     adapter: Option<Arc<dyn Adapter>>,
     turns: Arc<TopicTurns>,
-    times: BroadcastTimes,
     /// The topics with subscribers on other nodes, if the nodes share them.
     topics: Option<Arc<SyncedTopics>>,
 }
@@ -92,7 +91,6 @@ impl PubSub {
         metrics: Arc<SocketMetrics>,
         adapter: Option<Arc<dyn Adapter>>,
         synced_subscriptions: Option<TrackerOptions>,
-        telemetry: &Telemetry,
     ) -> Self {
         let topics = adapter.as_ref().zip(synced_subscriptions);
         let topics = topics
@@ -102,8 +100,7 @@ impl PubSub {
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
-        let times = BroadcastTimes::register(telemetry);
-        let shared = Shared { table, sockets, adapter, turns, times, topics };
+        let shared = Shared { table, sockets, adapter, turns, topics };
         let pubsub = Self { shared: Arc::new(shared) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
@@ -170,7 +167,7 @@ impl PubSub {
     ) -> Result<(), BroadcastError> {
         let broadcast = PreparedBroadcast::new(topic, event, payload)?.timed(timeline);
         self.forward(&broadcast.event)?;
-        self.record(&broadcast);
+        self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
         self.deliver_locally(&broadcast.event, None);
         Ok(())
     }
@@ -301,7 +298,7 @@ impl PubSub {
     ) -> Result<(), BroadcastError> {
         turn.wait().await;
         self.forward(&broadcast.event)?;
-        self.record(broadcast);
+        self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
         let slow = self.shared.table.dispatch_to_all_with_room(&broadcast.event);
         if broadcast.event.event() == DISCONNECT {
             self.shared.sockets.disconnect(broadcast.event.topic());
@@ -370,13 +367,6 @@ impl PubSub {
         self.forward(broadcast)?;
         self.deliver_locally(broadcast, except);
         Ok(())
-    }
-
-    /// Records the part of a broadcast's timing that is known by now.
-    fn record(&self, broadcast: &PreparedBroadcast) {
-        if let Some((timeline, broadcast_at)) = &broadcast.timing {
-            self.shared.times.record(&broadcast.event, timeline, *broadcast_at);
-        }
     }
 
     /// Starts to share this node's topics with the other nodes, if that is enabled.

@@ -446,7 +446,7 @@ mod tests {
     use super::*;
     use crate::{
         outbox::{OutboxLimits, WhenFull, Writer},
-        telemetry::{LockProbe, push_times::PushStamp},
+        telemetry::{LockProbe, push_times::broadcast_now},
     };
 
     /// A subscriber that intercepts these events, with the mailbox that receives them.
@@ -523,7 +523,7 @@ mod tests {
                 shard.get(&name).is_some_and(|listeners| listeners.try_write().is_none())
             });
             let news =
-                Encoded::new(&topic, "news", json!({})).unwrap().timed(Some(PushStamp::now()));
+                Encoded::new(&topic, "news", json!({})).unwrap().timed(Some(broadcast_now()));
             for _ in 0..20 {
                 table.dispatch_to_all_with_room(&news);
                 table.dispatch(&news, None);

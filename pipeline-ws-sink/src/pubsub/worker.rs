@@ -26,7 +26,6 @@ use super::{
 use crate::{
     payload::{IntoPayload, PayloadError},
     protocol::message::Encoded,
-    telemetry::push_times::PushStamp,
 };
 
 /// An encoded event for all subscribers of a topic, not yet sent: see
@@ -46,8 +45,6 @@ use crate::{
 #[derive(Debug)]
 pub struct PreparedBroadcast {
     pub(super) event: Encoded,
-    /// The times before the broadcast, if it is timed.
-    pub(super) timing: Option<(Timeline, Instant)>,
 }
 
 impl PreparedBroadcast {
@@ -57,7 +54,7 @@ impl PreparedBroadcast {
     ///
     /// [`PayloadError`] if the payload is neither of them, or has no JSON form.
     pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
-        Ok(Self { event: Encoded::by_application(topic, event, payload)?, timing: None })
+        Ok(Self { event: Encoded::by_application(topic, event, payload)? })
     }
 
     /// Enables timing. The times before this call are recorded when it is sent; for each
@@ -70,9 +67,8 @@ impl PreparedBroadcast {
     /// `timeline`.
     #[must_use]
     pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
-        let (timeline, now) = (timeline.into(), Instant::now());
-        let event = self.event.timed(Some(PushStamp::new(&timeline, now)));
-        Self { event, timing: Some((timeline, now)) }
+        let timeline = timeline.into().with_broadcast_at(Instant::now());
+        Self { event: self.event.timed(Some(timeline)) }
     }
 }
 

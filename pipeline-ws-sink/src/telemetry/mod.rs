@@ -1,9 +1,9 @@
 //! The metrics and log lines of the endpoint.
 
 pub(crate) mod contained;
-mod deliveries;
 mod filter;
 pub(crate) mod latencies;
+mod latency_histogram;
 mod line_limit;
 #[cfg(test)]
 mod lock_probe;
@@ -22,13 +22,13 @@ pub use self::filter::ParamFilter;
 pub(crate) use self::lock_probe::LockProbe;
 pub(crate) use self::{
     contained::{ContainedSpan, InSpan, log_enabled, log_line},
-    deliveries::Deliveries,
+    latency_histogram::LatencyHistogram,
     line_limit::{LineLimit, limited},
     mount_metrics::{LimitMetrics, MountMetrics, RouteMetrics},
     tally::{Level, Tally},
     timers::{Outcome, begin_event},
 };
-use self::{push_times::WriteTimes, timers::WriteTime};
+use self::{push_times::PushTimes, timers::WriteTime};
 
 // The reasons for which frames are dropped.
 const OVERFLOW: &str = "overflow";
@@ -50,8 +50,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) broadcasts: Tally,
     /// Events of pipelines that were dropped because their topic has no subscribers.
     pub(crate) events_without_subscribers: Counter,
-    /// One sample per socket.
-    pub(crate) write_times: WriteTimes,
+    /// The parts of a push's time.
+    pub(crate) push_times: PushTimes,
     /// Frames that waited for a client that was closed as too slow.
     pub(crate) dropped_by_overflow: Tally,
     /// The oldest frames, dropped to make room for another.
@@ -106,7 +106,7 @@ impl SocketMetrics {
                 "Events that a stage dropped because their topic has no subscribers",
                 [],
             ),
-            write_times: WriteTimes::register(telemetry),
+            push_times: PushTimes::register(telemetry),
             dropped_by_overflow: dropped(OVERFLOW),
             dropped_oldest: dropped(OLDEST),
             dropped_newest: dropped(NEWEST),

@@ -1,48 +1,24 @@
-//! The measured parts of a push's time, and the stamp that its frames carry.
+//! The measured parts of a push's time.
 
 use std::time::Duration;
 
 use metrics::Histogram;
-use pipeline_core::{
-    telemetry::Telemetry,
-    timed::{Timeline, TraceContext},
-};
-use tokio::time::Instant;
+use pipeline_core::{telemetry::Telemetry, timed::TraceContext};
 
-use super::{Deliveries, log_line, shown};
+use super::{LatencyHistogram, log_line, shown};
 use crate::protocol::message::Encoded;
 
-/// The start time of a timed event, and its trace: the data that is needed once its frame has been
-/// written.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PushStamp {
-    /// When its item was enqueued.
-    pub(crate) enqueued_at: Instant,
-    pub(crate) broadcast_at: Instant,
-    pub(crate) trace: Option<TraceContext>,
-}
-
-impl PushStamp {
-    pub(crate) fn new(timeline: &Timeline, broadcast_at: Instant) -> Self {
-        Self { enqueued_at: timeline.enqueued_at(), broadcast_at, trace: timeline.trace() }
-    }
-}
-
-/// The parts up to the broadcast.
-pub(crate) struct BroadcastTimes {
+/// Histograms of the parts of a push's time: those up to the broadcast, the write, and the whole.
+pub(crate) struct PushTimes {
     queued: Histogram,
     waited: Histogram,
     worked: Histogram,
-}
-
-/// The write, and the whole push.
-pub(crate) struct WriteTimes {
     written: Histogram,
-    pub(crate) delivered: Deliveries,
+    pub(crate) delivered: LatencyHistogram,
 }
 
-impl BroadcastTimes {
-    pub(crate) fn register(telemetry: &Telemetry) -> Self {
+impl PushTimes {
+    pub(super) fn register(telemetry: &Telemetry) -> Self {
         let histogram = |name, description| telemetry.timer(name, description, []);
         Self {
             queued: histogram(
@@ -57,13 +33,22 @@ impl BroadcastTimes {
                 "pipeline.push_worked",
                 "Time from the start of an item's worker to the broadcast",
             ),
+            written: histogram(
+                "pipeline.push_written",
+                "Time from the broadcast of an item until it was written to a socket",
+            ),
+            delivered: LatencyHistogram::from(histogram(
+                "pipeline.push_delivered",
+                "Time from the enqueue of an item until it was written to a socket",
+            )),
         }
     }
 
-    /// Records a broadcast: the parts that are known.
-    pub(crate) fn record(&self, event: &Encoded, timeline: &Timeline, broadcast_at: Instant) {
+    /// Records a broadcast, if it is timed: the parts that are known.
+    pub(crate) fn record_broadcast(&self, event: &Encoded) {
+        let Some(timeline) = event.timeline() else { return };
         let (queued, waited) = (timeline.queue_time(), timeline.dispatch_time());
-        let worked = timeline.work_time(broadcast_at);
+        let worked = timeline.broadcast_at().and_then(|at| timeline.work_time(at));
         let legs = [(&self.queued, queued), (&self.waited, waited), (&self.worked, worked)];
         for (histogram, leg) in legs {
             if let Some(leg) = leg {
@@ -73,46 +58,36 @@ impl BroadcastTimes {
         if let Some(trace) = timeline.trace() {
             log_line!(
                 TRACE,
-                    trace_id = %trace.trace_id(),
-                    topic = shown(event.topic()),
-                    event = shown(event.event()),
-                    queued_ms = queued.map(milliseconds),
-                    waited_ms = waited.map(milliseconds),
-                    worked_ms = worked.map(milliseconds),
-                    "broadcast"
+                trace_id = %trace.trace_id(),
+                topic = shown(event.topic()),
+                event = shown(event.event()),
+                queued_ms = queued.map(milliseconds),
+                waited_ms = waited.map(milliseconds),
+                worked_ms = worked.map(milliseconds),
+                "broadcast"
             );
         }
     }
-}
 
-impl WriteTimes {
-    pub(crate) fn register(telemetry: &Telemetry) -> Self {
-        let histogram = |name, description| telemetry.timer(name, description, []);
-        Self {
-            written: histogram(
-                "pipeline.push_written",
-                "Time from the broadcast of an item until it was written to a socket",
-            ),
-            delivered: Deliveries::from(histogram(
-                "pipeline.push_delivered",
-                "Time from the enqueue of an item until it was written to a socket",
-            )),
+    /// Records a write to one socket: its own time, and that of the whole push.
+    pub(crate) fn record_write(
+        &self,
+        written: Option<Duration>,
+        delivered: Duration,
+        trace: Option<TraceContext>,
+    ) {
+        let (written, delivered) = (written.map(milliseconds), milliseconds(delivered));
+        if let Some(written) = written {
+            self.written.record(written);
         }
-    }
-
-    /// Records a write to one socket.
-    pub(crate) fn record(&self, stamp: &PushStamp, now: Instant) {
-        let written = milliseconds(now.saturating_duration_since(stamp.broadcast_at));
-        let delivered = milliseconds(now.saturating_duration_since(stamp.enqueued_at));
-        self.written.record(written);
         self.delivered.record(delivered);
-        if let Some(trace) = stamp.trace {
+        if let Some(trace) = trace {
             log_line!(
                 TRACE,
-                    trace_id = %trace.trace_id(),
-                    written_ms = written,
-                    delivered_ms = delivered,
-                    "written to a socket"
+                trace_id = %trace.trace_id(),
+                written_ms = written,
+                delivered_ms = delivered,
+                "written to a socket"
             );
         }
     }
@@ -122,9 +97,9 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
+/// The timeline of an event that is enqueued and broadcast now.
 #[cfg(test)]
-impl PushStamp {
-    pub(crate) fn now() -> Self {
-        Self::new(&Instant::now().into(), Instant::now())
-    }
+pub(crate) fn broadcast_now() -> pipeline_core::timed::Timeline {
+    let now = tokio::time::Instant::now();
+    pipeline_core::timed::Timeline::from(now).with_broadcast_at(now)
 }

@@ -1,4 +1,4 @@
-//! A histogram of delivery times.
+//! A histogram of latencies that can be read.
 
 use std::{
     cell::Cell,
@@ -21,7 +21,7 @@ const OWN: usize = 16;
 /// together fall into the same few buckets. So the first threads that record have a part of their
 /// own: with a single writer, an addition is a load and a store, a third of the cost of an atomic
 /// addition.
-pub(crate) struct Deliveries {
+pub(crate) struct LatencyHistogram {
     histogram: Histogram,
     own: [OnceLock<Box<Part>>; OWN],
     /// The samples of all other threads.
@@ -32,7 +32,7 @@ pub(crate) struct Deliveries {
 #[repr(align(128))]
 struct Part([AtomicU64; BUCKETS]);
 
-impl Deliveries {
+impl LatencyHistogram {
     pub(crate) fn record(&self, milliseconds: f64) {
         let bucket = latencies::bucket(milliseconds);
         if let Some(own) = self.own.get(thread_number()) {
@@ -61,7 +61,7 @@ impl Default for Part {
     }
 }
 
-impl From<Histogram> for Deliveries {
+impl From<Histogram> for LatencyHistogram {
     fn from(histogram: Histogram) -> Self {
         let own = std::array::from_fn(|_| OnceLock::new());
         Self { histogram, own, others: Box::default() }
@@ -89,14 +89,14 @@ mod tests {
 
     #[test]
     fn samples_of_all_threads_are_read_together() {
-        let deliveries = Deliveries::from(Histogram::noop());
+        let histogram = LatencyHistogram::from(Histogram::noop());
         thread::scope(|scope| {
             // Some of them have no part of their own.
             for _ in 0..2 * OWN {
-                scope.spawn(|| (1..=100).for_each(|ms| deliveries.record(f64::from(ms))));
+                scope.spawn(|| (1..=100).for_each(|ms| histogram.record(f64::from(ms))));
             }
         });
-        let seen = deliveries.get();
+        let seen = histogram.get();
         let expected: Latencies =
             (0..2 * OWN).flat_map(|_| (1..=100).map(Duration::from_millis)).collect();
         assert_eq!(seen, expected);
