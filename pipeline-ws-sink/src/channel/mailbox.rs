@@ -9,6 +9,7 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{ExitReason, timed::Timeline};
+use tokio::sync::Notify;
 
 use super::handle::BoxedMessage;
 use crate::{
@@ -31,6 +32,8 @@ const BYTES: usize = 16 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
     state: Mutex<State>,
+    /// Notified when there may be room again, and when the channel ends.
+    room: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -44,8 +47,6 @@ struct State {
     overflowed: bool,
     /// The channel's task, while it waits for a message.
     receiver: Option<Waker>,
-    /// The tasks that wait for room to send a message.
-    senders: Vec<Waker>,
 }
 
 /// A message to a channel.
@@ -146,24 +147,21 @@ impl Mailbox {
 
     /// Sends a message, waiting for room.
     pub(crate) async fn send(&self, message: ChannelMessage) -> Result<(), NotSent> {
-        let mut message = Some(message);
-        poll_fn(|cx| {
-            let mut state = self.state.lock();
-            if state.closed {
-                return Poll::Ready(Err(NotSent::Closed));
-            }
-            if message.as_ref().is_some_and(|message| !state.has_room_for(message, Room::Usual)) {
-                if !state.senders.iter().any(|sender| sender.will_wake(cx.waker())) {
-                    state.senders.push(cx.waker().clone());
+        loop {
+            // Registered before the check, so that no notification is missed.
+            let room = self.room.notified();
+            {
+                let mut state = self.state.lock();
+                if state.closed {
+                    return Err(NotSent::Closed);
                 }
-                return Poll::Pending;
+                if state.has_room_for(&message, Room::Usual) {
+                    state.put(message);
+                    return Ok(());
+                }
             }
-            if let Some(message) = message.take() {
-                state.put(message);
-            }
-            Poll::Ready(Ok(()))
-        })
-        .await
+            room.await;
+        }
     }
 
     /// Sends a message if there is room.
@@ -263,7 +261,7 @@ impl Mailbox {
             if let Some(kind) = message.kind() {
                 state.counts[kind as usize] -= 1;
                 state.bytes[kind as usize] -= message.bytes();
-                state.senders.drain(..).for_each(Waker::wake);
+                self.room.notify_waiters();
             }
             Poll::Ready(Ok(message))
         })
@@ -305,16 +303,17 @@ impl Drop for MailboxReader {
         let mut state = self.0.state.lock();
         state.closed = true;
         let messages = std::mem::take(&mut state.messages);
-        let senders = std::mem::take(&mut state.senders);
         drop(state);
+        self.0.room.notify_waiters();
         drop(messages);
-        senders.into_iter().for_each(Waker::wake);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pipeline_test_support::{PATIENCE, settle};
     use serde_json::json;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -365,5 +364,30 @@ mod tests {
         assert_eq!(mailbox.len(), usize::from(CAPACITY) + 2);
         assert!(mailbox.receive().await.is_ok());
         assert_eq!(mailbox.try_send(ChannelMessage::Internal(Box::new(1))), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn waiting_senders_are_notified_of_room_and_of_the_end() {
+        let mailbox = Arc::new(Mailbox::default());
+        let reader = MailboxReader(mailbox.clone());
+        let message = || ChannelMessage::Internal(Box::new(1));
+        while mailbox.try_send(message()).is_ok() {}
+        let senders = [(); 3].map(|()| {
+            let mailbox = mailbox.clone();
+            tokio::spawn(async move { mailbox.send(ChannelMessage::Internal(Box::new(1))).await })
+        });
+        settle().await;
+        let sent = || senders.iter().filter(|sender| sender.is_finished()).count();
+        assert_eq!(sent(), 0);
+        assert!(mailbox.receive().await.is_ok());
+        settle().await;
+        assert_eq!((sent(), mailbox.len()), (1, usize::from(CAPACITY)));
+        drop(reader);
+        let mut outcomes = Vec::new();
+        for sender in senders {
+            outcomes.push(timeout(PATIENCE, sender).await.unwrap().unwrap());
+        }
+        outcomes.sort_by_key(Result::is_ok);
+        assert_eq!(outcomes, [Err(NotSent::Closed), Err(NotSent::Closed), Ok(())]);
     }
 }
