@@ -10,7 +10,8 @@ const OTHERS: u64 = 200;
 /// Raises the limit of open files as far as possible, for this process and its children, and returns the
 /// number of sockets that it allows.
 #[cfg(unix)]
-pub(crate) fn raise() -> usize {
+#[expect(clippy::must_use_candidate, reason = "the number is optional information")]
+pub fn raise() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // A privileged process may exceed the hard limit.
     let wanted = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
@@ -24,6 +25,6 @@ pub(crate) fn raise() -> usize {
 
 /// Unknown on this system.
 #[cfg(not(unix))]
-pub(crate) fn raise() -> usize {
+pub fn raise() -> usize {
     usize::MAX
 }

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 /// Why a measurement failed.
 #[derive(Debug, Error)]
-pub(crate) enum LoadError {
+pub enum LoadError {
     /// An I/O error.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -5,21 +5,18 @@
 
 mod bench;
 mod client;
-mod descriptors;
-mod error;
 mod figure;
 mod growth;
 mod peers;
 mod rows;
-mod server;
 mod stages;
 mod table;
-mod usage;
 
 use std::{error::Error, fs, path::PathBuf, thread, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use mimalloc::MiMalloc;
+use pipeline_load::{descriptors, error, server, usage};
 use tokio::{runtime::Runtime, time::Instant};
 
 use self::{

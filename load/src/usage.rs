@@ -8,10 +8,15 @@ use std::{collections::HashMap, fs, io, time::Duration};
 /// tenths. `schedstat` has nanoseconds, but per thread; a thread that ends is no longer counted, which
 /// does not happen in a server under load.
 #[derive(Debug)]
-pub(crate) struct ProcessorTime(HashMap<String, u64>);
+pub struct ProcessorTime(HashMap<String, u64>);
 
 impl ProcessorTime {
-    pub(crate) fn of(process: u32) -> io::Result<Self> {
+    /// The time used until now.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such process.
+    pub fn of(process: u32) -> io::Result<Self> {
         let mut threads = HashMap::new();
         for thread in fs::read_dir(format!("/proc/{process}/task"))? {
             let thread = thread?;
@@ -25,7 +30,8 @@ impl ProcessorTime {
     }
 
     /// The time used between two samples.
-    pub(crate) fn since(&self, earlier: &Self) -> Duration {
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Duration {
         let used = |(thread, nanos): (&String, &u64)| {
             nanos.saturating_sub(earlier.0.get(thread).copied().unwrap_or_default())
         };
@@ -34,23 +40,41 @@ impl ProcessorTime {
 }
 
 /// The resident memory of a process in bytes.
-pub(crate) fn resident(process: u32) -> io::Result<u64> {
+///
+/// # Errors
+///
+/// If there is no such process.
+pub fn resident(process: u32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     Ok(kilobytes.ok_or(io::ErrorKind::InvalidData)? << 10)
 }
 
+/// The number of open files and sockets of a process.
+///
+/// # Errors
+///
+/// If there is no such process.
+pub fn descriptors(process: u32) -> io::Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{process}/fd"))?.count())
+}
+
 /// The time of all processors until now, in the system's ticks.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Machine {
+pub struct Machine {
     all: u64,
     /// The time of other processes: all but this one and its finished children.
     others: u64,
 }
 
 impl Machine {
-    pub(crate) fn now() -> io::Result<Self> {
+    /// The time until now.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not tell.
+    pub fn now() -> io::Result<Self> {
         let numbers = |text: &str, from: usize, count: usize| -> Option<Vec<u64>> {
             let words = text.split_whitespace().skip(from).take(count);
             words.map(|word| word.parse().ok()).collect()
@@ -68,7 +92,8 @@ impl Machine {
     }
 
     /// The share of the machine's time that other processes used, in percent.
-    pub(crate) fn others_since(&self, earlier: &Self) -> f64 {
+    #[must_use]
+    pub fn others_since(&self, earlier: &Self) -> f64 {
         let all = self.all.saturating_sub(earlier.all).max(1);
         self.others.saturating_sub(earlier.others) as f64 * 100.0 / all as f64
     }
@@ -87,6 +112,7 @@ mod tests {
             sum = std::hint::black_box(sum + 1);
         }
         assert!(resident(process).unwrap() > 1 << 20);
+        assert!(descriptors(process).unwrap() >= 3);
     }
 
     #[test]

@@ -4,10 +4,9 @@ use std::io::{self, ErrorKind, Read, Write};
 
 use mio::net::TcpStream;
 
-use super::{
-    frame::{self, Frame},
-    tally::Tally,
-};
+use pipeline_load::frame::{self, Frame};
+
+use super::tally::Tally;
 use crate::error::LoadError;
 
 /// A socket with its state.

@@ -2,8 +2,6 @@
 //! machine to the measured server.
 
 mod connection;
-mod frame;
-mod latency;
 mod tally;
 
 use std::{
@@ -17,7 +15,7 @@ use mio::{Events, Interest, Poll, Token};
 use tokio::time::Instant;
 
 use self::{connection::Connection, tally::Tally};
-pub(crate) use self::{latency::Latencies, tally::unix_micros};
+pub(crate) use pipeline_load::{latency::Latencies, unix_micros};
 use crate::error::LoadError;
 
 /// The size of a read.

@@ -1,8 +1,6 @@
 //! Counts of a client's received frames.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use super::frame::Frame;
+use pipeline_load::{frame::Frame, unix_micros};
 
 /// The key before a message's creation time.
 const MADE_AT: &[u8] = br#""at_us":"#;
@@ -27,10 +25,4 @@ impl Tally {
             ages.push(unix_micros().saturating_sub(made));
         }
     }
-}
-
-/// The Unix time, in microseconds.
-pub(crate) fn unix_micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

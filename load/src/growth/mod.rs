@@ -1,10 +1,9 @@
 //! How cost grows with the number of sockets and topics.
 
-mod svg;
-
 use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
-use self::svg::{Curve, Panel, chart};
+use pipeline_load::chart::{Curve, Panel, chart};
+
 use crate::{
     bench::{Bench, Contender, Load, Topics},
     error::LoadError,

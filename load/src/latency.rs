@@ -2,16 +2,19 @@
 
 /// Sorted times in microseconds.
 #[derive(Debug)]
-pub(crate) struct Latencies(Vec<u64>);
+pub struct Latencies(Vec<u64>);
 
 impl Latencies {
-    pub(crate) fn new(mut micros: Vec<u64>) -> Self {
+    /// The percentiles of these times.
+    #[must_use]
+    pub fn new(mut micros: Vec<u64>) -> Self {
         micros.sort_unstable();
         Self(micros)
     }
 
     /// The percentile in milliseconds, given in thousandths.
-    pub(crate) fn at(&self, permille: usize) -> f64 {
+    #[must_use]
+    pub fn at(&self, permille: usize) -> f64 {
         let last = self.0.len().saturating_sub(1);
         self.0.get(last * permille / 1000).map_or(f64::NAN, |micros| *micros as f64 / 1e3)
     }

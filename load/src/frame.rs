@@ -1,18 +1,30 @@
 //! Frames of a client of Phoenix Channels. Pure.
 
+/// The opcode of a text.
+pub const TEXT: u8 = 1;
+
 /// The opcode of a frame that closes the connection.
-const CLOSE: u8 = 8;
+pub const CLOSE: u8 = 8;
+
+/// The opcode of a ping.
+pub const PING: u8 = 9;
+
+/// The opcode of the answer to a ping.
+pub const PONG: u8 = 10;
 
 /// A frame of a server.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Frame<'a> {
-    opcode: u8,
-    pub(super) body: &'a [u8],
+pub struct Frame<'a> {
+    /// What kind of frame it is.
+    pub opcode: u8,
+    /// Its payload.
+    pub body: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
     /// The first frame of the bytes, and its length. None if it is incomplete.
-    pub(super) fn first(bytes: &'a [u8]) -> Option<(Self, usize)> {
+    #[must_use]
+    pub fn first(bytes: &'a [u8]) -> Option<(Self, usize)> {
         let (head, length) = match bytes.get(1)? & 127 {
             126 => (4, u64::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?))),
             127 => (10, u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?)),
@@ -22,17 +34,21 @@ impl<'a> Frame<'a> {
         Some((Self { opcode: bytes[0] & 15, body: bytes.get(head..end)? }, end))
     }
 
-    pub(super) fn closes(&self) -> bool {
+    /// Whether the server closes the connection.
+    #[must_use]
+    pub fn closes(&self) -> bool {
         self.opcode == CLOSE
     }
 
     /// Whether this is a reply with status `ok`.
-    pub(super) fn grants(&self) -> bool {
+    #[must_use]
+    pub fn grants(&self) -> bool {
         contains(self.body, br#""status":"ok""#)
     }
 
     /// The number after this key. The last one if there are several.
-    pub(super) fn number(&self, key: &[u8]) -> Option<u64> {
+    #[must_use]
+    pub fn number(&self, key: &[u8]) -> Option<u64> {
         let at = self.body.windows(key.len()).rposition(|window| window == key)?;
         let digits = self.body[at + key.len()..].iter().take_while(|byte| byte.is_ascii_digit());
         Some(digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
@@ -40,7 +56,8 @@ impl<'a> Frame<'a> {
 }
 
 /// The request that opens a WebSocket.
-pub(super) fn upgrade(host: &str) -> String {
+#[must_use]
+pub fn upgrade(host: &str) -> String {
     format!(
         "GET /socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n\
          Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -49,26 +66,37 @@ pub(super) fn upgrade(host: &str) -> String {
 }
 
 /// The length of an HTTP response's head, if it is complete.
-pub(super) fn head(bytes: &[u8]) -> Option<usize> {
+#[must_use]
+pub fn head(bytes: &[u8]) -> Option<usize> {
     const END: &[u8] = b"\r\n\r\n";
     Some(bytes.windows(END.len()).position(|window| window == END)? + END.len())
 }
 
 /// The frame that joins a topic.
-pub(super) fn join(topic: &str) -> Vec<u8> {
-    let text = format!(r#"["1","1","{topic}","phx_join",{{}}]"#);
-    let mut frame = vec![0x81];
-    match u8::try_from(text.len()) {
+#[must_use]
+pub fn join(topic: &str) -> Vec<u8> {
+    client(TEXT, format!(r#"["1","1","{topic}","phx_join",{{}}]"#).as_bytes())
+}
+
+/// A frame of a client.
+///
+/// # Panics
+///
+/// If it has more than 65,535 bytes: clients of these measurements send short messages.
+#[must_use]
+pub fn client(opcode: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    match u8::try_from(body.len()) {
         Ok(short @ ..126) => frame.push(0x80 | short),
         _ => {
-            let length = u16::try_from(text.len()).expect("a topic is no book");
+            let length = u16::try_from(body.len()).expect("a client sends short messages");
             frame.push(0x80 | 126);
             frame.extend(length.to_be_bytes());
         }
     }
-    // A mask of zeros leaves the text unchanged.
+    // A mask of zeros leaves the body unchanged.
     frame.extend([0; 4]);
-    frame.extend(text.as_bytes());
+    frame.extend(body);
     frame
 }
 

@@ -4,22 +4,30 @@ use std::fmt::{self, Write as _};
 
 /// A diagram with a logarithmic horizontal axis, and a vertical one from zero.
 #[derive(Debug)]
-pub(super) struct Panel {
-    pub(super) title: &'static str,
-    pub(super) x: &'static str,
-    pub(super) y: &'static str,
-    pub(super) curves: Vec<Curve>,
+pub struct Panel {
+    /// Its heading.
+    pub title: &'static str,
+    /// What the horizontal axis shows.
+    pub x: &'static str,
+    /// What the vertical axis shows.
+    pub y: &'static str,
+    /// At most three.
+    pub curves: Vec<Curve>,
 }
 
 /// A series of points, from left to right.
 #[derive(Debug)]
-pub(super) struct Curve {
-    pub(super) name: &'static str,
-    pub(super) points: Vec<(f64, f64)>,
+pub struct Curve {
+    /// Its name in the legend.
+    pub name: &'static str,
+    /// Their positions.
+    pub points: Vec<(f64, f64)>,
 }
 
 impl Curve {
-    pub(super) fn new(name: &'static str) -> Self {
+    /// A curve without points.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
         Self { name, points: Vec::new() }
     }
 }
@@ -36,7 +44,8 @@ const TOP: f64 = 62.0;
 const BOTTOM: f64 = HEIGHT - 55.0;
 
 /// Draws the panels one below the other.
-pub(super) fn chart(panels: &[Panel]) -> String {
+#[must_use]
+pub fn chart(panels: &[Panel]) -> String {
     let height = HEIGHT * panels.len() as f64;
     let mut svg = Svg(format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
