@@ -57,9 +57,9 @@ impl<'a> Frame<'a> {
 
 /// The request that opens a WebSocket.
 #[must_use]
-pub fn upgrade(host: &str) -> String {
+pub fn upgrade(host: &str, path: &str) -> String {
     format!(
-        "GET /socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n\
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n\
          Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
          Sec-WebSocket-Version: 13\r\n\r\n"
     )

@@ -6,6 +6,7 @@ mod load;
 mod packages;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 
@@ -22,6 +23,8 @@ Usage: cargo xtask COMMAND
   interleavings  test a queue in every order in which its tasks can run
   load           measure the project and its baselines under load, and print a table;
                  --growth draws how cost grows with sockets and topics; --help lists all options
+  soak           run thousands of clients that join, leave, die and come back, and check every item;
+                 --minutes 30; --help lists all options
   setup          install the tools of the tests: npm packages, Chromium, netdata, cargo-deny
   help           print this text
 ";
@@ -35,6 +38,9 @@ fn main() -> ExitCode {
         Some("check") => test::quick(),
         Some("interleavings") => test::interleavings(),
         Some("load") => load::run(arguments.collect()),
+        Some(soak @ ("soak" | "signals" | "overload" | "pushes")) => {
+            soak::run(soak, arguments.collect())
+        }
         Some("tidy") => tidy::all(),
         Some("help") | None => {
             print!("{HELP}");

@@ -9,6 +9,9 @@ use pipeline_load::frame::{self, Frame};
 use super::tally::Tally;
 use crate::error::LoadError;
 
+/// The path of WebSockets.
+const PATH: &str = "/socket/websocket?vsn=2.0.0";
+
 /// A socket with its state.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -36,7 +39,7 @@ impl Connection {
         topics: Vec<String>,
     ) -> Result<Self, LoadError> {
         stream.set_nodelay(true)?;
-        stream.write_all(frame::upgrade(host).as_bytes())?;
+        stream.write_all(frame::upgrade(host, PATH).as_bytes())?;
         Ok(Self { stream, rest: Vec::new(), phase: Phase::Upgrading, topics })
     }
 

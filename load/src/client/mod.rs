@@ -15,8 +15,8 @@ use mio::{Events, Interest, Poll, Token};
 use tokio::time::Instant;
 
 use self::{connection::Connection, tally::Tally};
-pub(crate) use pipeline_load::{latency::Latencies, unix_micros};
 use crate::error::LoadError;
+pub(crate) use pipeline_load::latency::Latencies;
 
 /// The size of a read.
 const SPACE: usize = 256 << 10;

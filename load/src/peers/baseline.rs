@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{JOINED, broadcast};
-use crate::{client::unix_micros, server::LISTENING};
+use pipeline_load::{server::LISTENING, unix_micros};
 
 /// The maximum number of messages that wait for the slowest socket.
 const CAPACITY: usize = 16_384;

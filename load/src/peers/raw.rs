@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{JOINED, broadcast};
-use crate::{client::unix_micros, server::LISTENING};
+use pipeline_load::{server::LISTENING, unix_micros};
 
 /// The interval of paced bursts.
 const BURST: Duration = Duration::from_millis(10);

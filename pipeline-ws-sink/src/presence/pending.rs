@@ -17,8 +17,9 @@ const MAX_CHANGES: usize = 1_000;
 
 /// Changes that have not been sent yet, by topic.
 ///
-/// Changes of one topic are merged, and two changes that cancel each other out are not sent. So
-/// there are never more changes than current presences plus presences that clients know of.
+/// Changes of one topic are merged, and two changes that cancel each other out are not sent, unless
+/// the topic has been listed in between: the client that the list was sent to has seen the first of
+/// them. So there are never more changes than current presences plus presences that clients know of.
 #[derive(Debug, Default)]
 pub(super) struct PendingDiffs {
     /// The topics in the order in which they are sent. Each has at least one change.
@@ -41,6 +42,13 @@ impl PendingDiffs {
                 self.topics.remove(&changes.turn);
                 self.changes.remove(&topic);
             }
+        }
+    }
+
+    /// A list of the topic has been made, with the changes so far.
+    pub(super) fn listed(&mut self, topic: &str) {
+        if let Some(changes) = self.changes.get_mut(topic) {
+            changes.listed = changes.next;
         }
     }
 
@@ -79,6 +87,8 @@ struct Changes {
     /// The position of each meta's change.
     positions: HashMap<KeyedMeta, Position>,
     next: u64,
+    /// Changes with lower numbers are in a list that a client may have.
+    listed: u64,
 }
 
 /// The number of the key, and the number of the change.
@@ -94,6 +104,8 @@ enum ChangeKind {
 struct Change {
     kind: ChangeKind,
     of: KeyedMeta,
+    /// The opposite change of the same meta, which was listed and has to be sent first.
+    after: Option<Position>,
 }
 
 /// A meta of a key. Two are equal if they have the same key and the same reference.
@@ -106,22 +118,26 @@ struct KeyedMeta {
 impl Changes {
     fn in_turn(turn: u64) -> Self {
         let (changes, keys, positions) = Default::default();
-        Self { turn, changes, keys, positions, next: 0 }
+        Self { turn, changes, keys, positions, next: 0, listed: 0 }
     }
 
     fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// Adds a change, unless it cancels one that has not been sent: a join and a leave of the same
-    /// meta cancel out. Clients apply joins before leaves, so no meta may be in both.
+    /// Adds a change, unless it cancels one that has been neither sent nor listed: a join and a
+    /// leave of the same meta cancel out.
     fn add(&mut self, kind: ChangeKind, key: Arc<str>, meta: Meta) {
         let of = KeyedMeta { key, meta };
-        if let Some(position) = self.positions.get(&of).copied() {
-            if self.changes.get(&position).is_some_and(|pending| pending.kind != kind) {
-                self.remove(position);
+        let after = self.positions.get(&of).copied();
+        if let Some(position) = after {
+            if self.changes.get(&position).is_some_and(|pending| pending.kind == kind) {
+                return;
             }
-            return;
+            if position.1 >= self.listed {
+                self.remove(position);
+                return;
+            }
         }
         let number = self.next;
         self.next += 1;
@@ -129,12 +145,17 @@ impl Changes {
         *count += 1;
         let position = (*group, number);
         self.positions.insert(of.clone(), position);
-        self.changes.insert(position, Change { kind, of });
+        self.changes.insert(position, Change { kind, of, after });
     }
 
     fn remove(&mut self, position: Position) -> Option<Change> {
         let change = self.changes.remove(&position)?;
-        self.positions.remove(&change.of);
+        let before = change.after.filter(|before| self.changes.contains_key(before));
+        if let Some(before) = before {
+            self.positions.insert(change.of.clone(), before);
+        } else if self.positions.get(&change.of) == Some(&position) {
+            self.positions.remove(&change.of);
+        }
         if let Some((_, count)) = self.keys.get_mut(&change.of.key) {
             *count -= 1;
             if *count == 0 {
@@ -144,14 +165,17 @@ impl Changes {
         Some(change)
     }
 
-    /// Takes whole keys until there are at least this many changes.
+    /// Takes whole keys until there are at least this many changes. Clients apply joins before
+    /// leaves, so a meta that has left and joined again joins in the next diff.
     fn take(&mut self, most: usize) -> Diff {
         let (mut diff, mut taken, mut last_group) = (Diff::default(), 0, None);
-        while let Some((&position, _)) = self.changes.first_key_value() {
-            if taken >= most && last_group != Some(position.0) {
+        while let Some((&position, change)) = self.changes.first_key_value() {
+            let rejoins = change.kind == ChangeKind::Join && change.after.is_some();
+            if taken >= most && last_group != Some(position.0) || taken > 0 && rejoins {
                 break;
             }
-            let Some(Change { kind, of: KeyedMeta { key, meta } }) = self.remove(position) else {
+            let Some(Change { kind, of: KeyedMeta { key, meta }, .. }) = self.remove(position)
+            else {
                 break;
             };
             match kind {
@@ -231,6 +255,26 @@ mod tests {
         add(&mut waiting, "t", &[("ada", "1")], &[]);
         add(&mut waiting, "t", &[], &[("ada", "1")]);
         assert_eq!(waiting.next().unwrap().1, diff(&[], &[("ada", "1")]));
+    }
+
+    #[test]
+    fn changes_that_were_listed_do_not_cancel_out() {
+        let mut waiting = PendingDiffs::default();
+        add(&mut waiting, "t", &[("ada", "1")], &[("ben", "2")]);
+        waiting.listed("t");
+        // The list has ada's meta, and not that of ben. These are not in it.
+        add(&mut waiting, "t", &[("ben", "2"), ("eve", "3")], &[("ada", "1")]);
+        add(&mut waiting, "t", &[], &[("eve", "3")]);
+        // Taken back before they were listed, and made again.
+        add(&mut waiting, "t", &[("ada", "1")], &[("ben", "2")]);
+        add(&mut waiting, "t", &[("ben", "2")], &[("ada", "1")]);
+        let first = diff(&[("ada", "1")], &[("ada", "1"), ("ben", "2")]);
+        assert_eq!(waiting.next(), Some(("t".into(), first)));
+        // Joins are applied before leaves, so this one is not in the same diff.
+        let second = diff(&[("ben", "2")], &[]);
+        assert_eq!(waiting.next(), Some(("t".into(), second)));
+        assert_eq!(waiting.next(), None);
+        assert!(waiting.topics.is_empty() && waiting.changes.is_empty());
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Shared {
     pub(super) async fn list(&self, topic: &str) -> PresenceList {
         let Ok(attached) = self.attached() else { return PresenceList::default() };
         let listed = async {
-            let who = attached.look(|tracker| tracker.list(topic).map(cloned).collect::<Vec<_>>());
+            let who = attached.list(topic);
             self.enriched(&topic.into(), PresenceList::of(who)).await
         };
         if attached.look(|tracker| tracker.count(topic)) <= FEW {
@@ -309,6 +309,14 @@ impl Attached {
     fn name(&self) -> String {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         phx_ref::make(time, self.giver, self.count.fetch_add(1, Relaxed))
+    }
+
+    /// The presences of a topic, for a client. Changes that are in the list and not sent yet are sent,
+    /// even if they are taken back before: the client would never be notified otherwise.
+    fn list(&self, topic: &str) -> Vec<(Arc<str>, Meta)> {
+        let mut state = self.state.lock();
+        state.pending.listed(topic);
+        state.tracker.list(topic).map(cloned).collect()
     }
 
     fn look<T>(&self, look: impl FnOnce(&Tracker) -> T) -> T {

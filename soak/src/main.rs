@@ -1,0 +1,60 @@
+//! Runs a server under adverse conditions, and accounts for every item.
+//!
+//! `cargo xtask soak`, `cargo xtask signals` and `cargo xtask overload` build this and run it. It starts itself a
+//! second time as the server under test. The results are in `docs/reliability.md`. It runs on Linux.
+
+mod client;
+mod presence;
+mod process;
+mod random;
+mod sequence;
+mod server;
+mod soak;
+mod trend;
+mod visitor;
+
+use std::{error::Error, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+use pipeline_load::descriptors;
+use tokio::runtime::Runtime;
+
+/// The same allocator as the load tests.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Runs a server under adverse conditions, and accounts for every item
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Soak(soak::Soak),
+    #[command(hide = true)]
+    Server(server::Options),
+}
+
+fn main() -> ExitCode {
+    let result = run(Args::parse().command);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("FAILED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Box<dyn Error>> {
+    // For this process and the server.
+    descriptors::raise();
+    match command {
+        Command::Server(options) => server::run(&options)?,
+        Command::Soak(soak) => Runtime::new()?.block_on(soak.run())?,
+    }
+    Ok(())
+}

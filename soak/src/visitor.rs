@@ -1,0 +1,387 @@
+//! One client of the soak: it joins, leaves, dies, freezes and comes back, and checks everything that it receives.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    client::{Client, Ended, Message, Transport},
+    presence::{People, Presences},
+    random::Random,
+    sequence::{Received, Sequence},
+    soak::Run,
+};
+
+/// How often a client sends a heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(20);
+
+/// How long the last items may take to arrive.
+const ARRIVED_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a client waits after an unexpected end.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What the clients do.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    /// Everything.
+    Churn,
+    /// They only read.
+    Quiet,
+    /// Each compares what it has with what the server has.
+    Check(Arc<Expected>),
+    /// All leave, in different ways.
+    Leave,
+}
+
+/// The state of the server when nothing happens any more.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    /// The last item of each user.
+    pub(crate) numbers: Vec<u64>,
+    /// The presences of each room.
+    pub(crate) rooms: Vec<People>,
+}
+
+/// The payload of an item.
+#[derive(Deserialize)]
+struct Item {
+    user: usize,
+    from: usize,
+    n: u64,
+    k: u64,
+}
+
+#[derive(Deserialize)]
+struct At {
+    k: u64,
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    status: String,
+}
+
+/// A client and what it knows.
+pub(crate) struct Visitor {
+    run: Arc<Run>,
+    number: usize,
+    user: usize,
+    room: Option<usize>,
+    transport: Transport,
+    random: Random,
+    sequence: Sequence,
+    presences: Presences,
+    /// The last reference of a message.
+    reference: u64,
+    /// The references of the user topic's last join, of its leave that is not answered, and of the room's join.
+    joining: u64,
+    leaving: Option<u64>,
+    entering: u64,
+    /// When it joins again after a leave.
+    rejoin_at: Option<Instant>,
+    /// Whether this connection was not read from for a while.
+    was_frozen: bool,
+    is_counted: bool,
+}
+
+/// How a connection went on.
+enum Turn {
+    Continue,
+    /// The client has ended the connection by itself.
+    Over,
+}
+
+impl Visitor {
+    pub(crate) fn new(run: Arc<Run>, number: usize) -> Self {
+        // Two clients on each topic, and one in five over long polling.
+        let user = number / 2 % run.users;
+        let room = number.is_multiple_of(2).then_some(number / 2 % run.rooms);
+        let transport = if number % 5 == 4 { Transport::LongPoll } else { Transport::WebSocket };
+        Self {
+            number,
+            user,
+            room,
+            transport,
+            random: Random::new(run.seed.wrapping_add(number as u64)),
+            sequence: Sequence::new(user),
+            presences: Presences::default(),
+            reference: 0,
+            joining: 0,
+            leaving: None,
+            entering: 0,
+            rejoin_at: None,
+            was_frozen: false,
+            is_counted: false,
+            run,
+        }
+    }
+
+    /// Lives until all clients leave.
+    pub(crate) async fn live(mut self, mut phase: watch::Receiver<Phase>) {
+        // Not all connect at once.
+        sleep(Duration::from_millis(self.random.below(3000))).await;
+        while !matches!(*phase.borrow_and_update(), Phase::Leave) {
+            match Client::connect(self.run.address, self.transport, self.number).await {
+                Ok(client) => {
+                    self.run.totals.connects.add();
+                    if let Err(ended) = self.stay(client, &mut phase).await {
+                        self.ended(&ended);
+                        sleep(PAUSE).await;
+                    }
+                }
+                Err(ended) => {
+                    self.ended(&ended);
+                    sleep(PAUSE).await;
+                }
+            }
+            self.sequence.leave();
+            self.count();
+        }
+    }
+
+    /// Counts an end that the client has not caused.
+    fn ended(&self, ended: &Ended) {
+        let totals = &self.run.totals;
+        match ended {
+            Ended::Closed(1011) => totals.overflowed.add(),
+            Ended::Gone if self.was_frozen => totals.expired.add(),
+            Ended::Gone | Ended::Broken => totals.broken.add(),
+            Ended::Refused => totals.refused.add(),
+            other => self.run.violated(self.number, &format!("{other:?}")),
+        }
+    }
+
+    async fn stay(
+        &mut self,
+        mut client: Client,
+        phase: &mut watch::Receiver<Phase>,
+    ) -> Result<(), Ended> {
+        (self.was_frozen, self.leaving, self.rejoin_at) = (false, None, None);
+        self.join(&mut client).await?;
+        if let Some(room) = self.room {
+            self.enter(&mut client, room).await?;
+        }
+        let mut act_at = self.next_action();
+        let mut beat_at = Instant::now() + HEARTBEAT;
+        loop {
+            let churning = matches!(*phase.borrow(), Phase::Churn);
+            let rejoin_at = self.rejoin_at;
+            tokio::select! {
+                received = client.receive() => {
+                    let received = received?;
+                    self.received(&received)?;
+                }
+                () = sleep_until(act_at), if churning && self.rejoin_at.is_none() => {
+                    act_at = self.next_action();
+                    client = match self.act(client).await? {
+                        (Turn::Continue, Some(client)) => client,
+                        _ => return Ok(()),
+                    };
+                    act_at = act_at.max(Instant::now());
+                }
+                () = sleep_until(rejoin_at.unwrap_or(beat_at)), if rejoin_at.is_some() => {
+                    self.rejoin_at = None;
+                    self.join(&mut client).await?;
+                }
+                () = sleep_until(beat_at) => {
+                    beat_at = Instant::now() + HEARTBEAT;
+                    let reference = self.next_reference();
+                    let text = format!(r#"[null,"{reference}","phoenix","heartbeat",{{}}]"#);
+                    client.send(&text).await?;
+                }
+                Ok(()) = phase.changed() => {
+                    let now = phase.borrow_and_update().clone();
+                    match now {
+                        Phase::Churn | Phase::Quiet => {}
+                        Phase::Check(expected) => self.check(&mut client, &expected).await?,
+                        Phase::Leave => {
+                            if self.random.one_in(2) { client.reset() } else { client.close().await }
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            self.count();
+        }
+    }
+
+    fn next_action(&mut self) -> Instant {
+        let calm = self.run.calm_millis;
+        Instant::now() + Duration::from_millis(calm / 10 + self.random.below(calm))
+    }
+
+    fn next_reference(&mut self) -> u64 {
+        self.reference += 1;
+        self.reference
+    }
+
+    async fn join(&mut self, client: &mut Client) -> Result<(), Ended> {
+        self.joining = self.next_reference();
+        self.sequence.join();
+        self.run.totals.joins.add();
+        let (user, joining) = (self.user, self.joining);
+        client.send(&format!(r#"["{joining}","{joining}","user:{user}","phx_join",{{}}]"#)).await
+    }
+
+    async fn enter(&mut self, client: &mut Client, room: usize) -> Result<(), Ended> {
+        self.presences = Presences::default();
+        self.entering = self.next_reference();
+        let entering = self.entering;
+        client.send(&format!(r#"["{entering}","{entering}","room:{room}","phx_join",{{}}]"#)).await
+    }
+
+    /// Does something that clients do.
+    async fn act(&mut self, mut client: Client) -> Result<(Turn, Option<Client>), Ended> {
+        let totals = &self.run.totals;
+        match self.random.below(10) {
+            0..3 => {
+                totals.resets.add();
+                client.reset();
+                sleep(Duration::from_millis(self.random.below(2000))).await;
+                return Ok((Turn::Over, None));
+            }
+            3 => {
+                totals.closes.add();
+                client.close().await;
+                return Ok((Turn::Over, None));
+            }
+            4..6 => {
+                totals.freezes.add();
+                if self.random.one_in(20) {
+                    totals.bursts.add();
+                    let (user, joining) = (self.user, self.joining);
+                    let reference = self.next_reference();
+                    let text = format!(r#"["{joining}","{reference}","user:{user}","burst",{{}}]"#);
+                    client.send(&text).await?;
+                }
+                self.was_frozen = true;
+                sleep(Duration::from_millis(500 + self.random.below(8000))).await;
+            }
+            6 => {
+                // The room is left and entered again without waiting for the answer.
+                if let Some(room) = self.room {
+                    let (entering, reference) = (self.entering, self.next_reference());
+                    let text =
+                        format!(r#"["{entering}","{reference}","room:{room}","phx_leave",{{}}]"#);
+                    client.send(&text).await?;
+                    self.enter(&mut client, room).await?;
+                }
+            }
+            _ if self.leaving.is_none() => {
+                totals.leaves.add();
+                let (user, joining) = (self.user, self.joining);
+                let reference = self.next_reference();
+                self.leaving = Some(reference);
+                let text = format!(r#"["{joining}","{reference}","user:{user}","phx_leave",{{}}]"#);
+                client.send(&text).await?;
+            }
+            _ => {}
+        }
+        Ok((Turn::Continue, Some(client)))
+    }
+
+    /// Handles a message of the server.
+    fn received(&mut self, text: &[u8]) -> Result<(), Ended> {
+        let invalid = |_| Ended::Invalid(String::from_utf8_lossy(text).chars().take(200).collect());
+        let (_, reference, topic, event, payload): Message<'_> =
+            serde_json::from_slice(text).map_err(invalid)?;
+        let reference = reference.and_then(|reference| reference.parse::<u64>().ok());
+        let payload = payload.get();
+        let checked = match (topic.split_once(':'), &*event) {
+            (Some(("user", user)), "item") => {
+                let item: Item = serde_json::from_str(payload).map_err(invalid)?;
+                if user.parse() != Ok(self.user) {
+                    let what = format!("an item of topic {topic}: {payload}");
+                    self.run.violated(self.number, &what);
+                }
+                self.run.totals.items.add();
+                let Item { user, from, n, k } = item;
+                self.sequence.item(Received { user, from: from.min(2), n, k })
+            }
+            (Some(("user", _)), "at") => {
+                let At { k } = serde_json::from_str(payload).map_err(invalid)?;
+                self.sequence.subscribed(k)
+            }
+            (Some(("room", _)), "presence_state") => {
+                let state: Value = serde_json::from_str(payload).map_err(invalid)?;
+                self.presences.state(&state);
+                Ok(())
+            }
+            (Some(("room", _)), "presence_diff") => {
+                let diff: Value = serde_json::from_str(payload).map_err(invalid)?;
+                self.presences.diff(diff);
+                Ok(())
+            }
+            (_, "phx_reply") => {
+                let Reply { status } = serde_json::from_str(payload).map_err(invalid)?;
+                if status != "ok" {
+                    self.run.violated(self.number, &format!("{topic} answered {payload}"));
+                }
+                if reference.is_some() && reference == self.leaving {
+                    self.leaving = None;
+                    self.sequence.leave();
+                    let pause = Duration::from_millis(self.random.below(1000));
+                    self.rejoin_at = Some(Instant::now() + pause);
+                }
+                if reference == Some(self.entering) {
+                    // Earlier diffs are those of the join before.
+                    self.presences = Presences::default();
+                }
+                Ok(())
+            }
+            (_, "phx_error") => {
+                self.run.violated(self.number, &format!("a channel crashed: {topic}"));
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let Err(violation) = checked {
+            self.run.violated(self.number, &format!("user {}: {violation:?}", self.user));
+        }
+        Ok(())
+    }
+
+    /// Waits until the client has what the server has, and otherwise records the difference.
+    async fn check(&mut self, client: &mut Client, expected: &Expected) -> Result<(), Ended> {
+        let last = expected.numbers[self.user];
+        let room = self.room.map(|room| &expected.rooms[room]);
+        let agrees = |visitor: &Self| {
+            visitor.sequence.end(last).is_ok()
+                && room.is_none_or(|room| visitor.presences.people() == Some(room))
+        };
+        let until = Instant::now() + ARRIVED_WITHIN;
+        while !agrees(self) {
+            let left = until.duration_since(Instant::now());
+            let Ok(received) = timeout(left, client.receive()).await else { break };
+            self.received(&received?)?;
+        }
+        if let Err(violation) = self.sequence.end(last) {
+            self.run.violated(self.number, &format!("user {}: {violation:?}", self.user));
+        }
+        if let Some(room) = room
+            && self.presences.people() != Some(room)
+        {
+            let seen = self.presences.people();
+            self.run.violated(self.number, &format!("presences are {room:?}, and not {seen:?}"));
+        }
+        self.run.totals.checked.add();
+        Ok(())
+    }
+
+    /// Keeps the number of subscribed clients.
+    fn count(&mut self) {
+        let is_subscribed = self.sequence.is_subscribed()
+            && self.leaving.is_none()
+            && (self.room.is_none() || self.presences.people().is_some());
+        if is_subscribed != self.is_counted {
+            self.is_counted = is_subscribed;
+            self.run.subscribed(is_subscribed);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Short versions of all runs: each ends with a verdict.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+use std::time::Duration;
+
+use tokio::{process::Command, sync::Mutex, time::timeout};
+
+/// A run loads the whole machine, so there is one at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// How long a run may take.
+const WITHIN: Duration = Duration::from_secs(400);
+
+/// Runs the program with these arguments, and returns its output.
+async fn run(arguments: &[&str]) -> String {
+    let _alone = ALONE.lock().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline-soak"));
+    command.args(arguments).kill_on_drop(true);
+    let output = timeout(WITHIN, command.output()).await.unwrap().unwrap();
+    let (printed, failed) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{printed}");
+    assert!(output.status.success(), "{arguments:?}: {printed}\n{failed}");
+    printed.into_owned()
+}
+
+#[tokio::test]
+async fn in_a_minute_of_soak_no_item_is_lost_doubled_out_of_order_or_with_another_user() {
+    let printed = run(&["soak", "--minutes=1", "--clients=800", "--rate=400", "--calm=8"]).await;
+    assert!(printed.contains("800 clients compared"), "{printed}");
+}
