@@ -49,9 +49,9 @@ impl Lengths {
         self.sorted.last().map(|(_, lane)| *lane)
     }
 
-    /// Removes all lanes.
-    pub(super) fn clear(&mut self) {
-        self.sorted.clear();
+    /// Frees the memory of many lanes once all are empty. The set keeps the memory of a few.
+    pub(super) fn shrink(&mut self) {
+        debug_assert!(self.sorted.is_empty(), "lanes have items");
         self.ranks.clear();
         self.ranks.shrink_to(SPARE);
     }
@@ -81,7 +81,9 @@ mod tests {
         assert_eq!(lengths.longest(), Some(2));
         lengths.set(2, 1);
         assert_eq!(lengths.longest(), Some(5));
-        lengths.clear();
+        lengths.set(5, 0);
+        lengths.set(2, 0);
+        lengths.shrink();
         assert_eq!((lengths.longest(), lengths.of(5)), (None, 0));
     }
 

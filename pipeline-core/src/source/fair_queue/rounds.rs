@@ -91,12 +91,11 @@ impl Rounds {
         }
     }
 
-    /// Removes all lanes.
-    pub(super) fn clear(&mut self) {
-        self.order.clear();
+    /// Frees the memory of many lanes once all have left. The map keeps the memory of a few.
+    pub(super) fn shrink(&mut self) {
+        debug_assert!(self.order.is_empty(), "lanes are still present");
         self.turns.clear();
         self.turns.shrink_to(SPARE);
-        self.has_begun = false;
     }
 
     /// Adds the shares of as many rounds at once that some lane can spend in the next one.
@@ -195,7 +194,8 @@ mod tests {
         assert_eq!(lanes(&mut rounds, 3), [0, 1, 0]);
         rounds.join(2, 1);
         assert_eq!(lanes(&mut rounds, 4), [1, 2, 0, 1]);
-        rounds.clear();
+        (0..3).for_each(|lane| rounds.leave(lane));
+        rounds.shrink();
         assert_eq!(lanes(&mut rounds, 1), []);
     }
 

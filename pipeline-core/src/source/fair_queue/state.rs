@@ -155,9 +155,9 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
         }
         if self.lanes.is_empty() {
             self.lanes.clear();
-            self.leaving.clear();
-            self.entering.clear();
-            self.lengths.clear();
+            self.leaving.shrink();
+            self.entering.shrink();
+            self.lengths.shrink();
         }
     }
 
@@ -326,6 +326,22 @@ mod tests {
 
     fn entry(key: char, n: u32) -> Entry<char, Item> {
         Entry { key, weight: 1, item: (key, n), cost: 1 }
+    }
+
+    #[test]
+    fn with_one_item_at_a_time_only_its_lane_allocates() {
+        let mut state = state(100, 10, BufferKeep::Last);
+        let mut out = VecDeque::with_capacity(1);
+        let mut pass = |items| {
+            for n in 0..items {
+                assert!(state.try_push(entry('a', n)).is_ok());
+                state.take(1, &mut out);
+                out.clear();
+            }
+        };
+        pass(10);
+        let counted = allocation_counter::measure(|| pass(100));
+        assert_eq!(counted.count_total, 100);
     }
 
     fn fill(state: &mut Fair, items: &str) {
