@@ -16,14 +16,14 @@ use pipeline_core::{
     dispatcher::PartitionDispatcher,
     source::{QueueOptions, from_iter, queue},
     stage::{
-        Caller, Consumer, DemandMode, Emitter, HandleCall, HandleInfo, Producer, ProducerConsumer,
-        Stage,
+        Caller, Consumer, DemandMode, Emitter, HandleCall, HandleCast, HandleInfo, Producer,
+        ProducerConsumer, Stage,
     },
     step::for_each,
     subscription::{Cancel, DemandControl, SubscribeOptions, Subscription},
     testkit::{recording, settle},
 };
-use tokio::time;
+use tokio::{sync::Notify, time};
 
 fn demand(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
@@ -189,6 +189,114 @@ async fn a_subscription_is_replaced_by_one_to_a_producer_that_has_not_been_start
     let _later = later.start().unwrap();
     time::sleep(MINUTE).await;
     assert_eq!(seen.events(), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_is_to_be_made_again_is_replaced() {
+    for started in [true, false] {
+        let mut feeding = Graph::new("feeding");
+        let (first_queue, producer) = queue(QueueOptions::new());
+        let first = feeding.producer("first", producer);
+        let mut graph = Graph::new("graph");
+        let (second_queue, producer) = queue(QueueOptions::new());
+        let second = graph.producer("second", producer);
+        let (consumer, seen) = recording::<u64>();
+        let sink = graph.consumer("sink", consumer);
+        let _pipeline = graph.start().unwrap();
+        let options = demand(10, 5).cancel(reconnecting(MINUTE));
+        let (old, _feeding) = if started {
+            let feeding = feeding.start().unwrap();
+            let old = sink.subscribe(&first, options.clone()).await.unwrap();
+            old.cancel(ExitReason::Normal);
+            settle().await;
+            (old, feeding)
+        } else {
+            let old = sink.subscribe(&first, options.clone()).await.unwrap();
+            (old, feeding.start().unwrap())
+        };
+        sink.resubscribe(&old, ExitReason::Normal, &second, options).await.unwrap();
+        time::sleep(2 * MINUTE).await;
+        first_queue.push(1).await.unwrap();
+        second_queue.push(2).await.unwrap();
+        settle().await;
+        assert_eq!(seen.events(), [2], "started: {started}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_waits_for_a_producer_that_has_not_been_started_can_be_cancelled() {
+    for (reason, survives) in [(ExitReason::Normal, true), (ExitReason::failed("mistaken"), false)]
+    {
+        let mut feeding = Graph::new("feeding");
+        let source = feeding.producer("source", from_iter(0u64..10));
+        let mut graph = Graph::new("graph");
+        let (consumer, seen) = recording::<u64>();
+        let sink = graph.consumer("sink", consumer);
+        let _pipeline = graph.start().unwrap();
+        let options = demand(10, 5).cancel(reconnecting(Duration::from_secs(1)));
+        let subscription = sink.subscribe(&source, options).await.unwrap();
+        subscription.cancel(reason);
+        settle().await;
+        let _feeding = feeding.start().unwrap();
+        time::sleep(MINUTE).await;
+        assert_eq!((seen.events().len(), sink.is_running()), (0, survives));
+    }
+}
+
+/// Ends with a reason when it is called, after it was allowed to.
+struct EndsInCall(Arc<Notify>);
+
+impl Producer for EndsInCall {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl HandleCast<ExitReason, u64> for EndsInCall {
+    async fn handle_cast(
+        &mut self,
+        reason: ExitReason,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.0.notified().await;
+        Err(reason)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_its_producer_has_not_read_when_it_ends_keeps_its_reason() {
+    let (failed, bad) = (ExitReason::failed("no route"), ExitReason::failed("bad schema"));
+    for (mode, cancels, ends, survives) in [
+        (reconnecting(MINUTE), ExitReason::Normal, failed, true),
+        (Cancel::Transient, bad, ExitReason::Normal, false),
+    ] {
+        let mut feeding = Graph::new("feeding");
+        let allow = Arc::<Notify>::default();
+        let source = feeding.producer("source", EndsInCall(allow.clone()));
+        let _feeding = feeding.start().unwrap();
+        let mut graph = Graph::new("graph");
+        let sink = graph.consumer("sink", for_each(async |_: u64| ()));
+        let mut pipeline = graph.start().unwrap();
+        let options = demand(10, 5).cancel(mode);
+        let subscription = sink.subscribe(&source, options).await.unwrap();
+        source.cast(ends).await.unwrap();
+        settle().await;
+        subscription.cancel(cancels.clone());
+        allow.notify_one();
+        settle().await;
+        assert_eq!(sink.is_running(), survives);
+        if !survives {
+            let report = pipeline.join().await;
+            let reason = &report.failure().unwrap().reason;
+            assert_eq!(reason.to_string(), cancels.to_string());
+        }
+    }
 }
 
 /// Finishes when it subscribes for the first time.

@@ -1,19 +1,28 @@
 //! Cases of docs/spec/stages.md with hand-made messages that the library's own stages never send.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::sleep;
 
 use super::{
     ProducerHandle,
     link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
-    slot::next_id,
+    slot::{Control, Message, Occupant, Origin, Subscribing, Target, next_id},
 };
 use crate::{
+    backoff::Backoff,
     exit::ExitReason,
     graph::Graph,
     pipeline::Pipeline,
-    subscription::{StageId, SubscribeOptions, Subscription, SubscriptionId},
+    subscription::{Cancel, StageId, SubscribeOptions, Subscription, SubscriptionId},
     testkit::{Script, ScriptedProducer, recording, scripted, settle},
 };
 
@@ -185,4 +194,79 @@ async fn s_048_nothing_is_sent_to_a_dropped_consumer() {
     assert_eq!(cancelled[0].1.to_string(), "down (killed)");
     assert_eq!(raw.take(), [""; 0]);
     assert_eq!(script.handle().estimate_buffered_count().await, Ok(3));
+}
+
+type Subscriber = (SubscriptionId, Arc<dyn EventPort<u64>>);
+
+/// The slot of a producer that ends when it is subscribed to for the second time.
+#[derive(Clone, Default)]
+struct EndsAtSecond {
+    consumer: Arc<Mutex<Option<Subscriber>>>,
+    ended: Arc<AtomicBool>,
+    name: Arc<str>,
+}
+
+impl DemandPort<u64> for EndsAtSecond {
+    fn send(&self, message: ToProducer<u64>) -> Result<(), ToProducer<u64>> {
+        if let ToProducer::Subscribe(subscribe) = &message {
+            let mut consumer = self.consumer.lock();
+            if consumer.is_some() {
+                self.ended.store(true, Ordering::SeqCst);
+                return Err(message);
+            }
+            *consumer = Some((subscribe.subscription.id(), subscribe.consumer.clone()));
+        }
+        Ok(())
+    }
+
+    fn ended(&self) -> Option<ExitReason> {
+        self.ended.load(Ordering::SeqCst).then(|| ExitReason::failed("no route"))
+    }
+}
+
+impl Target<u64> for EndsAtSecond {
+    fn occupant(&self) -> Occupant<Arc<dyn DemandPort<u64>>> {
+        Occupant::Running(Arc::new(self.clone()))
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn pipeline(&self) -> u64 {
+        0
+    }
+
+    fn restarts(&self) -> bool {
+        false
+    }
+
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_graceful_end_is_kept_if_the_producer_ends_while_it_is_subscribed_to_again() {
+    let mut graph = Graph::new("test");
+    let consumer = graph.consumer("consumer", recording::<u64>().0);
+    let _pipeline = graph.start().unwrap();
+    let target = EndsAtSecond::default();
+    let second = Duration::from_secs(1);
+    let subscribing = Subscribing {
+        target: Arc::new(target.clone()),
+        options: SubscribeOptions::new().cancel(Cancel::Reconnect(Backoff::new(second, second))),
+        origin: Origin::Handle(next_id()),
+        replaces: None,
+        answer: None,
+    };
+    let address = consumer.slot.address().unwrap();
+    let message = Message::Control(Control::Subscribe(Box::new(subscribing)));
+    assert!(address.send(message).is_ok());
+    settle().await;
+    let (from, port) = target.consumer.lock().clone().unwrap();
+    assert!(port.send(ToConsumer::Cancel { from, reason: ExitReason::Normal }).is_ok());
+    sleep(10 * second).await;
+    assert!(target.ended.load(Ordering::SeqCst), "it was subscribed to again");
+    assert!(consumer.is_running());
 }

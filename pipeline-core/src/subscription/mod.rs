@@ -418,6 +418,10 @@ impl Subscription {
 
     /// Cancels the subscription. Both ends are notified by their `handle_cancel`, the consumer
     /// after it has handled the events in transit. A [`Cancel::Permanent`] consumer stops with the
+    /// reason. If the producer has ended before, the subscription ends with the producer's reason.
+    ///
+    /// A [`Cancel::Reconnect`] subscription is made again, unless it still waits for a producer that
+    /// has not been started: then it is withdrawn, and the consumer continues after a graceful
     /// reason.
     ///
     /// ```

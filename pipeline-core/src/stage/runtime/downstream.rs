@@ -156,6 +156,17 @@ impl<Out: 'static> Downstreams<Out> {
         self.staged.len() + self.outlet.undelivered()
     }
 
+    pub(super) fn add(&mut self, subscription: Subscription, consumer: Arc<dyn EventPort<Out>>) {
+        self.consumers.insert(subscription.id(), Downstream { subscription, consumer });
+    }
+
+    /// Removes a consumer that has cancelled its subscription, and confirms that.
+    pub(super) fn confirm_cancel(&mut self, id: SubscriptionId, reason: ExitReason) {
+        if let Some(downstream) = self.consumers.remove(&id) {
+            let _ = downstream.consumer.send(ToConsumer::Cancel { from: id, reason });
+        }
+    }
+
     /// Notifies the consumers of the end of the stage.
     pub(super) fn end(&self, reason: &ExitReason) {
         for (&from, downstream) in &self.consumers {
@@ -206,8 +217,7 @@ impl<B: Behaviour> StageTask<B> {
             let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
             return Ok(());
         }
-        let downstream = Downstream { subscription: subscription.clone(), consumer };
-        self.downstreams.consumers.insert(id, downstream);
+        self.downstreams.add(subscription.clone(), consumer);
         subscription.set_at_producer(true);
         self.accounting.gauges.subscribed(subscription.clone(), name);
         self.call(Callback::Consumer(&options, &subscription)).await

@@ -212,9 +212,11 @@ impl<B: Behaviour> StageTask<B> {
                     self.accounting.count_pending(events.len());
                 }
                 Message::FromConsumer(ToProducer::Subscribe(subscribe)) => {
-                    let from = subscribe.subscription.id();
-                    let reason = reason.clone();
-                    let _ = subscribe.consumer.send(ToConsumer::Down { from, reason });
+                    self.downstreams.add(subscribe.subscription, subscribe.consumer);
+                }
+                // The consumer's reason came first.
+                Message::FromConsumer(ToProducer::Cancel { id, reason }) => {
+                    self.downstreams.confirm_cancel(id, reason);
                 }
                 _ => {}
             }

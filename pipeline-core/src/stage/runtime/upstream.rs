@@ -12,7 +12,7 @@ use super::{
         catch_panic,
         demand::{Chunk, Window},
         inlet::{Inlet, Input, Upstream},
-        link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
+        link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
         random,
         slot::{
             Occupant, Origin, PlannedSubscription, Subscribing, Subscriptions, Target, next_id,
@@ -58,12 +58,29 @@ pub(super) struct UpstreamState<In> {
 
 /// A subscription that is to be made again.
 pub(super) struct Retry<In> {
+    earlier: Earlier,
     at: Deadline,
     target: Arc<dyn Target<In>>,
     options: SubscribeOptions,
     origin: Origin,
     backoff: BackoffState,
     reason: ExitReason,
+}
+
+/// The subscription that a retry continues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Earlier {
+    /// It was not made, because its producer has not been started.
+    Unmade(SubscriptionId),
+    Ended(SubscriptionId),
+}
+
+impl Earlier {
+    fn id(self) -> SubscriptionId {
+        match self {
+            Self::Unmade(id) | Self::Ended(id) => id,
+        }
+    }
 }
 
 impl<In> Retry<In> {
@@ -99,7 +116,7 @@ impl<In> Upstreams<In> {
 
     /// Replaces a subscription, also for the next incarnation. If the producer is the same, it
     /// swaps the two, and in a linear pipeline it is waited for as before; another producer has to
-    /// be notified.
+    /// be notified. A subscription that is to be made again is not made.
     fn replace(
         &mut self,
         old: SubscriptionId,
@@ -107,7 +124,15 @@ impl<In> Upstreams<In> {
         target: &Arc<dyn Target<In>>,
         origin: &mut Origin,
     ) -> Option<(SubscriptionId, ExitReason)> {
-        let upstream = self.inlet.get(old)?;
+        let Some(upstream) = self.inlet.get(old) else {
+            if let Some(retry) = self.take_retry(|earlier| earlier.id() == old) {
+                self.planned.lock().retain(|planned| planned.origin != retry.origin);
+                if retry.origin.is_row() && Arc::ptr_eq(&retry.target, target) {
+                    *origin = retry.origin;
+                }
+            }
+            return None;
+        };
         upstream.state.cancelled = true;
         let replaced = upstream.state.origin;
         self.planned.lock().retain(|planned| planned.origin != replaced);
@@ -151,6 +176,7 @@ impl<In> Upstreams<In> {
     /// end reason of the producer's last incarnation.
     fn schedule_retry(
         &mut self,
+        earlier: Earlier,
         source: UpstreamState<In>,
         how: &Cancellation,
         draining: bool,
@@ -199,13 +225,19 @@ impl<In> Upstreams<In> {
         }
         let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
         let at = Deadline::from_now(backoff.next_delay(random()));
-        self.retries.push(Retry { at, target, options, origin, backoff, reason });
+        self.retries.push(Retry { earlier, at, target, options, origin, backoff, reason });
         None
     }
 
     /// When the next subscription is to be made again.
     pub(super) fn next_retry(&self) -> Option<Instant> {
         self.retries.iter().filter_map(|retry| retry.at.instant()).min()
+    }
+
+    /// Takes a subscription that is to be made again, if it continues one that is looked for.
+    fn take_retry(&mut self, continues: impl Fn(Earlier) -> bool) -> Option<Retry<In>> {
+        let place = self.retries.iter().position(|retry| continues(retry.earlier))?;
+        Some(self.retries.swap_remove(place))
     }
 
     /// Takes a subscription that is to be made now.
@@ -358,18 +390,19 @@ impl<B: Behaviour> StageTask<B> {
             || (!self.downstreams.is_limited() && self.downstreams.outlet.unmet() > 0)
     }
 
-    /// Subscribes this stage to another.
+    /// Subscribes this stage to another. A subscription that is made again continues an earlier one,
+    /// with its back-off and the reason for which it ended.
     pub(super) async fn subscribe(
         &mut self,
         subscribing: Subscribing<B::In>,
-        backoff: Option<BackoffState>,
+        again: Option<(Earlier, BackoffState, ExitReason)>,
     ) -> Result<(), ExitReason> {
         let Subscribing { target, mut options, mut origin, replaces, answer } = subscribing;
         if B::KIND == StageKind::ConsumerSupervisor {
             options = options.for_slots();
         }
         // A planned subscription may find that its producer has already ended.
-        let planned = answer.is_none() && backoff.is_none();
+        let planned = answer.is_none() && again.is_none();
         let mut gone = None;
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
@@ -378,7 +411,8 @@ impl<B: Behaviour> StageTask<B> {
                     // It has another producer, which is notified.
                     self.upstreams.replace(old, reason, &target, &mut origin);
                 }
-                let subscription = self.subscription(&options, Arc::new(NoProducer));
+                let subscription = self.subscription(&options, self.no_producer());
+                let earlier = Earlier::Unmade(subscription.id());
                 if let Some(answer) = answer {
                     let _ = answer.send(Ok(subscription));
                     if let Cancel::Reconnect(_) = options.mode() {
@@ -388,9 +422,10 @@ impl<B: Behaviour> StageTask<B> {
                 if options.mode() == Cancel::Temporary {
                     return Ok(());
                 }
-                let source = UpstreamState { target, options, origin, backoff, cancelled: false };
-                return self
-                    .resubscribe_or_end(source, &Cancellation::Down(ExitReason::NotRunning));
+                let source =
+                    UpstreamState { target, options, origin, backoff: None, cancelled: false };
+                let how = Cancellation::Down(ExitReason::NotRunning);
+                return self.resubscribe_or_end(earlier, source, &how);
             }
             Occupant::Restarting => None,
             Occupant::Ended(reason)
@@ -408,7 +443,7 @@ impl<B: Behaviour> StageTask<B> {
                 None
             }
         };
-        let producer = port.clone().unwrap_or_else(|| Arc::new(NoProducer));
+        let producer = port.clone().unwrap_or_else(|| self.no_producer());
         let subscription = self.subscription(&options, producer);
         let id = subscription.id();
         let replaces = replaces
@@ -428,6 +463,15 @@ impl<B: Behaviour> StageTask<B> {
             }
             sent
         });
+        let backoff = match again {
+            // The producer has just ended, so the subscription still ends for its earlier reason.
+            Some((earlier, backoff, reason)) if !running => {
+                let backoff = Some(backoff);
+                let source = UpstreamState { target, options, origin, backoff, cancelled: false };
+                return self.resubscribe_or_end(earlier, source, &Cancellation::Down(reason));
+            }
+            again => again.map(|(_, backoff, _)| backoff),
+        };
         if answer.is_some() {
             self.upstreams.remember(&target, &options, origin);
         }
@@ -458,7 +502,12 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    pub(super) fn subscription(
+    /// The producer of a subscription that is not made.
+    fn no_producer(&self) -> Arc<dyn DemandPort<B::In>> {
+        Arc::new(NoProducer { consumer: Arc::new(self.address.clone()) })
+    }
+
+    fn subscription(
         &self,
         options: &SubscribeOptions,
         producer: Arc<dyn DemandPort<B::In>>,
@@ -468,20 +517,19 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Continues or ends after a subscription has ended, as its mode says.
-    pub(super) fn resubscribe_or_end(
+    fn resubscribe_or_end(
         &mut self,
+        earlier: Earlier,
         source: UpstreamState<B::In>,
         how: &Cancellation,
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
         let is_cancelled = matches!(how, Cancellation::Cancel(_));
-        let Some((source, reason)) =
-            self.upstreams.schedule_retry(source, how, self.lifecycle.draining)
-        else {
-            return Ok(());
-        };
+        let draining = self.lifecycle.draining;
+        let over = self.upstreams.schedule_retry(earlier, source, how, draining);
+        let Some((source, reason)) = over else { return Ok(()) };
         // A drain does not fail a consumer that would otherwise still wait for its producer.
-        let waited = self.lifecycle.draining && matches!(mode, Cancel::Reconnect(_));
+        let waited = draining && matches!(mode, Cancel::Reconnect(_));
         let survives = waited || mode.survives(&reason);
         if survives || is_cancelled || reason.is_graceful() || !source.target.restarts() {
             self.upstreams.forget(source.origin);
@@ -507,18 +555,18 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) async fn retry(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
         while let Some(retry) = self.upstreams.due_retry(now) {
-            let Retry { target, options, origin, backoff, reason, .. } = retry;
+            let Retry { earlier, target, options, origin, backoff, reason, .. } = retry;
             if let Occupant::Running(port) = target.occupant()
                 && port.ended().is_none()
             {
                 let subscribing =
                     Subscribing { target, options, origin, replaces: None, answer: None };
-                self.subscribe(subscribing, Some(backoff)).await?;
+                self.subscribe(subscribing, Some((earlier, backoff, reason))).await?;
                 continue;
             }
             let source =
                 UpstreamState { target, options, origin, backoff: Some(backoff), cancelled: false };
-            self.resubscribe_or_end(source, &Cancellation::Down(reason))?;
+            self.resubscribe_or_end(earlier, source, &Cancellation::Down(reason))?;
         }
         Ok(())
     }
@@ -529,7 +577,9 @@ impl<B: Behaviour> StageTask<B> {
         from: SubscriptionId,
         how: Cancellation,
     ) -> Result<(), ExitReason> {
-        let Some(upstream) = self.upstreams.inlet.remove(from) else { return Ok(()) };
+        let Some(upstream) = self.upstreams.inlet.remove(from) else {
+            return self.unmade_subscription_cancelled(from, &how);
+        };
         let Upstream { subscription, state, .. } = upstream;
         if state.cancelled {
             self.upstreams.forget(state.origin);
@@ -541,7 +591,23 @@ impl<B: Behaviour> StageTask<B> {
         if state.cancelled || self.lifecycle.finishing.is_some() {
             return Ok(());
         }
-        self.resubscribe_or_end(state, &how)
+        self.resubscribe_or_end(Earlier::Ended(from), state, &how)
+    }
+
+    /// Withdraws a subscription that waits for a producer that has not been started. The stage
+    /// continues or ends as the mode says.
+    fn unmade_subscription_cancelled(
+        &mut self,
+        id: SubscriptionId,
+        how: &Cancellation,
+    ) -> Result<(), ExitReason> {
+        let waits = |earlier| earlier == Earlier::Unmade(id);
+        let Some(Retry { options, origin, .. }) = self.upstreams.take_retry(waits) else {
+            return Ok(());
+        };
+        self.upstreams.forget(origin);
+        let reason = how.reason();
+        if options.mode().survives(reason) { Ok(()) } else { Err(reason.clone()) }
     }
 
     /// Handles a message of events chunk by chunk, and sends demand between the chunks.
@@ -619,12 +685,18 @@ impl<B: Behaviour> StageTask<B> {
     }
 }
 
-/// The missing producer of a subscription that was not made.
-struct NoProducer;
+/// The missing producer of a subscription that is not made. The consumer itself receives its
+/// cancellation.
+struct NoProducer<E> {
+    consumer: Arc<dyn EventPort<E>>,
+}
 
-impl<E> DemandPort<E> for NoProducer {
+impl<E> DemandPort<E> for NoProducer<E> {
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>> {
-        Err(message)
+        let ToProducer::Cancel { id: from, reason } = message else { return Err(message) };
+        // A consumer that has ended makes no subscription.
+        let _ = self.consumer.send(ToConsumer::Cancel { from, reason });
+        Ok(())
     }
 
     fn ended(&self) -> Option<ExitReason> {
