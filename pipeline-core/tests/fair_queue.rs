@@ -308,3 +308,14 @@ async fn many_pushers_lose_nothing_and_keep_their_own_order() {
     assert_eq!(next, [EACH; PUSHERS]);
     assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
+
+#[tokio::test]
+async fn waiting_for_the_close_ends_with_it() {
+    let (queue, producer) = fair_queue::<u64, u64>(FairQueueOptions::new());
+    let waiting = tokio::spawn(queue.closed());
+    settle().await;
+    assert!(!waiting.is_finished());
+    drop(producer);
+    waiting.await.unwrap();
+    queue.closed().await;
+}

@@ -282,3 +282,37 @@ async fn many_pushers_lose_nothing_and_keep_their_own_order() {
     assert_eq!(next, [EACH; PUSHERS]);
     assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
+
+#[tokio::test]
+async fn waiting_for_the_close_ends_whatever_closes_the_queue() {
+    for way in ["handle", "handles dropped", "producer dropped", "drain", "kill", "failure"] {
+        let (queue, producer) = queue::<u64>(QueueOptions::new());
+        let waiting = [queue.closed(), queue.closed()].map(tokio::spawn);
+        let dropped = tokio::spawn(queue.closed());
+        settle().await;
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()), "{way}: it is open");
+        dropped.abort();
+        let fail = async |_: &u64| Err(ExitReason::failed("no route"));
+        let fail = ConsumerSupervisor::new(fail).max_restarts(0, Duration::from_secs(5));
+        let start = |producer| supervised(producer, fail, 1, 0);
+        let later = queue.closed();
+        let mut queue = Some(queue);
+        match way {
+            "handle" => queue.as_ref().unwrap().clone().close(),
+            "handles dropped" => drop(queue.take()),
+            "producer dropped" => drop(producer),
+            "drain" => drop(start(producer).drain(Duration::from_secs(5)).await),
+            "kill" => drop(start(producer)),
+            _ => {
+                let mut pipeline = start(producer);
+                queue.as_ref().unwrap().push(1).await.unwrap();
+                pipeline.join().await;
+            }
+        }
+        for waiting in waiting {
+            waiting.await.unwrap();
+        }
+        later.await;
+        assert!(queue.is_none_or(|queue| queue.is_closed()), "{way}");
+    }
+}

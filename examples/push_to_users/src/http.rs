@@ -141,14 +141,15 @@ impl Room {
     /// Waits until a paused request has to be answered. Returns the reason.
     async fn is_over(&self, pushes: &TimedQueue<Push>) -> &'static str {
         sleep(PAUSE).await;
+        let mut closed = pin!(pushes.closed());
         loop {
-            // Requests are woken in the order in which they began to wait here.
-            let mut crowded = pin!(self.crowded.notified());
-            // The server stops within a few seconds: the client receives the accepted lines before that.
-            while timeout(PAUSE, crowded.as_mut()).await.is_err() {
-                if pushes.is_closed() {
-                    return "the server is shutting down";
-                }
+            tokio::select! {
+                biased;
+                // Requests are woken in the order in which they began to wait here.
+                () = self.crowded.notified() => {}
+                // The server stops within a few seconds: the client receives the accepted lines
+                // before that.
+                () = &mut closed => return "the server is shutting down",
             }
             if self.asked.swap(false, AcqRel) {
                 return "too many requests at once, and this one had paused";

@@ -4,13 +4,13 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc as StdArc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use tokio::{task::coop, time::Instant};
+use tokio::{sync::Notify, task::coop, time::Instant};
 
 use super::{
     Closed, OfferOutcome, TryPushError,
@@ -26,7 +26,8 @@ use crate::{
 /// Creates the two ends of a queue.
 pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
     let [discarded, expired] = [AtomicU64::new(0), AtomicU64::new(0)];
-    let shared = Arc::new(Shared { state: Mutex::new(state), discarded, expired });
+    let (state, closed) = (Mutex::new(state), Notify::new());
+    let shared = Arc::new(Shared { state, closed, discarded, expired });
     let push = PushEnd { end: Arc::new(End(shared.clone())) };
     let take = TakeEnd {
         end: End(shared),
@@ -42,6 +43,8 @@ pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
 /// The state shared by both ends.
 pub(super) struct Shared<S: Bounded> {
     state: Mutex<S>,
+    /// Notified when the state is closed.
+    closed: Notify,
     discarded: AtomicU64,
     /// How many items were discarded because they were too old.
     expired: AtomicU64,
@@ -99,6 +102,7 @@ impl<S: Bounded> Shared<S> {
     fn close(&self) {
         let wake = self.state.lock().close();
         wake.into_iter().for_each(Waker::wake);
+        self.closed.notify_waiters();
     }
 }
 
@@ -124,6 +128,19 @@ impl<S: Bounded> Drop for End<S> {
 }
 
 impl<S: Bounded> PushEnd<S> {
+    /// Waits until the queue is closed. The future is no handle: it does not keep the queue open.
+    pub(super) fn closed(&self) -> impl Future<Output = ()> + use<S> {
+        let shared = self.shared().clone();
+        async move {
+            // Registered before the state is read, so that no close is missed.
+            let mut closed = pin!(shared.closed.notified());
+            closed.as_mut().enable();
+            if !shared.state.lock().is_closed() {
+                closed.await;
+            }
+        }
+    }
+
     /// Reads the state, under its lock.
     pub(super) fn with<R>(&self, look: impl FnOnce(&S) -> R) -> R {
         look(&self.shared().state.lock())

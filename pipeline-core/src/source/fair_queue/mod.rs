@@ -228,6 +228,16 @@ where
     pub fn is_closed(&self) -> bool {
         self.end.with(Bounded::is_closed)
     }
+
+    /// Completes when the queue [is closed](Self::is_closed), at once if it already is. It is like
+    /// [`Queue::closed`](crate::source::Queue::closed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<K, T> {
+        self.end.closed()
+    }
 }
 
 impl<K, T> Clone for FairQueue<K, T> {

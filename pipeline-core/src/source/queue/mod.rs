@@ -248,6 +248,33 @@ impl<T: Send + 'static> Queue<T> {
     pub fn is_closed(&self) -> bool {
         self.end.with(Bounded::is_closed)
     }
+
+    /// Completes when the queue [is closed](Self::is_closed), at once if it already is.
+    ///
+    /// The future is no handle: the queue is also closed when all handles are dropped, however many
+    /// tasks wait for that.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    ///
+    /// ```
+    /// use pipeline_core::source::{QueueOptions, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let closed = tokio::spawn(queue.closed());
+    /// // As when its pipeline ends.
+    /// drop(producer);
+    /// closed.await?;
+    /// assert!(queue.is_closed());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<T> {
+        self.end.closed()
+    }
 }
 
 impl<T> Clone for Queue<T> {
