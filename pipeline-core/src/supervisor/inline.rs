@@ -43,11 +43,13 @@ impl Inline {
     }
 
     /// Whether the next child probably needs no task.
+    #[inline]
     pub(super) fn is_likely(&self) -> bool {
         self.estimate.is_likely()
     }
 
     /// Records whether the worker has reserved something for a child.
+    #[inline]
     pub(super) fn reserved(&mut self, is_reserved: bool) {
         self.reserves |= is_reserved;
     }
@@ -68,10 +70,12 @@ impl Inline {
     }
 
     /// Ends the pause. Returns whether there was one.
+    #[inline]
     pub(super) fn resume(&mut self) -> bool {
         mem::replace(&mut self.pause, Pause::No) != Pause::No
     }
 
+    #[inline]
     pub(super) fn pause(&self) -> Pause {
         self.pause
     }

@@ -33,6 +33,7 @@ impl SubscriptionSlots {
         self.slots.clear();
     }
 
+    #[inline]
     pub(super) fn spare(&self) -> usize {
         self.spare
     }
@@ -44,6 +45,7 @@ impl SubscriptionSlots {
     }
 
     /// Frees a slot. A child that was started by hand has none.
+    #[inline]
     pub(super) fn free(&mut self, subscription: Option<SubscriptionId>) {
         if let Some(subscription) = subscription
             && let Some((_, slots)) = self.slots.get_mut(&subscription)
@@ -54,6 +56,7 @@ impl SubscriptionSlots {
 
     /// Sends demand for free slots. Called last in a callback, so that slots that are freed
     /// together are asked for together, and a supervisor that is about to stop asks for none.
+    #[inline]
     pub(super) fn ask(&mut self) {
         for (subscription, slots) in self.slots.values_mut() {
             subscription.ask(slots.ask());
