@@ -166,7 +166,7 @@ impl<S: Bounded> PushEnd<S> {
 
 impl<S: Store> PushEnd<S> {
     pub(super) fn push(&self, entry: S::Entry) -> Push<S> {
-        Push::new(self.shared().clone(), entry)
+        Push { shared: self.shared().clone(), step: Step::Start(entry) }
     }
 
     pub(super) fn try_push(&self, entry: S::Entry) -> Result<(), TryPushError<S::Item>> {
@@ -220,12 +220,6 @@ enum Step<S: Store> {
     Start(S::Entry),
     Waiting(S::Ticket),
     Done,
-}
-
-impl<S: Store> Push<S> {
-    pub(super) fn new(shared: Arc<Shared<S>>, entry: S::Entry) -> Self {
-        Self { shared, step: Step::Start(entry) }
-    }
 }
 
 // Nothing in it is pinned: the item is moved out of it.

@@ -197,7 +197,7 @@ where
     Out: Send + 'static,
 {
     fn send(&self, message: ToConsumer<In>) -> Result<(), ToConsumer<In>> {
-        self.send(Message::FromProducer(message)).map_err(|message| match message {
+        self.mailbox.send(Message::FromProducer(message)).map_err(|message| match message {
             Message::FromProducer(message) => message,
             _ => unreachable!("send returns the same message"),
         })
@@ -211,7 +211,7 @@ where
     Out: Send + 'static,
 {
     fn send(&self, message: ToProducer<Out>) -> Result<(), ToProducer<Out>> {
-        self.send(Message::FromConsumer(message)).map_err(|message| match message {
+        self.mailbox.send(Message::FromConsumer(message)).map_err(|message| match message {
             Message::FromConsumer(message) => message,
             _ => unreachable!("send returns the same message"),
         })

@@ -299,7 +299,8 @@ impl PubSub {
         turn.wait().await;
         self.forward(&broadcast.event)?;
         self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
-        let slow = self.shared.table.dispatch_to_all_with_room(&broadcast.event);
+        let mut slow = Vec::new();
+        self.shared.table.dispatch(&broadcast.event, None, Some(&mut slow));
         if broadcast.event.event() == DISCONNECT {
             self.shared.sockets.disconnect(broadcast.event.topic());
         }
@@ -415,7 +416,7 @@ impl PubSub {
         broadcast: &Encoded,
         except: Option<SubscriberId>,
     ) -> usize {
-        self.shared.table.dispatch(broadcast, except);
+        self.shared.table.dispatch(broadcast, except, None);
         if broadcast.event() == DISCONNECT {
             self.shared.sockets.disconnect(broadcast.topic())
         } else {

@@ -173,7 +173,7 @@ mod tests {
 
     fn broadcast(table: &SubscriberTable, n: usize) {
         let encoded = Encoded::new("t", "e", json!({ "n": n })).unwrap();
-        table.dispatch(&encoded, None);
+        table.dispatch(&encoded, None, None);
     }
 
     #[tokio::test]
@@ -197,7 +197,7 @@ mod tests {
         let mut subscription = TopicSubscription::new(&table, "t");
         let large = |bytes| {
             let payload = json!({ "padding": "x".repeat(bytes) });
-            table.dispatch(&Encoded::new("t", "e", payload).unwrap(), None);
+            table.dispatch(&Encoded::new("t", "e", payload).unwrap(), None, None);
         };
         (0..20).for_each(|_| large(1 << 20));
         assert_eq!(subscription.recv().await, Err(Lagged(5)));

@@ -204,31 +204,28 @@ impl SubscriberTable {
 
     /// Dispatches a broadcast to every subscriber of its topic except one.
     ///
-    /// It never waits for a socket: frames that a socket cannot take now wait in its outbox.
-    pub(crate) fn dispatch(&self, broadcast: &Encoded, except: Option<SubscriberId>) {
-        self.offer(broadcast, except, None);
-    }
-
-    /// Like [`dispatch`](Self::dispatch), but skips and returns the subscribers without room that
-    /// the sender has to wait for.
-    pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<SlowReceiver> {
-        let mut slow = Vec::new();
-        self.offer(broadcast, None, Some(&mut slow));
-        slow
-    }
-
-    /// Dispatches a broadcast. With `slow`, subscribers without room that the sender has to wait
-    /// for are put there.
-    fn offer(
+    /// It never waits for a socket: frames that a socket cannot take now wait in its outbox. With
+    /// `slow`, subscribers without room that the sender has to wait for are put there instead.
+    ///
+    /// The topic is locked meanwhile, and no code of the application runs. Metrics are recorded
+    /// after that: a recorder may broadcast on the same topic while a client wants to join it.
+    pub(super) fn dispatch(
         &self,
         broadcast: &Encoded,
         except: Option<SubscriberId>,
         mut slow: Option<&mut Vec<SlowReceiver>>,
     ) {
-        let mut passes_over = false;
-        self.each(broadcast.topic(), |id, subscriber, mode, unrecorded| {
-            if except == Some(id) {
-                return;
+        self.metrics.broadcasts.increment(1);
+        let topic = broadcast.topic();
+        let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
+        let open = listeners.read();
+        let now = Instant::now();
+        let since = now.saturating_duration_since(self.epoch);
+        let mode = open.bursts.mode(since, open.subscribers.len(), burst::is_one_of_many(now));
+        let (mut unrecorded, mut passes_over) = (PendingMetrics::default(), false);
+        for (_, (id, subscriber)) in &open.subscribers {
+            if except == Some(*id) {
+                continue;
             }
             match subscriber {
                 Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
@@ -236,9 +233,9 @@ impl SubscriberTable {
                 }
                 Subscriber::Joined(joined) => match (broadcast.frame(joined.version), &mut slow) {
                     (None, _) => passes_over = true,
-                    (Some(frame), None) => joined.outbox.send_shared(frame, mode, unrecorded),
+                    (Some(frame), None) => joined.outbox.send_shared(frame, mode, &mut unrecorded),
                     (Some(frame), Some(slow)) => {
-                        if joined.outbox.offer_shared(frame, mode, unrecorded).is_err() {
+                        if joined.outbox.offer_shared(frame, mode, &mut unrecorded).is_err() {
                             slow.push(SlowReceiver::Socket(joined.outbox.clone(), joined.version));
                         }
                     }
@@ -246,7 +243,12 @@ impl SubscriberTable {
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
                 Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
             }
-        });
+        }
+        let now = Instant::now();
+        open.bursts.dispatched(now.saturating_duration_since(self.epoch));
+        burst::note_dispatch(now);
+        drop(open);
+        unrecorded.record(&self.metrics);
         if passes_over {
             self.pass_over(broadcast);
         }
@@ -305,33 +307,6 @@ impl SubscriberTable {
                 mailbox.intercepted(Intercepted::new(broadcast), Room::Twice);
             }
         }
-    }
-
-    /// Iterates over the subscribers of a topic, and decides how a frame reaches each.
-    ///
-    /// The topic is locked meanwhile, and `visit` runs no code of the application. Metrics are
-    /// recorded after that: a recorder may broadcast on the same topic while a client wants to join
-    /// it.
-    fn each(
-        &self,
-        topic: &str,
-        mut visit: impl FnMut(SubscriberId, &Subscriber, WriteMode, &mut PendingMetrics),
-    ) {
-        self.metrics.broadcasts.increment(1);
-        let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
-        let open = listeners.read();
-        let now = Instant::now();
-        let since = now.saturating_duration_since(self.epoch);
-        let mode = open.bursts.mode(since, open.subscribers.len(), burst::is_one_of_many(now));
-        let mut unrecorded = PendingMetrics::default();
-        for (_, (id, subscriber)) in &open.subscribers {
-            visit(*id, subscriber, mode, &mut unrecorded);
-        }
-        let now = Instant::now();
-        open.bursts.dispatched(now.saturating_duration_since(self.epoch));
-        burst::note_dispatch(now);
-        drop(open);
-        unrecorded.record(&self.metrics);
     }
 
     /// Whether this topic has subscribers.
@@ -525,8 +500,8 @@ mod tests {
             let news =
                 Encoded::new(&topic, "news", json!({})).unwrap().timed(Some(broadcast_now()));
             for _ in 0..20 {
-                table.dispatch_to_all_with_room(&news);
-                table.dispatch(&news, None);
+                table.dispatch(&news, None, Some(&mut Vec::new()));
+                table.dispatch(&news, None, None);
             }
             names.append(&mut recorder.names());
             drop(listening);
@@ -561,9 +536,14 @@ mod tests {
             table.subscribe(&topic, SubscriberId::new(), joined(outbox, &[]).0)
         });
         let news = Encoded::new(&topic, "news", json!({})).unwrap();
-        while table.dispatch_to_all_with_room(&news).is_empty() {}
+        let slow = || {
+            let mut slow = Vec::new();
+            table.dispatch(&news, None, Some(&mut slow));
+            slow.len()
+        };
+        while slow() == 0 {}
         recorder.watch(|| panic!("a recorder that panics"));
-        assert_eq!(table.dispatch_to_all_with_room(&news).len(), 1);
+        assert_eq!(slow(), 1);
         let lines = log.take();
         let of = |metric: &str| lines.iter().any(|line| line.contains(metric));
         assert!(of("socket.broadcasts") && of("socket.frames_dropped"), "{lines:?}");
@@ -584,11 +564,11 @@ mod tests {
                         let (subscriber, mailbox) = subscriber(intercept);
                         let mut subscription =
                             table.subscribe(topic, SubscriberId::new(), subscriber);
-                        table.dispatch(&news, None);
+                        table.dispatch(&news, None, None);
                         assert_eq!(mailbox.len(), 1, "a subscriber missed its own broadcast");
                         let except = Some(subscription.id());
                         subscription.cancel();
-                        table.dispatch(&news, except);
+                        table.dispatch(&news, except, None);
                         assert_eq!(mailbox.len(), 1, "received a broadcast after unsubscribing");
                     }
                 });
