@@ -1,6 +1,6 @@
 //! Building pipelines of any shape.
 
-use std::{collections::HashSet, convert::Infallible, fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, convert::Infallible, fmt, mem, sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, sync::watch};
 
@@ -206,8 +206,8 @@ impl Graph {
         self.stages.iter().try_for_each(|stage| stage.check_options())?;
         let phase = watch::Sender::new(Phase::Run);
         let shared = PipelineShared {
-            pipeline: self.name,
-            telemetry: self.telemetry,
+            pipeline: self.name.clone(),
+            telemetry: self.telemetry.clone(),
             phase,
             failing: Arc::default(),
             stop_within: self.stop_within,
@@ -224,7 +224,7 @@ impl Graph {
             return Err(error);
         }
         let mut stages = Stages::new(shared, together);
-        for (planned, prepared) in self.stages.into_iter().zip(prepared) {
+        for (planned, prepared) in mem::take(&mut self.stages).into_iter().zip(prepared) {
             stages.add(planned, prepared);
         }
         Ok(stages.run())
@@ -248,6 +248,12 @@ impl Graph {
         let numbered = (2..).map(|n| format!("{kind}_{n}"));
         let mut names = std::iter::once(kind.to_owned()).chain(numbered);
         names.find(|name| !taken(name)).expect("there is always another number").into()
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.stages.iter().for_each(|stage| stage.abandon());
     }
 }
 

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use pipeline_core::{
     ExitReason, Graph, Pipeline,
     backoff::Backoff,
+    builder::StartError,
     dispatcher::PartitionDispatcher,
     source::{QueueOptions, from_iter, queue},
     stage::{
@@ -240,6 +241,28 @@ async fn a_subscription_that_waits_for_a_producer_that_has_not_been_started_can_
         let _feeding = feeding.start().unwrap();
         time::sleep(MINUTE).await;
         assert_eq!((seen.events().len(), sink.is_running()), (0, survives));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_does_not_wait_for_a_producer_whose_graph_will_not_be_started() {
+    for dropped in [false, true] {
+        let mut feeding = Graph::new("feeding");
+        let source = feeding.producer("source", from_iter(0u64..10));
+        let mut graph = Graph::new("graph");
+        let sink = graph.consumer("sink", for_each(async |_: u64| ()));
+        let mut pipeline = graph.start().unwrap();
+        let options = demand(10, 5).cancel(reconnecting(Duration::from_secs(1)));
+        sink.subscribe(&source, options).await.unwrap();
+        settle().await;
+        if dropped {
+            drop(feeding);
+        } else {
+            feeding.producer("source", from_iter(0u64..10));
+            assert!(matches!(feeding.start(), Err(StartError::NameTaken { .. })));
+        }
+        let report = time::timeout(MINUTE, pipeline.join()).await.expect("the consumer ends");
+        assert!(matches!(report.failure().unwrap().reason, ExitReason::NotRunning), "{report}");
     }
 }
 

@@ -111,6 +111,8 @@ pub(crate) trait Target<E>: Send + Sync {
 pub(crate) enum Occupant<A> {
     /// None yet.
     Vacant,
+    /// None, ever: the graph was dropped before it was started.
+    Abandoned,
     Running(A),
     Restarting,
     /// None, for good, and why.
@@ -282,13 +284,22 @@ impl<S, In, Out> Slot<S, In, Out> {
             let reason = match occupant {
                 Occupant::Running(address) => address.reason.get().cloned(),
                 Occupant::Ended(reason) => Some(reason.clone()),
-                Occupant::Vacant | Occupant::Restarting => None,
+                Occupant::Vacant | Occupant::Abandoned | Occupant::Restarting => None,
             };
             *occupant = if restarting {
                 Occupant::Restarting
             } else {
                 Occupant::Ended(reason.unwrap_or(ExitReason::NotRunning))
             };
+        });
+    }
+
+    /// Records that no stage will ever occupy the slot, if none has.
+    pub(crate) fn abandon(&self) {
+        self.occupant.send_modify(|occupant| {
+            if let Occupant::Vacant = occupant {
+                *occupant = Occupant::Abandoned;
+            }
         });
     }
 
@@ -309,6 +320,7 @@ where
     fn occupant(&self) -> Occupant<Arc<dyn DemandPort<Out>>> {
         match &*self.occupant.borrow() {
             Occupant::Vacant => Occupant::Vacant,
+            Occupant::Abandoned => Occupant::Abandoned,
             Occupant::Running(address) => Occupant::Running(Arc::new(address.clone())),
             Occupant::Restarting => Occupant::Restarting,
             Occupant::Ended(reason) => Occupant::Ended(reason.for_peers()),

@@ -77,6 +77,9 @@ pub(crate) trait StageSpec: Send {
 
     /// Empties its slot, temporarily or for good.
     fn vacate(&self, restarting: bool);
+
+    /// Records that it will never be started, if it has not been. No consumer waits for it then.
+    fn abandon(&self);
 }
 
 /// The observable state of a stage, whether it runs or not.
@@ -223,8 +226,10 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
 
     fn check_producers(&self) -> Result<(), StartError> {
         for planned in &*self.slot.subscriptions.lock() {
-            let missing =
-                matches!(planned.target.occupant(), Occupant::Vacant | Occupant::Ended(_));
+            let missing = matches!(
+                planned.target.occupant(),
+                Occupant::Vacant | Occupant::Abandoned | Occupant::Ended(_)
+            );
             if missing && matches!(planned.options.mode(), Cancel::Permanent | Cancel::Transient) {
                 let (stage, producer) = (self.slot.name.clone(), planned.target.name().clone());
                 return Err(StartError::NotRunning { stage, producer });
@@ -256,5 +261,9 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
     fn vacate(&self, restarting: bool) {
         self.slot.gauges.vacated(restarting);
         self.slot.vacate(restarting);
+    }
+
+    fn abandon(&self) {
+        self.slot.abandon();
     }
 }

@@ -67,7 +67,8 @@ pub enum Cancel {
     /// The consumer continues.
     Temporary,
     /// The consumer continues, and subscribes again after growing delays until the producer is
-    /// back. When the producer has ended for good, this is like `Transient`.
+    /// back. When the producer has ended for good, or its graph was dropped before the start, this is
+    /// like `Transient`.
     Reconnect(Backoff),
 }
 

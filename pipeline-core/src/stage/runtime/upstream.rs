@@ -213,6 +213,7 @@ impl<In> Upstreams<In> {
             }
             // It may still be started.
             Occupant::Vacant | Occupant::Restarting => None,
+            Occupant::Abandoned => Some(ExitReason::NotRunning),
             Occupant::Ended(last) => Some(last),
         };
         if let Some(last) = last {
@@ -406,7 +407,7 @@ impl<B: Behaviour> StageTask<B> {
         let mut gone = None;
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
-            Occupant::Vacant => {
+            Occupant::Vacant | Occupant::Abandoned => {
                 if let Some((old, reason)) = replaces {
                     // It has another producer, which is notified.
                     self.upstreams.replace(old, reason, &target, &mut origin);
