@@ -70,7 +70,7 @@ pub(super) struct Retry<In> {
 /// The subscription that a retry continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Earlier {
-    /// It was not made, because its producer has not been started.
+    /// The stage has not made it, because its producer has not been started.
     Unmade(SubscriptionId),
     Ended(SubscriptionId),
 }
