@@ -31,7 +31,7 @@ use support::{
 };
 use tokio::{
     io::DuplexStream,
-    task,
+    task::{self, JoinHandle},
     time::{Instant, advance, sleep},
 };
 
@@ -64,6 +64,22 @@ fn pushing(server: &MemoryServer, event: &'static str, count: u64) -> (Pipeline,
 
 fn numbers(count: u64) -> Vec<Value> {
     (0..count).map(|n| json!({ "n": n })).collect()
+}
+
+/// A task that sends numbered events to a topic, each as soon as there is room.
+fn sending(
+    server: &MemoryServer,
+    topic: &'static str,
+    event: &'static str,
+    count: u64,
+) -> JoinHandle<()> {
+    let pubsub = server.endpoint.pubsub().clone();
+    tokio::spawn(async move {
+        for n in 0..count {
+            let broadcast = PreparedBroadcast::new(topic, event, json!({ "n": n })).unwrap();
+            pubsub.broadcast_when_ready(&broadcast).await.unwrap();
+        }
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,17 +142,7 @@ async fn a_slow_topic_blocks_only_its_own_senders() {
     let server = server(Duration::from_secs(50));
     let mut slow = server.connect(64).await;
     slow.join("1", T).await;
-    let pubsub = server.endpoint.pubsub().clone();
-    let sending = tokio::spawn(async move {
-        for n in 0..100 {
-            pubsub
-                .broadcast_when_ready(
-                    &PreparedBroadcast::new(T, "news", json!({ "n": n })).unwrap(),
-                )
-                .await
-                .unwrap();
-        }
-    });
+    let sending = sending(&server, T, "news", 100);
     settle().await;
     assert!(!sending.is_finished());
     let mut other = server.connect(4096).await;
@@ -633,13 +639,7 @@ async fn a_channel_whose_senders_wait_for_its_client_has_room_for_broadcasts_of_
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
     client.join("1", "both:1").await;
-    let pubsub = server.endpoint.pubsub().clone();
-    let sending = tokio::spawn(async move {
-        for n in 0..500 {
-            let push = PreparedBroadcast::new("both:1", "stamped", json!({ "n": n })).unwrap();
-            pubsub.broadcast_when_ready(&push).await.unwrap();
-        }
-    });
+    let sending = sending(&server, "both:1", "stamped", 500);
     settle().await;
     assert!(!sending.is_finished());
     for _ in 0..200 {
@@ -658,17 +658,7 @@ async fn each_client_has_time_to_read_after_the_process_was_stopped_and_not_only
     let [mut first, mut second] = [server.connect(64).await, server.connect(64).await];
     first.join("1", T).await;
     second.join("1", T).await;
-    let pubsub = server.endpoint.pubsub().clone();
-    let sending = tokio::spawn(async move {
-        for n in 0..40 {
-            pubsub
-                .broadcast_when_ready(
-                    &PreparedBroadcast::new(T, "news", json!({ "n": n })).unwrap(),
-                )
-                .await
-                .unwrap();
-        }
-    });
+    let sending = sending(&server, T, "news", 40);
     settle().await;
     assert!(!sending.is_finished());
     advance(Duration::from_secs(3)).await;

@@ -19,7 +19,7 @@ use crate::{
     handshake::{WEBSOCKET, connect_info::ConnectInfo, params::Params},
     protocol::version::Version,
     socket::ConnectError,
-    telemetry::ContainedSpan,
+    telemetry::log,
     testkit::TestConnection,
 };
 
@@ -93,9 +93,7 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         info: &ConnectInfo,
         connection: TestConnection,
     ) -> Result<Option<String>, ConnectError> {
-        let span = ContainedSpan::new(|| {
-            tracing::info_span!("socket", socket = self.socket.name(), path = self.path)
-        });
+        let span = log::socket_span(self.socket.name(), &self.path, info);
         let connected = self.connect(params, info, WEBSOCKET, Version::V2, &span).await;
         let (assigns, id) = connected?;
         connection.run(self, &state, assigns, id.clone());

@@ -29,7 +29,6 @@ use pipeline_core::ExitReason;
 use serde_json::Value;
 use tokio::time::{self, Instant};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
-use tracing::field;
 
 use self::{
     connect_info::ConnectInfo,
@@ -152,15 +151,7 @@ impl<S: Socket> Mounted<S> {
         }
         let mut info = ConnectInfo::of(&request);
         info.auth_token = token;
-        let span = ContainedSpan::new(|| {
-            tracing::info_span!(
-                "socket",
-                socket,
-                path = self.path,
-                peer = info.peer_addr.map(field::debug),
-                id = field::Empty,
-            )
-        });
+        let span = log::socket_span(socket, &self.path, &info);
         let (assigns, id) = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
             Ok(connected) => connected,
             Err(error) => return error.into_answer().map(Full::from),

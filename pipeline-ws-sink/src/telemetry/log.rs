@@ -7,11 +7,14 @@
 use std::time::Duration;
 
 use pipeline_core::shown::{shown, with_causes};
-use tracing::{Level, field::Empty};
+use tracing::{
+    Level,
+    field::{Empty, debug},
+};
 
 use super::{ContainedSpan, LineLimit, ParamFilter, RouteMetrics, limited, log_enabled, log_line};
 use crate::{
-    handshake::params::Params,
+    handshake::{connect_info::ConnectInfo, params::Params},
     payload::Payload,
     protocol::{reference::Ref, version::Version},
     pubsub::topic::Topic,
@@ -71,6 +74,12 @@ impl Connecting<'_> {
             "refused a connection"
         );
     }
+}
+
+/// The span of a socket.
+pub(crate) fn socket_span(socket: &'static str, path: &str, info: &ConnectInfo) -> ContainedSpan {
+    let peer = info.peer_addr.map(debug);
+    ContainedSpan::new(|| tracing::info_span!("socket", socket, path, peer, id = Empty))
 }
 
 /// The span of a socket's `connect`.

@@ -18,7 +18,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
 use pipeline_core::Deadline;
 use tokio::task::coop::consume_budget;
-use tracing::field;
 
 use super::longpoll_sessions::{self, LongPollSessions, SessionHandle};
 use crate::{
@@ -33,7 +32,7 @@ use crate::{
     },
     session::{Scope, inbox::Inbox},
     socket::Socket,
-    telemetry::{ContainedSpan, InSpan, MountMetrics, limited},
+    telemetry::{InSpan, MountMetrics, limited, log},
 };
 
 /// The transport's name in the log.
@@ -183,15 +182,7 @@ impl<S: Socket> Mounted<S> {
         if self.handshake.auth_token {
             info.auth_token = header(request.headers(), AUTH_HEADER).map(str::to_owned);
         }
-        let span = ContainedSpan::new(|| {
-            tracing::info_span!(
-                "socket",
-                socket,
-                path = self.path,
-                peer = info.peer_addr.map(field::debug),
-                id = field::Empty,
-            )
-        });
+        let span = log::socket_span(socket, &self.path, &info);
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
         let Ok((assigns, id)) = connected else { return respond(result_body(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, state.metrics.clone())
