@@ -1,6 +1,6 @@
 //! Demand-driven pipelines that push to users and time themselves.
 //!
-//! An item is pushed into a pipeline, waits in a bounded buffer until there is demand, is handled
+//! An item is pushed into a pipeline, waits in a bounded queue until there is demand, is handled
 //! by one of a bounded number of workers, is broadcast to a topic, and arrives in the browsers that
 //! have joined it, through the official Phoenix JavaScript client. The time from the push to the
 //! write to each socket is measured, and goes to StatsD.

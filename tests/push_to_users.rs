@@ -170,7 +170,7 @@ async fn an_answer_lists_the_first_errors_and_counts_the_others() {
 
 #[tokio::test]
 async fn a_body_above_the_limit_is_accepted_up_to_the_limit() {
-    let example = Example::start(&["--buffer", "1000000"]).await;
+    let example = Example::start(&["--queue", "1000000"]).await;
     let line = push(1, &json!({ "d": "x".repeat(60_000) }).to_string());
     let lines = vec![&*line; 150].join("\n");
     let response = example.request("POST", "/push", "application/x-ndjson", &lines).await;
@@ -216,8 +216,8 @@ async fn unread_or_closed_output_blocks_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_buffer_answers_503_with_retry_after() {
-    let flags = ["--buffer", "2", "--max-demand", "1", "--delay-ms", "600000", "--drain-secs", "0"];
+async fn a_full_queue_answers_503_with_retry_after() {
+    let flags = ["--queue", "2", "--max-demand", "1", "--delay-ms", "600000", "--drain-secs", "0"];
     let example = Example::start(&flags).await;
     // The worker may hold one push, two are queued, and then the queue is full.
     let mut accepted = 0;
@@ -233,7 +233,7 @@ async fn a_full_buffer_answers_503_with_retry_after() {
     assert_eq!(
         response.json(),
         json!({"accepted": 0, "errors": [
-            {"line": 1, "error": "the buffer is full, nothing from here on was accepted"}
+            {"line": 1, "error": "the queue is full, nothing from here on was accepted"}
         ]})
     );
     example.signal("-TERM").await;
@@ -245,9 +245,9 @@ async fn a_full_buffer_answers_503_with_retry_after() {
 
 #[tokio::test]
 async fn standard_input_feeds_the_pipeline_and_waits_while_it_is_full() {
-    let mut example = Example::start(&["--stdin", "--buffer", "1", "--max-demand", "1"]).await;
+    let mut example = Example::start(&["--stdin", "--queue", "1", "--max-demand", "1"]).await;
     let mut ada = user(&example, 1).await;
-    // Far more than the buffer holds: none may be lost.
+    // Far more than the queue holds: none may be lost.
     for n in 0..300 {
         example.write(&format!("{}\n", push(1, &json!({ "n": n }).to_string()))).await;
         if n == 100 {

@@ -44,10 +44,10 @@ pub struct Args {
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub delay_ms: u64,
 
-    /// How many items may wait for a worker; when the buffer is full, POST /push answers 503 and
+    /// How many items may wait for a worker; when the queue is full, POST /push answers 503 and
     /// standard input waits
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = at_least_one)]
-    pub buffer: usize,
+    pub queue: usize,
 
     /// Send StatsD lines to this address, instead of printing them
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]

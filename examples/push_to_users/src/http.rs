@@ -413,7 +413,7 @@ fn take(
             return Ok(());
         }
         Err(TryPushError::Closed(_)) => "the server is shutting down",
-        Err(_) => "the buffer is full",
+        Err(_) => "the queue is full",
     };
     // Blank lines are skipped, but count.
     outcome.last_line = number.saturating_sub(1);

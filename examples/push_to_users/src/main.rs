@@ -94,7 +94,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let endpoint = endpoint.build()?;
 
     // The pipeline: a bounded queue, and one worker per item, up to `max_demand` at once.
-    let (pushes, producer) = timed_queue(QueueOptions::new().capacity(args.buffer));
+    let (pushes, producer) = timed_queue(QueueOptions::new().capacity(args.queue));
     let worker = PushToUser::new(&endpoint, Duration::from_millis(args.delay_ms));
     let demand = SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.min_demand());
     let pipeline = Pipeline::builder("push")

@@ -84,7 +84,7 @@ impl Earlier {
 }
 
 impl<In> Retry<In> {
-    /// Makes it due now, with short delays after that.
+    /// Makes the retry due now, with short delays after that.
     fn retry_now(&mut self) {
         self.at = Deadline::from_now(Duration::ZERO);
         self.backoff = BackoffState::new(row_backoff());
