@@ -11,8 +11,10 @@ use std::{
 };
 
 use pipeline_core::{
-    ExitReason,
+    ExitReason, Pipeline,
     source::{Closed, QueueOptions, queue},
+    step::{for_each, map},
+    subscription::SubscribeOptions,
     supervisor::{ChildContext, ConsumerSupervisor, Worker},
 };
 use pipeline_test_support::{gate, settle};
@@ -45,6 +47,31 @@ async fn draining_processes_accepted_items_and_takes_no_more() {
         report.to_string().split(';').next(),
         Some("pipeline test ended, no unprocessed events")
     );
+}
+
+#[tokio::test]
+async fn a_drained_pipeline_shows_no_events_that_wait() {
+    // With this demand, the mapping stage has a message in its buffer when it ends.
+    for max_demand in 1..5 {
+        let demand = |events: usize| SubscribeOptions::new().max_demand(events).min_demand(0);
+        let (queue, producer) = queue(QueueOptions::new());
+        let pipeline = Pipeline::builder("test")
+            .producer(producer)
+            .producer_consumer(map(|n: u64| n), demand(40))
+            .consumer(for_each(async |_: u64| tokio::task::yield_now().await), demand(max_demand))
+            .start()
+            .unwrap();
+        for item in 0..100 {
+            queue.push(item).await.unwrap();
+        }
+        let observer = pipeline.observer();
+        let report = pipeline.drain(LONG).await;
+        assert_eq!(report.unprocessed(), 0, "max_demand {max_demand}: {report}");
+        for stage in observer.snapshot().stages {
+            let waiting = (stage.queued, stage.waiting, stage.buffered);
+            assert_eq!(waiting, (0, 0, 0), "max_demand {max_demand}, stage {}", stage.stage);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

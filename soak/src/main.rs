@@ -4,11 +4,15 @@
 //! second time as the server under test. The results are in `docs/reliability.md`. It runs on Linux.
 
 mod client;
+mod overload;
 mod presence;
 mod process;
+mod pushes;
 mod random;
+mod reader;
 mod sequence;
 mod server;
+mod signals;
 mod soak;
 mod trend;
 mod visitor;
@@ -34,6 +38,9 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Soak(soak::Soak),
+    Signals(signals::Signals),
+    Overload(overload::Overload),
+    Pushes(pushes::Pushes),
     #[command(hide = true)]
     Server(server::Options),
 }
@@ -55,6 +62,9 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Server(options) => server::run(&options)?,
         Command::Soak(soak) => Runtime::new()?.block_on(soak.run())?,
+        Command::Pushes(pushes) => Runtime::new()?.block_on(pushes.run())?,
+        Command::Overload(overload) => Runtime::new()?.block_on(overload.run())?,
+        Command::Signals(signals) => Runtime::new()?.block_on(signals.run())?,
     }
     Ok(())
 }

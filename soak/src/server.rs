@@ -9,7 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicBool, AtomicU64, AtomicUsize,
+            AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -29,7 +29,7 @@ use pipeline::{
     serve,
     serve::ShutdownReport,
     snapshot::PipelineObserver,
-    source::{QueueOptions, TimedQueue, TryPushError, timed_queue},
+    source::{Closed, QueueOptions, TimedQueue, TryPushError, timed_queue},
     stage::{Emitter, ProducerConsumer, Stage},
     step::map,
     subscription::{SubscribeOptions, Subscription},
@@ -50,6 +50,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::{
     runtime::{Handle, Runtime},
+    sync::Notify,
+    task::yield_now,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
@@ -139,11 +141,38 @@ struct Item {
     k: AtomicU64,
     at_us: u64,
     pad: usize,
+    place: AtomicU8,
+}
+
+/// Where an item is. It is counted when it is dropped, so that no item can be unaccounted for.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Refused,
+    /// In the queue, the stage that fails, or the mailboxes before the numbering stage.
+    Queue,
+    /// Numbered, and not in a worker yet.
+    Numbered,
+    Worker,
+    Broadcast,
+}
+
+/// How many items were dropped at each place.
+static DROPPED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+
+impl Drop for Item {
+    fn drop(&mut self) {
+        DROPPED[usize::from(*self.place.get_mut())].fetch_add(1, Relaxed);
+    }
 }
 
 impl Item {
     fn new(user: usize, from: From, n: u64, pad: usize) -> Self {
-        Self { user, from, n, k: AtomicU64::new(0), at_us: unix_micros(), pad }
+        let (k, place) = (AtomicU64::new(0), AtomicU8::new(Place::Queue as u8));
+        Self { user, from, n, k, at_us: unix_micros(), pad, place }
+    }
+
+    fn moved(&self, place: Place) {
+        self.place.store(place as u8, Relaxed);
     }
 }
 
@@ -188,15 +217,35 @@ struct Counts {
     pushing: AtomicUsize,
 }
 
+impl Counts {
+    /// Counts an item that was not accepted. Returns why.
+    fn refused(&self, error: TryPushError<Timed<Item>>) -> &'static str {
+        let (item, count, why) = match error {
+            TryPushError::Closed(item) => (Some(item), &self.refused_closed, "closed"),
+            TryPushError::Full(item) => (Some(item), &self.refused_full, "full"),
+            // A plain queue has no other reason.
+            _ => (None, &self.refused_full, "full"),
+        };
+        if let Some(item) = item {
+            item.moved(Place::Refused);
+        }
+        count.fetch_add(1, Relaxed);
+        why
+    }
+}
+
 impl Shared {
     /// Pushes an item, and waits for room.
     async fn push(&self, user: usize, from: From, n: u64, pad: usize) -> bool {
         self.counts.begun.fetch_add(1, Relaxed);
         let item = Item::new(user, from, n, pad);
-        let accepted = self.items.push_timed(item).await.is_ok();
-        let count = if accepted { &self.counts.accepted } else { &self.counts.refused_closed };
-        count.fetch_add(1, Relaxed);
-        accepted
+        if let Err(Closed(item)) = self.items.push_timed(item).await {
+            item.moved(Place::Refused);
+            self.counts.refused_closed.fetch_add(1, Relaxed);
+            return false;
+        }
+        self.counts.accepted.fetch_add(1, Relaxed);
+        true
     }
 
     fn numbers(&self) -> Vec<u64> {
@@ -237,7 +286,7 @@ struct Push {
 type Prepare = fn(&Timed<Item>) -> Result<PreparedBroadcast, PayloadError>;
 
 fn prepare(item: &Timed<Item>) -> Result<PreparedBroadcast, PayloadError> {
-    let Item { user, from, n, k, at_us, pad } = &**item;
+    let Item { user, from, n, k, at_us, pad, .. } = &**item;
     let (from, k, pad) = (*from as u8, k.load(Relaxed), "x".repeat(*pad));
     let message = Message { user: *user, from, n: *n, k, at_us: *at_us, pad: &pad };
     Ok(PreparedBroadcast::new(&format!("user:{user}"), "item", message)?.timed(item))
@@ -249,10 +298,12 @@ impl Worker<Timed<Item>> for Push {
     }
 
     async fn run(&self, item: &Timed<Item>, context: ChildContext) -> Result<(), ExitReason> {
+        item.moved(Place::Worker);
         if !self.work.is_zero() {
             sleep(self.work).await;
         }
         self.worker.run(item, context).await?;
+        item.moved(Place::Broadcast);
         self.shared.counts.handled.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -358,6 +409,7 @@ struct App {
     shared: Arc<Shared>,
     endpoint: Endpoint,
     pipeline: PipelineObserver,
+    started: Arc<Notify>,
 }
 
 #[derive(Deserialize)]
@@ -387,12 +439,10 @@ async fn push_items(
                 counts.accepted.fetch_add(1, Relaxed);
                 continue;
             }
-            Err(TryPushError::Closed(_)) => ("closed", &counts.refused_closed),
-            Err(_) => ("full", &counts.refused_full),
+            Err(error) => counts.refused(error),
         };
-        refused.1.fetch_add(1, Relaxed);
         let accepted = n - pushed.n;
-        let answer = json!({ "accepted": accepted, "refused": refused.0 });
+        let answer = json!({ "accepted": accepted, "refused": refused });
         return (StatusCode::SERVICE_UNAVAILABLE, Json(answer));
     }
     (StatusCode::ACCEPTED, Json(json!({ "accepted": count })))
@@ -471,12 +521,17 @@ pub(crate) struct Final {
     pub(crate) unprocessed: usize,
     pub(crate) closed: usize,
     pub(crate) aborted: usize,
+    /// Items that were dropped before the numbering stage, before a worker, and in a worker.
+    pub(crate) dropped: [u64; 3],
+    /// Items that are in the closed queue.
+    pub(crate) left: usize,
     /// The text of the report.
     pub(crate) report: String,
 }
 
 impl Final {
-    fn new(stats: Stats, report: &ShutdownReport) -> Self {
+    fn new(stats: Stats, report: &ShutdownReport, left: usize) -> Self {
+        let dropped = [Place::Queue, Place::Numbered, Place::Worker];
         let endpoint = report.endpoint.as_ref();
         Self {
             stats,
@@ -484,6 +539,8 @@ impl Final {
             unprocessed: report.pipelines.iter().map(PipelineReport::unprocessed).sum(),
             closed: endpoint.map_or(0, |report| report.closed),
             aborted: endpoint.map_or(0, |report| report.aborted),
+            dropped: dropped.map(|place| DROPPED[place as usize].load(Relaxed)),
+            left,
             report: report.to_string(),
         }
     }
@@ -493,6 +550,11 @@ async fn stats(State(app): State<App>) -> Json<Stats> {
     let mut stats = Stats::new(&app.shared, &app.endpoint, &app.pipeline);
     stats.tasks = Handle::current().metrics().num_alive_tasks();
     Json(stats)
+}
+
+/// Begins the server's own pushes and failures.
+async fn start(State(app): State<App>) {
+    app.started.notify_waiters();
 }
 
 /// Stops the server's own pushes and failures.
@@ -523,21 +585,29 @@ async fn presences(State(app): State<App>, Query(asked): Query<Rooms>) -> Json<V
 #[derive(Deserialize)]
 struct Broadcasts {
     topic: String,
-    n: u64,
-    count: u64,
+    rate: u64,
+    millis: u64,
+    pad: usize,
 }
 
-/// Broadcasts `count` items, numbered from `n`, without a pipeline.
-async fn broadcast(State(app): State<App>, Query(asked): Query<Broadcasts>) -> StatusCode {
-    for n in asked.n..asked.n.saturating_add(asked.count) {
-        let at_us = unix_micros();
-        let message = Message { user: 0, from: 0, n, k: n, at_us, pad: "" };
-        if app.endpoint.broadcast(&asked.topic, "item", message).is_err() {
-            return StatusCode::BAD_REQUEST;
+/// Broadcasts at this rate, without a pipeline.
+async fn broadcast(State(app): State<App>, Query(asked): Query<Broadcasts>) -> Json<Value> {
+    let (began, pad) = (Instant::now(), "x".repeat(asked.pad));
+    let time = Duration::from_millis(asked.millis);
+    let (mut n, mut tick) = (0, interval(Duration::from_millis(2)));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while began.elapsed() < time {
+        tick.tick().await;
+        while n < due(began, asked.rate) && began.elapsed() < time {
+            n += 1;
+            let at_us = unix_micros();
+            let message = Message { user: 0, from: 0, n, k: n, at_us, pad: &pad };
+            // A payload of numbers and a text has a JSON form.
+            let _ = app.endpoint.broadcast(&asked.topic, "item", message);
+            yield_now().await;
         }
-        tokio::task::coop::consume_budget().await;
     }
-    StatusCode::OK
+    Json(json!({ "offered": n, "took_seconds": began.elapsed().as_secs_f64() }))
 }
 
 #[derive(Deserialize)]
@@ -551,23 +621,19 @@ async fn offer(State(app): State<App>, Query(asked): Query<Offered>) -> Json<Val
     let counts = &app.shared.counts;
     let users = app.shared.numbers.len() as u64;
     let began = Instant::now();
-    let total = asked.rate * asked.millis / 1000;
-    let mut n = 0;
-    let mut tick = interval(Duration::from_millis(2));
+    let time = Duration::from_millis(asked.millis);
+    let (mut n, mut tick) = (0, interval(Duration::from_millis(2)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while n < total {
+    while began.elapsed() < time {
         tick.tick().await;
-        let due = due(began, asked.rate);
-        while n < due.min(total) {
+        while n < due(began, asked.rate) && began.elapsed() < time {
             let user = usize::try_from(n % users).unwrap_or_default();
-            let item = Item::new(user, From::Pusher, n / users, 0);
+            let item = Item::new(user, From::Pusher, n / users + 1, 0);
             counts.begun.fetch_add(1, Relaxed);
-            let count = match app.shared.items.try_push(Timed::now(item)) {
-                Ok(()) => &counts.accepted,
-                Err(TryPushError::Closed(_)) => &counts.refused_closed,
-                Err(_) => &counts.refused_full,
-            };
-            count.fetch_add(1, Relaxed);
+            match app.shared.items.try_push(Timed::now(item)) {
+                Ok(()) => drop(counts.accepted.fetch_add(1, Relaxed)),
+                Err(error) => drop(counts.refused(error)),
+            }
             n += 1;
         }
     }
@@ -617,12 +683,12 @@ async fn keep_failing(shared: Arc<Shared>) {
 /// Runs the server until a signal, and prints its last state as a line of JSON.
 pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let runtime = Runtime::new()?;
-    let (report, App { shared, endpoint, pipeline }) =
+    let (report, App { shared, endpoint, pipeline, .. }) =
         runtime.block_on(serve_until_signal(options))?;
     // Everything that still runs ends here, so that the numbers are final.
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     let stats = Stats::new(&shared, &endpoint, &pipeline);
-    println!("{}", serde_json::to_string(&Final::new(stats, &report))?);
+    println!("{}", serde_json::to_string(&Final::new(stats, &report, shared.items.len()))?);
     Ok(())
 }
 
@@ -655,6 +721,7 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
     let number = map(move |timed: Timed<Item>| {
         let k = numbering.numbers[timed.user].fetch_add(1, Release) + 1;
         timed.k.store(k, Relaxed);
+        timed.moved(Place::Numbered);
         timed
     });
     let push = Push {
@@ -670,11 +737,16 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
         .consumer_supervisor(ConsumerSupervisor::new(push), demand(options.max_demand))
         .start()?;
 
-    let app =
-        App { shared: shared.clone(), endpoint: endpoint.clone(), pipeline: pipeline.observer() };
+    let app = App {
+        shared: shared.clone(),
+        endpoint: endpoint.clone(),
+        pipeline: pipeline.observer(),
+        started: Arc::default(),
+    };
     let router = Router::new()
         .route("/push", post(push_items))
         .route("/stats", get(stats))
+        .route("/start", get(start))
         .route("/pause", get(pause))
         .route("/numbers", get(numbers))
         .route("/presences", get(presences))
@@ -687,7 +759,9 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
     if options.rate > 0 {
         for pusher in 0..PUSHERS {
             let (shared, rate) = (shared.clone(), options.rate / PUSHERS as u64);
+            let started = app.started.clone().notified_owned();
             tokio::spawn(async move {
+                started.await;
                 shared.counts.pushing.fetch_add(1, Relaxed);
                 keep_pushing(shared.clone(), pusher, rate).await;
                 shared.counts.pushing.fetch_sub(1, Relaxed);
@@ -695,7 +769,11 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
         }
     }
     if options.failing {
-        tokio::spawn(keep_failing(shared));
+        let started = app.started.clone().notified_owned();
+        tokio::spawn(async move {
+            started.await;
+            keep_failing(shared).await;
+        });
     }
     let report = serve(listener, router)
         .pipeline(pipeline)

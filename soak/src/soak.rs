@@ -190,6 +190,7 @@ impl Soak {
             subscribed: AtomicUsize::default(),
             violations: Mutex::default(),
         });
+        server.request("/start").await?;
         let (phase, phases) = watch::channel(Phase::Churn);
         let mut clients = JoinSet::new();
         for number in 0..self.clients {

@@ -26,6 +26,29 @@ async fn run(arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
+async fn a_server_that_is_stopped_at_random_moments_delivers_or_counts_every_item() {
+    let printed = run(&["signals", "--runs=10"]).await;
+    assert!(printed.contains("| 10 |"), "{printed}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_frozen_for_a_while_keeps_its_clients_and_all_items() {
+    run(&["signals", "--stop=5"]).await;
+}
+
+#[tokio::test]
+async fn every_push_is_delivered_or_counted() {
+    let printed = run(&["pushes", "--pushes=1e5"]).await;
+    assert!(printed.contains("| `push` | 90000 | 90000 | 0 | 0 | 0 |"), "{printed}");
+}
+
+#[tokio::test]
+async fn a_server_recovers_from_overload() {
+    let printed = run(&["overload", "--seconds=1"]).await;
+    assert_eq!(printed.matches(" × |").count(), 12, "{printed}");
+}
+
+#[tokio::test]
 async fn in_a_minute_of_soak_no_item_is_lost_doubled_out_of_order_or_with_another_user() {
     let printed = run(&["soak", "--minutes=1", "--clients=800", "--rate=400", "--calm=8"]).await;
     assert!(printed.contains("800 clients compared"), "{printed}");

@@ -25,6 +25,10 @@ Usage: cargo xtask COMMAND
                  --growth draws how cost grows with sockets and topics; --help lists all options
   soak           run thousands of clients that join, leave, die and come back, and check every item;
                  --minutes 30; --help lists all options
+  signals        stop a server under load at random moments, and account for every item; --stop 15
+                 freezes it for that many seconds instead
+  overload       offer up to 20 times what can be delivered, and print what becomes of it
+  pushes         push a great number of items, and account for every one
   setup          install the tools of the tests: npm packages, Chromium, netdata, cargo-deny
   help           print this text
 ";

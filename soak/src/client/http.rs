@@ -11,18 +11,27 @@ use super::websocket::{read, reset};
 #[derive(Debug)]
 pub(crate) struct Http {
     stream: TcpStream,
-    host: String,
+    address: SocketAddr,
     received: Vec<u8>,
     /// Whether a request has not been answered yet.
     pub(crate) is_pending: bool,
+    /// Whether the server closes the connection after its last answer.
+    is_closing: bool,
+}
+
+/// The head of an answer.
+struct Head {
+    status: u16,
+    length: usize,
+    body: usize,
+    closes: bool,
 }
 
 impl Http {
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let (host, received) = (address.to_string(), Vec::new());
-        Ok(Self { stream, host, received, is_pending: false })
+        Ok(Self { stream, address, received: Vec::new(), is_pending: false, is_closing: false })
     }
 
     /// Sends a request, and waits for the answer. Returns its status and its body.
@@ -36,8 +45,12 @@ impl Http {
         self.answer().await
     }
 
+    /// Sends a request, on a new connection if the server closes this one.
     pub(crate) async fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
-        let (host, length) = (&self.host, body.len());
+        if self.is_closing {
+            *self = Self::connect(self.address).await?;
+        }
+        let (host, length) = (self.address, body.len());
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n\r\n{body}"
@@ -49,13 +62,13 @@ impl Http {
     /// Waits for the answer to the request that was sent. Cancel safe.
     pub(crate) async fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {
         loop {
-            if let Some((status, head, length)) = parse(&self.received)?
-                && self.received.len() >= head + length
+            if let Some(Head { status, length, body, closes }) = parse(&self.received)?
+                && self.received.len() >= length + body
             {
-                let body = self.received[head..head + length].to_vec();
-                self.received.drain(..head + length);
-                self.is_pending = false;
-                return Ok((status, body));
+                let text = self.received[length..length + body].to_vec();
+                self.received.drain(..length + body);
+                (self.is_pending, self.is_closing) = (false, closes);
+                return Ok((status, text));
             }
             read(&mut self.stream, &mut self.received).await?;
         }
@@ -66,15 +79,16 @@ impl Http {
     }
 }
 
-/// The status, the length of the head, and that of the body, once the head is complete.
-fn parse(received: &[u8]) -> io::Result<Option<(u16, usize, usize)>> {
+/// The head of an answer, once it is complete.
+fn parse(received: &[u8]) -> io::Result<Option<Head>> {
     let Some(length) = frame::head(received) else { return Ok(None) };
     let head = String::from_utf8_lossy(&received[..length]).to_ascii_lowercase();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let body = head.lines().find_map(|line| line.strip_prefix("content-length:"));
     let body = body.map_or(Some(0), |length| length.trim().parse().ok());
+    let closes = head.lines().any(|line| line == "connection: close");
     match (status, body) {
-        (Some(status), Some(body)) => Ok(Some((status, length, body))),
+        (Some(status), Some(body)) => Ok(Some(Head { status, length, body, closes })),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "an invalid HTTP head")),
     }
 }

@@ -276,10 +276,11 @@ impl<B: Behaviour> StageTask<B> {
                     return Next::Demand(demand);
                 }
             }
+            // Also before the end: the last values stay visible.
+            self.update_gauges();
             if self.lifecycle.is_ending() && !mem::take(&mut defer_end) {
                 return Next::End;
             }
-            self.update_gauges();
             if !self.mailbox.has_next() {
                 return Next::Wait;
             }

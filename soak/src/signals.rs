@@ -1,0 +1,312 @@
+//! Signals at random moments: every accepted item is delivered, or counted by reason.
+
+use std::{collections::HashSet, fmt, net::SocketAddr, time::Duration};
+
+use rustix::process::Signal;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    client::{Ended, Http, PATIENCE, Transport},
+    process::{RunError, Server},
+    random::Random,
+    reader::{self, Read},
+    server::{Final, From as Source, Options},
+};
+
+/// Stop a server under load by signals at random moments, and account for every item
+#[derive(Debug, clap::Args)]
+pub(crate) struct Signals {
+    /// How often a server is started and stopped
+    #[arg(long, default_value_t = 500)]
+    runs: u64,
+    /// Instead, freeze a server with SIGSTOP for this many seconds, and let it continue
+    #[arg(long)]
+    stop: Option<u64>,
+    /// The seed of all choices
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// The number of users, each with one client.
+const USERS: usize = 40;
+
+/// How many clients use long polling in a run with SIGSTOP.
+const POLLING: usize = 5;
+
+/// The number of tasks that push by HTTP.
+const INTAKES: usize = 3;
+
+/// How long the server runs before SIGSTOP, and after SIGCONT.
+const BEFORE_STOP: Duration = Duration::from_secs(2);
+const AFTER_STOP: Duration = Duration::from_secs(6);
+
+/// Items that are accounted for, over all runs.
+#[derive(Debug, Default)]
+struct Sums {
+    runs: u64,
+    interrupted: u64,
+    accepted: u64,
+    /// Those of them that were accepted with a 2xx.
+    by_http: u64,
+    delivered: u64,
+    /// Dropped before the numbering stage, before a worker, and in a worker.
+    dropped: [u64; 3],
+    left: usize,
+    frames_dropped: u64,
+    frames_waiting: usize,
+    /// Items that were delivered, although their worker had not returned.
+    both: u64,
+}
+
+impl fmt::Display for Sums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "| runs | interrupted by a second signal | items accepted | of these by HTTP | delivered |"
+        )?;
+        writeln!(f, "| ---: | ---: | ---: | ---: | ---: |")?;
+        writeln!(
+            f,
+            "| {} | {} | {} | {} | {} |\n",
+            self.runs, self.interrupted, self.accepted, self.by_http, self.delivered
+        )?;
+        writeln!(
+            f,
+            "| ended in the queue or before it is numbered | before a worker | in a worker | frames dropped | \
+             frames waiting | delivered by a worker that was ended |"
+        )?;
+        writeln!(f, "| ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        let [queue, numbered, worker] = self.dropped;
+        writeln!(
+            f,
+            "| {} | {numbered} | {worker} | {} | {} | {} |",
+            queue + self.left as u64,
+            self.frames_dropped,
+            self.frames_waiting,
+            self.both
+        )
+    }
+}
+
+/// The items that an intake pushed by HTTP and that were accepted.
+type Accepted = Vec<(usize, u64)>;
+
+impl Signals {
+    pub(crate) async fn run(&self) -> Result<(), RunError> {
+        let mut random = Random::new(self.seed);
+        let mut sums = Sums::default();
+        let mut faults = Vec::new();
+        let began = Instant::now();
+        if let Some(seconds) = self.stop {
+            let load = Load::start(POLLING).await?;
+            faults = load.freeze(Duration::from_secs(seconds), &mut sums).await?;
+        } else {
+            for run in 0..self.runs {
+                let load = Load::start(0).await?;
+                let found = load.stop(&mut random, &mut sums).await?;
+                faults.extend(found.into_iter().map(|fault| format!("run {run}: {fault}")));
+            }
+        }
+        println!("{sums}\nIn {:.0} s.", began.elapsed().as_secs_f64());
+        if faults.is_empty() {
+            println!("Every accepted item was delivered, or is counted by reason.");
+            return Ok(());
+        }
+        let count = faults.len();
+        faults.truncate(20);
+        Err(RunError::Violated(format!("{count} faults:\n{}", faults.join("\n"))))
+    }
+}
+
+/// A server, its readers and its intakes.
+struct Load {
+    server: Server,
+    /// How many of the readers use long polling.
+    polling: usize,
+    readers: Vec<JoinHandle<Read>>,
+    intakes: Vec<JoinHandle<Accepted>>,
+}
+
+impl Load {
+    async fn start(polling: usize) -> Result<Self, RunError> {
+        let options = Options {
+            users: USERS,
+            rate: 2000,
+            failing: false,
+            work_us: 4000,
+            max_demand: 20,
+            queue: 300,
+            outbox: 256,
+            drain_secs: 30,
+        };
+        let server = Server::start(&options).await?;
+        let mut readers = Vec::new();
+        for user in 0..USERS {
+            let transport = if user < polling { Transport::LongPoll } else { Transport::WebSocket };
+            let reader = timeout(PATIENCE, reader::start(server.address, transport, user)).await?;
+            readers.push(reader.map_err(|ended| {
+                RunError::Violated(format!("a client could not join: {ended:?}"))
+            })?);
+        }
+        server.request("/start").await?;
+        let intake = |number| tokio::spawn(push(server.address, number));
+        let intakes = (0..INTAKES).map(intake).collect();
+        Ok(Self { server, polling, readers, intakes })
+    }
+
+    /// Stops the server by one signal or two.
+    async fn stop(self, random: &mut Random, sums: &mut Sums) -> Result<Vec<String>, RunError> {
+        sleep(Duration::from_millis(50 + random.below(500))).await;
+        self.server.signal(Signal::TERM)?;
+        if random.one_in(2) {
+            sleep(Duration::from_millis(random.below(120))).await;
+            // The server may have ended.
+            let _ = self.server.signal(Signal::TERM);
+        }
+        self.account(sums).await
+    }
+
+    /// Freezes the server for a while, and then stops it by one signal.
+    async fn freeze(self, time: Duration, sums: &mut Sums) -> Result<Vec<String>, RunError> {
+        sleep(BEFORE_STOP).await;
+        self.server.signal(Signal::STOP)?;
+        sleep(time).await;
+        self.server.signal(Signal::CONT)?;
+        let until = Instant::now() + AFTER_STOP;
+        sleep_until(until).await;
+        let gone: Vec<_> =
+            self.readers.iter().enumerate().filter(|(_, reader)| reader.is_finished()).collect();
+        let mut faults = Vec::new();
+        if !gone.is_empty() {
+            let users: Vec<_> = gone.iter().map(|(user, _)| *user).collect();
+            faults.push(format!("clients that read lost their connection: {users:?}"));
+        }
+        self.server.signal(Signal::TERM)?;
+        faults.extend(self.account(sums).await?);
+        Ok(faults)
+    }
+
+    /// Waits for the end of everything, and compares the sums.
+    async fn account(self, sums: &mut Sums) -> Result<Vec<String>, RunError> {
+        let last = self.server.ended().await?;
+        let mut faults = Vec::new();
+        let (mut delivered, mut by_http) = (0_u64, HashSet::new());
+        for reader in self.readers {
+            let read = timeout(PATIENCE, reader).await?.map_err(std::io::Error::other)?;
+            let violations = read.violations.iter().map(|violation| format!("{violation:?}"));
+            faults.extend(violations);
+            let is_closed = matches!(read.ended, Ended::Closed(1012));
+            if !last.interrupted && read.user >= self.polling && !is_closed {
+                faults.push(format!("a client was not closed with 1012: {:?}", read.ended));
+            }
+            delivered += read.items.len() as u64;
+            let of_http = read.items.iter().filter(|item| item.from == Source::Http as usize);
+            by_http.extend(of_http.map(|item| (read.user, item.n)));
+        }
+        let mut answered = Vec::new();
+        for intake in self.intakes {
+            answered.extend(timeout(PATIENCE, intake).await?.map_err(std::io::Error::other)?);
+        }
+        let undelivered = answered.iter().filter(|item| !by_http.contains(item)).count() as u64;
+        faults.extend(compare(&last, delivered, undelivered));
+        sums.add(&last, delivered, answered.len() as u64);
+        Ok(faults)
+    }
+}
+
+/// Finds items that are in no sum, or in two.
+fn compare(last: &Final, delivered: u64, undelivered: u64) -> Vec<String> {
+    let mut faults = Vec::new();
+    let stats = &last.stats;
+    let refused = stats.refused_full + stats.refused_closed;
+    let ended = last.dropped.iter().sum::<u64>() + last.left as u64;
+    let frames = stats.frames_dropped + stats.frames_waiting as u64;
+    let mut expect = |holds: bool, what: &str| {
+        if !holds {
+            let (begun, accepted) = (stats.begun, stats.accepted);
+            faults.push(format!(
+                "{what}: {begun} pushes, {accepted} accepted, {refused} refused, {} broadcast, {ended} ended with the \
+                 server, {delivered} delivered, {frames} frames not sent: {last:?}",
+                stats.handled
+            ));
+        }
+    };
+    expect(stats.begun == refused + stats.handled + ended, "an item is in no sum or in two");
+    expect(stats.accepted <= delivered + ended + frames, "an accepted item is missing");
+    // A worker may be ended after its broadcast.
+    expect(delivered <= stats.handled + last.dropped[2], "an item is delivered twice");
+    expect(undelivered <= ended + frames, "an item that was answered with 2xx is missing");
+    if !last.interrupted {
+        let is_clean = delivered == stats.accepted && ended == 0 && last.unprocessed == 0;
+        expect(is_clean, "an item is missing although the shutdown was not interrupted");
+        expect(stats.held() == 0, "a gauge has items after the end");
+    }
+    faults
+}
+
+impl Sums {
+    fn add(&mut self, last: &Final, delivered: u64, by_http: u64) {
+        let stats = &last.stats;
+        self.runs += 1;
+        self.interrupted += u64::from(last.interrupted);
+        self.accepted += stats.accepted;
+        self.by_http += by_http;
+        self.delivered += delivered;
+        self.left += last.left;
+        for (sum, dropped) in self.dropped.iter_mut().zip(last.dropped) {
+            *sum += dropped;
+        }
+        self.frames_dropped += stats.frames_dropped;
+        self.frames_waiting += stats.frames_waiting;
+        self.both += delivered.saturating_sub(stats.handled);
+    }
+}
+
+/// Pushes by HTTP until the server is gone. Each intake has its own users.
+async fn push(address: SocketAddr, number: usize) -> Accepted {
+    let mut accepted = Vec::new();
+    let Ok(mut http) = Http::connect(address).await else { return accepted };
+    let users = (number..USERS).step_by(INTAKES);
+    for (n, user) in (1_u64..).zip(users.cycle()) {
+        let path = format!("/push?user={user}&n={n}");
+        match http.request("POST", &path, "").await {
+            Ok((202, _)) => accepted.push((user, n)),
+            // The queue is full, or closed.
+            Ok((503, _)) => sleep(Duration::from_millis(2)).await,
+            // The server closes connections at its end, and answers with `connection: close` before.
+            _ => match Http::connect(address).await {
+                Ok(again) => http = again,
+                Err(_) => return accepted,
+            },
+        }
+    }
+    accepted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Stats;
+
+    /// A server that has taken ten items, of which eight were broadcast.
+    fn last(interrupted: bool) -> Final {
+        let stats =
+            Stats { begun: 12, accepted: 10, refused_full: 2, handled: 8, ..Stats::default() };
+        Final { stats, interrupted, dropped: [1, 0, 1], ..Final::default() }
+    }
+
+    #[test]
+    fn an_item_that_is_in_no_sum_or_in_two_is_a_fault() {
+        assert_eq!(compare(&last(true), 8, 2), [""; 0]);
+        assert_eq!(compare(&last(true), 9, 2), [""; 0], "by a worker that was ended");
+        assert_eq!(compare(&last(true), 7, 2).len(), 1, "one is missing");
+        assert_eq!(compare(&last(true), 10, 2).len(), 1, "one is too many");
+        assert_eq!(compare(&last(true), 8, 3).len(), 1, "answered with 2xx, and missing");
+        assert_eq!(compare(&last(false), 8, 2).len(), 1, "the shutdown was not interrupted");
+        let lost = Final { dropped: [0; 3], ..last(true) };
+        assert_eq!(compare(&lost, 8, 0).len(), 2, "the server has lost two");
+    }
+}
