@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use pipeline_core::{
     ExitReason, Pipeline,
     source::{QueueOptions, from_iter, queue},
     subscription::SubscribeOptions,
-    supervisor::{ChildContext, ConsumerSupervisor, Restart, Worker},
+    supervisor::{ChildContext, ConsumerSupervisor, Reserved, Restart, Worker},
     testkit::{scripted, settle},
 };
 use pipeline_test_support::{Recorded, gate};
@@ -327,4 +328,36 @@ async fn waiting_for_stopping_ends_when_the_supervisor_is_gone() {
     let context = contexts.recv().await.unwrap();
     drop(pipeline);
     context.stopping().await;
+}
+
+/// Cannot reserve anything for the event 3, nor tell whether its reservations are used.
+struct Unreserved(Arc<AtomicU64>);
+
+impl Worker<u64> for Unreserved {
+    fn reserve(&self, event: &u64) -> Option<Reserved> {
+        assert!(*event != 3, "a bug at 3");
+        Some(Arc::new(*event))
+    }
+
+    fn poll_reserved(&self, _: &mut Context<'_>) -> Poll<()> {
+        panic!("a bug")
+    }
+
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        assert_eq!(context.reserved::<u64>(), Some(event));
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reserve_that_panics_gives_its_event_up_and_poll_reserved_stops_no_children() {
+    const EVENTS: u64 = 200;
+    let done = Arc::new(AtomicU64::new(0));
+    let supervisor = ConsumerSupervisor::new(Unreserved(done.clone()));
+    let mut pipeline = supervised(from_iter(0..EVENTS), supervisor, 10, 5);
+    let report = pipeline.join().await;
+    assert_eq!(done.load(Ordering::Relaxed), EVENTS - 1, "{report}");
+    let seen = (report.stages[1].given_up, report.unprocessed(), report.failure().is_none());
+    assert_eq!(seen, (1, 0, true), "{report}");
 }

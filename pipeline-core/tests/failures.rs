@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
-    collections::HashSet,
+    cell::Cell,
+    collections::{HashSet, VecDeque},
     future::pending,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,17 +15,23 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_core::{
     ExitReason, Graph, Pipeline,
+    builder::StartError,
+    dispatcher::{
+        BroadcastDispatcher, Deliveries, DemandDispatcher, Dispatcher, Marker, PartitionDispatcher,
+        Subscriber,
+    },
     report::{NotClean, PipelineReport},
     source::{QueueOptions, QueueProducer, from_iter, queue},
-    stage::{Consumer, ProducerHandle, Stage},
+    stage::{Consumer, Emitter, HandleInfo, Producer, ProducerHandle, Stage},
     step::{for_each, for_each_batch},
-    subscription::{SubscribeOptions, Subscription},
+    subscription::{SubscribeOptions, Subscription, SubscriptionId},
     supervisor::{Admission, ChildContext, ConsumerSupervisor, Restart, TooManyRestarts, Worker},
     testkit::settle,
 };
-use pipeline_test_support::{Log, PATIENCE, Recorded};
+use pipeline_test_support::{Log, PATIENCE, Recorded, eventually};
 use tokio::{
-    sync::mpsc,
+    runtime::Handle,
+    sync::{Semaphore, mpsc},
     task,
     time::{self, Instant},
 };
@@ -535,4 +542,254 @@ async fn a_child_that_blocks_its_supervisor_is_reported() -> bool {
     drop(release);
     assert_eq!(done + report.unprocessed(), 30_000, "{report}");
     true
+}
+
+/// Counts the numbers that it emits, without an end.
+struct Endless(Arc<AtomicU64>);
+
+impl Producer for Endless {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        demand: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        for _ in 0..demand {
+            out.emit(self.0.fetch_add(1, Ordering::SeqCst));
+        }
+        Ok(())
+    }
+}
+
+impl HandleInfo<(), u64> for Endless {
+    async fn handle_info(&mut self, (): (), _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+/// A dispatcher that panics in one of its methods, from its `left`th call on.
+struct Faulty {
+    method: &'static str,
+    left: Cell<usize>,
+    inner: DemandDispatcher,
+}
+
+impl Faulty {
+    fn call(&self, method: &'static str) {
+        if method == self.method {
+            self.left.set(self.left.get().saturating_sub(1));
+            assert!(self.left.get() > 0, "a bug in {method}");
+        }
+    }
+}
+
+impl Dispatcher<u64> for Faulty {
+    fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
+        self.call("subscribe");
+        Dispatcher::<u64>::subscribe(&mut self.inner, subscriber)
+    }
+
+    fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<u64>) {
+        self.call("cancel");
+        self.inner.cancel(id, out);
+    }
+
+    fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<u64>) {
+        self.call("ask");
+        self.inner.ask(id, demand, out);
+    }
+
+    fn unmet(&self) -> usize {
+        self.call("unmet");
+        Dispatcher::<u64>::unmet(&self.inner)
+    }
+
+    fn dispatch(&mut self, events: &mut VecDeque<u64>, out: &mut Deliveries<u64>) {
+        self.call("dispatch");
+        self.inner.dispatch(events, out);
+    }
+
+    fn info(&mut self, marker: Marker, out: &mut Deliveries<u64>) {
+        self.call("info");
+        self.inner.info(marker, out);
+    }
+
+    fn outstanding(&self, id: SubscriptionId) -> usize {
+        self.call("outstanding");
+        Dispatcher::<u64>::outstanding(&self.inner, id)
+    }
+
+    fn queued(&self) -> usize {
+        self.call("queued");
+        Dispatcher::<u64>::queued(&self.inner)
+    }
+}
+
+/// Runs two consumers of a stage until its dispatcher panics, and asserts that the stage ends with this
+/// message, its consumers with it, and that every emitted event was handled or is counted.
+async fn panics_in_a_dispatcher(
+    case: &str,
+    stage: impl FnOnce(Stage<Endless, u64>) -> Stage<Endless, u64>,
+    options: [SubscribeOptions; 2],
+    message: &str,
+) {
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let (emitted, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(HashSet::new())));
+    let mut graph = Graph::new("dispatching");
+    let numbers = graph.producer_with(stage(Stage::new(Endless(emitted.clone())).named("numbers")));
+    let consumer = |name: &'static str, graph: &mut Graph| {
+        let handled = handled.clone();
+        let counts = for_each(move |n: u64| {
+            let handled = handled.clone();
+            async move {
+                // So that the other consumer has events, too.
+                task::yield_now().await;
+                // A consumer that ends is the reason for `cancel`.
+                if name == "leaving" && n > 100 {
+                    return Err(ExitReason::failed("enough"));
+                }
+                handled.lock().insert(n);
+                Ok(())
+            }
+        });
+        graph.consumer(name, counts)
+    };
+    let (staying, leaving) = (consumer("staying", &mut graph), consumer("leaving", &mut graph));
+    for (consumer, options) in [&staying, &leaving].into_iter().zip(options) {
+        graph.subscribe(consumer, &numbers, options);
+    }
+    let mut pipeline = graph.start().unwrap();
+    for _ in 0..3 {
+        // The stage may have ended.
+        let _ = numbers.async_info(());
+    }
+    let report = time::timeout(PATIENCE, pipeline.join()).await.expect(case);
+    let stage = |name: &str| report.stages.iter().find(|entry| &*entry.stage == name).unwrap();
+    let reason = stage("numbers").reason.to_string();
+    assert!(reason.starts_with("panicked: ") && reason.contains(message), "{case}: {reason}");
+    assert!(
+        !stage("staying").reason.is_graceful(),
+        "{case}: a permanent subscription ends: {report}"
+    );
+    let discarded: usize = report.stages.iter().map(|entry| entry.discarded).sum();
+    let accounted = handled.lock().len() + report.unprocessed() + discarded;
+    assert_eq!(emitted.load(Ordering::SeqCst), accounted as u64, "{case}: {report}");
+    drop((pipeline, numbers, staying, leaving));
+    eventually(|| tasks() == before).await;
+}
+
+#[tokio::test]
+async fn a_dispatcher_that_panics_ends_its_stage_and_every_event_is_counted() {
+    for (method, at) in [
+        ("subscribe", 2),
+        ("ask", 5),
+        ("unmet", 50),
+        ("dispatch", 3),
+        ("info", 1),
+        ("queued", 1),
+        ("cancel", 1),
+    ] {
+        let faulty = move || {
+            let inner = DemandDispatcher::new();
+            Faulty { method, left: Cell::new(at), inner }
+        };
+        let stage = |stage: Stage<Endless, u64>| stage.dispatcher(faulty);
+        let options = [demand(10, 5), demand(10, 5)];
+        panics_in_a_dispatcher(method, stage, options, &format!("a bug in {method}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_selector_or_a_partitions_hash_that_panics_ends_its_stage_and_every_event_is_counted() {
+    let broadcasting = |stage: Stage<Endless, u64>| stage.dispatcher(BroadcastDispatcher::new);
+    let select = |n: &u64| {
+        assert!(*n != 33, "a bug at 33");
+        true
+    };
+    let options = [demand(10, 5), demand(10, 5)].map(|options| options.selector(select));
+    panics_in_a_dispatcher("selector", broadcasting, options, "a bug at 33").await;
+
+    let key = |n: &u64| {
+        assert!(*n != 33, "a bug at 33");
+        Some(n % 2)
+    };
+    let partitioned = |stage: Stage<Endless, u64>| {
+        stage.dispatcher(move || PartitionDispatcher::by_key(0..2, key))
+    };
+    let options = [0u64, 1].map(|place| demand(10, 5).partition(place));
+    panics_in_a_dispatcher("partition", partitioned, options, "a bug at 33").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_supervisor_counts_the_events_of_its_children_and_those_that_waited_for_one() {
+    const EVENTS: usize = 100;
+    let (queue, producer) = queue::<usize>(QueueOptions::new());
+    let (done, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let worker = {
+        let (done, gate) = (done.clone(), gate.clone());
+        async move |event: &usize| {
+            if *event == 3 {
+                return Err(ExitReason::failed("cannot parse it"));
+            }
+            gate.acquire().await?.forget();
+            done.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    };
+    let supervisor = Stage::restarting(move || {
+        let supervisor = ConsumerSupervisor::new(worker.clone()).max_children(4);
+        supervisor.max_restarts(0, Duration::from_secs(5)).shutdown(Duration::ZERO)
+    });
+    let mut pipeline = Pipeline::builder("again")
+        .producer(producer)
+        .consumer_supervisor_with(supervisor.named("workers"), demand(10, 0))
+        .start()
+        .unwrap();
+    for event in 0..EVENTS {
+        queue.push(event).await.unwrap();
+    }
+    time::sleep(Duration::from_secs(1)).await;
+    let seen = pipeline.snapshot();
+    let stage = seen.stages.iter().find(|stage| &*stage.stage == "workers").unwrap();
+    assert_eq!(stage.restarts, 1, "{stage:?}");
+    gate.add_permits(EVENTS);
+    drop(queue);
+    let report = pipeline.join().await;
+    let workers = report.stages.iter().find(|entry| &*entry.stage == "workers").unwrap();
+    assert_eq!((workers.in_progress, workers.pending), (4, 6), "{report}");
+    assert_eq!((workers.restarts, report.unprocessed()), (1, 10), "{report}");
+    assert_eq!(done.load(Ordering::SeqCst), EVENTS - 10, "all later events are handled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dispatchers_constructor_that_panics_fails_the_start_or_the_restart() {
+    for panics_at in [1, 2] {
+        let made = AtomicUsize::new(0);
+        let make = move || {
+            let nth = made.fetch_add(1, Ordering::SeqCst) + 1;
+            assert!(nth != panics_at, "no dispatcher");
+            DemandDispatcher::new()
+        };
+        let failing = || from_iter((0..10).inspect(|n: &u64| assert!(*n != 5, "oops")));
+        let mut graph = Graph::new("made");
+        let numbers = Stage::restarting(failing).named("numbers").dispatcher(make);
+        let numbers = graph.producer_with(numbers);
+        let consumer = graph.consumer("consumer", for_each(async |_: u64| ()));
+        graph.subscribe(&consumer, &numbers, demand(10, 5));
+        let started = graph.start();
+        let mut pipeline = match started {
+            Err(StartError::Init { stage, reason }) if panics_at == 1 => {
+                let seen = (&*stage, &*reason.to_string());
+                assert_eq!(seen, ("numbers", "panicked: no dispatcher"));
+                continue;
+            }
+            started => started.unwrap(),
+        };
+        let report = time::timeout(PATIENCE, pipeline.join()).await.expect("the pipeline ends");
+        let numbers = report.stages.iter().find(|entry| &*entry.stage == "numbers").unwrap();
+        assert_eq!(numbers.reason.to_string(), "panicked: oops", "{report}");
+        assert!(pipeline.snapshot().failed && !consumer.is_running(), "{report}");
+    }
 }

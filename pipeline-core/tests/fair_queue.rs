@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use pipeline_core::{
     ExitReason, Pipeline,
@@ -318,4 +321,31 @@ async fn waiting_for_the_close_ends_with_it() {
     drop(producer);
     waiting.await.unwrap();
     queue.closed().await;
+}
+
+#[tokio::test]
+async fn a_weight_or_a_cost_that_panics_reaches_its_caller_and_changes_nothing() {
+    let cost = |item: &u64| {
+        assert!(*item != 13, "a bug at {item}");
+        1
+    };
+    let weight = |key: &&'static str| {
+        assert!(*key != "cursed", "a bug at {key}");
+        1
+    };
+    let (queue, producer) = fair_queue(FairQueueOptions::new().cost(cost).weight(weight));
+    for (key, item) in [("a", 13), ("cursed", 1)] {
+        let panics = |push: &dyn Fn() -> bool| catch_unwind(AssertUnwindSafe(push)).is_err();
+        assert!(panics(&|| queue.try_push(key, item).is_ok()), "try_push of {item} for {key}");
+        assert!(panics(&|| queue.offer(key, item).is_ok()), "offer of {item} for {key}");
+        let pushing = queue.clone();
+        let pushed = tokio::spawn(async move { pushing.push(key, item).await }).await;
+        assert!(pushed.unwrap_err().is_panic(), "push of {item} for {key}");
+        assert_eq!((queue.len(), queue.len_of(&key)), (0, 0), "after {item} for {key}");
+    }
+    for item in 1..=3 {
+        queue.try_push("a", item).unwrap();
+    }
+    drop(queue);
+    assert_eq!(all(producer).await, [1, 2, 3]);
 }

@@ -23,6 +23,7 @@ use pipeline_core::{
     testkit::{recording, settle},
 };
 use tokio::{
+    sync::Semaphore,
     task,
     time::{self, Instant},
 };
@@ -270,6 +271,89 @@ async fn infos_behind_events_are_bounded_and_leave_room_for_casts() {
     waits.await.unwrap().unwrap();
     settle().await;
     assert_eq!(holding.async_info(Again), Ok(()));
+}
+
+/// A producer whose callbacks wait at a gate.
+struct AtAGate(Arc<Semaphore>);
+
+struct Pass;
+
+impl Producer for AtAGate {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl HandleCast<Pass, u64> for AtAGate {
+    async fn handle_cast(&mut self, _: Pass, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        self.0.acquire().await?.forget();
+        Ok(())
+    }
+}
+
+impl HandleCall<Pass, u64> for AtAGate {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        _: Pass,
+        caller: &mut Caller<()>,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.0.acquire().await?.forget();
+        caller.reply(());
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_and_casts_are_bounded_and_wait_for_room() {
+    const MOST: usize = 1024;
+    let gate = Arc::new(Semaphore::new(0));
+    let mut graph = Graph::new("test");
+    let stage = graph.producer("stage", AtAGate(gate.clone()));
+    let _pipeline = graph.start().unwrap();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let mut casts = task::JoinSet::new();
+    for _ in 0..2 * MOST {
+        let (stage, sent) = (stage.clone(), sent.clone());
+        casts.spawn(async move {
+            stage.cast(Pass).await.unwrap();
+            sent.fetch_add(1, SeqCst);
+        });
+    }
+    settle().await;
+    // One is in its callback.
+    assert!((MOST..=MOST + 1).contains(&sent.load(SeqCst)), "{} were queued", sent.load(SeqCst));
+    gate.add_permits(2 * MOST);
+    while casts.join_next().await.is_some() {}
+
+    let mut calls = task::JoinSet::new();
+    for _ in 0..=MOST {
+        let stage = stage.clone();
+        calls.spawn(async move { stage.call_within(Pass, Duration::MAX).await });
+    }
+    settle().await;
+    let waits = task::spawn({
+        let stage = stage.clone();
+        async move { stage.cast(Pass).await }
+    });
+    settle().await;
+    assert!(!waits.is_finished(), "a cast was queued behind {MOST} calls");
+    // A call whose time is over leaves its place in the line, and its caller.
+    let late = stage.call_within(Pass, Duration::from_secs(1)).await;
+    assert_eq!(late, Err(CallError::TimedOut));
+    gate.add_permits(MOST + 2);
+    while let Some(called) = calls.join_next().await {
+        called.unwrap().unwrap();
+    }
+    waits.await.unwrap().unwrap();
 }
 
 #[tokio::test]

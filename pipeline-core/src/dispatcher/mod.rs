@@ -269,6 +269,20 @@ impl<E> Deliveries<E> {
         self.deliveries.pop_front()
     }
 
+    /// The number of messages to send.
+    pub(crate) fn len(&self) -> usize {
+        self.deliveries.len()
+    }
+
+    /// The number of events in the messages from this one on.
+    pub(crate) fn events_from(&self, place: usize) -> usize {
+        let events = |delivery: &Delivery<E>| match delivery {
+            Delivery::Events { events, .. } => events.len(),
+            Delivery::Info(_) => 0,
+        };
+        self.deliveries.iter().skip(place).map(events).sum()
+    }
+
     /// Whether the dispatcher has added nothing at all.
     pub(crate) fn is_untouched(&self) -> bool {
         self.deliveries.is_empty()

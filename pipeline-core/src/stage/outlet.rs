@@ -1,7 +1,11 @@
 //! The sending half of a stage: its dispatcher, its buffer, and the accounting between demand and
 //! events. Pure.
 
-use std::collections::VecDeque;
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
 
 use crate::{
     dispatcher::{Deliveries, Dispatcher, Marker, Subscriber},
@@ -136,6 +140,8 @@ pub(crate) struct Outlet<E> {
     finishes: bool,
     when_unsubscribed: WhenUnsubscribed,
     subscribers: usize,
+    /// The events that were gone after a panic of the dispatcher.
+    lost: usize,
     /// How many events may be delivered now, regardless of demand: all, unless the stage is paused
     /// or has a rate limit.
     allowance: usize,
@@ -184,6 +190,7 @@ impl<E: 'static> Outlet<E> {
             finishes: false,
             when_unsubscribed,
             subscribers: 0,
+            lost: 0,
             allowance: usize::MAX,
         }
     }
@@ -222,12 +229,13 @@ impl<E: 'static> Outlet<E> {
         if forward && self.buffer.is_empty() && self.allowance > 0 {
             let later = (events.len() > self.allowance).then(|| events.split_off(self.allowance));
             let before = events.len();
-            self.dispatcher.dispatch(events, out);
-            emitted.dispatched = before - events.len();
+            let dispatched = dispatch(&mut *self.dispatcher, events, out);
+            emitted.dispatched = before.saturating_sub(events.len());
             self.spend(emitted.dispatched);
             if let Some(mut later) = later {
                 events.append(&mut later);
             }
+            self.unless_panicked(dispatched);
             if events.is_empty() {
                 return emitted;
             }
@@ -332,12 +340,24 @@ impl<E: 'static> Outlet<E> {
             if self.buffer.is_empty() || self.unmet() == 0 {
                 return delivered;
             }
-            let taken = self.buffer.take(self.allowance, |run| self.dispatcher.dispatch(run, out));
+            let mut dispatched = Ok(());
+            let taken = self.buffer.take(self.allowance, |run| {
+                dispatched = dispatch(&mut *self.dispatcher, run, out);
+            });
+            self.unless_panicked(dispatched);
             if taken == 0 {
                 return delivered;
             }
             self.spend(taken);
             delivered += taken;
+        }
+    }
+
+    /// Continues a panic of the dispatcher, after the events that it cost are counted.
+    fn unless_panicked(&mut self, dispatched: Result<(), Panicked>) {
+        if let Err(Panicked { payload, lost }) = dispatched {
+            self.lost += lost;
+            resume_unwind(payload);
         }
     }
 
@@ -465,8 +485,37 @@ impl<E: 'static> Outlet<E> {
 
     /// Events that have not left yet, including the dispatcher's own queues.
     pub(crate) fn undelivered(&self) -> usize {
-        self.buffered() + self.dispatcher.queued()
+        self.retained() + self.dispatcher.queued()
     }
+
+    /// The same without the dispatcher's queues, for a dispatcher that panics when it counts them.
+    pub(crate) fn retained(&self) -> usize {
+        self.buffered() + self.lost
+    }
+}
+
+/// A panic of a dispatcher, and the number of events that it neither sent nor kept.
+struct Panicked {
+    payload: Box<dyn Any + Send>,
+    lost: usize,
+}
+
+/// Calls the dispatcher. A panic is returned, so that its caller can put all events in their places.
+fn dispatch<E: 'static>(
+    dispatcher: &mut dyn Dispatcher<E>,
+    events: &mut VecDeque<E>,
+    out: &mut Deliveries<E>,
+) -> Result<(), Panicked> {
+    let (mut held, sent) = (events.len(), out.len());
+    let dispatching = || {
+        held += dispatcher.queued();
+        dispatcher.dispatch(events, out);
+    };
+    catch_unwind(AssertUnwindSafe(dispatching)).map_err(|payload| {
+        let queued = catch_unwind(AssertUnwindSafe(|| dispatcher.queued())).unwrap_or_default();
+        let left = events.len() + queued + out.events_from(sent);
+        Panicked { payload, lost: held.saturating_sub(left) }
+    })
 }
 
 impl<E> std::fmt::Debug for Outlet<E> {

@@ -20,7 +20,7 @@ use super::{
     gauges::Gauges,
     options::StageOptions,
     restart::RestartBudget,
-    runtime::StageTask,
+    runtime::{Downstreams, StageTask},
     slot::{Occupant, PlannedSubscription, Slot, Subscribing},
 };
 use crate::{
@@ -185,9 +185,10 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
             let mut behaviour =
                 (self.make)().expect("a stage without a constructor has no restarts");
             behaviour.init(&context)?;
-            Ok(behaviour)
+            // This calls the program's constructor of a dispatcher.
+            Ok((behaviour, self.options.outlet(B::KIND)))
         });
-        let behaviour = made.map_err(|reason| {
+        let (behaviour, outlet) = made.map_err(|reason| {
             self.vacate(false);
             StartError::Init { stage: self.slot.name.clone(), reason }
         })?;
@@ -198,7 +199,8 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
             phase.mark_changed();
         }
         self.slot.gauges.started();
-        let task = StageTask::new(behaviour, &self.options, &self.slot, address, phase, &context);
+        let downstreams = Downstreams::new(outlet, self.options.rate_limit);
+        let task = StageTask::new(behaviour, downstreams, &self.slot, address, phase, &context);
         let subscribing = |planned: &PlannedSubscription<B::In>| {
             let (target, options) = (planned.target.clone(), planned.options.clone());
             Subscribing { target, options, origin: planned.origin, replaces: None, answer: None }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         behaviour::Behaviour,
+        catch_panic_now,
         link::{EventPort, Subscribe, ToConsumer, ToProducer},
         outlet::{Emitted, Outlet},
         rate_limit::{RateLimit, RateLimiter},
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// The consumers of a stage, and the events on their way to them.
-pub(super) struct Downstreams<Out> {
+pub(in crate::stage) struct Downstreams<Out> {
     pub(super) outlet: Outlet<Out>,
     consumers: foldhash::HashMap<SubscriptionId, Downstream<Out>>,
     /// The events that the current callback emits.
@@ -42,7 +43,7 @@ pub(super) struct Downstream<Out> {
 }
 
 impl<Out: 'static> Downstreams<Out> {
-    pub(super) fn new(outlet: Outlet<Out>, limit: Option<RateLimit>) -> Self {
+    pub(in crate::stage) fn new(outlet: Outlet<Out>, limit: Option<RateLimit>) -> Self {
         Self {
             outlet,
             consumers: foldhash::HashMap::default(),
@@ -153,7 +154,9 @@ impl<Out: 'static> Downstreams<Out> {
 
     /// The events that will not be delivered if the stage ends now.
     pub(super) fn undelivered(&self) -> usize {
-        self.staged.len() + self.outlet.undelivered()
+        // The dispatcher may be the reason for the end, and panic again.
+        let all = catch_panic_now(|| Ok(self.outlet.undelivered()));
+        self.staged.len() + all.unwrap_or_else(|_| self.outlet.retained())
     }
 
     pub(super) fn add(&mut self, subscription: Subscription, consumer: Arc<dyn EventPort<Out>>) {
@@ -210,14 +213,19 @@ impl<B: Behaviour> StageTask<B> {
         let accepted = if self.downstreams.consumers.contains_key(&id) {
             Err(SubscribeError::Duplicated.into())
         } else {
-            self.downstreams.outlet.subscribe(Subscriber::new(id, stage, &options))
+            // Before the dispatcher is called: if it panics, the consumer is notified of the end.
+            self.downstreams.add(subscription.clone(), consumer.clone());
+            let accepted = self.downstreams.outlet.subscribe(Subscriber::new(id, stage, &options));
+            if accepted.is_err() {
+                self.downstreams.consumers.remove(&id);
+            }
+            accepted
         };
         if let Err(reason) = accepted {
             tracing::error!(stage = %self.accounting.report.stage, reason = shown(&reason), "subscription refused");
             let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
             return Ok(());
         }
-        self.downstreams.add(subscription.clone(), consumer);
         subscription.set_at_producer(true);
         self.accounting.gauges.subscribed(subscription.clone(), name);
         self.call(Callback::Consumer(&options, &subscription)).await
@@ -229,10 +237,14 @@ impl<B: Behaviour> StageTask<B> {
         id: SubscriptionId,
         ended: Cancellation,
     ) -> Result<(), ExitReason> {
+        if !self.downstreams.consumers.contains_key(&id) {
+            return Ok(());
+        }
+        self.downstreams.outlet.cancel(id, &mut self.downstreams.deliveries);
+        // Only now: if the dispatcher panics, the consumer is notified of the end.
         let Some(downstream) = self.downstreams.consumers.remove(&id) else { return Ok(()) };
         downstream.subscription.set_at_producer(false);
         self.accounting.gauges.unsubscribed(id);
-        self.downstreams.outlet.cancel(id, &mut self.downstreams.deliveries);
         if let Cancellation::Cancel(reason) = &ended {
             let reason = reason.clone();
             let _ = downstream.consumer.send(ToConsumer::Cancel { from: id, reason });
@@ -269,7 +281,7 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Sends the messages that the dispatcher has decided to send.
     #[inline]
-    fn send(&mut self) {
+    pub(super) fn send(&mut self) {
         if !self.downstreams.deliveries.is_untouched() {
             self.downstreams.send(&mut self.accounting);
             if !self.downstreams.deliveries.is_untouched() {

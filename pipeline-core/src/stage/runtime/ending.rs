@@ -199,6 +199,11 @@ impl<B: Behaviour> StageTask<B> {
         if std::mem::replace(&mut self.lifecycle.ended, true) {
             return;
         }
+        // A dispatcher that has panicked may have decided about some events before.
+        let _ = catch_panic_now(|| {
+            self.send();
+            Ok(())
+        });
         let known = self.behaviour.unprocessed();
         let waiting = self.downstreams.undelivered() + self.upstreams.inlet.event_count();
         self.accounting.count_unprocessed(known, waiting);

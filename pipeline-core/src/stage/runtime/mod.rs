@@ -24,9 +24,9 @@ use tokio::{
     time::{self, Instant},
 };
 
+pub(super) use self::downstream::Downstreams;
 use self::{
     accounting::Accounting,
-    downstream::Downstreams,
     ending::{EndStep, Finishing, Lifecycle},
     markers::{Markers, Pending},
     phase::PhaseWatch,
@@ -41,7 +41,6 @@ use super::{
     link::ToProducer,
     mailbox,
     message::{Handled, UserMessage},
-    options::StageOptions,
     slot::{Address, Control, Mailbox, Message, Slot, Subscribing},
 };
 use crate::{
@@ -126,7 +125,7 @@ enum Callback<'a, B: Behaviour> {
 impl<B: Behaviour> StageTask<B> {
     pub(crate) fn new(
         behaviour: B,
-        options: &StageOptions<B::Out>,
+        downstreams: Downstreams<B::Out>,
         slot: &Slot<B::Stage, B::In, B::Out>,
         (address, mailbox): AddressAndMailbox<B>,
         phase: watch::Receiver<Phase>,
@@ -139,7 +138,7 @@ impl<B: Behaviour> StageTask<B> {
             phase: PhaseWatch::new(phase),
             lifecycle: Lifecycle::default(),
             upstreams: Upstreams::new(slot.subscriptions.clone(), slot.pipeline),
-            downstreams: Downstreams::new(options.outlet(B::KIND), options.rate_limit),
+            downstreams,
             markers: Markers::new(),
             turns: Turns::default(),
             accounting: Accounting::new(B::KIND, context),
