@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -295,6 +295,77 @@ async fn a_failed_event_keeps_its_position_while_it_is_retried() {
         assert_eq!(client.receive().await[4], expected);
     }
     assert_eq!(pipeline.join().await.unprocessed(), 0);
+}
+
+/// Panics at the first attempt to send each of these numbers.
+struct PanicsOnce(Mutex<Vec<u64>>);
+
+impl Adapter for PanicsOnce {
+    fn node_name(&self) -> &str {
+        "here"
+    }
+
+    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let payload: Value = broadcast.payload().parse()?;
+        let mut left = self.0.lock();
+        let at = left.iter().position(|n| payload["n"] == *n);
+        let panics = at.map(|at| left.remove(at));
+        drop(left);
+        assert!(panics.is_none(), "the network is a bug");
+        Ok(())
+    }
+
+    fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_whose_adapter_panics_keeps_its_position_while_it_is_retried() {
+    let (builder, _gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder.adapter(PanicsOnce(Mutex::new(vec![0, 7, 42]))));
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    let (mut pipeline, _) = pushing(&server, "news", 100);
+    for expected in numbers(100) {
+        assert_eq!(client.receive().await[4], expected, "an event was overtaken or lost");
+    }
+    let report = pipeline.join().await;
+    assert_eq!((report.unprocessed(), report.stages[1].given_up), (0, 0), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_that_panics_costs_its_event_a_try_and_delays_no_other() {
+    for (panics, given_up) in [(1, 0), (usize::MAX, 1)] {
+        let (builder, _gate) = endpoint_with(|mount| mount);
+        let server = MemoryServer::start(builder);
+        let mut client = server.connect(1 << 16).await;
+        client.join("1", T).await;
+        let tries = AtomicUsize::new(0);
+        let push = move |n: &u64| {
+            assert!(*n != 3 || tries.fetch_add(1, Ordering::Relaxed) >= panics, "a bug at 3");
+            PreparedBroadcast::new(T, "news", json!({ "n": n }))
+        };
+        let worker = server.endpoint.pubsub().broadcast_worker(push);
+        let begun = Instant::now();
+        let mut pipeline = Pipeline::builder("numbers")
+            .producer(from_iter(0..10))
+            .consumer_supervisor(
+                ConsumerSupervisor::new(worker),
+                SubscribeOptions::new().max_demand(10),
+            )
+            .start()
+            .unwrap();
+        for n in (0..10).filter(|n| *n != 3) {
+            assert_eq!(client.receive().await[4], json!({ "n": n }), "the others are in order");
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO, "no event waited for the retry");
+        if given_up == 0 {
+            assert_eq!(client.receive().await[4], json!({ "n": 3 }), "it is sent when it succeeds");
+        }
+        let report = pipeline.join().await;
+        assert_eq!((report.unprocessed(), report.stages[1].given_up), (0, given_up), "{report}");
+    }
 }
 
 /// The number of short children that a worker's supervisor runs in its own task.

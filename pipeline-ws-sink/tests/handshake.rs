@@ -132,6 +132,22 @@ async fn c_017_a_client_without_a_valid_id_is_refused() {
 }
 
 #[tokio::test]
+async fn an_id_that_panics_refuses_and_keeps_no_place() {
+    let (log, _guard) = Log::keep();
+    let server = Server::start(endpoint().0.max_sockets(1)).await;
+    for _ in 0..3 {
+        assert_eq!(server.try_connect("vsn=2.0.0&name=panic-id").await.unwrap_err(), 403);
+    }
+    assert_eq!(server.endpoint.open_sockets(), 0);
+    let mut client = server.connect("name=ada").await;
+    client.join("1", "room:lobby").await;
+    let lines = log.take();
+    let refused = lines.iter().filter(|line| line.contains("panicked: no id")).count();
+    assert_eq!(refused, 3, "{lines:?}");
+    assert_eq!(server.endpoint.snapshot().connects_limited, 0, "no place is kept");
+}
+
+#[tokio::test]
 async fn c_018_path_variables_override_the_query() {
     let tenants =
         |mount: Mount<_>| Endpoint::builder().mount("/tenant/:tenant", mount.path("/live/:lane"));

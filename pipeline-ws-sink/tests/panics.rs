@@ -1,25 +1,41 @@
-//! Panics of the application's code: the metrics recorder, the log's subscriber, and callbacks.
+//! Panics of the application's code: the metrics recorder, the log's subscriber, callbacks, adapters,
+//! and values that are encoded.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
 
-use std::{future::Future, panic::panic_any, time::Duration};
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind, panic_any},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
+use pipeline_core::ExitReason;
 use pipeline_test_support::{Client, Log, eventually, reply};
 use pipeline_ws_sink::{
-    Channel, Payload, Topic,
+    Channel, Endpoint, Payload, Presence, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
     mount::LongPoll,
+    presence::TrackerOptions,
     pubsub::{Adapter, AdapterError, Broadcast},
     testkit::TestEndpoint,
 };
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint, endpoint_with},
+    cluster::events,
     memory::MemoryServer,
     poller::Poller,
 };
-use tokio::{io::DuplexStream, time::Instant};
+use tokio::{
+    io::DuplexStream,
+    time::{Instant, sleep},
+};
 
 const T: &str = "room:lobby";
 const HASTY: &str = "hasty:1";
@@ -86,6 +102,104 @@ impl Channel for Hasty {
     ) -> impl Future<Output = Result<(), Stop>> + Send {
         assert!(HASTY.is_empty(), "a bug before the future");
         async { Ok(()) }
+    }
+
+    fn terminate(
+        &mut self,
+        _: &ExitReason,
+        _: &ChannelContext<Self>,
+    ) -> impl Future<Output = ()> + Send {
+        assert!(HASTY.is_empty(), "a bug before the future");
+        async {}
+    }
+}
+
+/// A value that panics while it is encoded.
+struct Broken;
+
+impl Serialize for Broken {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        panic!("no form")
+    }
+}
+
+/// A channel that sends broken values, and catches the panics of the presence's methods.
+struct Fragile(Presence);
+
+impl Channel for Fragile {
+    type Socket = NamedSocket;
+    type Config = Presence;
+
+    async fn join(
+        _: &Topic,
+        payload: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let params: Value = payload.parse()?;
+        match params["answer"].as_str() {
+            Some("reply") => cx.reply(Broken),
+            Some("refuse") => return Err(JoinError::with(Broken)),
+            _ => {}
+        }
+        Ok(Self(cx.config().clone()))
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        _: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        let Self(presence) = self;
+        let home = json!({ "at": "home" });
+        let tracking = || match event {
+            "track" => presence.track(cx, "ada", &home),
+            "track_broken" => presence.track(cx, "eve", &Broken),
+            "track_again" => presence.track(cx, "eve", &home),
+            "update_broken" => presence.update(cx, "ada", &Broken),
+            "change_broken" => presence.update_with(cx, "ada", |meta| {
+                meta.clear();
+                panic!("no change")
+            }),
+            _ => presence.update_with(cx, "ada", |meta| drop(meta.insert("n".into(), 1.into()))),
+        };
+        match event {
+            "push" => cx.push("pushed", Broken)?,
+            "reply" => return Ok(Reply::ok().with(Broken)),
+            "broadcast" => cx.broadcast("said", Broken)?,
+            _ => {
+                let panicked =
+                    catch_unwind(AssertUnwindSafe(tracking)).map(Result::unwrap).is_err();
+                return Ok(Reply::ok().with(json!({ "panicked": panicked })));
+            }
+        }
+        Ok(Reply::ok())
+    }
+}
+
+/// An adapter that panics whenever it sends, or only as often as the test says.
+struct Panics(Arc<AtomicUsize>);
+
+impl Panics {
+    fn send(&self) -> Result<(), AdapterError> {
+        let left = self.0.load(Relaxed);
+        self.0.store(left.saturating_sub(1), Relaxed);
+        assert!(left == 0, "the network is a bug");
+        Ok(())
+    }
+}
+
+impl Adapter for Panics {
+    fn node_name(&self) -> &str {
+        "here"
+    }
+
+    fn broadcast(&self, _: &Broadcast) -> Result<(), AdapterError> {
+        self.send()
+    }
+
+    fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+        self.send()
     }
 }
 
@@ -321,4 +435,179 @@ async fn a_client_that_causes_errors_keeps_no_panic_out_of_the_log() {
     let lines = log.take();
     let of = |text: &str| lines.iter().any(|line| line.contains(text));
     assert!(of("reason=\"panicked: crash requested\"") && of("no luck"), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_terminate_that_panics_ends_its_channel_and_nothing_else() {
+    let (log, _guard) = Log::keep();
+    let server = server();
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", HASTY).await;
+    client.join("2", T).await;
+    client.send(json!(["1", "3", HASTY, "phx_leave", {}])).await;
+    client.expect([reply("1", "3", HASTY, "ok", json!({}))]).await;
+    client.expect([json!(["1", "1", HASTY, "phx_close", {}])]).await;
+    client.send(json!(["2", "4", T, "ping", {}])).await;
+    client.expect([reply("2", "4", T, "ok", json!({}))]).await;
+    client.join("5", HASTY).await;
+
+    let mut leaving = server.connect(1 << 16).await;
+    leaving.join("1", HASTY).await;
+    drop(leaving);
+    eventually(|| server.endpoint.open_sockets() == 1).await;
+    let report = server.endpoint.drain(Duration::from_secs(60)).await;
+    assert_eq!((report.closed, report.aborted), (1, 0), "{report:?}");
+    let open: usize = server.endpoint.snapshot().channels.iter().map(|route| route.open).sum();
+    assert_eq!(open, 0, "no channel is left");
+    let lines = log.take();
+    let crashed = lines.iter().filter(|line| line.contains("message=terminate crashed")).count();
+    assert_eq!(crashed, 3, "one for the leave, the disconnect and the drain: {lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_panics_while_it_is_encoded_costs_the_call_or_the_channel_that_sends_it() {
+    const FRAGILE: &str = "fragile:1";
+    let presence = Presence::new();
+    let (builder, _gate) =
+        endpoint_with(|mount| mount.channel_with::<Fragile>("fragile:*", presence.clone()));
+    let server = MemoryServer::start(builder.presence(&presence));
+    let mut client = server.connect(1 << 16).await;
+    for answer in ["reply", "refuse"] {
+        client.send(json!(["1", "1", FRAGILE, "phx_join", { "answer": answer }])).await;
+        let crashed = json!({"reason": "join crashed"});
+        client.expect([reply("1", "1", FRAGILE, "error", crashed)]).await;
+    }
+    client.join("1", FRAGILE).await;
+    for event in ["push", "reply", "broadcast"] {
+        client.send(json!(["1", "2", FRAGILE, event, {}])).await;
+        expect_an_end(&mut client, FRAGILE).await;
+    }
+    // Outside of a channel it reaches the caller, and the topic still works.
+    let broadcast = || server.endpoint.broadcast(FRAGILE, "said", Broken);
+    assert!(catch_unwind(AssertUnwindSafe(broadcast)).is_err());
+    server.endpoint.broadcast(FRAGILE, "said", json!({})).unwrap();
+    client.expect([json!([null, null, FRAGILE, "said", {}])]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_meta_or_a_change_that_panics_reaches_its_caller_and_leaves_the_presence_as_it_was() {
+    const FRAGILE: &str = "fragile:1";
+    let presence = Presence::new();
+    let (builder, _gate) =
+        endpoint_with(|mount| mount.channel_with::<Fragile>("fragile:*", presence.clone()));
+    let server = MemoryServer::start(builder.presence(&presence));
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", FRAGILE).await;
+    let mut diffs = server.endpoint.subscribe(FRAGILE);
+    for (event, panics, tracked, sent) in [
+        ("track", false, 1, 1),
+        ("track_broken", true, 1, 0),
+        ("update_broken", true, 1, 0),
+        ("change_broken", true, 1, 0),
+        ("track_again", false, 2, 1),
+        ("change", false, 2, 1),
+    ] {
+        client.send(json!(["1", "2", FRAGILE, event, {}])).await;
+        let mut answer = client.receive().await;
+        while answer[3] == "presence_diff" {
+            answer = client.receive().await;
+        }
+        assert_eq!(
+            answer,
+            reply("1", "2", FRAGILE, "ok", json!({ "panicked": panics })),
+            "{event}"
+        );
+        assert_eq!(presence.tracked(), tracked, "after {event}");
+        assert_eq!(events(&mut diffs), vec!["presence_diff"; sent], "after {event}");
+        let listed = json!(presence.list(FRAGILE).await);
+        assert_eq!(listed["ada"]["metas"][0]["at"], "home", "after {event}: {listed}");
+    }
+    assert!(
+        catch_unwind(AssertUnwindSafe(|| presence.track_detached(FRAGILE, "x", &Broken))).is_err()
+    );
+    assert_eq!(presence.tracked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adapter_that_panics_fails_the_call_and_the_next_one_works() {
+    let panics = Arc::new(AtomicUsize::new(0));
+    let (builder, _gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder.adapter(Panics(panics.clone())));
+    let (endpoint, pubsub) = (&server.endpoint, server.endpoint.pubsub());
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    let mut news = endpoint.subscribe(T);
+    panics.store(2, Relaxed);
+    for sent in [
+        pubsub.broadcast(T, "lost", json!({})),
+        pubsub.direct_broadcast("here", T, "lost", json!({})),
+    ] {
+        let error = sent.unwrap_err().to_string();
+        assert!(error.ends_with("panicked: the network is a bug"), "{error}");
+    }
+    pubsub.broadcast(T, "news", json!({})).unwrap();
+    assert_eq!(events(&mut news), ["news"], "failed broadcasts reach no subscriber here either");
+    client.expect([json!([null, null, T, "news", {}])]).await;
+
+    // An error of a channel's own broadcast ends the channel, whatever its kind.
+    panics.store(1, Relaxed);
+    client.send(json!(["1", "2", T, "shout", {}])).await;
+    let mut message = client.receive().await;
+    while message[3] == "farewell" {
+        message = client.receive().await;
+    }
+    assert_eq!(message[3], "phx_error");
+    client.join("3", T).await;
+
+    // Sockets are disconnected here all the same.
+    panics.store(1, Relaxed);
+    assert_eq!(endpoint.disconnect("named:ada"), 1);
+    assert_eq!(client.closed().await, 1001);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adapter_that_always_panics_stops_no_tracker_and_no_shutdown() {
+    let (log, _guard) = Log::keep();
+    let panics = Arc::new(AtomicUsize::new(usize::MAX));
+    let presence = Presence::new();
+    let (builder, _gate) = endpoint_with(|mount| mount);
+    let options = TrackerOptions::new();
+    let builder = builder.presence(&presence).sync_subscriptions(options);
+    let server = MemoryServer::start(builder.adapter(Panics(panics.clone())));
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    let _ada = presence.track_detached(T, "ada", &json!({})).unwrap();
+    client.receive().await;
+    let calls = || usize::MAX - panics.load(Relaxed);
+    sleep(Duration::from_secs(60)).await;
+    // A silent tracker sends every 15 seconds, and there are two.
+    assert!(calls() >= 8, "the trackers sent {} times in a minute", calls());
+    let report = server.endpoint.drain(Duration::from_secs(60)).await;
+    assert_eq!((report.closed, report.aborted), (1, 0), "{report:?}");
+    let lines = log.take();
+    let failures = "failed to broadcast to the trackers of other nodes";
+    let count = lines.iter().filter(|line| line.contains(failures)).count();
+    assert!((1..=4).contains(&count), "one per tracker, and one more at its end: {lines:?}");
+}
+
+#[test]
+fn an_adapter_that_panics_at_the_start_fails_the_build() {
+    struct NoStart;
+    impl Adapter for NoStart {
+        fn node_name(&self) -> &str {
+            "here"
+        }
+        fn start(&self, _: pipeline_ws_sink::pubsub::LocalNode) {
+            panic!("no network");
+        }
+        fn broadcast(&self, _: &Broadcast) -> Result<(), AdapterError> {
+            Ok(())
+        }
+        fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+            Ok(())
+        }
+    }
+    let building = || Endpoint::builder().adapter(NoStart).build();
+    let panicked = catch_unwind(building).unwrap_err();
+    assert_eq!(ExitReason::from_panic(&*panicked).to_string(), "panicked: no network");
 }

@@ -53,7 +53,7 @@ use crate::{
         Presence,
         tracker::{TrackerOptions, TrackerOptionsError},
     },
-    pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, TopicSubscription},
+    pubsub::{Adapter, BroadcastError, Contained, PubSub, SubscriberId, TopicSubscription},
     session::end::SocketEnd,
     socket::Socket,
     telemetry::{MountMetrics, log_line},
@@ -611,7 +611,7 @@ impl EndpointBuilder {
 
     /// How broadcasts reach the other nodes of a cluster. Without an adapter, the node is alone.
     pub fn adapter(mut self, adapter: impl Adapter) -> Self {
-        self.adapter = Some(Arc::new(adapter));
+        self.adapter = Some(Arc::new(Contained(adapter)));
         self
     }
 

@@ -3,8 +3,11 @@
 use std::{
     error::Error,
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
 };
+
+use pipeline_core::ExitReason;
 
 use super::{PubSub, Shared, broadcast::Broadcast};
 use crate::{payload::PayloadError, protocol::message::Encoded};
@@ -17,7 +20,8 @@ use crate::{payload::PayloadError, protocol::message::Encoded};
 /// have already received the broadcast.
 ///
 /// The functions return at once, because the broadcasting task waits for them. An adapter that has
-/// to wait for a network keeps a bounded queue, and returns an error when the queue is full.
+/// to wait for a network keeps a bounded queue, and returns an error when the queue is full. A panic
+/// in one of them that sends is an error of that call.
 ///
 /// ```
 /// use std::sync::{Mutex, OnceLock};
@@ -83,6 +87,35 @@ pub trait Adapter: Send + Sync + 'static {
     ///
     /// [`AdapterError`] if it cannot be sent, or if no node has this name.
     fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError>;
+}
+
+/// The program's adapter. A panic while it sends is an error, so that no caller has to expect one: the
+/// endpoint also sends by itself, from its trackers' tasks and while it shuts down.
+pub(crate) struct Contained<A>(pub(crate) A);
+
+impl<A: Adapter> Adapter for Contained<A> {
+    fn node_name(&self) -> &str {
+        self.0.node_name()
+    }
+
+    fn start(&self, node: LocalNode) {
+        self.0.start(node);
+    }
+
+    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        contained(|| self.0.broadcast(broadcast))
+    }
+
+    fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        contained(|| self.0.direct_broadcast(node, broadcast))
+    }
+}
+
+fn contained(send: impl FnOnce() -> Result<(), AdapterError>) -> Result<(), AdapterError> {
+    catch_unwind(AssertUnwindSafe(send)).unwrap_or_else(|payload| {
+        let panicked = ExitReason::from_panic(&*payload);
+        Err(AdapterError::new(panicked.to_string()))
+    })
 }
 
 /// Delivers broadcasts from other nodes on this node.

@@ -19,6 +19,7 @@ use pipeline_core::timed::Timeline;
 use thiserror::Error;
 use tokio::time::Instant;
 
+pub(crate) use self::adapter::Contained;
 pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriberTable, SubscriptionGuard};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},

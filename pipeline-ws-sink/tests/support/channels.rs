@@ -29,10 +29,10 @@ impl Socket for NamedSocket {
     }
 
     fn id(&self, name: &String) -> Result<Option<String>, ConnectError> {
-        if name == "no-id" {
-            Err(ConnectError::refused())
-        } else {
-            Ok(Some(format!("named:{name}")))
+        match &**name {
+            "no-id" => Err(ConnectError::refused()),
+            "panic-id" => panic!("no id"),
+            name => Ok(Some(format!("named:{name}"))),
         }
     }
 }
