@@ -86,8 +86,13 @@ fn signed(claims: &Value, kid: Option<&str>) -> String {
 
 /// Signed with `SECRET` by HS256, independent of this header.
 fn under(header: &str) -> String {
+    with(header, r#"{"exp":1700003600}"#)
+}
+
+/// The same with these claims.
+fn with(header: impl AsRef<[u8]>, claims: impl AsRef<[u8]>) -> String {
     let message =
-        [header, r#"{"exp":1700003600}"#].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+        [header.as_ref(), claims.as_ref()].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
     let key = EncodingKey::from_secret(SECRET);
     let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256);
     format!("{message}.{}", signature.unwrap())
@@ -242,6 +247,25 @@ fn tokens_with_critical_extensions_are_refused() {
     let verifier = JwtVerifier::new(key());
     assert!(verify(&verifier, &under(r#"{"alg":"HS256"}"#)).is_ok());
     assert!(is_invalid(&verifier, &under(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#)));
+}
+
+#[test]
+fn a_header_and_claims_are_objects_in_utf_8() {
+    let verifier = JwtVerifier::new(key());
+    let (header, claims) = (r#"{"alg":"HS256"}"#, r#" {"exp":1700003600}"#);
+    assert_eq!(verify(&verifier, &with(header, claims)).unwrap(), json!({ "exp": 1_700_003_600 }));
+    for (header, claims) in [
+        (&br#"["HS256",null,null]"#[..], claims.as_bytes()),
+        (b"{\"alg\":\"HS256\",\"other\":\"\x95\"}", claims.as_bytes()),
+        (header.as_bytes(), b"[1700003600,null,null,null]"),
+        (header.as_bytes(), b"{\"exp\":1700003600,\"other\":\"\x95\"}"),
+        (header.as_bytes(), b"1700003600"),
+        (header.as_bytes(), b""),
+    ] {
+        let verified = verify(&verifier, &with(header, claims));
+        let shown = format!("{} {}", header.escape_ascii(), claims.escape_ascii());
+        assert!(matches!(verified, Err(TokenError::Invalid)), "{shown}: {verified:?}");
+    }
 }
 
 #[test]

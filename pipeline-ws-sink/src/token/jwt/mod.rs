@@ -126,7 +126,7 @@ impl JwtVerifier {
         now: SystemTime,
     ) -> Result<T, TokenError> {
         let payload = self.open(token)?;
-        let claims: Claims = serde_json::from_slice(&payload).map_err(|_| TokenError::Invalid)?;
+        let claims: Claims = object(&payload).ok_or(TokenError::Invalid)?;
         claims.check(&self.expected, now)?;
         serde_json::from_slice(&payload).map_err(TokenError::Data)
     }
@@ -171,11 +171,18 @@ impl<'a> Parts<'a> {
     fn of(token: &'a str) -> Option<Self> {
         let (signed, signature) = token.rsplit_once('.')?;
         let (header, payload) = signed.split_once('.')?;
-        let header: Header = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
+        let header: Header = object(&URL_SAFE_NO_PAD.decode(header).ok()?)?;
         if header.crit.is_some() {
             return None;
         }
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
         Some(Self { header, signature, signed, payload })
     }
+}
+
+/// Parses a JSON object in UTF-8. Serde would also accept an array of the values, and any bytes in fields that are
+/// not used.
+fn object<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
+    let json = std::str::from_utf8(json).ok()?;
+    json.trim_start().starts_with('{').then(|| serde_json::from_str(json).ok())?
 }

@@ -92,7 +92,7 @@ impl MaxAge {
             Self::Infinity => false,
             Self::Seconds(seconds) if seconds <= 0 => true,
             Self::Seconds(seconds) => {
-                signed_at_ms.saturating_add(seconds.saturating_mul(1000)) < now_ms
+                i128::from(signed_at_ms) + i128::from(seconds) * 1000 < i128::from(now_ms)
             }
         }
     }

@@ -77,6 +77,7 @@ fn an_age_is_over_one_millisecond_after_it() {
     assert!(MaxAge::Seconds(-1).is_over(500, 0), "a negative limit");
     assert!(!MaxAge::Infinity.is_over(0, i64::MAX));
     assert!(!MaxAge::Seconds(i64::MAX).is_over(i64::MAX, i64::MAX), "does not overflow");
+    assert!(!MaxAge::Seconds(i64::MAX).is_over(-1, i64::MAX), "does not saturate");
 }
 
 #[test]
