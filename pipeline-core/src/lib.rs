@@ -54,6 +54,9 @@ mod deadline;
 mod discarding;
 pub mod dispatcher;
 mod exit;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod graph;
 mod pipeline;
 pub mod report;

@@ -273,6 +273,14 @@ impl StatsdBuilder {
     ///
     /// # Examples
     pub fn build(self) -> Result<(StatsdRecorder, StatsdFlusher), BuildError> {
+        let flush_every = self.flush_every;
+        let (recorder, exporter) = self.without_thread()?;
+        let flusher = StatsdFlusher::start(exporter, flush_every).map_err(BuildError::Thread)?;
+        Ok((recorder, flusher))
+    }
+
+    /// Like [`build`](Self::build), for a caller that flushes itself.
+    pub(crate) fn without_thread(self) -> Result<(StatsdRecorder, Arc<Exporter>), BuildError> {
         if self.flush_every.is_zero() {
             return Err(BuildError::ZeroInterval);
         }
@@ -304,9 +312,7 @@ impl StatsdBuilder {
             Exporter::new(Arc::clone(&store), sink, self.packet_bytes, self.own_counters);
         let exporter = Arc::new(exporter);
         let immediate = self.per_event.then(|| Arc::downgrade(&exporter));
-        let flusher =
-            StatsdFlusher::start(exporter, self.flush_every).map_err(BuildError::Thread)?;
-        Ok((StatsdRecorder::new(store, immediate), flusher))
+        Ok((StatsdRecorder::new(store, immediate), exporter))
     }
 
     /// Starts the flush thread and installs the recorder for the whole process. Keep the returned

@@ -96,6 +96,9 @@ mod config;
 mod error;
 mod exporter;
 mod flusher;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod histogram;
 mod immediate;
 mod line;

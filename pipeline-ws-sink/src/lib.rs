@@ -140,6 +140,9 @@
 
 pub mod channel;
 pub mod endpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod outbox;
 pub mod payload;

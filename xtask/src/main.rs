@@ -1,6 +1,7 @@
 //! The project's own commands.
 
 mod cases;
+mod fuzz;
 mod guarantees;
 mod load;
 mod packages;
@@ -21,6 +22,8 @@ Usage: cargo xtask COMMAND
   check          run the checks without the tests: tidy, format, lints, features, docs, packages
   tidy           check the project's own rules, and that its texts are true
   interleavings  test a queue in every order in which its tasks can run
+  fuzz           run the fuzz targets for a long time: --minutes N for each, --target NAME, --plain without
+                 libFuzzer, --keep to keep what it has found
   load           measure the project and its baselines under load, and print a table;
                  --growth draws how cost grows with sockets and topics; --help lists all options
   soak           run thousands of clients that join, leave, die and come back, and check every item;
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Some("setup") => setup::all(),
         Some("check") => test::quick(),
         Some("interleavings") => test::interleavings(),
+        Some("fuzz") => fuzz::run(arguments.collect()),
         Some("load") => load::run(arguments.collect()),
         Some(soak @ ("soak" | "signals" | "overload" | "pushes")) => {
             soak::run(soak, arguments.collect())

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    load, packages,
+    fuzz, load, packages,
     run::{Failure, Outcome, cargo, program, step},
     setup, tidy,
 };
@@ -16,6 +16,7 @@ pub(crate) fn all() -> Outcome {
     quick()?;
     step("tests", cargo().args(["test", "--workspace", "--all-features"]))?;
     interleavings()?;
+    fuzz::quick()?;
     step(
         "each bench once",
         cargo().args(["test", "--package", "pipeline-benches", "--benches", "--quiet"]),

@@ -230,6 +230,12 @@ impl Signer {
     }
 
     /// The keys that tokens may have been signed with.
+    /// A token with these bytes as its term, whatever they are.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn sign_term(&self, term: &[u8]) -> String {
+        self.key.sign(term)
+    }
+
     fn keys(&self) -> impl Iterator<Item = &Key> {
         iter::once(&self.key).chain(&self.others)
     }

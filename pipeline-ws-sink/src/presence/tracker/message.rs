@@ -84,11 +84,11 @@ impl Message {
         }
     }
 
-    pub(super) fn to_payload(&self) -> Result<Payload, PayloadError> {
+    pub(crate) fn to_payload(&self) -> Result<Payload, PayloadError> {
         Payload::new(&Envelope { v: VERSION, message: self })
     }
 
-    pub(super) fn from_payload(payload: &Payload) -> Result<Self, Unreadable> {
+    pub(crate) fn from_payload(payload: &Payload) -> Result<Self, Unreadable> {
         // The rest of the message is parsed only if the version matches.
         let Envelope { v, message } = payload.parse::<Envelope<&RawValue>>()?;
         if v == VERSION {
@@ -126,7 +126,7 @@ impl Delta {
 
 /// A message cannot be decoded.
 #[derive(Debug, Error)]
-pub(super) enum Unreadable {
+pub(crate) enum Unreadable {
     #[error(transparent)]
     Payload(#[from] PayloadError),
     #[error("unsupported version {0}")]
