@@ -27,7 +27,7 @@ pub fn described(error: &(dyn Error + 'static)) -> String {
     with_causes(error, error.source())
 }
 
-/// The same for a value that is displayed like an error, and its cause.
+/// A value and its causes, truncated for the log like [an error](described).
 #[must_use]
 pub fn with_causes(what: impl Display, mut cause: Option<&(dyn Error + 'static)>) -> String {
     let mut text = shown(what);

@@ -18,7 +18,7 @@ pub enum UdpError {
     Resolve(#[source] io::Error),
 
     /// The receiver's name exists but has no address. Resolution is retried, so this is only logged.
-    #[error("the name of the statsd receiver has no address")]
+    #[error("the name of the statsd receiver resolved to no addresses")]
     NoAddress,
 
     /// No local socket could be bound for any of the receiver's addresses.

@@ -55,8 +55,8 @@ thread_local! {
     static SENDS_HERE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is sending. What the sink itself records must not be sent by itself: it would
-/// wait for its own thread.
+/// Whether this thread is sending. A value that the sink itself records must not be sent at once: that
+/// would wait for its own thread.
 pub(crate) fn sends_here() -> bool {
     SENDS_HERE.get()
 }

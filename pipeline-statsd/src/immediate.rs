@@ -37,7 +37,7 @@ impl<S> Immediate<S> {
                 record(&self.series);
                 take(drain, &self.series);
             }),
-            // What the sink or its log lines record is sent with the next value or flush.
+            // A value that the sink or its log lines record is sent with the next value or flush.
             _ => record(&self.series),
         }
     }

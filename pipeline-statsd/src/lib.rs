@@ -77,15 +77,15 @@
 //!
 //! | name | counts |
 //! | --- | --- |
-//! | `statsd.client.lines` | lines that were sent, including these |
-//! | `statsd.client.packets` | packets in which they were sent; lines, if the sink receives one line at a time |
-//! | `statsd.client.bytes` | the bytes of those packets |
-//! | `statsd.client.errors` | calls to the sink that failed |
+//! | `statsd.client.lines` | lines that the sink accepted, these included |
+//! | `statsd.client.packets` | packets in which it accepted them; lines, if the sink receives one line at a time |
+//! | `statsd.client.bytes` | bytes of these packets |
+//! | `statsd.client.errors` | failed calls to the sink |
 //! | `statsd.client.lines_lost` | lines that were lost in these calls |
-//! | `statsd.client.lines_oversized` | lines longer than a packet |
-//! | `statsd.client.samples_skipped` | samples that the dialect has no line for |
-//! | `statsd.client.series_refused` | refused series, by name in the tag `metric`; beyond 64 names, the others are counted as `_others` |
-//! | `statsd.client.series` | a gauge: the number of series |
+//! | `statsd.client.lines_oversized` | lines that are longer than a packet may be |
+//! | `statsd.client.samples_skipped` | samples for which the dialect has no line |
+//! | `statsd.client.series_refused` | new series refused because there was no room, by the name of their metric in the tag `metric`; beyond 64 names, the others are counted as `_others` |
+//! | `statsd.client.series` | a gauge: current series |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 // Instants and durations: see clippy.toml.

@@ -1,7 +1,7 @@
 //! Runs a server under adverse conditions, and accounts for every item.
 //!
-//! `cargo xtask soak`, `cargo xtask signals` and `cargo xtask overload` build this and run it. It starts itself a
-//! second time as the server under test. The results are in `docs/reliability.md`. It runs on Linux.
+//! `cargo xtask` builds this and runs it, as `cargo xtask soak`. It starts itself a second time as the server
+//! under test. It runs on Linux.
 
 mod client;
 mod overload;

@@ -154,7 +154,7 @@ fn apt_get_update() -> Outcome {
     step("apt-get update", &mut as_root("apt-get", &["update", "-qq"]))
 }
 
-/// Root needs no sudo, which may be missing.
+/// Runs a command with sudo, or without it where it is missing: then this is root.
 fn as_root(name: &str, arguments: &[&str]) -> Command {
     let sudo = is_installed("sudo").then_some("sudo");
     let words: Vec<&str> =

@@ -14,8 +14,8 @@ use crate::{
 
 /// A stage that receives events and emits none.
 ///
-/// It asks for `max_demand` events, and for more whenever it has handled so many that only
-/// `min_demand` are outstanding; see [`SubscribeOptions`](crate::subscription::SubscribeOptions).
+/// It asks for `max_demand` events, and for more whenever only `min_demand` of them are
+/// outstanding; see [`SubscribeOptions`](crate::subscription::SubscribeOptions).
 /// Received events are handled in chunks of at most `max_demand - min_demand`, one chunk at a time.
 ///
 /// To run one task per event, as many at once as there is demand, use a

@@ -394,8 +394,8 @@ where
         wait.await.map_err(|_| CallError::NotRunning)
     }
 
-    /// Like [`sync_info`](Self::sync_info), without waiting. It is mainly for the stage itself, which cannot wait
-    /// for itself.
+    /// Sends an info message like [`sync_info`](Self::sync_info), without waiting: mainly for the stage itself,
+    /// which cannot wait for itself.
     ///
     /// # Errors
     ///

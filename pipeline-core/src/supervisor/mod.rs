@@ -99,7 +99,7 @@ struct Options<E> {
 }
 
 impl<E> Options<E> {
-    /// Whether an event is tried again after so many failures.
+    /// Whether an event is tried again after `failed` failures.
     fn may_try_again(&self, failed: u32) -> bool {
         self.restart == Restart::Transient
             && self.tries.allow_another(failed, self.max_restarts.is_some())

@@ -67,31 +67,36 @@ impl Timeline {
         self.trace
     }
 
-    /// How long the item waited in its queue, until there was demand for it.
+    /// How long the item waited in its queue, until there was demand for it: the metric
+    /// `pipeline.push_queued`.
     #[must_use]
     pub fn queue_time(&self) -> Option<Duration> {
         Some(self.dequeued_at? - self.enqueued_at)
     }
 
-    /// How long the item waited after its queue, until a worker was started for it.
+    /// How long the item waited after its queue, until a worker was started for it: the metric
+    /// `pipeline.push_waited`.
     #[must_use]
     pub fn dispatch_time(&self) -> Option<Duration> {
         Some(self.started_at? - self.dequeued_at?)
     }
 
-    /// How long its worker had it, until the given time.
+    /// How long its worker had it, until the given time. Until the broadcast, this is the metric
+    /// `pipeline.push_worked`.
     #[must_use]
     pub fn work_time(&self, until: Instant) -> Option<Duration> {
         Some(until.saturating_duration_since(self.started_at?))
     }
 
-    /// How long it took to write the item to a socket, from the broadcast until the given time.
+    /// How long it took to write the item to a socket, from the broadcast until the given time: the
+    /// metric `pipeline.push_written`.
     #[must_use]
     pub fn write_time(&self, until: Instant) -> Option<Duration> {
         Some(until.saturating_duration_since(self.broadcast_at?))
     }
 
-    /// How long the whole way took, until the given time.
+    /// How long the whole way took, until the given time. Until the write to a socket, this is the
+    /// metric `pipeline.push_delivered`.
     #[must_use]
     pub fn total_time(&self, until: Instant) -> Duration {
         until.saturating_duration_since(self.enqueued_at)

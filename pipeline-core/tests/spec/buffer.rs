@@ -201,7 +201,7 @@ async fn s_070_a_consumer_has_no_buffered_events_and_logs_the_question() {
     assert_eq!(consumer.handle.estimate_buffered_count().await, Ok(0));
     assert_eq!(
         complaints(&log),
-        ["ERROR message=a consumer has no buffer to count stage=consumer"]
+        ["ERROR message=a consumer has no buffered events to count stage=consumer"]
     );
     assert!(consumer.handle.is_running());
 }

@@ -16,8 +16,8 @@ impl PubSub {
     ///
     /// With an [`Adapter`](crate::pubsub::Adapter), there may be subscribers on other nodes. They
     /// are known, a moment late, if all nodes [share
-    /// them](crate::endpoint::EndpointBuilder::sync_subscriptions). What is unknown counts as a
-    /// subscriber. The answer is therefore `true` for every topic
+    /// them](crate::endpoint::EndpointBuilder::sync_subscriptions). An unknown topic counts as
+    /// subscribed. The answer is therefore `true` for every topic
     ///
     /// - if the nodes do not share their topics,
     /// - on a node that has just started, until the others have answered it: for three

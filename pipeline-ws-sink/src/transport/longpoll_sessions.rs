@@ -305,7 +305,7 @@ pub(super) async fn live<S: Socket>(
             () = silence(|| Deadline::after(outbox.last_active(), within)) => SocketEnd::Inactive,
         };
         outbox.end(end);
-        // A client that waits in a poll gets what has come just before the end.
+        // A client that waits in a poll gets the frames that came just before the end.
         let _ = unconstrained(delivering).now_or_never();
         end
     };

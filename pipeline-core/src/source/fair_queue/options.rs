@@ -105,7 +105,7 @@ impl<K, T> FairQueueOptions<K, T> {
     /// The share of a key in one turn, for each unit of its weight: in items, or in the units of
     /// [`cost`](Self::cost). Default 1.
     ///
-    /// A smaller quantum makes turns shorter, so a key that was idle has its turn sooner. It should
+    /// A smaller quantum makes turns shorter, so a key that was idle is served sooner. It should
     /// be at least the usual maximum cost of an item: a more expensive item is saved up for over
     /// several turns, which stays fair, but takes time in proportion to the number of keys.
     pub fn quantum(mut self, quantum: u32) -> Self {

@@ -6,7 +6,7 @@ use super::lane::{LaneId, SPARE};
 
 /// Lanes that take turns. In its turn a lane receives a quantum for each unit of its weight, and
 /// spends it on its items; a rest that is too small for the next item is kept for its next turn. A
-/// new lane has its turn after all others; a lane that leaves loses its rest.
+/// new lane is served after all others; a lane that leaves loses its rest.
 ///
 /// From M. Shreedhar and G. Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1996.
 /// O(log n) for n lanes, if no item costs more than the quantum. Rounds in which no lane could

@@ -23,7 +23,7 @@ use crate::{
 
 /// A bounded queue for each key, with a common bound.
 ///
-/// The order in which items leave does not depend on the bounds. A key has its turn even if all of
+/// The order in which items leave does not depend on the bounds. A key is served even if all of
 /// its items wait for room that others take up; its first waiting item then leaves directly. So the
 /// bounds only decide which pushers wait, and for how long.
 #[derive(Debug)]

@@ -89,8 +89,8 @@ impl Accounting {
         self.metrics.discarded(Discard::Filtered, events as u64);
     }
 
-    /// Records that a callback receives a chunk of a message, with so many events behind it in the
-    /// message, and in the inlet.
+    /// Records that a callback receives a chunk of a message. `rest` events are behind it in the message,
+    /// and `inlet` in the inlet.
     #[inline]
     pub(super) fn chunk_begins(&mut self, kind: StageKind, size: usize, rest: usize, inlet: usize) {
         self.rest_of_message = rest;

@@ -126,8 +126,8 @@ impl<Out: 'static> Downstreams<Out> {
         }
     }
 
-    /// Sends the messages that the dispatcher has decided to send. What it has discarded and
-    /// warned of stays in the deliveries.
+    /// Sends the messages that the dispatcher has decided to send. The events that it has
+    /// discarded, and its warnings, stay in the deliveries.
     fn send(&mut self, accounting: &mut Accounting) {
         while let Some(delivery) = self.deliveries.pop() {
             let (to, events) = match delivery {

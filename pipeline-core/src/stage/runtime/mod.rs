@@ -492,7 +492,7 @@ impl<B: Behaviour> StageTask<B> {
             }
             Control::Buffered(answer) => {
                 if matches!(B::KIND, StageKind::Consumer | StageKind::ConsumerSupervisor) {
-                    tracing::error!(stage = %self.accounting.stage(), "a consumer has no buffer to count");
+                    tracing::error!(stage = %self.accounting.stage(), "a consumer has no buffered events to count");
                 }
                 let _ = answer.send(self.downstreams.outlet.buffered());
             }

@@ -70,7 +70,7 @@ impl Baseline {
         self.age == 0
     }
 
-    /// Whether it has gone unconfirmed for so many rounds that it has to be measured.
+    /// Whether the baseline has to be measured again: no round has confirmed it for too long.
     pub(super) fn is_doubtful(&self) -> bool {
         self.age >= self.probe_at
     }

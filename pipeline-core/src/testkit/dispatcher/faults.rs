@@ -282,8 +282,11 @@ fn demand_that_appears_or_disappears_is_found() {
 #[test]
 fn a_refusal_with_side_effects_is_found() {
     found(broadcast(Fault::MindsTheRefused), "a refusal changes nothing");
-    found(demand(Fault::AcceptsAll), "what has to be refused is refused");
-    found(demand(Fault::RemembersLeavers), "what has to be refused is refused, and nothing else");
+    found(demand(Fault::AcceptsAll), "subscriptions to be refused are refused");
+    found(
+        demand(Fault::RemembersLeavers),
+        "subscriptions to be refused are refused, and no others",
+    );
 }
 
 #[test]

@@ -29,7 +29,7 @@ const DEMAND: &str = "demand is conserved";
 const SERVED: &str = "unmet demand can be served";
 const UNASKED: &str = "without unmet demand nothing is taken, but to be discarded";
 const REFUSAL: &str = "a refusal changes nothing";
-const REFUSED: &str = "what has to be refused is refused, and nothing else";
+const REFUSED: &str = "subscriptions to be refused are refused, and no others";
 const MARKERS: &str = "markers come back once, in order, and just behind what preceded them";
 const WANTED: &str =
     "an event goes to the subscribers that want it, and is discarded if there are none";
@@ -168,7 +168,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         let again = self.is_subscribed(subscriber);
         let accepted = self.introduce(subscriber, &options)?;
         if !accepted && !again {
-            let detail = format!("subscriber {subscriber}, who has no other subscription");
+            let detail = format!("subscriber {subscriber}, which has no other subscription");
             return broken(REFUSED, detail);
         }
         Ok(())

@@ -37,7 +37,7 @@ struct Peer {
     of: ReplicaRef,
     remote: RemoteReplica,
     heard: Duration,
-    /// Whether it has been silent for so long that its entries are hidden.
+    /// Whether its entries are hidden, because it has been silent for too long.
     down: bool,
     /// Its clocks, as of its last message.
     clocks: Vec<Clock>,
