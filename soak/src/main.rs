@@ -1,7 +1,7 @@
 //! Runs a server under adverse conditions, and accounts for every item.
 //!
-//! `cargo xtask` builds this and runs it, as `cargo xtask soak`. It starts itself a second time as the server
-//! under test. It runs on Linux.
+//! `cargo xtask` builds this and runs it: `cargo xtask soak`, `signals`, `overload` or `pushes`. It starts itself a
+//! second time as the server under test. It runs on Linux.
 
 mod client;
 mod overload;
