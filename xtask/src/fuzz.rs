@@ -18,8 +18,8 @@ const SECONDS: &str = "30";
 /// How long each target runs in `cargo xtask fuzz`.
 const MINUTES: u64 = 10;
 
-/// The largest sum of the inputs that a target keeps in the repository, in bytes. Its seeds come in addition.
-const KEPT: usize = 40 << 10;
+/// How many of the found inputs a target keeps in the repository, in addition to those that it has.
+const KEPT: usize = 40;
 
 /// Each target for a short time, without a special compiler.
 pub(crate) fn quick() -> Outcome {
@@ -80,6 +80,9 @@ fn options(arguments: Vec<String>) -> Outcome<Options> {
             other => return Err(Failure::new(format!("there is no option {other:?}"))),
         }
     }
+    if options.minutes == 0 {
+        return Err(Failure::new("a target runs for a minute at least"));
+    }
     if options.targets.is_empty() {
         options.targets = targets()?;
     }
@@ -131,7 +134,8 @@ fn lib_fuzzer(target: &str, folders: &[PathBuf], options: &[&str]) -> Outcome<Co
     Ok(command)
 }
 
-/// Adds the smallest of the found inputs that reach something new to the repository's corpus.
+/// Adds some of the found inputs that reach something new to the repository's corpus, from the smallest to the
+/// largest.
 fn keep_found(target: &str) -> Outcome {
     let minimal = found(target).with_extension("minimal");
     if minimal.exists() {
@@ -145,16 +149,10 @@ fn keep_found(target: &str) -> Outcome {
     let mut new = contents(&minimal)?;
     new.retain(|(_, input)| !known.contains(input));
     new.sort_by_key(|(_, input)| input.len());
-    let (mut sum, mut count) = (known.iter().map(Vec::len).sum::<usize>(), 0);
-    for (name, input) in new {
-        sum += input.len();
-        if sum > KEPT {
-            break;
-        }
-        count += 1;
+    let step = new.len().div_ceil(KEPT).max(1);
+    for (name, input) in new.into_iter().step_by(step) {
         fs::write(corpus.join(&name[..name.len().min(16)]), input)?;
     }
-    println!("{count} inputs are new");
     Ok(())
 }
 
