@@ -47,7 +47,7 @@ use crate::{
 /// 3. No more connections are accepted, and the endpoint's sockets are closed, so that clients reconnect
 ///    to another server.
 /// 4. Each connection closes when its current request is answered. After six seconds all are closed.
-/// 5. The function given to [`and_then`](Serve::and_then) is called.
+/// 5. The function given to [`after_shutdown`](Serve::after_shutdown) is called.
 ///
 /// A callback that blocks its thread cannot be stopped. The runtime waits for that thread when it is
 /// dropped, at the end of `main`. A program that has to exit anyway calls [`std::process::exit`] once
@@ -234,7 +234,7 @@ impl Serve {
 
     /// Calls this after everything has stopped, for instance to drop a `StatsdFlusher`, which flushes
     /// it.
-    pub fn and_then(mut self, flush: impl FnOnce() + Send + 'static) -> Self {
+    pub fn after_shutdown(mut self, flush: impl FnOnce() + Send + 'static) -> Self {
         self.flush = Some(Box::new(flush));
         self
     }

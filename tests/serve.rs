@@ -361,7 +361,7 @@ async fn a_pending_request_is_answered_during_the_shutdown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipeline_accepts_given_up_items_of_another_that_drains() {
-    let (let_go, gate) = watch::channel(false);
+    let (open_gate, gate) = watch::channel(false);
     let (failed, failed_source) = queue(QueueOptions::new());
     let (orders, source) = queue(QueueOptions::new());
     let fail = async move |_: &u64| {
@@ -400,7 +400,7 @@ async fn a_pipeline_accepts_given_up_items_of_another_that_drains() {
     // Draining both at the same time would have closed this one by now, because it is idle.
     sleep(SHORT).await;
     assert!(!failed.is_closed());
-    let_go.send_replace(true);
+    open_gate.send_replace(true);
     let report = server.stopped().await;
     assert!(report.is_clean(), "{report}");
     assert_eq!(

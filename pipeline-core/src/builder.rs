@@ -155,7 +155,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     {
         let Self { mut graph, state } = self;
         let slot = graph.add(stage.map(AsProducerConsumer)).slot;
-        slot.plan(T::feed(Source(state.last)).0, options, Origin::row());
+        slot.plan(T::feed(Source(state.last)).0, options, Origin::linear());
         PipelineBuilder { graph, state: Open { last: slot } }
     }
 
@@ -299,7 +299,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     {
         let Self { mut graph, state } = self;
         let source = feed(Source(state.last));
-        graph.add(stage).slot.plan(source.0, options, Origin::row());
+        graph.add(stage).slot.plan(source.0, options, Origin::linear());
         PipelineBuilder { graph, state: Complete(()) }
     }
 }

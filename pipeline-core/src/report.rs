@@ -84,7 +84,7 @@ impl PipelineReport {
     ///
     /// # Errors
     ///
-    /// [`NotClean`].
+    /// [`UncleanPipeline`].
     ///
     /// ```
     /// use pipeline_core::{
@@ -101,17 +101,17 @@ impl PipelineReport {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn into_result(self) -> Result<Self, NotClean> {
-        if self.is_clean() { Ok(self) } else { Err(NotClean(self)) }
+    pub fn into_result(self) -> Result<Self, UncleanPipeline> {
+        if self.is_clean() { Ok(self) } else { Err(UncleanPipeline(self)) }
     }
 }
 
 /// A pipeline that failed or has unprocessed events: the error of [`PipelineReport::into_result`].
 #[derive(Clone, Error)]
 #[error("{0}")]
-pub struct NotClean(PipelineReport);
+pub struct UncleanPipeline(PipelineReport);
 
-impl NotClean {
+impl UncleanPipeline {
     /// The final report.
     #[must_use]
     pub fn report(&self) -> &PipelineReport {
@@ -120,7 +120,7 @@ impl NotClean {
 }
 
 /// Prints the text of the report, because a `main` that returns the error prints its `Debug` form.
-impl fmt::Debug for NotClean {
+impl fmt::Debug for UncleanPipeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

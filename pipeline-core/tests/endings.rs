@@ -796,14 +796,14 @@ async fn a_pipeline_fed_by_another_drains_although_the_feeding_stage_is_stuck() 
 #[derive(Clone, Default)]
 struct Blocks {
     blocks: Arc<AtomicBool>,
-    let_go: Arc<AtomicBool>,
+    unblocked: Arc<AtomicBool>,
 }
 
 impl Blocks {
     fn block_at(&self, n: u64) {
         if n == 70 {
             self.blocks.store(true, Ordering::SeqCst);
-            while !self.let_go.load(Ordering::SeqCst) {
+            while !self.unblocked.load(Ordering::SeqCst) {
                 std::thread::yield_now();
             }
         }
@@ -821,9 +821,9 @@ impl Worker<u64> for Blocks {
     }
 }
 
-struct LetGo(Arc<AtomicBool>);
+struct UnblockOnDrop(Arc<AtomicBool>);
 
-impl Drop for LetGo {
+impl Drop for UnblockOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -834,7 +834,7 @@ async fn events_with_a_child_no_longer_count_as_waiting() {
     let (queue, producer) = queue(QueueOptions::new());
     let worker = Blocks::default();
     // Released even if the test fails: the runtime waits for its threads.
-    let _let_go = LetGo(worker.let_go.clone());
+    let _unblock = UnblockOnDrop(worker.unblocked.clone());
     let mut graph = Graph::new("graph");
     let source = graph.producer("source", producer);
     let sink = graph.consumer_supervisor("sink", ConsumerSupervisor::new(worker.clone()));
@@ -1007,7 +1007,7 @@ impl HandleCast<u64, u64> for Bursts {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_report_of_a_stage_that_blocks_its_thread_has_its_discarded_events() {
     let blocks = Blocks::default();
-    let _let_go = LetGo(blocks.let_go.clone());
+    let _unblock = UnblockOnDrop(blocks.unblocked.clone());
     let mut graph = Graph::new("graph");
     let stage = Stage::new(Bursts(blocks.clone())).buffer_size(10).named("source");
     let source = graph.producer_with(stage);
@@ -1124,10 +1124,10 @@ async fn a_temporarily_cancelled_consumer_is_back_when_the_drain_begins() {
 
 /// Waits for an event that blocks the thread of the stage that handles it, in a pipeline whose
 /// source is not polled then.
-async fn blocked_by(at: u64) -> (Queue<u64>, Pipeline, LetGo) {
+async fn blocked_by(at: u64) -> (Queue<u64>, Pipeline, UnblockOnDrop) {
     let (queue, producer) = queue(QueueOptions::new());
-    let (blocks, let_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (blocking, released) = (blocks.clone(), let_go.clone());
+    let (blocks, unblocked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (blocking, released) = (blocks.clone(), unblocked.clone());
     let handle = for_each(move |n: u64| {
         if n == at {
             blocking.store(true, Ordering::SeqCst);
@@ -1146,12 +1146,12 @@ async fn blocked_by(at: u64) -> (Queue<u64>, Pipeline, LetGo) {
         }
     };
     time::timeout(PATIENCE, waiting).await.unwrap();
-    (queue, pipeline, LetGo(let_go))
+    (queue, pipeline, UnblockOnDrop(unblocked))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_is_closed_when_a_drain_has_returned_although_its_stage_is_not_polled() {
-    let (queue, pipeline, _let_go) = blocked_by(1).await;
+    let (queue, pipeline, _unblock) = blocked_by(1).await;
     let report = pipeline.drain(MOMENT).await;
     assert!(queue.is_closed() && queue.try_push(100).is_err());
     assert_eq!(report.unprocessed(), 99, "all but the handled event: {report}");
@@ -1159,7 +1159,7 @@ async fn a_queue_is_closed_when_a_drain_has_returned_although_its_stage_is_not_p
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_is_closed_when_a_drain_begins_although_its_stage_is_not_polled() {
-    let (queue, pipeline, let_go) = blocked_by(1).await;
+    let (queue, pipeline, unblocked) = blocked_by(1).await;
     let draining = tokio::spawn(pipeline.drain(DAY));
     let closed = async {
         while !queue.is_closed() {
@@ -1167,7 +1167,7 @@ async fn a_queue_is_closed_when_a_drain_begins_although_its_stage_is_not_polled(
         }
     };
     time::timeout(PATIENCE, closed).await.unwrap();
-    drop(let_go);
+    drop(unblocked);
     assert!(draining.await.unwrap().is_clean());
 }
 

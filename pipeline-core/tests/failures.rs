@@ -20,7 +20,7 @@ use pipeline_core::{
         BroadcastDispatcher, Deliveries, DemandDispatcher, Dispatcher, Marker, PartitionDispatcher,
         Subscriber,
     },
-    report::{NotClean, PipelineReport},
+    report::{PipelineReport, UncleanPipeline},
     source::{QueueOptions, QueueProducer, from_iter, queue},
     stage::{Consumer, Emitter, HandleInfo, Producer, ProducerHandle, Stage},
     step::{for_each, for_each_batch},
@@ -240,7 +240,7 @@ async fn a_supervisor_that_gives_up_is_a_failure_that_shows_at_once() {
     let report = pipeline.drain(Duration::from_secs(1)).await;
     let failure = report.failure().unwrap();
     assert_eq!((&*failure.stage, report.unprocessed()), ("workers", 1));
-    let error: NotClean = report.into_result().unwrap_err();
+    let error: UncleanPipeline = report.into_result().unwrap_err();
     assert!(error.to_string().contains("too many restarts of workers"), "{error}");
     assert_eq!(format!("{error:?}"), error.to_string(), "`main` prints this");
 }

@@ -450,7 +450,7 @@ impl HandleCall<HowMany, u32> for AnswersLater {
         caller: &mut pipeline_core::stage::Caller<u32>,
         _: &mut Emitter<'_, u32>,
     ) -> Result<(), ExitReason> {
-        self.0 = Some(caller.later());
+        self.0 = Some(caller.take());
         Ok(())
     }
 }

@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(
             fields(endpoint),
             "broadcasts broadcasts_per_second bytes_waiting channels closed_slow \
-             connects_limited delivered draining dropped dropped_per_second frames_in \
+             connections_refused delivered draining dropped dropped_per_second frames_in \
              frames_in_per_second frames_out frames_out_per_second frames_waiting inbox_bytes \
              outbox_bytes sockets topics"
         );

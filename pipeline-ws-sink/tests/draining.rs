@@ -280,7 +280,7 @@ async fn frames_that_a_client_does_not_read_are_counted_and_its_socket_as_aborte
 }
 
 #[tokio::test(start_paused = true)]
-async fn sockets_of_late_batches_are_closed_shortly_before_the_deadline() {
+async fn late_batches_are_closed_shortly_before_the_deadline() {
     let server = server(1);
     let mut clients = vec![];
     for topics in [1, 1, 1, 1, 1, 1, 0] {

@@ -144,7 +144,7 @@ async fn an_id_that_panics_refuses_and_keeps_no_place() {
     let lines = log.take();
     let refused = lines.iter().filter(|line| line.contains("panicked: no id")).count();
     assert_eq!(refused, 3, "{lines:?}");
-    assert_eq!(server.endpoint.snapshot().connects_limited, 0, "no place is kept");
+    assert_eq!(server.endpoint.snapshot().connections_refused, 0, "no place is kept");
 }
 
 #[tokio::test]

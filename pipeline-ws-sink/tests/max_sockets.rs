@@ -28,8 +28,8 @@ async fn a_client_above_the_limit_is_refused_before_connect_and_accepted_later()
     let [ada, bob] = [server.connect("name=ada").await, server.connect("name=bob").await];
     // `connect` would panic.
     assert_eq!(server.try_connect("vsn=2.0.0&name=panic").await.unwrap_err(), 503);
-    assert_eq!(server.endpoint.snapshot().connects_limited, 1);
-    assert_eq!(server.recorded.counters("socket.connects_limited"), [(String::new(), 1)]);
+    assert_eq!(server.endpoint.snapshot().connections_refused, 1);
+    assert_eq!(server.recorded.counters("socket.connections_refused"), [(String::new(), 1)]);
     drop(ada);
     server.open_sockets(1).await;
     eventually(|| server.endpoint.snapshot().sockets[0].open == 1).await;

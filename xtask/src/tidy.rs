@@ -29,8 +29,8 @@ const DIALECT: [&str; 20] = [
     "goes on",
     "hands out",
     "is told",
-    "let go of",
-    "lets go of",
+    "let go",
+    "lets go",
     "nobody",
     "of late",
     "somebody",
@@ -424,18 +424,28 @@ fn texts(files: &Files) -> impl Iterator<Item = (&Path, &str)> {
 fn texts_are_plain_english(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
     for (path, text) in texts(files) {
+        let mut before = "";
         for (at, line) in (1..).zip(text.lines()) {
-            if let Some(word) = dialect(line) {
+            let line = without_marks(line);
+            let broken =
+                || dialect(before).is_none().then(|| dialect(&format!("{before} {line}")))?;
+            if let Some(word) = dialect(line).or_else(broken) {
                 faults.push(format!("{}:{at}: says {word:?}", path.display()));
             }
+            before = line;
         }
     }
     faults
 }
 
-/// The first of the words of [`DIALECT`] in a line, in any case. A word in the name of a test counts too.
+/// A line without its indentation and the marks of a comment, so that it continues the line before.
+fn without_marks(line: &str) -> &str {
+    line.trim().trim_start_matches(['/', '!', '#', '*']).trim_start()
+}
+
+/// The first of the words of [`DIALECT`] in a line, in any case. Words in names count too.
 fn dialect(line: &str) -> Option<&'static str> {
-    let line = line.to_lowercase();
+    let line = line.to_lowercase().replace('_', " ");
     let is_word = |(at, found): (usize, &str)| {
         let (before, after) = (&line[..at], &line[at + found.len()..]);
         !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric)
@@ -546,7 +556,7 @@ mod tests {
             for line in [
                 format!("/// {word} waits is woken."),
                 format!("// It is for {}.", word.to_uppercase()),
-                format!("fn {word}_waits() {{"),
+                format!("fn {}_waits() {{", word.replace(' ', "_")),
                 format!("No{word}, but {word}\u{2019}s too."),
             ] {
                 assert_eq!(dialect(&line), Some(word), "{line}");
@@ -556,6 +566,14 @@ mod tests {
             }
         }
         assert_eq!(dialect("besides, those whole words"), None);
+    }
+
+    #[test]
+    fn dialect_is_found_across_lines() {
+        let text = "    /// The stage goes\n    /// on. It lets\n    /// go of it.\n    fn goes() {}\n    fn on() {}\n";
+        let files = Files(vec![("src/lib.rs".into(), text.to_owned())]);
+        let expected = ["src/lib.rs:2: says \"goes on\"", "src/lib.rs:3: says \"lets go\""];
+        assert_eq!(texts_are_plain_english(&files), expected);
     }
 
     #[test]

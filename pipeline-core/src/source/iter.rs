@@ -60,7 +60,7 @@ impl<I> FromIter<I> {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let mut graph = Graph::new("numbers");
-    /// let numbers = graph.producer("numbers", from_iter(0..).stop_when_abandoned());
+    /// let numbers = graph.producer("numbers", from_iter(0..).stop_without_consumers());
     /// let mut pipeline = graph.start()?;
     ///
     /// let mut stream = EventStream::new();
@@ -73,7 +73,7 @@ impl<I> FromIter<I> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn stop_when_abandoned(mut self) -> Self {
+    pub fn stop_without_consumers(mut self) -> Self {
         self.consumers.needed();
         self
     }

@@ -62,7 +62,7 @@ impl<S: Stream> FromStream<S> {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let mut graph = Graph::new("clock");
-    /// let ticks = from_stream(stream::repeat("tick")).stop_when_abandoned();
+    /// let ticks = from_stream(stream::repeat("tick")).stop_without_consumers();
     /// let ticks = graph.producer("ticks", ticks);
     /// let mut pipeline = graph.start()?;
     ///
@@ -75,7 +75,7 @@ impl<S: Stream> FromStream<S> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn stop_when_abandoned(mut self) -> Self {
+    pub fn stop_without_consumers(mut self) -> Self {
         self.consumers.needed();
         self
     }

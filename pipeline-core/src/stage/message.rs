@@ -187,7 +187,7 @@ pub trait HandleInfo<M, E = Infallible>: Send + 'static {
 ///         caller: &mut Caller<u64>,
 ///         _out: &mut Emitter<'_, Infallible>,
 ///     ) -> Result<(), ExitReason> {
-///         self.waiting.push(caller.later());
+///         self.waiting.push(caller.take());
 ///         Ok(())
 ///     }
 /// }
@@ -245,7 +245,7 @@ impl<R> Caller<R> {
     /// Takes the caller out of the callback, to reply later from another callback or task. Dropping
     /// it without a reply gives the caller [`CallError::NoReply`].
     #[must_use]
-    pub fn later(&mut self) -> Self {
+    pub fn take(&mut self) -> Self {
         Self { sender: self.sender.take(), reply: None }
     }
 }

@@ -61,7 +61,7 @@ pub(crate) enum Origin {
     Planned(u64),
     /// The same in a linear pipeline, where it is also made again when the producer is back after a
     /// failure.
-    Row(u64),
+    Linear(u64),
     /// A subscription made by a handle while the consumer ran. It is made again when the consumer
     /// is restarted, unless it has ended before.
     Handle(u64),
@@ -72,12 +72,12 @@ impl Origin {
         Self::Planned(next_id())
     }
 
-    pub(crate) fn row() -> Self {
-        Self::Row(next_id())
+    pub(crate) fn linear() -> Self {
+        Self::Linear(next_id())
     }
 
-    pub(crate) fn is_row(self) -> bool {
-        matches!(self, Self::Row(_))
+    pub(crate) fn is_linear(self) -> bool {
+        matches!(self, Self::Linear(_))
     }
 }
 

@@ -142,7 +142,7 @@ where
         match self.children.get_mut(id) {
             None => caller.reply(Err(TerminateError::NotFound)),
             Some(child) => {
-                child.terminated.push(caller.later());
+                child.terminated.push(caller.take());
                 match &child.task {
                     // Its slot is freed when it has actually ended.
                     Some(task) => task.abort(),

@@ -129,9 +129,9 @@ async fn s_176_an_endless_source_ends_with_its_last_consumer_if_configured() {
         assert_eq!(matches!(of("producer").reason, ExitReason::Normal), stops, "{report}");
     }
     run(from_iter(0..), false).await;
-    run(from_iter(0..).stop_when_abandoned(), true).await;
+    run(from_iter(0..).stop_without_consumers(), true).await;
     run(from_stream(stream::iter(0..)), false).await;
-    run(from_stream(stream::iter(0..)).stop_when_abandoned(), true).await;
+    run(from_stream(stream::iter(0..)).stop_without_consumers(), true).await;
 }
 
 #[tokio::test(start_paused = true)]

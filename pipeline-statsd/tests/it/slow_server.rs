@@ -14,14 +14,14 @@ use crate::support::{PATIENCE, value, weight};
 /// Reports each call, then blocks in it until it is released.
 struct Stuck {
     entered: SyncSender<String>,
-    let_go: Mutex<Receiver<()>>,
+    released: Mutex<Receiver<()>>,
 }
 
 impl MetricSink for Stuck {
     fn emit(&self, metric: &str) -> io::Result<usize> {
         let _ = self.entered.send(metric.to_owned());
         // At the end of the test, the sender is dropped and every call returns.
-        let _ = self.let_go.lock().recv();
+        let _ = self.released.lock().recv();
         Ok(metric.len())
     }
 }
@@ -30,12 +30,13 @@ impl MetricSink for Stuck {
 fn a_blocked_sink_blocks_no_recording_and_no_value_is_lost() {
     const EACH: u64 = 50_000;
     let (entered, entries) = mpsc::sync_channel(100_000);
-    let (go, let_go) = mpsc::channel();
-    let (recorder, flusher) = StatsdRecorder::sink(Stuck { entered, let_go: Mutex::new(let_go) })
-        .own_counters(false)
-        .flush_every(Duration::from_millis(1))
-        .build()
-        .unwrap();
+    let (release, released) = mpsc::channel();
+    let (recorder, flusher) =
+        StatsdRecorder::sink(Stuck { entered, released: Mutex::new(released) })
+            .own_counters(false)
+            .flush_every(Duration::from_millis(1))
+            .build()
+            .unwrap();
     with_local_recorder(&recorder, || counter!("first").increment(1));
     assert_eq!(entries.recv_timeout(PATIENCE).unwrap(), "first:1|c");
 
@@ -51,7 +52,7 @@ fn a_blocked_sink_blocks_no_recording_and_no_value_is_lost() {
     });
     assert!(entries.try_recv().is_err(), "the sink is still in the same call");
 
-    drop(go);
+    drop(release);
     drop(flusher);
     let lines: Vec<_> = entries.try_iter().collect();
     let events = lines.iter().filter(|line| line.starts_with("events:"));

@@ -26,7 +26,7 @@ pub(crate) struct Admission(Arc<Admissions>);
 impl Admissions {
     pub(crate) fn new(max: usize, telemetry: &Telemetry) -> Self {
         let description = "Connections refused because the maximum of open sockets was reached";
-        let refused = telemetry.counter("socket.connects_limited", description, []);
+        let refused = telemetry.counter("socket.connections_refused", description, []);
         let (open, is_full) = (AtomicUsize::new(0), AtomicBool::new(false));
         Self { open, max, is_full, lines: LineLimit::new(), refused: refused.into() }
     }
@@ -83,7 +83,7 @@ mod tests {
         assert!(admissions.admit().is_none());
         drop((other, third));
         assert_eq!(admissions.open.load(Relaxed), 0);
-        assert_eq!(recorded.counters("socket.connects_limited"), [(String::new(), 3)]);
+        assert_eq!(recorded.counters("socket.connections_refused"), [(String::new(), 3)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -396,7 +396,7 @@ impl Inner {
             channels,
             topics: self.state.pubsub.table().topics(),
             broadcasts: metrics.broadcasts.get(),
-            connects_limited: self.state.admissions.refused(),
+            connections_refused: self.state.admissions.refused(),
             frames_in: metrics.frames_in.get(),
             frames_out: metrics.frames_out.get(),
             frames_waiting: waiting.frames,
@@ -591,7 +591,7 @@ impl EndpointBuilder {
     ///
     /// At the limit, a new client is answered with 503 and `retry-after`, before
     /// [`Socket::connect`] is called; the official client tries again by itself. Such clients are
-    /// counted in `socket.connects_limited`. The operating system has limits of its own: a process
+    /// counted in `socket.connections_refused`. The operating system has limits of its own: a process
     /// often may have no more than 1,024 open files.
     ///
     /// # Panics

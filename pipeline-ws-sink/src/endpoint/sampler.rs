@@ -78,11 +78,11 @@ impl Sampler {
         self.outbox_bytes.set(state.outboxes.bytes());
         // A socket that opens now is either seen here, or finds no task and starts another.
         let mut task = self.task.lock();
-        let goes_on = state.sockets.len() > 0;
-        if !goes_on {
+        let continues = state.sockets.len() > 0;
+        if !continues {
             *task = None;
         }
-        goes_on
+        continues
     }
 }
 

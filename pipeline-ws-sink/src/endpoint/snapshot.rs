@@ -34,7 +34,7 @@ pub struct EndpointSnapshot {
     pub broadcasts: u64,
     /// Clients that were refused because the
     /// [maximum](crate::endpoint::EndpointBuilder::max_sockets) of open sockets was reached.
-    pub connects_limited: u64,
+    pub connections_refused: u64,
     /// Frames that clients have sent: messages, their fragments, and control frames.
     pub frames_in: u64,
     /// Frames of which the operating system has taken the last byte.

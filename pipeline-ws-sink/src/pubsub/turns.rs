@@ -345,7 +345,7 @@ mod tests {
     #[tokio::test]
     async fn a_resting_turn_is_overtaken_and_stays_ahead_of_the_others() {
         for entered_before in [true, false] {
-            for goes_on_meanwhile in [true, false] {
+            for continues_meanwhile in [true, false] {
                 let queues = Arc::new(TopicTurns::default());
                 let enter = |kind| queues.enter(&"t".into(), kind);
                 let [first, second] = [(); 2].map(|()| enter(TurnKind::Ordered));
@@ -355,7 +355,7 @@ mod tests {
                 assert!(poll!(pin!(overtaking.wait())).is_ready());
                 let another = enter(TurnKind::Overtaking);
                 assert!(poll!(pin!(another.wait())).is_pending(), "one after the other");
-                if goes_on_meanwhile {
+                if continues_meanwhile {
                     let first = first.resume().unwrap();
                     assert!(poll!(pin!(first.wait())).is_pending());
                     drop(overtaking);

@@ -87,13 +87,13 @@ impl<In> Retry<In> {
     /// Makes the retry due now, with short delays after that.
     fn retry_now(&mut self) {
         self.at = Deadline::from_now(Duration::ZERO);
-        self.backoff = BackoffState::new(row_backoff());
+        self.backoff = BackoffState::new(linear_backoff());
     }
 }
 
 /// The delays at which a stage of a linear pipeline checks whether its producer is back, which it
 /// usually is at once.
-fn row_backoff() -> Backoff {
+fn linear_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(1), Duration::from_secs(1))
 }
 
@@ -127,7 +127,7 @@ impl<In> Upstreams<In> {
         let Some(upstream) = self.inlet.get(old) else {
             if let Some(retry) = self.take_retry(|earlier| earlier.id() == old) {
                 self.planned.lock().retain(|planned| planned.origin != retry.origin);
-                if retry.origin.is_row() && Arc::ptr_eq(&retry.target, target) {
+                if retry.origin.is_linear() && Arc::ptr_eq(&retry.target, target) {
                     *origin = retry.origin;
                 }
             }
@@ -137,7 +137,7 @@ impl<In> Upstreams<In> {
         let replaced = upstream.state.origin;
         self.planned.lock().retain(|planned| planned.origin != replaced);
         if Arc::ptr_eq(&upstream.state.target, target) {
-            if replaced.is_row() {
+            if replaced.is_linear() {
                 *origin = replaced;
             }
             return Some((old, reason));
@@ -186,10 +186,10 @@ impl<In> Upstreams<In> {
         let reason = how.reason().clone();
         let policy = match options.mode() {
             // The time limit of the drain applies.
-            Cancel::Reconnect(_) if draining => Some(row_backoff()),
+            Cancel::Reconnect(_) if draining => Some(linear_backoff()),
             Cancel::Reconnect(policy) => Some(policy),
-            _ if origin.is_row() && target.restarts() && is_down && !reason.is_graceful() => {
-                Some(row_backoff())
+            _ if origin.is_linear() && target.restarts() && is_down && !reason.is_graceful() => {
+                Some(linear_backoff())
             }
             _ => None,
         };
