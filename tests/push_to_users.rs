@@ -333,8 +333,12 @@ async fn a_server_at_its_limit_of_open_files_recovers_when_files_are_closed() {
     for _ in 0..FILES {
         clients.push(TcpStream::connect(&example.address).await.unwrap());
     }
-    let line = example.line_with("http.accept_errors:").await;
-    assert!(line.ends_with("|c"), "{line}");
+    // The server tries again at most ten times a second. One that spins fails thousands of times.
+    for _ in 0..3 {
+        let line = example.line_with("http.accept_errors:").await;
+        let count = line.split(['|', ':']).rev().nth(1).unwrap();
+        assert!(count.parse::<u64>().unwrap() <= 200, "it spins: {line}");
+    }
     ada.send(json!([null, "h", "phoenix", "heartbeat", {}])).await;
     assert_eq!(ada.receive().await[4]["status"], "ok");
     drop(clients);
