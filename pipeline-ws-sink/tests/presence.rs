@@ -406,6 +406,34 @@ async fn fetch_is_batched_and_diffs_wait_for_it_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_listed_a_presence_during_a_slow_fetch_sees_it_leave() {
+    for of_key in [false, true] {
+        let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(0)));
+        let presence = named(&calls, &permits);
+        let kit = kit(&presence);
+        let mut watching = kit.endpoint().subscribe(T);
+        let _first = presence.track_detached(T, "first", &json!({})).unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let ada = presence.track_detached(T, "ada", &json!({})).unwrap();
+        let lister = presence.clone();
+        let listed = tokio::spawn(async move {
+            if of_key {
+                lister.get_by_key(T, "ada").await.is_some()
+            } else {
+                lister.list(T).await.get("ada").is_some()
+            }
+        });
+        sleep(Duration::from_secs(1)).await;
+        drop(ada);
+        permits.add_permits(100);
+        assert!(listed.await.unwrap());
+        watching.recv().await.unwrap();
+        let diff: Value = watching.recv().await.unwrap().payload().parse().unwrap();
+        assert_eq!(plain(&diff["leaves"]), json!({ "ada": [{}] }), "of one key: {of_key}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_diff_is_sent_without_fetched_data_if_fetch_panics() {
     let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1000)));
     let presence = named(&calls, &permits);

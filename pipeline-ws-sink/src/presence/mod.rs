@@ -205,6 +205,10 @@ impl Presence {
     /// and only a few at a time receive it. So when many clients join such a topic at once, other
     /// clients are served meanwhile.
     ///
+    /// A client may be sent the list: with the diffs after it, the client knows the present state. While
+    /// more than 10,000 presences that came, were listed and left wait for their diffs, which only a
+    /// slow `fetch` or `on_diff` can cause, a list is as of the last diffs.
+    ///
     /// # Cancel safety
     ///
     /// Cancel safe.
@@ -213,7 +217,7 @@ impl Presence {
     }
 
     /// The entry of one key, with the data that [`fetch`](PresenceBuilder::fetch) adds; `None` if
-    /// the key is not present.
+    /// the key is not present. A client may be sent the entry as it may be sent a [list](Self::list).
     ///
     /// # Cancel safety
     ///

@@ -1,8 +1,9 @@
 //! Changes that have not been sent yet. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{Hash, Hasher},
+    ops::Range,
     sync::Arc,
 };
 
@@ -15,17 +16,24 @@ use super::{
 /// changes of a key, so it is larger if one key has more.
 const MAX_CHANGES: usize = 1_000;
 
+/// How many visits wait until lists leave out new changes. A visit is a join and a leave of one meta
+/// that both have to be sent, although the meta is gone.
+const MAX_VISITS: usize = 10_000;
+
 /// Changes that have not been sent yet, by topic.
 ///
-/// Changes of one topic are merged, and two changes that cancel each other out are not sent, unless
-/// the topic has been listed in between: the client that the list was sent to has seen the first of
-/// them. So there are never more changes than current presences plus presences that clients know of.
+/// Changes of one topic are merged, and each meta has one at most. Two changes that cancel each other
+/// out are not sent, unless the meta has been listed in between: the client that the list was sent to
+/// has seen the first of them. So the number of changes is bounded by the presences, those that
+/// clients know of, and [`MAX_VISITS`].
 #[derive(Debug, Default)]
 pub(super) struct PendingDiffs {
     /// The topics in the order in which they are sent. Each has at least one change.
     topics: BTreeMap<u64, Arc<str>>,
     changes: HashMap<Arc<str>, Changes>,
     next: u64,
+    /// The number of visits in all topics.
+    visits: usize,
 }
 
 impl PendingDiffs {
@@ -36,8 +44,10 @@ impl PendingDiffs {
                 self.topics.insert(self.next, topic.clone());
                 Changes::in_turn(self.next)
             });
-            joins.into_iter().for_each(|(key, meta)| changes.add(ChangeKind::Join, key, meta));
-            leaves.into_iter().for_each(|(key, meta)| changes.add(ChangeKind::Leave, key, meta));
+            self.visits -= changes.visits;
+            joins.into_iter().for_each(|(key, meta)| changes.add(Direction::Join, key, meta));
+            leaves.into_iter().for_each(|(key, meta)| changes.add(Direction::Leave, key, meta));
+            self.visits += changes.visits;
             if changes.is_empty() {
                 self.topics.remove(&changes.turn);
                 self.changes.remove(&topic);
@@ -45,11 +55,36 @@ impl PendingDiffs {
         }
     }
 
-    /// A list of the topic has been made, with the changes so far.
-    pub(super) fn listed(&mut self, topic: &str) {
-        if let Some(changes) = self.changes.get_mut(topic) {
-            changes.listed = changes.next;
+    /// The presences of a topic, or of one of its keys, for a list. Changes that are in the list and
+    /// not sent yet are sent, even if they are taken back before: the client would never be notified
+    /// otherwise.
+    ///
+    /// While too many visits wait, changes that no list has had so far are left out: clients learn
+    /// of these when they are sent.
+    pub(super) fn list<'a>(
+        &mut self,
+        topic: &str,
+        key: Option<&str>,
+        current: impl Iterator<Item = (&'a Arc<str>, &'a Meta)>,
+    ) -> Vec<(Arc<str>, Meta)> {
+        let current = current.map(|(key, meta)| (key.clone(), meta.clone()));
+        let Some(changes) = self.changes.get_mut(topic) else { return current.collect() };
+        if self.visits < MAX_VISITS {
+            changes.listed(key);
+            return current.collect();
         }
+        let (mut joined, mut left) = (HashSet::new(), Vec::new());
+        for change in changes.unlisted(key) {
+            match change.kind {
+                ChangeKind::Join => _ = joined.insert(&change.of),
+                ChangeKind::Leave => left.push((change.of.key.clone(), change.of.meta.clone())),
+                ChangeKind::Visit | ChangeKind::Return => {}
+            }
+        }
+        let is_known = |(key, meta): &(Arc<str>, Meta)| {
+            !joined.contains(&KeyedMeta { key: key.clone(), meta: meta.clone() })
+        };
+        current.filter(is_known).chain(left).collect()
     }
 
     /// The topic of the next diff.
@@ -62,7 +97,9 @@ impl PendingDiffs {
     pub(super) fn next(&mut self) -> Option<(Arc<str>, Diff)> {
         let (_, topic) = self.topics.pop_first()?;
         let changes = self.changes.get_mut(&topic)?;
+        self.visits -= changes.visits;
         let diff = changes.take(MAX_CHANGES);
+        self.visits += changes.visits;
         if changes.is_empty() {
             self.changes.remove(&topic);
         } else {
@@ -89,23 +126,39 @@ struct Changes {
     next: u64,
     /// Changes with lower numbers are in a list that a client may have.
     listed: u64,
+    /// How many of the changes are visits.
+    visits: usize,
 }
 
 /// The number of the key, and the number of the change.
 type Position = (u64, u64);
 
+/// A change of the tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ChangeKind {
+enum Direction {
     Join,
     Leave,
+}
+
+/// The changes of one meta since the last diff, taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChangeKind {
+    /// A meta that clients do not know of has joined.
+    Join,
+    /// A meta that clients know of has left.
+    Leave,
+    /// A meta that only lists have shown has joined and left.
+    Visit,
+    /// A meta that only lists have lacked has left and joined.
+    Return,
 }
 
 #[derive(Debug)]
 struct Change {
     kind: ChangeKind,
     of: KeyedMeta,
-    /// The opposite change of the same meta, which was listed and has to be sent first.
-    after: Option<Position>,
+    /// Whether a client may have a list with the meta's state after one of its changes.
+    is_listed: bool,
 }
 
 /// A meta of a key. Two are equal if they have the same key and the same reference.
@@ -118,7 +171,7 @@ struct KeyedMeta {
 impl Changes {
     fn in_turn(turn: u64) -> Self {
         let (changes, keys, positions) = Default::default();
-        Self { turn, changes, keys, positions, next: 0, listed: 0 }
+        Self { turn, changes, keys, positions, next: 0, listed: 0, visits: 0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -127,35 +180,48 @@ impl Changes {
 
     /// Adds a change, unless it cancels one that has been neither sent nor listed: a join and a
     /// leave of the same meta cancel out.
-    fn add(&mut self, kind: ChangeKind, key: Arc<str>, meta: Meta) {
+    fn add(&mut self, direction: Direction, key: Arc<str>, meta: Meta) {
         let of = KeyedMeta { key, meta };
-        let after = self.positions.get(&of).copied();
-        if let Some(position) = after {
-            if self.changes.get(&position).is_some_and(|pending| pending.kind == kind) {
-                return;
-            }
-            if position.1 >= self.listed {
+        let pending = self.positions.get(&of).and_then(|at| Some((*at, self.changes.get_mut(at)?)));
+        let Some((position, change)) = pending else {
+            let kind = match direction {
+                Direction::Join => ChangeKind::Join,
+                Direction::Leave => ChangeKind::Leave,
+            };
+            return self.insert(kind, of);
+        };
+        change.is_listed |= position.1 < self.listed;
+        let kind = match (change.kind, direction) {
+            (ChangeKind::Join | ChangeKind::Return, Direction::Join)
+            | (ChangeKind::Leave | ChangeKind::Visit, Direction::Leave) => return,
+            (ChangeKind::Join | ChangeKind::Leave, _) if !change.is_listed => {
                 self.remove(position);
                 return;
             }
-        }
+            (ChangeKind::Join, Direction::Leave) => ChangeKind::Visit,
+            (ChangeKind::Leave, Direction::Join) => ChangeKind::Return,
+            (ChangeKind::Visit, Direction::Join) => ChangeKind::Join,
+            (ChangeKind::Return, Direction::Leave) => ChangeKind::Leave,
+        };
+        self.visits += usize::from(kind == ChangeKind::Visit);
+        self.visits -= usize::from(change.kind == ChangeKind::Visit);
+        change.kind = kind;
+    }
+
+    fn insert(&mut self, kind: ChangeKind, of: KeyedMeta) {
         let number = self.next;
         self.next += 1;
         let (group, count) = self.keys.entry(of.key.clone()).or_insert((number, 0));
         *count += 1;
         let position = (*group, number);
         self.positions.insert(of.clone(), position);
-        self.changes.insert(position, Change { kind, of, after });
+        self.changes.insert(position, Change { kind, of, is_listed: false });
     }
 
     fn remove(&mut self, position: Position) -> Option<Change> {
         let change = self.changes.remove(&position)?;
-        let before = change.after.filter(|before| self.changes.contains_key(before));
-        if let Some(before) = before {
-            self.positions.insert(change.of.clone(), before);
-        } else if self.positions.get(&change.of) == Some(&position) {
-            self.positions.remove(&change.of);
-        }
+        self.visits -= usize::from(change.kind == ChangeKind::Visit);
+        self.positions.remove(&change.of);
         if let Some((_, count)) = self.keys.get_mut(&change.of.key) {
             *count -= 1;
             if *count == 0 {
@@ -165,13 +231,37 @@ impl Changes {
         Some(change)
     }
 
+    /// The positions of a key's changes, or of all.
+    fn range(&self, key: Option<&str>) -> Range<Position> {
+        let Some(key) = key else { return (0, 0)..(u64::MAX, 0) };
+        let group = self.keys.get(key).map_or(u64::MAX, |(group, _)| *group);
+        (group, 0)..(group, u64::MAX)
+    }
+
+    /// A client may have a list of this key, or of all, with the changes so far.
+    fn listed(&mut self, key: Option<&str>) {
+        if key.is_none() {
+            self.listed = self.next;
+        } else {
+            let changes = self.changes.range_mut(self.range(key));
+            changes.for_each(|(_, change)| change.is_listed = true);
+        }
+    }
+
+    /// The changes of a key, or all, that no list has had.
+    fn unlisted(&self, key: Option<&str>) -> impl Iterator<Item = &Change> {
+        let changes = self.changes.range(self.range(key));
+        let unlisted =
+            changes.filter(|((_, number), change)| !change.is_listed && *number >= self.listed);
+        unlisted.map(|(_, change)| change)
+    }
+
     /// Takes whole keys until there are at least this many changes. Clients apply joins before
-    /// leaves, so a meta that has left and joined again joins in the next diff.
+    /// leaves, so a visit is both in one diff.
     fn take(&mut self, most: usize) -> Diff {
         let (mut diff, mut taken, mut last_group) = (Diff::default(), 0, None);
-        while let Some((&position, change)) = self.changes.first_key_value() {
-            let rejoins = change.kind == ChangeKind::Join && change.after.is_some();
-            if taken >= most && last_group != Some(position.0) || taken > 0 && rejoins {
+        while let Some((&position, _)) = self.changes.first_key_value() {
+            if taken >= most && last_group != Some(position.0) {
                 break;
             }
             let Some(Change { kind, of: KeyedMeta { key, meta }, .. }) = self.remove(position)
@@ -179,8 +269,13 @@ impl Changes {
                 break;
             };
             match kind {
-                ChangeKind::Join => diff.joins.push((key, meta)),
+                ChangeKind::Join | ChangeKind::Return => diff.joins.push((key, meta)),
                 ChangeKind::Leave => diff.leaves.push((key, meta)),
+                ChangeKind::Visit => {
+                    diff.joins.push((key.clone(), meta.clone()));
+                    diff.leaves.push((key, meta));
+                    taken += 1;
+                }
             }
             (taken, last_group) = (taken + 1, Some(position.0));
         }
@@ -205,6 +300,9 @@ impl Hash for KeyedMeta {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::{collection::vec, prelude::*};
     use serde_json::json;
     use tokio::time::Instant;
 
@@ -257,24 +355,139 @@ mod tests {
         assert_eq!(waiting.next().unwrap().1, diff(&[], &[("ada", "1")]));
     }
 
+    /// Makes a list of a topic in which these are present.
+    fn list(
+        waiting: &mut PendingDiffs,
+        topic: &str,
+        key: Option<&str>,
+        present: &[(&str, &str)],
+    ) -> Vec<(Arc<str>, Meta)> {
+        let present: Vec<_> = present.iter().map(|(key, meta)| who(key, meta)).collect();
+        waiting.list(topic, key, present.iter().map(|(key, meta)| (key, meta)))
+    }
+
     #[test]
     fn changes_that_were_listed_do_not_cancel_out() {
         let mut waiting = PendingDiffs::default();
         add(&mut waiting, "t", &[("ada", "1")], &[("ben", "2")]);
-        waiting.listed("t");
+        list(&mut waiting, "t", None, &[("ada", "1")]);
         // The list has ada's meta, and not that of ben. These are not in it.
         add(&mut waiting, "t", &[("ben", "2"), ("eve", "3")], &[("ada", "1")]);
         add(&mut waiting, "t", &[], &[("eve", "3")]);
-        // Taken back before they were listed, and made again.
+        // Taken back, and made again.
         add(&mut waiting, "t", &[("ada", "1")], &[("ben", "2")]);
         add(&mut waiting, "t", &[("ben", "2")], &[("ada", "1")]);
-        let first = diff(&[("ada", "1")], &[("ada", "1"), ("ben", "2")]);
-        assert_eq!(waiting.next(), Some(("t".into(), first)));
-        // Joins are applied before leaves, so this one is not in the same diff.
-        let second = diff(&[("ben", "2")], &[]);
-        assert_eq!(waiting.next(), Some(("t".into(), second)));
+        // Joins are applied before leaves.
+        let all = diff(&[("ada", "1"), ("ben", "2")], &[("ada", "1")]);
+        assert_eq!(waiting.next(), Some(("t".into(), all)));
         assert_eq!(waiting.next(), None);
         assert!(waiting.topics.is_empty() && waiting.changes.is_empty());
+        assert_eq!(waiting.visits, 0);
+    }
+
+    #[test]
+    fn changes_of_a_key_that_was_listed_do_not_cancel_out() {
+        let mut waiting = PendingDiffs::default();
+        add(&mut waiting, "t", &[("ada", "1"), ("ben", "2")], &[]);
+        list(&mut waiting, "t", Some("ada"), &[("ada", "1")]);
+        list(&mut waiting, "t", Some("eve"), &[]);
+        add(&mut waiting, "t", &[], &[("ada", "1"), ("ben", "2")]);
+        let of_ada = diff(&[("ada", "1")], &[("ada", "1")]);
+        assert_eq!(waiting.next(), Some(("t".into(), of_ada)));
+        assert_eq!(waiting.next(), None);
+    }
+
+    #[test]
+    fn a_meta_that_flaps_between_lists_has_one_change() {
+        let mut waiting = PendingDiffs::default();
+        for _ in 0..100 {
+            add(&mut waiting, "t", &[("ada", "1")], &[]);
+            list(&mut waiting, "t", None, &[("ada", "1")]);
+            add(&mut waiting, "t", &[], &[("ada", "1")]);
+            list(&mut waiting, "t", None, &[]);
+        }
+        assert_eq!((waiting.changes["t"].changes.len(), waiting.visits), (1, 1));
+        let visit = diff(&[("ada", "1")], &[("ada", "1")]);
+        assert_eq!(waiting.next(), Some(("t".into(), visit)));
+    }
+
+    #[test]
+    fn visits_that_were_listed_are_bounded_over_all_topics() {
+        let mut waiting = PendingDiffs::default();
+        let count = |waiting: &PendingDiffs| {
+            waiting.changes.values().map(|changes| changes.changes.len()).sum::<usize>()
+        };
+        add(&mut waiting, "t:1", &[("known", "0")], &[]);
+        let _ = waiting.next();
+        for n in 0..MAX_VISITS + 500 {
+            let (topic, reference) = (format!("t:{}", n % 7), n.to_string());
+            let key = (n % 2 == 0).then_some("ada");
+            add(&mut waiting, &topic, &[("ada", &reference)], &[]);
+            list(&mut waiting, &topic, key, &[("ada", &reference)]);
+            add(&mut waiting, &topic, &[], &[("ada", &reference)]);
+        }
+        assert_eq!((count(&waiting), waiting.visits), (MAX_VISITS, MAX_VISITS));
+        // Lists are as if the last changes had not been made yet, and clients learn of these later.
+        add(&mut waiting, "t:1", &[("ben", "1")], &[("known", "0")]);
+        for key in [None, Some("known")] {
+            let seen = list(&mut waiting, "t:1", key, &[]);
+            assert_eq!(seen, [who("known", "0")]);
+        }
+        assert_eq!(list(&mut waiting, "t:1", None, &[("ben", "1")]), [who("known", "0")]);
+        assert_eq!(list(&mut waiting, "t:1", Some("ben"), &[("ben", "1")]), []);
+        let (mut joins, mut leaves) = (0, 0);
+        while let Some((_, diff)) = waiting.next() {
+            (joins, leaves) = (joins + diff.joins.len(), leaves + diff.leaves.len());
+        }
+        assert_eq!((joins, leaves, waiting.visits), (MAX_VISITS + 1, MAX_VISITS + 1, 0));
+        // And then they have all again.
+        add(&mut waiting, "t:1", &[("eve", "2")], &[]);
+        assert_eq!(list(&mut waiting, "t:1", None, &[("eve", "2")]), [who("eve", "2")]);
+    }
+
+    proptest! {
+        /// Each step toggles a meta, makes a list for another client, or sends a diff.
+        #[test]
+        fn clients_with_lists_of_any_time_end_with_the_same_presences(
+            steps in vec((0..8_usize, 0..3_usize), 0..60),
+            visits in prop_oneof![Just(0), Just(MAX_VISITS)],
+        ) {
+            let metas = [("ada", "1"), ("ada", "2"), ("ben", "3")];
+            // More visits wait in another topic.
+            let mut waiting = PendingDiffs { visits, ..PendingDiffs::default() };
+            let (mut present, mut clients) = (BTreeSet::<usize>::new(), vec![BTreeSet::<usize>::new()]);
+            let known = |(key, meta): &(Arc<str>, Meta)| {
+                metas.iter().position(|of| *of == (&**key, phx_ref::of(meta).unwrap())).unwrap()
+            };
+            let send = |waiting: &mut PendingDiffs, clients: &mut Vec<BTreeSet<usize>>| {
+                let Some((_, diff)) = waiting.next() else { return false };
+                for client in clients {
+                    client.extend(diff.joins.iter().map(known));
+                    diff.leaves.iter().map(known).for_each(|meta| _ = client.remove(&meta));
+                }
+                true
+            };
+            for (action, meta) in steps {
+                match action {
+                    0 => {
+                        send(&mut waiting, &mut clients);
+                    }
+                    1 | 2 => {
+                        let shown: Vec<_> = present.iter().map(|at: &usize| metas[*at]).collect();
+                        let list = list(&mut waiting, "t", None, &shown);
+                        clients.push(list.iter().map(known).collect());
+                    }
+                    _ if present.remove(&meta) => add(&mut waiting, "t", &[], &[metas[meta]]),
+                    _ => {
+                        present.insert(meta);
+                        add(&mut waiting, "t", &[metas[meta]], &[]);
+                    }
+                }
+            }
+            while send(&mut waiting, &mut clients) {}
+            prop_assert!(clients.iter().all(|client| *client == present), "{:?}", clients);
+            prop_assert_eq!(waiting.visits, visits);
+        }
     }
 
     #[test]

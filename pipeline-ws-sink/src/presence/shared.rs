@@ -246,7 +246,7 @@ impl Shared {
     pub(super) async fn list(&self, topic: &str) -> PresenceList {
         let Ok(attached) = self.attached() else { return PresenceList::default() };
         let listed = async {
-            let who = attached.list(topic);
+            let who = attached.list(topic, None);
             self.enriched(&topic.into(), PresenceList::of(who)).await
         };
         if attached.look(|tracker| tracker.count(topic)) <= FEW {
@@ -257,15 +257,11 @@ impl Shared {
     }
 
     pub(super) async fn get_by_key(&self, topic: &str, key: &str) -> Option<Map<String, Value>> {
-        let attached = self.attached().ok()?;
-        let metas =
-            attached.look(|tracker| tracker.get_by_key(topic, key).cloned().collect::<Vec<_>>());
+        let metas = self.attached().ok()?.list(topic, Some(key));
         if metas.is_empty() {
             return None;
         }
-        let shared_key: Arc<str> = key.into();
-        let who = PresenceList::of(metas.into_iter().map(|meta| (shared_key.clone(), meta)));
-        self.enriched(&topic.into(), who).await.get(key)
+        self.enriched(&topic.into(), PresenceList::of(metas)).await.get(key)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -311,12 +307,17 @@ impl Attached {
         phx_ref::make(time, self.giver, self.count.fetch_add(1, Relaxed))
     }
 
-    /// The presences of a topic, for a client. Changes that are in the list and not sent yet are sent,
-    /// even if they are taken back before: the client would never be notified otherwise.
-    fn list(&self, topic: &str) -> Vec<(Arc<str>, Meta)> {
-        let mut state = self.state.lock();
-        state.pending.listed(topic);
-        state.tracker.list(topic).map(cloned).collect()
+    /// The presences of a topic, or of one of its keys, for a client.
+    fn list(&self, topic: &str, key: Option<&str>) -> Vec<(Arc<str>, Meta)> {
+        let State { tracker, pending, .. } = &mut *self.state.lock();
+        match key {
+            None => pending.list(topic, None, tracker.list(topic)),
+            Some(key) => {
+                let shared: Arc<str> = key.into();
+                let metas = tracker.get_by_key(topic, key).map(|meta| (&shared, meta));
+                pending.list(topic, Some(key), metas)
+            }
+        }
     }
 
     fn look<T>(&self, look: impl FnOnce(&Tracker) -> T) -> T {
@@ -365,11 +366,6 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-/// Clones a tracker's entry, for use outside the lock.
-fn cloned((key, meta): (&Arc<str>, &Meta)) -> (Arc<str>, Meta) {
-    (key.clone(), meta.clone())
 }
 
 /// A meta as a JSON object.
