@@ -78,8 +78,8 @@ async fn events_of_a_socket_or_a_channel_are_logged_in_its_span() {
     let crash = written.line("a channel crashed");
     assert!(crash.starts_with(&format!("ERROR {socket}:{channel}: ")), "{crash}");
     drop(ada);
-    eventually(|| written.lines().iter().any(|line| line.contains("socket closed"))).await;
-    let end = written.line("socket closed");
+    eventually(|| written.lines().iter().any(|line| line.contains("closing socket"))).await;
+    let end = written.line("closing socket");
     assert!(end.starts_with(&format!("DEBUG {socket}: ")), "{end}");
 }
 

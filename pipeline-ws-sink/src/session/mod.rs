@@ -43,7 +43,7 @@ use crate::{
     },
     pubsub::PubSub,
     socket::Socket,
-    telemetry::{ContainedSpan, InSpan, SocketMetrics, limited, shown},
+    telemetry::{InSpan, SocketMetrics, limited, log, shown},
 };
 
 /// The overhead of a waiting message in the inbox, besides its own bytes: approximately its memory.
@@ -395,9 +395,7 @@ impl<S: Socket> Session<S> {
         self.lives += 1;
         let instance = Instance::new(self.lives);
         let mailbox = Arc::new(Mailbox::default());
-        let span = ContainedSpan::new(|| {
-            tracing::info_span!("channel", channel = route.metrics.channel, topic = shown(&topic))
-        });
+        let span = log::channel_span(route.metrics.channel, &topic);
         let living = route.channel.clone().run(Join {
             connection: self.connection.clone(),
             topic: topic.clone(),

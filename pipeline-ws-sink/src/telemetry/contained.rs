@@ -2,22 +2,88 @@
 //!
 //! The log's subscriber is the application's, and may panic. This costs the line or the span, and nothing
 //! else: the panic hook has reported it. So all of the crate's lines are written by [`log_line!`] or
-//! [`limited!`](super::limited), and all spans are [`ContainedSpan`]s.
+//! [`limited!`](super::limited), and all spans are made by [`contained_span!`].
+//!
+//! The hook's reports have the same limit as the lines, on each thread: beyond it the subscriber is not called.
 
 use std::{
+    any::Any,
     borrow::Borrow,
+    cell::Cell,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
-use tracing::{Dispatch, Level, Span, Value, dispatcher, span, subscriber::NoSubscriber};
+use tokio::time::Instant;
+use tracing::{Dispatch, Span, Value, dispatcher, span, subscriber::NoSubscriber};
+pub(crate) use tracing::{
+    Level,
+    field::{Empty, debug},
+};
 
-/// Calls the log's subscriber. `None` if it panics.
+use super::line_limit;
+use crate::session::token_bucket::Bucket;
+
+/// The subscriber's recent panics on a thread.
+#[derive(Clone, Copy)]
+struct Panics {
+    began: Instant,
+    bucket: Bucket,
+}
+
+thread_local! {
+    /// Empty until the subscriber panics for the first time.
+    static PANICS: Cell<Option<Panics>> = const { Cell::new(None) };
+}
+
+impl Panics {
+    fn wait(&self) -> Option<Duration> {
+        self.bucket.wait(line_limit::rate(), self.began.elapsed())
+    }
+
+    /// Counts a panic.
+    fn count() {
+        let mut panics = PANICS
+            .get()
+            .unwrap_or_else(|| Self { began: Instant::now(), bucket: Bucket::default() });
+        // The end of a span is not limited. It does not keep later lines out of the log for longer.
+        if panics.wait().is_none() {
+            panics.bucket.take(line_limit::rate(), panics.began.elapsed());
+        }
+        PANICS.set(Some(panics));
+    }
+}
+
+/// Calls the log's subscriber. `None` if it panics, or has panicked too often recently.
 pub(crate) fn contained<T>(call: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(call)).ok()
+    if PANICS.get().is_some_and(|panics| panics.wait().is_some()) {
+        return None;
+    }
+    caught(call)
+}
+
+/// Calls the log's subscriber, however often it has panicked: what has begun has to end.
+fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(done) => Some(done),
+        Err(payload) => {
+            drop_payload(payload);
+            Panics::count();
+            None
+        }
+    }
+}
+
+/// Drops the payload of a panic, whose destructor may panic as well.
+fn drop_payload(payload: Box<dyn Any + Send>) {
+    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        // Its destructor may panic in turn, without an end.
+        mem::forget(another);
+    }
 }
 
 /// Writes a line: `log_line!(WARN, field, "message")`, or
@@ -64,6 +130,14 @@ fn goes_to_log_crate(level: Level) -> bool {
     level <= wanted && dispatcher::get_default(Dispatch::is::<NoSubscriber>)
 }
 
+/// Makes a span: `contained_span!(Level::INFO, "name", field)`, with all that `tracing::span!` accepts.
+macro_rules! contained_span {
+    ($($span:tt)+) => {
+        $crate::telemetry::contained::ContainedSpan::new(|| tracing::span!($($span)+))
+    };
+}
+pub(crate) use contained_span;
+
 /// A span of `tracing`, whose subscriber may panic at any time.
 pub(crate) struct ContainedSpan(Span);
 
@@ -96,7 +170,7 @@ impl ContainedSpan {
 impl Drop for ContainedSpan {
     fn drop(&mut self) {
         let span = mem::replace(&mut self.0, Span::none());
-        let _ = contained(|| drop(span));
+        let _ = caught(|| drop(span));
     }
 }
 
@@ -106,7 +180,7 @@ struct Entered<'a>(Option<span::Entered<'a>>);
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let entered = self.0.take();
-        let _ = contained(|| drop(entered));
+        let _ = caught(|| drop(entered));
     }
 }
 
@@ -150,5 +224,44 @@ impl<S: Borrow<ContainedSpan>, F: Future> Future for InSpan<S, F> {
             Some(running) => span.in_scope(|| running.poll(cx)),
             None => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::panic_any;
+
+    use super::*;
+
+    /// A payload that panics again when it is dropped, with another of its kind.
+    struct PanicsAgain(u32);
+
+    impl Drop for PanicsAgain {
+        fn drop(&mut self) {
+            panic_any(PanicsAgain(self.0 + 1));
+        }
+    }
+
+    #[test]
+    fn a_payload_that_panics_while_it_is_dropped_is_contained() {
+        let logged = contained(|| -> u32 { panic_any(PanicsAgain(0)) });
+        assert_eq!(logged, None);
+        assert_eq!(contained(|| 1), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subscriber_that_panics_often_is_called_again_after_a_while() {
+        let mut calls = 0;
+        for _ in 0..1000 {
+            let _ = contained(|| -> u32 {
+                calls += 1;
+                panic!("the log panics")
+            });
+        }
+        assert_eq!((calls, contained(|| 1)), (100, None));
+        // The end of a span is never left out.
+        assert_eq!(caught(|| 1), Some(1));
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(contained(|| 1), Some(1));
     }
 }

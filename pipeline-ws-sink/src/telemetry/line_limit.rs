@@ -32,10 +32,14 @@ struct Lines {
     left_out: u64,
 }
 
+/// The limit of lines of a kind, and of the panics of the log's subscriber.
+pub(super) fn rate() -> Rate {
+    Rate::new(EACH_SECOND, Duration::from_secs(1), BURST)
+}
+
 impl LineLimit {
     pub(crate) fn new() -> Self {
-        let rate = Rate::new(EACH_SECOND, Duration::from_secs(1), BURST);
-        Self { rate, began: Instant::now(), levels: Mutex::default() }
+        Self { rate: rate(), began: Instant::now(), levels: Mutex::default() }
     }
 
     /// Writes a line, unless too many were written recently: then the line is counted. The line

@@ -7,12 +7,12 @@
 use std::time::Duration;
 
 use pipeline_core::shown::{shown, with_causes};
-use tracing::{
-    Level,
-    field::{Empty, debug},
-};
 
-use super::{ContainedSpan, LineLimit, ParamFilter, RouteMetrics, limited, log_enabled, log_line};
+use super::{
+    ContainedSpan, LineLimit, ParamFilter, RouteMetrics,
+    contained::{Empty, Level, contained_span, debug},
+    limited, log_enabled, log_line,
+};
 use crate::{
     handshake::{connect_info::ConnectInfo, params::Params},
     payload::Payload,
@@ -79,29 +79,32 @@ impl Connecting<'_> {
 /// The span of a socket.
 pub(crate) fn socket_span(socket: &'static str, path: &str, info: &ConnectInfo) -> ContainedSpan {
     let peer = info.peer_addr.map(debug);
-    ContainedSpan::new(|| tracing::info_span!("socket", socket, path, peer, id = Empty))
+    contained_span!(Level::INFO, "socket", socket, path, peer, id = Empty)
 }
 
 /// The span of a socket's `connect`.
 pub(crate) fn connect_span(socket: &ContainedSpan) -> ContainedSpan {
-    ContainedSpan::new(
-        || tracing::info_span!(target: CONNECT, parent: socket.as_parent(), "connect", result = Empty),
+    contained_span!(
+        target: CONNECT, parent: socket.as_parent(), Level::INFO, "connect", result = Empty
     )
+}
+
+/// The span of a channel.
+pub(crate) fn channel_span(channel: &'static str, topic: &str) -> ContainedSpan {
+    contained_span!(Level::INFO, "channel", channel, topic = shown(topic))
 }
 
 /// The span of a channel's `join`.
 pub(crate) fn join_span() -> ContainedSpan {
-    ContainedSpan::new(|| tracing::debug_span!(target: JOIN, "join", result = Empty))
+    contained_span!(target: JOIN, Level::DEBUG, "join", result = Empty)
 }
 
 /// The span of a channel's `handle_in`.
 pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> ContainedSpan {
-    ContainedSpan::new(|| {
-        tracing::debug_span!(
-            target: HANDLE_IN, "handle_in", event = shown(event), "ref" = shown(reference.plain()),
-            result = Empty
-        )
-    })
+    contained_span!(
+        target: HANDLE_IN, Level::DEBUG, "handle_in", event = shown(event),
+        "ref" = shown(reference.plain()), result = Empty
+    )
 }
 
 /// Whether log lines of events, or their spans, are enabled.

@@ -309,7 +309,7 @@ pub(super) async fn live<S: Socket>(
         let _ = unconstrained(delivering).now_or_never();
         end
     };
-    log_line!(DEBUG, ?end, "socket closed");
+    log_line!(DEBUG, ?end, "closing socket");
     let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
     // From here on no request finds the session, so pending frames cannot be fetched.
     drop((entry, posts, polls, fetched));

@@ -79,7 +79,7 @@ pub(crate) async fn live<S: Socket>(
         end = listen(&mut stream.reader, &mut decoder, &mut session, outbox, pace) => end,
         () = silence(due) => SocketEnd::Idle,
     };
-    log_line!(DEBUG, ?end, "socket closed");
+    log_line!(DEBUG, ?end, "closing socket");
     // Pushes of channels fail from here on.
     outbox.end(end);
     let reason = end.reason();
