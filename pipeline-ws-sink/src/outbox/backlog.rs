@@ -543,6 +543,8 @@ fn next_whole(frames: &mut VecDeque<Arc<Outgoing>>, written: &mut usize) -> Opti
 /// overhead.
 const OVERHEAD: usize = 256;
 
+const _: () = assert!(size_of::<Outgoing>() + 4 * size_of::<usize>() <= OVERHEAD);
+
 impl Outgoing {
     /// A frame for one socket.
     pub(super) fn alone(frame: Frame, timeline: Option<Timeline>, kind: FrameKind) -> Self {
