@@ -1,6 +1,6 @@
 //! Checks that every numbered case of the specifications has a test.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{collections::BTreeSet, ops::RangeInclusive, path::Path};
 
 /// A specification, and its cases that are postponed.
 struct Specification {
@@ -28,14 +28,22 @@ type Id = (char, u16);
 /// The letter of hostile inputs. Most of them are rows of the tests' tables, and each is run once.
 const HOSTILE: char = 'K';
 
+/// The folder of these tables.
+const TABLES: &str = "tests/hostile";
+
 /// The faults: cases without a test, tests of unknown cases, and hostile inputs with two tests.
 pub(crate) fn faults<'a>(
     text: impl Fn(&str) -> &'a str,
-    sources: impl Iterator<Item = &'a str>,
+    sources: impl Iterator<Item = (&'a Path, &'a str)>,
 ) -> Vec<String> {
     let mut tested = BTreeSet::new();
     let mut faults = Vec::new();
-    for id in sources.flat_map(str::lines).flat_map(|line| tested_by(line).chain(rows(line))) {
+    let ids = sources.flat_map(|(path, text)| {
+        let has_tables = path.starts_with(TABLES);
+        let row = move |line| if has_tables { row(line) } else { None };
+        text.lines().flat_map(move |line| named(line).into_iter().chain(row(line)))
+    });
+    for id in ids {
         if !tested.insert(id) && id.0 == HOSTILE {
             faults.push(format!("two tests show {}", written(id)));
         }
@@ -69,17 +77,24 @@ fn case(line: &str) -> Option<Id> {
     id(letter, number)
 }
 
+/// The hostile input whose row of a test's table begins here: `ws("K-017", ..`, or `"K-017",` alone. A
+/// comment or a message that quotes an id is no row.
+fn row(line: &str) -> Option<Id> {
+    let (before, rest) = line.trim_start().split_once('"')?;
+    let (text, after) = rest.split_once('"')?;
+    let is_name = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '_';
+    let is_function = |name: &str| name.chars().all(is_name);
+    let is_argument = |name: &str| {
+        let first = name.trim_end_matches(|c: char| c.is_ascii_uppercase() || ", ".contains(c));
+        first.strip_suffix('(').is_some_and(is_function)
+    };
+    let is_row = before.is_empty() || before == "id: " || is_argument(before);
+    let (letter, number) = text.split_once('-')?;
+    let id = id(letter, number).filter(|(letter, _)| *letter == HOSTILE);
+    id.filter(|_| is_row && after.starts_with(','))
+}
+
 /// The case in the name of a function: `fn s_014_excess_is_reported`.
-fn tested_by(line: &str) -> impl Iterator<Item = Id> {
-    named(line).into_iter()
-}
-
-/// The hostile inputs that are rows of a test's table: `"K-017"`.
-fn rows(line: &str) -> impl Iterator<Item = Id> {
-    let ids = line.split('"').filter_map(|text| text.split_once('-'));
-    ids.filter_map(|(letter, number)| id(letter, number)).filter(|(letter, _)| *letter == HOSTILE)
-}
-
 fn named(line: &str) -> Option<Id> {
     let name = line.split("fn ").nth(1)?;
     let mut parts = name.split('_');
@@ -126,16 +141,20 @@ see S-002 in the text";
         }
     }
 
+    fn in_tables(source: &str) -> (&Path, &str) {
+        (Path::new("tests/hostile/any.rs"), source)
+    }
+
     /// The faults of the first specification; the others are fully tested.
     fn faults_of(sources: &[&str]) -> Vec<String> {
         let others = "fn c_001_a_thing_is() {\nws(\"K-001\", 1);\n\"K-002\",";
-        faults(|path| text(path), sources.iter().copied().chain([others]))
+        faults(|path| text(path), sources.iter().copied().chain([others]).map(in_tables))
     }
 
     /// The faults of the table of hostile inputs; the others are fully tested.
     fn faults_of_inputs(source: &str) -> Vec<String> {
         let others = "fn s_001_a() {}\nfn s_014_b() {}\nfn c_001_a_thing_is() {}";
-        faults(|path| text(path), [others, source].into_iter())
+        faults(|path| text(path), [others, source].map(in_tables).into_iter())
     }
 
     #[test]
@@ -157,6 +176,33 @@ see S-002 in the text";
         assert_eq!(faults_of_inputs(&doubled), ["two tests show K-001"]);
         let unknown = format!("{both}\n(\"K-003\", 1)");
         assert_eq!(faults_of_inputs(&unknown), ["a test shows K-003, which no specification has"]);
+    }
+
+    #[test]
+    fn only_rows_of_the_tables_show_hostile_inputs() {
+        for line in [
+            "ws(\"K-017\", \"an input\", Close),",
+            "    at(SMALL, \"K-017\", \"an input\", Close),",
+            "    v1(\"K-017\", r#\"[\"1\"]\"#, Ok),",
+            "    \"K-017\",",
+            "    id: \"K-017\",",
+        ] {
+            assert_eq!(row(line), Some((HOSTILE, 17)), "{line}");
+        }
+        for line in [
+            "// ws(\"K-017\", \"an input\", Close),",
+            "/// See \"K-017\", and others.",
+            "assert!(is_calm, \"K-017\");",
+            "println!(\"K-017\", );",
+            "let gone = [\"K-017\", \"K-018\"];",
+            "ws(\"K-017\")",
+            "ws(\"S-017\", \"an input\", Close),",
+        ] {
+            assert_eq!(row(line), None, "{line}");
+        }
+        let elsewhere = [(Path::new("src/lib.rs"), "ws(\"K-001\", 1);")];
+        let faults = faults(|path| text(path), elsewhere.into_iter());
+        assert!(faults.contains(&"docs/spec/hostile.md: no test shows K-001".to_owned()));
     }
 
     #[test]
