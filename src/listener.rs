@@ -10,7 +10,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinSet,
+    task::{JoinSet, coop::consume_budget},
     time::{sleep, timeout},
 };
 
@@ -132,6 +132,11 @@ const REFUSALS: usize = 256;
 /// How long a refused client may take to read the answer.
 const REFUSING: Duration = Duration::from_secs(1);
 
+/// Units of tokio's cooperative budget, 128 per poll of a task, that one connection uses. With only
+/// one for each, the task would add more tasks between two looks at the system's events than are
+/// run in that time, and the runtime's queue would grow until other clients wait in it for long.
+const CONNECTION: usize = 16;
+
 /// How long to wait before accepting again after an error such as "too many open files".
 const BACK_OFF: Duration = Duration::from_millis(100);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
@@ -169,14 +174,16 @@ impl Accepting {
         let mut back_off = BACK_OFF;
         let mut failing = false;
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                // Finished tasks are removed from the set.
-                Some(_) = connections.join_next() => continue,
-                Some(_) = refusals.join_next() => continue,
-            };
+            let accepted = listener.accept().await;
+            // Finished tasks are removed now, and do not wake this task: each of its polls accepts
+            // several connections, so under a storm of them the queue would grow.
+            while connections.try_join_next().is_some() {}
+            while refusals.try_join_next().is_some() {}
             match accepted {
                 Ok((stream, peer)) => {
+                    for _ in 0..CONNECTION {
+                        consume_budget().await;
+                    }
                     if std::mem::take(&mut failing) {
                         tracing::info!("accepting connections again");
                     }
@@ -186,8 +193,6 @@ impl Accepting {
                         continue;
                     }
                     self.metrics.refused.increment(1);
-                    // Some of these may have finished in the meantime.
-                    while refusals.try_join_next().is_some() {}
                     if refusals.len() < REFUSALS {
                         refusals.spawn(async {
                             let _ = timeout(REFUSING, refuse(stream)).await;

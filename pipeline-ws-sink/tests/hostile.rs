@@ -1,6 +1,7 @@
 //! Hostile clients next to a calm one, over real TCP, with the server on one worker thread and on two.
 //!
-//! Each attack runs in separate threads, which the server's runtime cannot slow down. The calm client
+//! Most attacks are in the tests of the whole, which measure the calm client more closely. Each attack
+//! runs in separate threads, which the server's runtime cannot slow down. The calm client
 //! sends one request after the other, and its median response time is compared with its own median
 //! without the attack. The bound is wide: these tests detect a client that blocks the others, not one
 //! that slows them down a little.
@@ -29,13 +30,11 @@ use pipeline_ws_sink::{
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Socket as Socket2, Type};
-use support::raw::{COMPRESSED, FIN, TEXT, deflate};
+use support::raw::{FIN, TEXT};
 use tokio::{
     runtime::{Builder, Runtime},
     time::{Instant, sleep},
 };
-
-const PING: u8 = 9;
 
 /// The number of requests of the calm client.
 const QUESTIONS: usize = 20;
@@ -45,9 +44,6 @@ const FLOOR: Duration = Duration::from_millis(500);
 
 /// One attack at a time, so that they do not affect each other's measurements.
 static ARENA: Mutex<()> = Mutex::new(());
-
-/// The size of the large messages of hostile clients.
-const LARGE: usize = 1 << 19;
 
 /// The number of hostile clients in each attack.
 const HOSTILE: usize = 2;
@@ -85,11 +81,6 @@ struct Server {
 }
 
 impl Server {
-    /// Without a rate limit for clients, so that the limit is not the protection under test.
-    fn start(workers: usize) -> Self {
-        Self::start_with(workers, |mount| mount.frame_rate_limit(u32::MAX))
-    }
-
     fn start_with(
         workers: usize,
         options: impl FnOnce(Mount<AnySocket>) -> Mount<AnySocket>,
@@ -325,23 +316,6 @@ impl Drop for Attack {
     }
 }
 
-/// During this attack, the calm client's response time is about the same as without it, and the server
-/// drains in time.
-fn withstands(beginning: &[Vec<u8>], again: &[Vec<u8>]) {
-    let _alone = ARENA.lock();
-    for workers in [1, 2] {
-        let server = Server::start(workers);
-        let mut client = CalmClient::connect(&server);
-        let calm = client.median();
-        let attack = Attack::begin(&server, beginning, again);
-        client.is_answered_nearly_as_fast_as(calm);
-        let held = server.endpoint.snapshot().inbox_bytes;
-        assert!(held <= HOSTILE * ((4 << 20) + 2 * LARGE), "{held} bytes are buffered");
-        drains(&server);
-        drop(attack);
-    }
-}
-
 /// The shutdown is not delayed by the clients.
 fn drains(server: &Server) {
     let endpoint = server.endpoint.clone();
@@ -355,61 +329,7 @@ fn drains(server: &Server) {
 }
 
 #[test]
-fn continuous_heartbeats_do_not_block_other_clients() {
-    withstands(&[], &[text(&heartbeat())]);
-}
-
-#[test]
-fn continuous_pings_do_not_block_other_clients() {
-    withstands(&[], &[frame(FIN | PING, b"")]);
-}
-
-#[test]
-fn continuous_empty_fragments_do_not_block_other_clients() {
-    withstands(&[frame(TEXT, b"")], &[frame(0, b"")]);
-}
-
-#[test]
-fn messages_that_inflate_to_a_megabyte_do_not_block_other_clients() {
-    let padded = json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(LARGE) }]);
-    withstands(&[], &[frame(FIN | COMPRESSED | TEXT, &deflate(&padded.to_string()))]);
-}
-
-/// A heartbeat, followed by empty blocks, each of which requires its tables to be built.
-fn empty_blocks(bytes: usize) -> Vec<u8> {
-    let beat = heartbeat().to_string();
-    let length = u16::try_from(beat.len()).unwrap();
-    let head = [&[0][..], &length.to_le_bytes(), &(!length).to_le_bytes(), beat.as_bytes()];
-    // Each has ten bits, so four of them have five bytes.
-    let four = (0..4).fold(0u64, |bits, n| bits | 0b10 << (10 * n));
-    [&head.concat()[..], &four.to_le_bytes()[..5].repeat(bytes / 5), &[0]].concat()
-}
-
-#[test]
-fn messages_that_inflate_to_nothing_do_not_block_other_clients() {
-    withstands(&[], &[frame(FIN | COMPRESSED | TEXT, &empty_blocks(16 << 10))]);
-}
-
-#[test]
-fn continuous_joins_and_leaves_do_not_block_other_clients() {
-    let leave = json!(["1", "2", "room:storm", "phx_leave", {}]);
-    withstands(&[], &[text(&join("room:storm")), text(&leave)]);
-}
-
-#[test]
-fn events_before_their_join_do_not_block_other_clients() {
-    withstands(&[], &[text(&json!(["1", "2", "room:unjoined", "ask", {}]))]);
-}
-
-#[test]
-fn events_for_a_busy_channel_fill_only_its_inbox() {
-    let stall = json!(["1", "2", "room:busy", "stall", {}]);
-    let event = json!(["1", "3", "room:busy", "ask", { "padding": "x".repeat(LARGE) }]);
-    withstands(&[text(&join("room:busy")), text(&stall)], &[text(&event)]);
-}
-
-#[test]
-fn clients_that_send_too_fast_are_slowed_down() {
+fn k_600_clients_that_send_too_fast_are_slowed_down() {
     let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start_with(workers, |mount| mount.frame_rate_limit(100));
@@ -429,28 +349,7 @@ fn clients_that_send_too_fast_are_slowed_down() {
 }
 
 #[test]
-fn silent_clients_and_half_frames_do_not_block_other_clients() {
-    let _alone = ARENA.lock();
-    for workers in [1, 2] {
-        let server = Server::start(workers);
-        let mut client = CalmClient::connect(&server);
-        let calm = client.median();
-        let whole = text(&json!(["1", "1", "room:slow", "ask", { "padding": "x".repeat(LARGE) }]));
-        let idle: Vec<_> = (0..100)
-            .map(|n| {
-                let mut idle = Client::connect(server.address).unwrap();
-                idle.0.write_all(&whole[..if n % 2 == 0 { 0 } else { 2000 }]).unwrap();
-                idle
-            })
-            .collect();
-        client.is_answered_nearly_as_fast_as(calm);
-        drains(&server);
-        drop(idle);
-    }
-}
-
-#[test]
-fn clients_that_never_read_hold_no_more_than_their_outbox() {
+fn k_601_clients_that_never_read_hold_no_more_than_the_endpoints_outboxes() {
     const OUTBOXES: usize = 1 << 20;
     let _alone = ARENA.lock();
     let large = text(&json!(["1", "2", "room:deaf", "large", {}]));

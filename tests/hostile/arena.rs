@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -38,7 +38,11 @@ pub(crate) const SECRET: &str = "a secret of the arena, long enough";
 pub(crate) const SALT: &str = "arena";
 
 /// How long a polling client may wait between two polls.
-pub(crate) const WINDOW: Duration = Duration::from_millis(400);
+pub(crate) const WINDOW: Duration = Duration::from_secs(1);
+
+/// A payload that takes no time to be encoded.
+static PUSHED: LazyLock<Payload> =
+    LazyLock::new(|| Payload::new(&json!({ "padding": "x".repeat(1 << 13) })).unwrap());
 
 /// A channel whose clients choose what it does.
 pub(crate) struct Room;
@@ -68,8 +72,8 @@ impl Channel for Room {
             "stall" => std::future::pending().await,
             "large" => Ok(Reply::ok().with(json!({ "padding": "x".repeat(1 << 16) }))),
             "pushes" => {
-                for n in 0..8 {
-                    cx.push("pushed", json!({ "n": n, "padding": "x".repeat(1 << 13) }))?;
+                for _ in 0..8 {
+                    cx.push("pushed", &*PUSHED)?;
                 }
                 Ok(Reply::none())
             }
@@ -140,6 +144,7 @@ impl Arena {
         let origins = CheckOrigin::list(["https://example.com", "//*.wild.test"]);
         let builder = Endpoint::builder()
             .mount("/socket", (options.mount)(room().compress(true).longpoll(polled)))
+            .mount("/patient", room().longpoll(LongPoll::new()))
             .mount("/small", room().max_frame_size(1024).max_message_size(4096))
             .mount("/limited", room().message_rate_limit(rate()))
             .mount("/strict", room().message_rate_limit(rate().on_limit(OnLimit::Close)))

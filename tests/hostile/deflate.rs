@@ -37,7 +37,7 @@ fn padded(bytes: usize) -> Vec<u8> {
 }
 
 fn bombs() -> Vec<Case> {
-    let bomb = deflated(&vec![b'['; 64 * MAX]);
+    let bomb = deflated(&vec![b'['; 16 * MAX]);
     let pieces: Vec<_> = bomb.chunks(1000).collect();
     let last = pieces.len() - 1;
     let in_pieces = pieces.iter().enumerate().map(|(n, piece)| match n {
@@ -47,9 +47,9 @@ fn bombs() -> Vec<Case> {
     });
     let in_pieces = in_pieces.collect::<Vec<_>>().concat();
     // A bomb within a bomb is decompressed once, and is then no message.
-    let twice = deflated(&deflated(&vec![b'['; 64 * MAX]));
+    let twice = deflated(&deflated(&vec![b'['; 16 * MAX]));
     vec![
-        compressed("K-120", "64 MiB compressed a thousandfold", squeezed(&bomb), Close(1009)),
+        compressed("K-120", "16 MiB compressed a thousandfold", squeezed(&bomb), Close(1009)),
         compressed("K-121", "the same in fragments", in_pieces, Close(1009)),
         compressed(
             "K-122",

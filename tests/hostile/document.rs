@@ -4,7 +4,9 @@ use std::{env, fs};
 
 use pipeline_test_support::project;
 
-use crate::{case::Group, cut, deflate, frames, messages, polls, requests, tokens};
+use crate::{
+    case::Group, cut, deflate, frames, messages, polls, requests, storms::Storm, sustained, tokens,
+};
 
 /// All groups, in the order of the document.
 fn groups() -> Vec<Group> {
@@ -28,6 +30,12 @@ fn tables() -> String {
         for case in cases {
             text += &format!("| {} | {} | {} |\n", case.id, case.what, case.expect);
         }
+    }
+    text += "\n## Sustained attacks\n\nBounded: an inbox of 4 MiB and an outbox of 4 MiB for each \
+             client, which replies may double; the bytes are sampled during the attack.\n\n\
+             | case | two clients each send, without a pause |\n| --- | --- |\n";
+    for Storm { id, what, .. } in sustained::all() {
+        text += &format!("| {id} | {what} |\n");
     }
     text
 }

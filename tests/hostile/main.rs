@@ -11,6 +11,7 @@
 )]
 
 mod arena;
+mod autobahn;
 mod case;
 mod client;
 mod cut;
@@ -18,7 +19,10 @@ mod deflate;
 mod document;
 mod frames;
 mod messages;
+mod others;
 mod polls;
 mod requests;
 mod slow;
+mod storms;
+mod sustained;
 mod tokens;

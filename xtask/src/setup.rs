@@ -21,8 +21,13 @@ struct Tool {
     install: fn() -> Outcome,
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 5] = [
     Tool { name: "the packages from npm", is_there: has_npm_packages, install: npm_packages },
+    Tool {
+        name: "the packages from PyPI",
+        is_there: has_python_packages,
+        install: python_packages,
+    },
     Tool { name: "Chromium and its driver", is_there: has_browser, install: browser },
     Tool { name: "netdata", is_there: has_netdata, install: netdata },
     Tool { name: "cargo-deny", is_there: has_cargo_deny, install: install_cargo_deny },
@@ -73,6 +78,37 @@ fn is_current(folder: &Path) -> bool {
     let modified = |path: PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let installed = modified(folder.join("node_modules/.package-lock.json"));
     installed.is_some() && installed >= modified(folder.join("package-lock.json"))
+}
+
+/// The file that names the packages from PyPI, with their hashes.
+const REQUIREMENTS: &str = "tests/interop/requirements.txt";
+
+/// The folder of the packages from PyPI.
+fn python_folder() -> PathBuf {
+    root().join("target/tools/python")
+}
+
+/// Whether pip has installed the versions of the list.
+fn has_python_packages() -> bool {
+    let list = fs::read_to_string(root().join(REQUIREMENTS)).unwrap_or_default();
+    let mut named = list.lines().filter_map(|line| line.split_once(" --hash")?.0.split_once("=="));
+    named
+        .all(|(name, version)| python_folder().join(format!("{name}-{version}.dist-info")).is_dir())
+}
+
+/// A WebSocket client in Python. Its test is skipped where there is no Python with pip.
+fn python_packages() -> Outcome {
+    let has_pip = program("python3").args(["-m", "pip", "--version"]).output();
+    if !has_pip.is_ok_and(|run| run.status.success()) {
+        println!("\nPython's pip is not installed: the test of a client in Python will be skipped");
+        return Ok(());
+    }
+    let mut pip = program("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]);
+    // Wheels without compiled code, which are the same on every platform.
+    pip.args(["--no-deps", "--only-binary=:all:", "--platform=any", "--implementation=py"]);
+    pip.args(["--abi=none", "--require-hashes", "--requirement", REQUIREMENTS, "--target"]);
+    step("pip install", pip.arg(python_folder()))
 }
 
 fn has_browser() -> bool {

@@ -289,6 +289,10 @@ struct RunningChannel<C: Channel> {
     metrics: Arc<RouteMetrics>,
 }
 
+/// Units of tokio's cooperative budget, 128 per poll of a task, that one callback uses: it is the
+/// user's code, and a client with many messages would otherwise occupy a thread for 128 of them.
+const CALLBACK: usize = 8;
+
 /// The reason why a channel ends.
 enum End {
     /// The client left; holds the reference of its message.
@@ -309,7 +313,9 @@ impl<C: Channel> RunningChannel<C> {
     async fn live(mut self, reader: &MailboxReader) {
         let end = loop {
             // Yields to other tasks, even if there is always something to handle.
-            consume_budget().await;
+            for _ in 0..CALLBACK {
+                consume_budget().await;
+            }
             // Timers and messages alternate, so that neither starves the other.
             let due = self.context.timers(|timers| timers.due(Instant::now()));
             if let Some(message) = due
