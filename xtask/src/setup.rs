@@ -80,10 +80,10 @@ fn is_current(folder: &Path) -> bool {
     installed.is_some() && installed >= modified(folder.join("package-lock.json"))
 }
 
-/// The file that names the packages from PyPI, with their hashes.
+/// The file that names the Python packages, with their hashes.
 const REQUIREMENTS: &str = "tests/interop/requirements.txt";
 
-/// The folder of the packages from PyPI.
+/// The folder of the Python packages.
 fn python_folder() -> PathBuf {
     root().join("target/tools/python")
 }
