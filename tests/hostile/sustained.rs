@@ -308,9 +308,11 @@ macro_rules! policy {
 
 pub(crate) fn slow_readers() -> Vec<Storm> {
     let pushes = || event("2", "pushes", &json!({})).repeat(50);
+    // Sixteen callbacks, each of which pushes 64 KiB.
+    let large = |storm| turns(frame(FIN | TEXT, &padded()).repeat(2), storm);
     let of = |id, what, options, reads| {
         let attack = deaf(join(TOPIC), pushes(), reads);
-        Storm { holds: HOSTILE * (INBOX + (3 << 20)), options, ..storm(id, what, attack) }
+        Storm { holds: HOSTILE * (INBOX + (3 << 20)), options, ..large(storm(id, what, attack)) }
     };
     const BLOCK: WhenFull = WhenFull::Block { timeout: Duration::from_millis(100) };
     let replies =
