@@ -68,6 +68,8 @@ pub(crate) fn all() -> Outcome {
         published_packages_are_complete(&files),
         lock_files_name_no_registry(&files),
         architecture_names_what_is_there(&files),
+        architecture_names_every_package(&files),
+        named_pages_exist(&files),
         links_lead_somewhere(&files),
         readme_shows_the_program(&files),
         no_example_imports_two_globs(&files),
@@ -384,6 +386,31 @@ fn architecture_names_what_is_there(files: &Files) -> Vec<String> {
     let count = text.lines().count();
     if count == 0 || count > MAX_ARCHITECTURE {
         faults.push(format!("ARCHITECTURE.md: {count} lines, expected 1 to {MAX_ARCHITECTURE}"));
+    }
+    faults
+}
+
+/// The folders of packages are in the code map.
+fn architecture_names_every_package(files: &Files) -> Vec<String> {
+    let text = files.text("ARCHITECTURE.md");
+    let folders = files.named("/Cargo.toml").filter_map(|(path, _)| path.parent());
+    let folders = folders.filter(|folder| folder.components().count() == 1);
+    folders
+        .filter(|folder| !text.contains(&format!("`{}/", folder.display())))
+        .map(|folder| format!("ARCHITECTURE.md: does not name {}/", folder.display()))
+        .collect()
+}
+
+/// The pages of a folder `docs/` that sources and texts name in backticks exist.
+fn named_pages_exist(files: &Files) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (path, text) in files.named(".rs").chain(files.named(".md")) {
+        let named = text.split('`').filter(|it| it.starts_with("docs/") && it.ends_with(".md"));
+        for page in named.filter(|page| !page.contains(char::is_whitespace)) {
+            if files.named(page).next().is_none() {
+                faults.push(format!("{}: there is no {page}", path.display()));
+            }
+        }
     }
     faults
 }
