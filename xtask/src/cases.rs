@@ -77,8 +77,8 @@ fn case(line: &str) -> Option<Id> {
     id(letter, number)
 }
 
-/// The hostile input whose row of a test's table begins here: `ws("K-017", ..`, or `"K-017",` alone. A
-/// comment or a message that quotes an id is no row.
+/// The hostile input whose row of a test's table begins here: `ws("K-017", ..`, in other calls or not, or
+/// `"K-017",` alone. A comment or a message that quotes an id is no row.
 fn row(line: &str) -> Option<Id> {
     let (before, rest) = line.trim_start().split_once('"')?;
     let (text, after) = rest.split_once('"')?;
@@ -86,7 +86,7 @@ fn row(line: &str) -> Option<Id> {
     let is_function = |name: &str| name.chars().all(is_name);
     let is_argument = |name: &str| {
         let first = name.trim_end_matches(|c: char| c.is_ascii_uppercase() || ", ".contains(c));
-        first.strip_suffix('(').is_some_and(is_function)
+        first.strip_suffix('(').is_some_and(|calls| calls.split('(').all(is_function))
     };
     let is_row = before.is_empty() || before == "id: " || is_argument(before);
     let (letter, number) = text.split_once('-')?;
@@ -183,6 +183,7 @@ see S-002 in the text";
         for line in [
             "ws(\"K-017\", \"an input\", Close),",
             "    at(SMALL, \"K-017\", \"an input\", Close),",
+            "    large(at(\"K-017\", \"an input\", Close)),",
             "    v1(\"K-017\", r#\"[\"1\"]\"#, Ok),",
             "    \"K-017\",",
             "    id: \"K-017\",",
