@@ -43,6 +43,9 @@ pub(crate) struct Soak {
     /// Seconds between the actions of a client, at most
     #[arg(long, default_value_t = 20)]
     calm: u64,
+    /// One freeze in this many is with a burst that overflows the client's connection
+    #[arg(long, default_value_t = 20)]
+    bursts: u64,
     /// The seed of all choices
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -57,7 +60,7 @@ const WARM_UP: Duration = Duration::from_secs(120);
 /// The clients that share a room.
 const ROOM: usize = 20;
 
-/// How long the server may take until nothing happens any more.
+/// How long nothing may change before the server has done everything, or all clients are done.
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
 /// By how much a resource may grow during the measured time, as a part of its mean, and in all. The clients come and
@@ -121,6 +124,7 @@ pub(crate) struct Run {
     pub(crate) users: usize,
     pub(crate) rooms: usize,
     pub(crate) calm_millis: u64,
+    pub(crate) bursts: u64,
     pub(crate) seed: u64,
     pub(crate) totals: Totals,
     subscribed: AtomicUsize,
@@ -185,6 +189,7 @@ impl Soak {
             users,
             rooms: self.clients.div_ceil(ROOM),
             calm_millis: self.calm * 1000,
+            bursts: self.bursts,
             seed: self.seed,
             totals: Totals::default(),
             subscribed: AtomicUsize::default(),
@@ -205,7 +210,7 @@ impl Soak {
         sleep(Duration::from_secs(2)).await;
         server.request("/pause").await?;
         intake.abort();
-        let settled = settle(&server).await?;
+        settle(&server).await?;
         let numbers: Vec<u64> = server.get("/numbers").await?;
         let numbered: u64 = numbers.iter().sum();
         let rooms: Value = server.get(&format!("/presences?rooms={}", run.rooms)).await?;
@@ -214,11 +219,11 @@ impl Soak {
         self.all_checked(&run).await;
         phase.send_replace(Phase::Leave);
         clients.join_all().await;
-        let mut faults = self.faults(&run, &settled);
-        faults.extend(resources.faults());
+        let mut faults = resources.faults();
         faults.extend(left_over(&server, &before, descriptors).await?);
         server.signal(Signal::TERM)?;
         let last = server.ended().await?;
+        faults.extend(self.faults(&run, &last.stats));
         let (accepted, lost) = (last.stats.accepted, last.unprocessed as u64);
         if accepted != numbered + lost || last.stats.handled != numbered {
             faults.push(format!(
@@ -249,7 +254,7 @@ impl Soak {
             totals.broken,
             totals.expired,
             totals.refused,
-            settled.closed_slow,
+            last.stats.closed_slow,
             totals.checked,
         );
         resources.print();
@@ -327,17 +332,17 @@ impl Soak {
     }
 
     /// The faults that the clients found.
-    fn faults(&self, run: &Run, settled: &Stats) -> Vec<String> {
+    fn faults(&self, run: &Run, last: &Stats) -> Vec<String> {
         let (count, mut faults) = run.violations.lock().clone();
         if count > faults.len() {
             faults.push(format!("{count} violations in all"));
         }
         let totals = &run.totals;
         let unexplained = totals.overflowed.get() + totals.broken.get();
-        if unexplained > settled.closed_slow {
+        if unexplained > last.closed_slow {
             faults.push(format!(
                 "{unexplained} connections ended that the client has not ended, and the server counts {} as too slow",
-                settled.closed_slow
+                last.closed_slow
             ));
         }
         if totals.refused.get() > 0 {
@@ -402,18 +407,20 @@ async fn push(run: Arc<Run>, phases: watch::Receiver<Phase>) {
 
 /// Waits until all items are handled and all frames are written.
 async fn settle(server: &Server) -> Result<Stats, RunError> {
-    let began = Instant::now();
+    let mut progress = Instant::now();
     let mut before = Stats::default();
     loop {
         let stats = server.stats().await?;
+        if stats.handled > before.handled {
+            progress = Instant::now();
+        }
         let begun = stats.accepted + stats.refused_full + stats.refused_closed;
         let is_idle = stats.pushing == 0
             && stats.held() == 0
             && stats.frames_waiting == 0
             && stats.begun == begun
-            && stats.handled == before.handled
-            && stats.frames_out == before.frames_out;
-        if is_idle || began.elapsed() > SETTLES_WITHIN {
+            && stats.handled == before.handled;
+        if is_idle || progress.elapsed() > SETTLES_WITHIN {
             return Ok(stats);
         }
         before = stats;

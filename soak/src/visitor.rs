@@ -253,7 +253,7 @@ impl Visitor {
             }
             4..6 => {
                 totals.freezes.add();
-                if self.random.one_in(20) {
+                if self.leaving.is_none() && self.random.one_in(self.run.bursts) {
                     totals.bursts.add();
                     let (user, joining) = (self.user, self.joining);
                     let reference = self.next_reference();
@@ -323,16 +323,20 @@ impl Visitor {
                 if status != "ok" {
                     self.run.violated(self.number, &format!("{topic} answered {payload}"));
                 }
-                if reference.is_some() && reference == self.leaving {
-                    self.leaving = None;
-                    self.sequence.leave();
-                    let pause = Duration::from_millis(self.random.below(1000));
-                    self.rejoin_at = Some(Instant::now() + pause);
-                }
                 if reference == Some(self.entering) {
                     // Earlier diffs are those of the join before.
                     self.presences = Presences::default();
                 }
+                Ok(())
+            }
+            // Items may arrive until here: the reply to the leave comes before.
+            (Some(("user", _)), "phx_close") => {
+                if self.leaving.take().is_none() {
+                    self.run.violated(self.number, "the server closed a channel");
+                }
+                self.sequence.leave();
+                let pause = Duration::from_millis(self.random.below(1000));
+                self.rejoin_at = Some(Instant::now() + pause);
                 Ok(())
             }
             (_, "phx_error") => {
