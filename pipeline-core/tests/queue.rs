@@ -2,7 +2,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use pipeline_core::{
     ExitReason, Pipeline,
@@ -14,7 +20,10 @@ use pipeline_core::{
 };
 use pipeline_test_support::{Log, Recorded, gate, settle};
 use support::supervised;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 #[tokio::test]
 async fn push_waits_for_room_and_is_served_in_order() {
@@ -315,4 +324,37 @@ async fn waiting_for_the_close_ends_whatever_closes_the_queue() {
         later.await;
         assert!(queue.is_none_or(|queue| queue.is_closed()), "{way}");
     }
+}
+
+#[tokio::test]
+async fn waiting_for_the_close_keeps_no_items() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let item = Arc::new(());
+    queue.push(item.clone()).await.unwrap();
+    let closed = queue.closed();
+    drop((queue, producer));
+    assert_eq!(Arc::strong_count(&item), 1);
+    closed.await;
+}
+
+struct PanickingWaker;
+
+#[expect(clippy::panic, reason = "the test needs it")]
+impl Wake for PanickingWaker {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker of the user's");
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_the_close_ends_even_if_a_pusher_cannot_be_woken() {
+    let (queue, _producer) = queue(QueueOptions::new().capacity(1));
+    queue.push(1).await.unwrap();
+    let mut waiting = pin!(queue.push(2));
+    let waker = Waker::from(Arc::new(PanickingWaker));
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let closed = tokio::spawn(queue.closed());
+    settle().await;
+    assert!(catch_unwind(AssertUnwindSafe(|| queue.close())).is_err());
+    timeout(Duration::from_secs(5), closed).await.expect("it is closed").unwrap();
 }

@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use pipeline_core::{
     ExitReason, Graph, Pipeline,
@@ -24,7 +26,10 @@ use pipeline_core::{
     subscription::{Cancel, DemandControl, SubscribeOptions, Subscription},
     testkit::{recording, settle},
 };
-use tokio::{sync::Notify, time};
+use tokio::{
+    sync::{Notify, oneshot},
+    time,
+};
 
 fn demand(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
@@ -266,6 +271,254 @@ async fn a_consumer_does_not_wait_for_a_producer_whose_graph_will_not_be_started
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_handle_goes_on_naming_a_subscription_that_was_made_again() {
+    for started in [true, false] {
+        let mut feeding = Graph::new("feeding");
+        let (first_queue, producer) = queue(QueueOptions::new());
+        let first = feeding.producer("first", producer);
+        let mut graph = Graph::new("graph");
+        let (second_queue, producer) = queue(QueueOptions::new());
+        let second = graph.producer("second", producer);
+        let (consumer, seen) = recording::<u64>();
+        let sink = graph.consumer("sink", consumer);
+        let _pipeline = graph.start().unwrap();
+        let options = demand(10, 5).cancel(reconnecting(MINUTE));
+        let (old, _feeding) = if started {
+            let feeding = feeding.start().unwrap();
+            let old = sink.subscribe(&first, options.clone()).await.unwrap();
+            old.cancel(ExitReason::Normal);
+            settle().await;
+            (old, feeding)
+        } else {
+            let old = sink.subscribe(&first, options.clone()).await.unwrap();
+            (old, feeding.start().unwrap())
+        };
+        old.pause();
+        time::sleep(2 * MINUTE).await;
+        first_queue.push(1).await.unwrap();
+        settle().await;
+        assert_eq!(seen.events(), [0; 0], "started: {started}, it was paused before it was made");
+        old.resume();
+        settle().await;
+        assert_eq!(seen.events(), [1], "started: {started}");
+        sink.resubscribe(&old, ExitReason::Normal, &second, options).await.unwrap();
+        time::sleep(2 * MINUTE).await;
+        first_queue.push(2).await.unwrap();
+        second_queue.push(3).await.unwrap();
+        settle().await;
+        assert_eq!(seen.events(), [3], "started: {started}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_goes_on_cancelling_a_subscription_that_was_made_later() {
+    let mut feeding = Graph::new("feeding");
+    let (queue, producer) = queue(QueueOptions::new());
+    let source = feeding.producer("source", producer);
+    let mut graph = Graph::new("graph");
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    let _pipeline = graph.start().unwrap();
+    let options = demand(10, 5).cancel(reconnecting(MINUTE));
+    let subscription = sink.subscribe(&source, options).await.unwrap();
+    let _feeding = feeding.start().unwrap();
+    time::sleep(2 * MINUTE).await;
+    // The first ends what was made, the second withdraws what is to be made.
+    subscription.cancel(ExitReason::Normal);
+    settle().await;
+    assert_eq!((seen.subscriptions(), seen.cancelled().len()), (1, 1));
+    subscription.cancel(ExitReason::Normal);
+    queue.push(1).await.unwrap();
+    time::sleep(2 * MINUTE).await;
+    assert_eq!((seen.events().len(), sink.is_running()), (0, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_stage_withdraws_a_subscription_before_its_producer_is_started() {
+    let mut feeding = Graph::new("feeding");
+    let source = feeding.producer("source", from_iter(0u64..10));
+    let mut graph = Graph::new("graph");
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    let _pipeline = graph.start().unwrap();
+    let options = demand(10, 5).cancel(reconnecting(MINUTE));
+    let subscription = sink.subscribe(&source, options).await.unwrap();
+    sink.pause();
+    subscription.cancel(ExitReason::Normal);
+    let _feeding = feeding.start().unwrap();
+    time::sleep(2 * MINUTE).await;
+    sink.resume();
+    time::sleep(2 * MINUTE).await;
+    assert_eq!((seen.events().len(), sink.is_running()), (0, true));
+}
+
+/// Awaits a future when it is called, or fails.
+struct Awaits(Arc<AtomicU64>);
+
+impl Consumer for Awaits {
+    type Event = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _: &Subscription,
+    ) -> Result<(), ExitReason> {
+        self.0.fetch_add(events.iter().sum(), Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+impl HandleCast<BoxFuture<'static, ()>> for Awaits {
+    async fn handle_cast(
+        &mut self,
+        work: BoxFuture<'static, ()>,
+        _: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        work.await;
+        Ok(())
+    }
+}
+
+impl HandleCast<ExitReason> for Awaits {
+    async fn handle_cast(
+        &mut self,
+        reason: ExitReason,
+        _: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        Err(reason)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_stage_withdraws_a_subscription_before_its_producer_is_started() {
+    // A busy stage polls its timers now and then, and reads no message before.
+    for place in 0..20 {
+        let mut feeding = Graph::new("feeding");
+        let source = feeding.producer("source", from_iter(1u64..10));
+        let mut graph = Graph::new("graph");
+        let seen = Arc::<AtomicU64>::default();
+        let sink = graph.consumer("sink", Awaits(seen.clone()));
+        let _pipeline = graph.start().unwrap();
+        let options = demand(10, 5).cancel(reconnecting(MINUTE));
+        let subscription = sink.subscribe(&source, options).await.unwrap();
+        let (started, starts) = oneshot::channel();
+        let cancels = async move {
+            subscription.cancel(ExitReason::Normal);
+            let _ = started.send(feeding.start().unwrap());
+            time::sleep(2 * MINUTE).await;
+        };
+        let mut cancels = Some(cancels.boxed());
+        for turn in 0..40 {
+            let work = cancels.take_if(|_| turn == place);
+            sink.cast(work.unwrap_or_else(|| async {}.boxed())).await.unwrap();
+        }
+        let _feeding = starts.await.unwrap();
+        time::sleep(9 * MINUTE).await;
+        assert_eq!((seen.load(Ordering::SeqCst), sink.is_running()), (0, true), "{place}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_goes_on_naming_a_subscription_of_a_restarted_consumer() {
+    for started in [false, true] {
+        for replaced in [false, true] {
+            let mut feeding = Some(Graph::new("feeding"));
+            let (first_queue, producer) = queue(QueueOptions::new());
+            let first = feeding.as_mut().unwrap().producer("first", producer);
+            let _feeding = if started { feeding.take().map(Graph::start) } else { None };
+            let mut graph = Graph::new("graph");
+            let (second_queue, producer) = queue(QueueOptions::new());
+            let second = graph.producer("second", producer);
+            let seen = Arc::<AtomicU64>::default();
+            let counted = seen.clone();
+            let stage = Stage::restarting(move || Awaits(counted.clone())).named("sink");
+            let sink = graph.consumer_with(stage);
+            let _pipeline = graph.start().unwrap();
+            let options = demand(10, 5).cancel(reconnecting(MINUTE));
+            let old = sink.subscribe(&first, options.clone()).await.unwrap();
+            sink.cast(ExitReason::failed("once")).await.unwrap();
+            settle().await;
+            if replaced {
+                sink.resubscribe(&old, ExitReason::Normal, &second, options).await.unwrap();
+                second_queue.push(100).await.unwrap();
+            } else {
+                old.cancel(ExitReason::Normal);
+            }
+            settle().await;
+            let _feeding = feeding.map(Graph::start);
+            first_queue.push(1).await.unwrap();
+            time::sleep(MINUTE / 2).await;
+            // Time for a back-off, if there is one.
+            let expected = if replaced { 100 } else { 0 };
+            assert_eq!(seen.load(Ordering::SeqCst), expected, "started: {started}, {replaced}");
+            time::sleep(2 * MINUTE).await;
+            // A subscription that was made before it was cancelled is made again.
+            let expected = if started && !replaced { 1 } else { expected };
+            assert_eq!(seen.load(Ordering::SeqCst), expected, "started: {started}, {replaced}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_fails_before_it_reads_a_withdrawal_does_not_subscribe_after_its_restart() {
+    let mut feeding = Graph::new("feeding");
+    let source = feeding.producer("source", from_iter(1u64..10));
+    let mut graph = Graph::new("graph");
+    let seen = Arc::<AtomicU64>::default();
+    let counted = seen.clone();
+    let stage = Stage::restarting(move || Awaits(counted.clone())).named("sink");
+    let sink = graph.consumer_with(stage);
+    let _pipeline = graph.start().unwrap();
+    let options = demand(10, 5).cancel(reconnecting(MINUTE));
+    let subscription = sink.subscribe(&source, options).await.unwrap();
+    sink.cast(ExitReason::failed("once")).await.unwrap();
+    subscription.cancel(ExitReason::Normal);
+    settle().await;
+    let _feeding = feeding.start().unwrap();
+    time::sleep(2 * MINUTE).await;
+    assert_eq!((seen.load(Ordering::SeqCst), sink.is_running()), (0, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_consumer_continues_without_a_producer_whose_graph_was_dropped() {
+    let mut feeding = Graph::new("feeding");
+    let stage = Stage::restarting(|| from_iter(0u64..10)).named("source");
+    let source = feeding.producer_with(stage);
+    let mut graph = Graph::new("graph");
+    let seen = Arc::<AtomicU64>::default();
+    let stage = Stage::restarting(move || Awaits(seen.clone())).named("sink");
+    let sink = graph.consumer_with(stage);
+    let _pipeline = graph.start().unwrap();
+    sink.subscribe(&source, demand(10, 5).cancel(reconnecting(MINUTE))).await.unwrap();
+    settle().await;
+    assert!(source.exit_reason().is_none());
+    drop(feeding);
+    assert!(matches!(source.exit_reason(), Some(ExitReason::NotRunning)));
+    time::sleep(2 * MINUTE).await;
+    assert!(sink.is_running());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_failure_of_a_cancel_is_kept_if_the_producer_ends_in_the_back_off() {
+    for ends in [ExitReason::Normal, ExitReason::failed("no route")] {
+        let mut feeding = Graph::new("feeding");
+        let (_queue, producer) = queue(QueueOptions::new());
+        let source = feeding.producer("source", producer);
+        let _feeding = feeding.start().unwrap();
+        let mut graph = Graph::new("graph");
+        let sink = graph.consumer("sink", for_each(async |_: u64| ()));
+        let mut pipeline = graph.start().unwrap();
+        let options = demand(10, 5).cancel(reconnecting(MINUTE));
+        let subscription = sink.subscribe(&source, options).await.unwrap();
+        subscription.cancel(ExitReason::failed("bad schema"));
+        settle().await;
+        source.stop(ends).await;
+        let report = time::timeout(2 * MINUTE, pipeline.join()).await.expect("the consumer ends");
+        assert_eq!(report.failure().unwrap().reason.to_string(), "failed: bad schema");
+    }
+}
+
 /// Ends with a reason when it is called, after it was allowed to.
 struct EndsInCall(Arc<Notify>);
 
@@ -320,6 +573,28 @@ async fn a_cancel_that_its_producer_has_not_read_when_it_ends_keeps_its_reason()
             assert_eq!(reason.to_string(), cancels.to_string());
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacing_that_its_producer_has_not_read_when_it_ends_keeps_its_reason() {
+    let mut feeding = Graph::new("feeding");
+    let allow = Arc::<Notify>::default();
+    let source = feeding.producer("source", EndsInCall(allow.clone()));
+    let _feeding = feeding.start().unwrap();
+    let mut graph = Graph::new("graph");
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    let _pipeline = graph.start().unwrap();
+    let options = demand(10, 5).cancel(Cancel::Temporary);
+    let old = sink.subscribe(&source, options.clone()).await.unwrap();
+    source.cast(ExitReason::failed("no route")).await.unwrap();
+    settle().await;
+    let new = sink.resubscribe(&old, ExitReason::Normal, &source, options).await.unwrap();
+    allow.notify_one();
+    settle().await;
+    let ended = seen.cancelled().into_iter().map(|(of, how)| (of, how.to_string()));
+    let expected = [(old, "cancelled (normal)"), (new, "down (failed: no route)")];
+    assert_eq!(ended.collect::<Vec<_>>(), expected.map(|(of, how)| (of, how.to_owned())));
 }
 
 /// Finishes when it subscribes for the first time.

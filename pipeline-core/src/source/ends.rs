@@ -4,13 +4,13 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     mem,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc as StdArc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use tokio::{sync::Notify, task::coop, time::Instant};
+use tokio::{sync::Semaphore, task::coop, time::Instant};
 
 use super::{
     Closed, OfferOutcome, TryPushError,
@@ -26,7 +26,7 @@ use crate::{
 /// Creates the two ends of a queue.
 pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
     let [discarded, expired] = [AtomicU64::new(0), AtomicU64::new(0)];
-    let (state, closed) = (Mutex::new(state), Notify::new());
+    let (state, closed) = (Mutex::new(state), StdArc::new(Semaphore::new(0)));
     let shared = Arc::new(Shared { state, closed, discarded, expired });
     let push = PushEnd { end: Arc::new(End(shared.clone())) };
     let take = TakeEnd {
@@ -43,8 +43,8 @@ pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
 /// The state shared by both ends.
 pub(super) struct Shared<S: Bounded> {
     state: Mutex<S>,
-    /// Notified when the state is closed.
-    closed: Notify,
+    /// Without permits, and closed when the state is. It outlives the items, for futures that wait.
+    closed: StdArc<Semaphore>,
     discarded: AtomicU64,
     /// How many items were discarded because they were too old.
     expired: AtomicU64,
@@ -101,8 +101,9 @@ impl<S: Bounded + Send> QueueProbe for Probe<S> {
 impl<S: Bounded> Shared<S> {
     fn close(&self) {
         let wake = self.state.lock().close();
+        // First, because a waker may panic.
+        self.closed.close();
         wake.into_iter().for_each(Waker::wake);
-        self.closed.notify_waiters();
     }
 }
 
@@ -128,16 +129,13 @@ impl<S: Bounded> Drop for End<S> {
 }
 
 impl<S: Bounded> PushEnd<S> {
-    /// Waits until the queue is closed. The future is no handle: it does not keep the queue open.
+    /// Waits until the queue is closed. The future is no handle: it keeps neither the queue open nor
+    /// its items.
     pub(super) fn closed(&self) -> impl Future<Output = ()> + use<S> {
-        let shared = self.shared().clone();
+        let closed = self.shared().closed.clone();
         async move {
-            // Registered before the state is read, so that no close is missed.
-            let mut closed = pin!(shared.closed.notified());
-            closed.as_mut().enable();
-            if !shared.state.lock().is_closed() {
-                closed.await;
-            }
+            // It has no permits, so this ends when it is closed.
+            let _ = closed.acquire().await;
         }
     }
 

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::timed::Timed;
 
-/// Creates a bounded queue of timed items: a [`queue`] that records when each item leaves it, so
-/// that [`Timed::timeline`] has every leg of the item's way.
+/// Creates a bounded queue of timed items: a [`queue`] that records when each item leaves it, for
+/// [`Timed::timeline`].
 ///
 /// A plain queue accepts timed items too, but does not record when they leave.
 ///

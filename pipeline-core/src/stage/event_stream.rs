@@ -174,7 +174,7 @@ impl<E: Send + 'static> EventStream<E> {
             }
             return Ok(());
         };
-        let ports = Ports { producer: port.clone(), consumer: consumer.clone() };
+        let ports = Ports { producer: port.clone(), consumer: consumer.clone(), line: None };
         let subscription = Subscription::new(id, &options, ports);
         let subscribe = Subscribe {
             subscription: subscription.clone(),

@@ -11,13 +11,13 @@ use super::{
     },
     producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
-    slot::{Address, Control, Message, Occupant, Origin, Slot, Subscribing, next_id},
+    slot::{Address, Control, Message, Occupant, Origin, Slot, Subscribing},
 };
 use crate::{
     deadline::Deadline,
     exit::ExitReason,
     stage::{DemandMode, RateLimit},
-    subscription::{SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
+    subscription::{LineId, SubscribeError, SubscribeOptions, Subscription},
 };
 
 /// The handle of a stage of type `S` that receives events of type `In` and emits events of type
@@ -660,13 +660,16 @@ where
 
     /// Subscribes this stage to a producer of its event type. Returns when it has sent the request
     /// to the producer, which may not have processed it yet. If this stage fails and is restarted,
-    /// it subscribes again, unless the subscription has ended by then and its producer is not
-    /// restarted.
+    /// it subscribes again, unless the subscription was withdrawn, or has ended by then and its
+    /// producer is not restarted.
     ///
     /// If the producer is not running, a
     /// [`Cancel::Permanent`](crate::subscription::Cancel::Permanent) or
     /// [`Cancel::Transient`](crate::subscription::Cancel::Transient) subscription ends this stage
-    /// with [`ExitReason::NotRunning`].
+    /// with [`ExitReason::NotRunning`]. A
+    /// [`Cancel::Reconnect`](crate::subscription::Cancel::Reconnect) subscription waits for a
+    /// producer that is still to be started or restarted, and a
+    /// [`Cancel::Temporary`](crate::subscription::Cancel::Temporary) one has already ended.
     ///
     /// # Errors
     ///
@@ -750,12 +753,12 @@ where
         P: Send + 'static,
         PIn: Send + 'static,
     {
-        self.subscribe_in_place_of(Some((old.id(), reason)), producer, options).await
+        self.subscribe_in_place_of(old.line().map(|line| (line, reason)), producer, options).await
     }
 
     async fn subscribe_in_place_of<P, PIn>(
         &self,
-        replaces: Option<(SubscriptionId, ExitReason)>,
+        replaces: Option<(LineId, ExitReason)>,
         producer: &StageHandle<P, PIn, In>,
         options: SubscribeOptions,
     ) -> Result<Subscription, SubscribeError>
@@ -767,7 +770,7 @@ where
         let target = producer.slot.clone();
         let subscribed = self.ask(|answer| {
             let answer = Some(answer);
-            let origin = Origin::Handle(next_id());
+            let origin = Origin::handle();
             Control::Subscribe(Box::new(Subscribing { target, options, origin, replaces, answer }))
         });
         subscribed.await.unwrap_or_else(|error| match error {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     exit::ExitReason,
     stage::DemandMode,
-    subscription::{Link, StageId, SubscribeOptions, Subscription, SubscriptionId},
+    subscription::{Line, Link, StageId, SubscribeOptions, Subscription, SubscriptionId},
 };
 
 /// The phase that the pipeline wants its stages to be in, from the mildest to the harshest.
@@ -103,6 +103,8 @@ pub(crate) trait DemandPort<E>: Send + Sync {
 pub(crate) struct Ports<E> {
     pub(crate) producer: Arc<dyn DemandPort<E>>,
     pub(crate) consumer: Arc<dyn EventPort<E>>,
+    /// None if the consumer makes no subscription again.
+    pub(crate) line: Option<Line>,
 }
 
 // A stage that has ended has notified the other.
@@ -122,5 +124,9 @@ impl<E: Send + 'static> Link for Ports<E> {
 
     fn pause(&self, id: SubscriptionId, paused: bool) {
         let _ = self.consumer.send(ToConsumer::Pause { from: id, paused });
+    }
+
+    fn line(&self) -> Option<&Line> {
+        self.line.as_ref()
     }
 }

@@ -3,14 +3,14 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::{sync::oneshot, time::sleep};
 
 use super::{
     ProducerHandle,
@@ -22,7 +22,7 @@ use crate::{
     exit::ExitReason,
     graph::Graph,
     pipeline::Pipeline,
-    subscription::{Cancel, StageId, SubscribeOptions, Subscription, SubscriptionId},
+    subscription::{Cancel, Home, StageId, SubscribeOptions, Subscription, SubscriptionId},
     testkit::{Script, ScriptedProducer, recording, scripted, settle},
 };
 
@@ -48,7 +48,7 @@ impl Raw {
     ) -> Subscription {
         let producer = Arc::new(producer.slot.address().unwrap());
         let consumer = Arc::new(self.clone());
-        let ports = Ports { producer: producer.clone(), consumer: consumer.clone() };
+        let ports = Ports { producer: producer.clone(), consumer: consumer.clone(), line: None };
         let options = SubscribeOptions::new();
         let subscription = Subscription::new(id, &options, ports);
         let subscribe = Subscribe {
@@ -165,7 +165,7 @@ async fn s_034_events_of_an_unknown_subscription_are_refused() {
     let mut pipeline = graph.start().unwrap();
     let raw = Raw::default();
     let address = Arc::new(consumer.slot.address().unwrap());
-    let ports = Ports { producer: Arc::new(raw.clone()), consumer: address.clone() };
+    let ports = Ports { producer: Arc::new(raw.clone()), consumer: address.clone(), line: None };
     let from = SubscriptionId::new(1);
     let unheard = Some(Subscription::new(from, &SubscribeOptions::new(), ports));
     let events = ToConsumer::Events { from, events: vec![1], unheard };
@@ -256,7 +256,7 @@ async fn a_graceful_end_is_kept_if_the_producer_ends_while_it_is_subscribed_to_a
     let subscribing = Subscribing {
         target: Arc::new(target.clone()),
         options: SubscribeOptions::new().cancel(Cancel::Reconnect(Backoff::new(second, second))),
-        origin: Origin::Handle(next_id()),
+        origin: Origin::handle(),
         replaces: None,
         answer: None,
     };
@@ -269,4 +269,88 @@ async fn a_graceful_end_is_kept_if_the_producer_ends_while_it_is_subscribed_to_a
     sleep(10 * second).await;
     assert!(target.ended.load(Ordering::SeqCst), "it was subscribed to again");
     assert!(consumer.is_running());
+}
+
+/// The slot of a producer that is being restarted all the time. It counts the tries.
+#[derive(Default)]
+struct Restarting {
+    tries: AtomicUsize,
+    name: Arc<str>,
+}
+
+impl Target<u64> for Restarting {
+    fn occupant(&self) -> Occupant<Arc<dyn DemandPort<u64>>> {
+        self.tries.fetch_add(1, Ordering::SeqCst);
+        Occupant::Restarting
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn pipeline(&self) -> u64 {
+        0
+    }
+
+    fn restarts(&self) -> bool {
+        true
+    }
+
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_to_a_producer_that_is_being_restarted_can_be_withdrawn() {
+    for (waits, paused) in [(false, false), (false, true), (true, false)] {
+        let mut graph = Graph::new("test");
+        let consumer = graph.consumer("consumer", recording::<u64>().0);
+        let _pipeline = graph.start().unwrap();
+        let target = Arc::<Restarting>::default();
+        let second = Duration::from_secs(1);
+        let (answer, subscribed) = oneshot::channel();
+        let backoff = Backoff::new(second, second);
+        let subscribing = Subscribing {
+            target: target.clone(),
+            options: SubscribeOptions::new().cancel(Cancel::Reconnect(backoff)),
+            origin: Origin::handle(),
+            replaces: None,
+            answer: Some(answer),
+        };
+        if paused {
+            consumer.pause();
+        }
+        let address = consumer.slot.address().unwrap();
+        let message = Message::Control(Control::Subscribe(Box::new(subscribing)));
+        assert!(address.send(message).is_ok());
+        let subscription = subscribed.await.unwrap().unwrap();
+        if waits {
+            sleep(10 * second).await;
+        }
+        subscription.cancel(ExitReason::Normal);
+        settle().await;
+        consumer.resume();
+        settle().await;
+        let tries = target.tries.load(Ordering::SeqCst);
+        sleep(10 * second).await;
+        assert_eq!(target.tries.load(Ordering::SeqCst), tries, "waits: {waits}, {paused}");
+        assert!(consumer.is_running());
+    }
+}
+
+#[test]
+fn a_consumer_that_is_not_running_does_not_make_a_withdrawn_subscription_if_it_may_go_without() {
+    let second = Duration::from_secs(1);
+    for (mode, left) in
+        [(Cancel::Reconnect(Backoff::new(second, second)), 0), (Cancel::Permanent, 1)]
+    {
+        let mut graph = Graph::new("test");
+        let consumer = graph.consumer("consumer", recording::<u64>().0);
+        let origin = Origin::planned();
+        let options = SubscribeOptions::new().cancel(mode);
+        consumer.slot.plan(Arc::<Restarting>::default(), options, origin);
+        consumer.slot.cancel(origin.line(), ExitReason::Normal);
+        assert_eq!(consumer.slot.subscriptions.lock().len(), left, "{mode:?}");
+    }
 }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     exit::ExitReason,
     stage::{DemandMode, RateLimit},
-    subscription::{StageId, SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
+    subscription::{Cancel, Home, LineId, StageId, SubscribeError, SubscribeOptions, Subscription},
     supervisor::started_at,
 };
 
@@ -45,6 +45,8 @@ pub(crate) enum Message<S, In, Out> {
 /// The control messages of a handle.
 pub(crate) enum Control<In> {
     Subscribe(Box<Subscribing<In>>),
+    CancelSubscription { line: LineId, reason: ExitReason },
+    PauseSubscription { line: LineId, paused: bool },
     SetMode(DemandMode),
     Mode(oneshot::Sender<DemandMode>),
     Buffered(oneshot::Sender<usize>),
@@ -54,26 +56,36 @@ pub(crate) enum Control<In> {
     Stop(ExitReason),
 }
 
-/// The origin of a subscription, which decides when it is made again. The number is its id.
+/// The origin of a subscription, which decides when it is made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// A planned subscription, which is made whenever the consumer starts.
-    Planned(u64),
+    Planned(LineId),
     /// The same in a linear pipeline, where it is also made again when the producer is back after a
     /// failure.
-    Linear(u64),
+    Linear(LineId),
     /// A subscription made by a handle while the consumer ran. It is made again when the consumer
     /// is restarted, unless it has ended before.
-    Handle(u64),
+    Handle(LineId),
 }
 
 impl Origin {
     pub(crate) fn planned() -> Self {
-        Self::Planned(next_id())
+        Self::Planned(LineId::new(next_id()))
     }
 
     pub(crate) fn linear() -> Self {
-        Self::Linear(next_id())
+        Self::Linear(LineId::new(next_id()))
+    }
+
+    pub(crate) fn handle() -> Self {
+        Self::Handle(LineId::new(next_id()))
+    }
+
+    pub(crate) fn line(self) -> LineId {
+        match self {
+            Self::Planned(line) | Self::Linear(line) | Self::Handle(line) => line,
+        }
     }
 
     pub(crate) fn is_linear(self) -> bool {
@@ -86,7 +98,7 @@ pub(crate) struct Subscribing<In> {
     pub(crate) target: Arc<dyn Target<In>>,
     pub(crate) options: SubscribeOptions,
     pub(crate) origin: Origin,
-    pub(crate) replaces: Option<(SubscriptionId, ExitReason)>,
+    pub(crate) replaces: Option<(LineId, ExitReason)>,
     pub(crate) answer: Option<oneshot::Sender<Result<Subscription, SubscribeError>>>,
 }
 
@@ -111,8 +123,6 @@ pub(crate) trait Target<E>: Send + Sync {
 pub(crate) enum Occupant<A> {
     /// None yet.
     Vacant,
-    /// None, ever: the graph was dropped before it was started.
-    Abandoned,
     Running(A),
     Restarting,
     /// None, for good, and why.
@@ -243,6 +253,14 @@ pub(crate) struct Slot<S, In, Out> {
 /// The subscriptions that a stage makes when it starts. Later ones are added to it.
 pub(crate) type Subscriptions<In> = Arc<Mutex<Vec<PlannedSubscription<In>>>>;
 
+/// Withdraws a subscription that waits to be made by the next incarnation. If its end would end the
+/// consumer, it stays: a consumer without producers would wait for ever.
+pub(crate) fn withdraw<In>(subscriptions: &Subscriptions<In>, line: LineId) {
+    subscriptions.lock().retain(|planned| {
+        planned.origin.line() != line || !matches!(planned.options.mode(), Cancel::Reconnect(_))
+    });
+}
+
 /// A subscription that is made whenever its consumer starts.
 pub(crate) struct PlannedSubscription<In> {
     pub(crate) target: Arc<dyn Target<In>>,
@@ -284,7 +302,7 @@ impl<S, In, Out> Slot<S, In, Out> {
             let reason = match occupant {
                 Occupant::Running(address) => address.reason.get().cloned(),
                 Occupant::Ended(reason) => Some(reason.clone()),
-                Occupant::Vacant | Occupant::Abandoned | Occupant::Restarting => None,
+                Occupant::Vacant | Occupant::Restarting => None,
             };
             *occupant = if restarting {
                 Occupant::Restarting
@@ -298,7 +316,7 @@ impl<S, In, Out> Slot<S, In, Out> {
     pub(crate) fn abandon(&self) {
         self.occupant.send_modify(|occupant| {
             if let Occupant::Vacant = occupant {
-                *occupant = Occupant::Abandoned;
+                *occupant = Occupant::Ended(ExitReason::NotRunning);
             }
         });
     }
@@ -320,7 +338,6 @@ where
     fn occupant(&self) -> Occupant<Arc<dyn DemandPort<Out>>> {
         match &*self.occupant.borrow() {
             Occupant::Vacant => Occupant::Vacant,
-            Occupant::Abandoned => Occupant::Abandoned,
             Occupant::Running(address) => Occupant::Running(Arc::new(address.clone())),
             Occupant::Restarting => Occupant::Restarting,
             Occupant::Ended(reason) => Occupant::Ended(reason.for_peers()),
@@ -345,6 +362,33 @@ where
             // An error means that the slot was dropped, so no stage will occupy it.
             let _ = occupant.wait_for(|now| !matches!(now, Occupant::Restarting)).await;
         })
+    }
+}
+
+impl<S, In, Out> Slot<S, In, Out> {
+    /// Sends a control message to the stage that runs here, if one does.
+    fn control(&self, control: Control<In>) -> bool {
+        self.address().is_some_and(|address| address.send(Message::Control(control)).is_ok())
+    }
+}
+
+impl<S, In, Out> Home for Slot<S, In, Out>
+where
+    S: Send + 'static,
+    In: Send + 'static,
+    Out: Send + 'static,
+{
+    fn cancel(&self, line: LineId, reason: ExitReason) {
+        let cancel = || Control::CancelSubscription { line, reason: reason.clone() };
+        if !self.control(cancel()) {
+            // The stage may be about to be restarted.
+            withdraw(&self.subscriptions, line);
+            self.control(cancel());
+        }
+    }
+
+    fn pause(&self, line: LineId, paused: bool) {
+        self.control(Control::PauseSubscription { line, paused });
     }
 }
 

@@ -228,10 +228,8 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
 
     fn check_producers(&self) -> Result<(), StartError> {
         for planned in &*self.slot.subscriptions.lock() {
-            let missing = matches!(
-                planned.target.occupant(),
-                Occupant::Vacant | Occupant::Abandoned | Occupant::Ended(_)
-            );
+            let missing =
+                matches!(planned.target.occupant(), Occupant::Vacant | Occupant::Ended(_));
             if missing && matches!(planned.options.mode(), Cancel::Permanent | Cancel::Transient) {
                 let (stage, producer) = (self.slot.name.clone(), planned.target.name().clone());
                 return Err(StartError::NotRunning { stage, producer });

@@ -6,7 +6,7 @@ use std::{
     any::Any,
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -23,6 +23,16 @@ impl SubscriptionId {
     /// The `n`th subscription of a pipeline, for tests of dispatchers.
     #[must_use]
     pub const fn new(n: u64) -> Self {
+        Self(n)
+    }
+}
+
+/// The number of a subscription through all its makes, each of which has a [`SubscriptionId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LineId(u64);
+
+impl LineId {
+    pub(crate) fn new(n: u64) -> Self {
         Self(n)
     }
 }
@@ -68,7 +78,7 @@ pub enum Cancel {
     Temporary,
     /// The consumer continues, and subscribes again after growing delays until the producer is
     /// back. When the producer has ended for good, or its graph was dropped before the start, this is
-    /// like `Transient`.
+    /// like `Transient` from the next try on, and the reason of an earlier cancel counts.
     Reconnect(Backoff),
 }
 
@@ -265,6 +275,21 @@ pub(crate) trait Link: Send + Sync {
     fn cancel(&self, id: SubscriptionId, reason: ExitReason);
     fn down(&self, id: SubscriptionId, reason: ExitReason);
     fn pause(&self, id: SubscriptionId, paused: bool);
+    /// Where the consumer makes the subscription again, if it does.
+    fn line(&self) -> Option<&Line>;
+}
+
+/// What all makes of a subscription have in common.
+pub(crate) struct Line {
+    pub(crate) id: LineId,
+    pub(crate) consumer: Weak<dyn Home>,
+}
+
+/// The slot of a consumer, which persists across its restarts.
+pub(crate) trait Home: Send + Sync {
+    /// Cancels the latest make of a subscription, or withdraws it if it waits to be made.
+    fn cancel(&self, line: LineId, reason: ExitReason);
+    fn pause(&self, line: LineId, paused: bool);
 }
 
 impl Subscription {
@@ -385,7 +410,8 @@ impl Subscription {
         self.0.at_producer.store(known, Ordering::Relaxed);
     }
 
-    /// Records whether the consumer expects its events. It does until the last of them has arrived.
+    /// Records whether the consumer expects its events. It does until the last of them has arrived,
+    /// and never if there was no producer.
     pub(crate) fn set_at_consumer(&self, known: bool) {
         self.0.at_consumer.store(known, Ordering::Relaxed);
     }
@@ -417,13 +443,27 @@ impl Subscription {
         }
     }
 
+    pub(crate) fn line(&self) -> Option<LineId> {
+        self.0.link.line().map(|line| line.id)
+    }
+
+    /// The line, if this is not the latest make, or was never made.
+    fn renewed(&self) -> Option<(LineId, Arc<dyn Home>)> {
+        if self.is_at_consumer() {
+            return None;
+        }
+        let line = self.0.link.line()?;
+        Some((line.id, line.consumer.upgrade()?))
+    }
+
     /// Cancels the subscription. Both ends are notified by their `handle_cancel`, the consumer
     /// after it has handled the events in transit. A [`Cancel::Permanent`] consumer stops with the
     /// reason. If the producer has ended before, the subscription ends with the producer's reason.
     ///
-    /// A [`Cancel::Reconnect`] subscription is made again, unless it still waits for a producer that
-    /// has not been started: then it is withdrawn, and the consumer continues after a graceful
-    /// reason.
+    /// A [`Cancel::Reconnect`] subscription is made again, unless it waits for its producer just then:
+    /// then it is withdrawn, without a `handle_cancel`, and the consumer continues after a graceful
+    /// reason. A subscription that was made again, also by a restarted consumer, has a new id, but is
+    /// still cancelled, paused and replaced by this one.
     ///
     /// ```
     /// use pipeline_core::{
@@ -452,6 +492,14 @@ impl Subscription {
     /// # }
     /// ```
     pub fn cancel(&self, reason: ExitReason) {
+        match self.renewed() {
+            Some((line, consumer)) => consumer.cancel(line, reason),
+            None => self.cancel_made(reason),
+        }
+    }
+
+    /// Cancels this make of the subscription.
+    pub(crate) fn cancel_made(&self, reason: ExitReason) {
         self.0.link.cancel(self.0.id, reason);
     }
 
@@ -490,12 +538,19 @@ impl Subscription {
     /// # }
     /// ```
     pub fn pause(&self) {
-        self.0.link.pause(self.0.id, true);
+        self.set_paused(true);
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.0.link.pause(self.0.id, false);
+        self.set_paused(false);
+    }
+
+    fn set_paused(&self, paused: bool) {
+        match self.renewed() {
+            Some((line, consumer)) => consumer.pause(line, paused),
+            None => self.0.link.pause(self.0.id, paused),
+        }
     }
 }
 

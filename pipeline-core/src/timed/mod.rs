@@ -38,7 +38,7 @@ impl<T> Timed<T> {
     }
 
     /// Assigns the item to a trace, to follow it in the log: at the level `trace` a line with the
-    /// field `trace_id` is logged when it leaves its queue, when it is broadcast, and when it is
+    /// field `trace_id` is logged when it leaves a timed queue, when it is broadcast, and when it is
     /// written to a socket. Items without a trace are not logged.
     ///
     /// ```

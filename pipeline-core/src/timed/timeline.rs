@@ -13,8 +13,8 @@ use super::{Timed, TraceContext};
 /// of every leg: in the queue, waiting for a worker, in the worker, and from there to the socket.
 /// An [`Instant`] converts into a timeline without other times.
 ///
-/// The legs are contiguous, so they add up to the whole. An item that passes through several queues
-/// has left them when it left the last one; a retried item was waiting until its worker was
+/// The legs are contiguous, so they add up to the whole. An item that passes through several timed
+/// queues has left them when it left the last one; a retried item was waiting until its worker was
 /// restarted.
 ///
 /// ```

@@ -7,7 +7,7 @@ use super::{
         catch_panic_now,
         inlet::Input,
         link::{ToConsumer, ToProducer},
-        slot::Message,
+        slot::{Control, Message},
     },
     Callback, StageTask,
     markers::Pending,
@@ -217,7 +217,13 @@ impl<B: Behaviour> StageTask<B> {
                     self.accounting.count_pending(events.len());
                 }
                 Message::FromConsumer(ToProducer::Subscribe(subscribe)) => {
+                    if let Some((old, reason)) = subscribe.replaces {
+                        self.downstreams.confirm_cancel(old, reason);
+                    }
                     self.downstreams.add(subscribe.subscription, subscribe.consumer);
+                }
+                Message::Control(Control::CancelSubscription { line, .. }) => {
+                    self.upstreams.withdraw(line);
                 }
                 // The consumer's reason came first.
                 Message::FromConsumer(ToProducer::Cancel { id, reason }) => {

@@ -13,7 +13,7 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::pin,
-    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    sync::{Arc, OnceLock, Weak, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -50,7 +50,8 @@ use crate::{
     report::StageReport,
     snapshot::{Activity, StageKind},
     subscription::{
-        Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,
+        Cancellation, DemandControl, Home, SubscribeError, SubscribeOptions, Subscription,
+        SubscriptionId,
     },
 };
 
@@ -58,6 +59,8 @@ use crate::{
 pub(crate) struct StageTask<B: Behaviour> {
     behaviour: B,
     address: Address<B::Stage, B::In, B::Out>,
+    /// The stage's slot, as its subscriptions see it.
+    slot: Weak<dyn Home>,
     mailbox: Mailbox<B::Stage, B::In, B::Out>,
     phase: PhaseWatch,
     lifecycle: Lifecycle,
@@ -126,14 +129,16 @@ impl<B: Behaviour> StageTask<B> {
     pub(crate) fn new(
         behaviour: B,
         downstreams: Downstreams<B::Out>,
-        slot: &Slot<B::Stage, B::In, B::Out>,
+        slot: &Arc<Slot<B::Stage, B::In, B::Out>>,
         (address, mailbox): AddressAndMailbox<B>,
         phase: watch::Receiver<Phase>,
         context: &StageContext<HandleOf<B>>,
     ) -> Self {
+        let home: Arc<dyn Home> = slot.clone();
         Self {
             behaviour,
             address,
+            slot: Arc::downgrade(&home),
             mailbox,
             phase: PhaseWatch::new(phase),
             lifecycle: Lifecycle::default(),
@@ -486,6 +491,10 @@ impl<B: Behaviour> StageTask<B> {
                 }
             }
             Control::Subscribe(subscribing) => return self.subscribe(*subscribing, None).await,
+            Control::CancelSubscription { line, reason } => {
+                return self.cancel_subscription(line, reason);
+            }
+            Control::PauseSubscription { line, paused } => self.pause_subscription(line, paused),
             Control::SetMode(mode) => return self.set_mode(mode).await,
             Control::Mode(answer) => {
                 let _ = answer.send(self.downstreams.outlet.mode());

@@ -12,10 +12,11 @@ use super::{
         catch_panic,
         demand::{Chunk, Window},
         inlet::{Inlet, Input, Upstream},
-        link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
+        link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
         random,
         slot::{
-            Occupant, Origin, PlannedSubscription, Subscribing, Subscriptions, Target, next_id,
+            Control, Message, Occupant, Origin, PlannedSubscription, Subscribing, Subscriptions,
+            Target, next_id, withdraw,
         },
     },
     Callback, StageTask,
@@ -27,8 +28,8 @@ use crate::{
     shown::shown,
     snapshot::StageKind,
     subscription::{
-        Cancel, Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription,
-        SubscriptionId,
+        Cancel, Cancellation, DemandControl, Line, LineId, SubscribeError, SubscribeOptions,
+        Subscription, SubscriptionId,
     },
 };
 
@@ -54,40 +55,38 @@ pub(super) struct UpstreamState<In> {
     backoff: Option<BackoffState>,
     /// The stage itself has cancelled it, so its end does not end the stage.
     cancelled: bool,
+    /// Why a handle has cancelled it while no producer had it. It is not made again.
+    withdrawn: Option<ExitReason>,
+    /// Whether a handle has paused it while it waited to be made again.
+    paused: bool,
 }
 
-/// A subscription that is to be made again.
-pub(super) struct Retry<In> {
-    earlier: Earlier,
-    at: Deadline,
-    target: Arc<dyn Target<In>>,
-    options: SubscribeOptions,
-    origin: Origin,
-    backoff: BackoffState,
-    reason: ExitReason,
-}
-
-/// The subscription that a retry continues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Earlier {
-    /// The stage has not made it, because its producer has not been started.
-    Unmade(SubscriptionId),
-    Ended(SubscriptionId),
-}
-
-impl Earlier {
-    fn id(self) -> SubscriptionId {
-        match self {
-            Self::Unmade(id) | Self::Ended(id) => id,
-        }
+impl<In> UpstreamState<In> {
+    fn new(target: Arc<dyn Target<In>>, options: SubscribeOptions, origin: Origin) -> Self {
+        let (backoff, cancelled, withdrawn, paused) = (None, false, None, false);
+        Self { target, options, origin, backoff, cancelled, withdrawn, paused }
     }
+}
+
+/// A subscription that is to be made, and how it has ended before.
+pub(super) struct Retry<In> {
+    at: Deadline,
+    state: UpstreamState<In>,
+    how: Cancellation,
+}
+
+/// What a subscription that is made again has from its earlier end.
+pub(super) struct Again {
+    backoff: Option<BackoffState>,
+    how: Cancellation,
+    paused: bool,
 }
 
 impl<In> Retry<In> {
     /// Makes the retry due now, with short delays after that.
     fn retry_now(&mut self) {
         self.at = Deadline::from_now(Duration::ZERO);
-        self.backoff = BackoffState::new(linear_backoff());
+        self.state.backoff = Some(BackoffState::new(linear_backoff()));
     }
 }
 
@@ -119,30 +118,26 @@ impl<In> Upstreams<In> {
     /// be notified. A subscription that is to be made again is not made.
     fn replace(
         &mut self,
-        old: SubscriptionId,
+        old: LineId,
         reason: ExitReason,
         target: &Arc<dyn Target<In>>,
         origin: &mut Origin,
     ) -> Option<(SubscriptionId, ExitReason)> {
-        let Some(upstream) = self.inlet.get(old) else {
-            if let Some(retry) = self.take_retry(|earlier| earlier.id() == old) {
-                self.planned.lock().retain(|planned| planned.origin != retry.origin);
-                if retry.origin.is_linear() && Arc::ptr_eq(&retry.target, target) {
-                    *origin = retry.origin;
-                }
-            }
-            return None;
-        };
-        upstream.state.cancelled = true;
-        let replaced = upstream.state.origin;
-        self.planned.lock().retain(|planned| planned.origin != replaced);
-        if Arc::ptr_eq(&upstream.state.target, target) {
-            if replaced.is_linear() {
-                *origin = replaced;
-            }
-            return Some((old, reason));
+        self.planned.lock().retain(|planned| planned.origin.line() != old);
+        let retry = self.take_retry(old);
+        let upstream = made(&mut self.inlet, old);
+        let state = retry.as_ref().map(|retry| &retry.state);
+        let state = state.or(upstream.as_ref().map(|upstream| &upstream.state))?;
+        let same = Arc::ptr_eq(&state.target, target);
+        if same && state.origin.is_linear() {
+            *origin = Origin::linear();
         }
-        upstream.subscription.cancel(reason);
+        let upstream = upstream?;
+        upstream.state.cancelled = true;
+        if same {
+            return Some((upstream.subscription.id(), reason));
+        }
+        upstream.subscription.cancel_made(reason);
         None
     }
 
@@ -150,7 +145,7 @@ impl<In> Upstreams<In> {
     fn cancel(&mut self, reason: &ExitReason, which: impl Fn(&UpstreamState<In>) -> bool) {
         for upstream in self.inlet.upstreams_mut() {
             if which(&upstream.state) && !mem::replace(&mut upstream.state.cancelled, true) {
-                upstream.subscription.cancel(reason.clone());
+                upstream.subscription.cancel_made(reason.clone());
                 // The time starts now, so that the times of stages that wait for each other do
                 // not add up.
                 self.confirmed_by = Some(Deadline::from_now(self.confirm_within));
@@ -172,40 +167,23 @@ impl<In> Upstreams<In> {
         }
     }
 
-    /// Waits for a producer to come back. If there is none to wait for, returns the source and the
-    /// end reason of the producer's last incarnation.
+    /// Waits for a producer to come back. If there is none to wait for, returns the subscription and
+    /// how it ends: as before, or with the end of the producer's last incarnation.
     fn schedule_retry(
         &mut self,
-        earlier: Earlier,
-        source: UpstreamState<In>,
-        how: &Cancellation,
+        mut state: UpstreamState<In>,
+        how: Cancellation,
         draining: bool,
-    ) -> Option<(UpstreamState<In>, ExitReason)> {
-        let UpstreamState { target, options, origin, backoff, .. } = source;
-        let is_down = matches!(how, Cancellation::Down(_));
-        let reason = how.reason().clone();
-        let policy = match options.mode() {
+    ) -> Option<(UpstreamState<In>, Cancellation)> {
+        let target = &state.target;
+        let has_failed = matches!(&how, Cancellation::Down(reason) if !reason.is_graceful());
+        let policy = match state.options.mode() {
             // The time limit of the drain applies.
-            Cancel::Reconnect(_) if draining => Some(linear_backoff()),
-            Cancel::Reconnect(policy) => Some(policy),
-            _ if origin.is_linear() && target.restarts() && is_down && !reason.is_graceful() => {
-                Some(linear_backoff())
-            }
-            _ => None,
+            Cancel::Reconnect(_) if draining => linear_backoff(),
+            Cancel::Reconnect(policy) => policy,
+            _ if state.origin.is_linear() && target.restarts() && has_failed => linear_backoff(),
+            _ => return Some((state, how)),
         };
-        let give_up = |target, backoff, reason| {
-            Some((
-                UpstreamState {
-                    target,
-                    options: options.clone(),
-                    origin,
-                    backoff,
-                    cancelled: false,
-                },
-                reason,
-            ))
-        };
-        let Some(policy) = policy else { return give_up(target, backoff, reason) };
         let last = match target.occupant() {
             // The producer may have ended, and its slot not be vacated yet.
             Occupant::Running(port) => {
@@ -213,20 +191,18 @@ impl<In> Upstreams<In> {
             }
             // It may still be started.
             Occupant::Vacant | Occupant::Restarting => None,
-            Occupant::Abandoned => Some(ExitReason::NotRunning),
             Occupant::Ended(last) => Some(last),
         };
         if let Some(last) = last {
-            // A consumer that has cancelled gracefully does not fail for a later failure of the producer.
-            let reason = if reason.is_graceful() { reason } else { last };
-            return give_up(target, backoff, reason);
+            // The reason of a cancel counts, however the producer ends after it.
+            return Some((state, if has_failed { Cancellation::Down(last) } else { how }));
         }
         if draining && target.pipeline() != self.pipeline {
-            return give_up(target, backoff, reason);
+            return Some((state, how));
         }
-        let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
+        let backoff = state.backoff.get_or_insert_with(|| BackoffState::new(policy));
         let at = Deadline::from_now(backoff.next_delay(random()));
-        self.retries.push(Retry { earlier, at, target, options, origin, backoff, reason });
+        self.retries.push(Retry { at, state, how });
         None
     }
 
@@ -235,10 +211,17 @@ impl<In> Upstreams<In> {
         self.retries.iter().filter_map(|retry| retry.at.instant()).min()
     }
 
-    /// Takes a subscription that is to be made again, if it continues one that is looked for.
-    fn take_retry(&mut self, continues: impl Fn(Earlier) -> bool) -> Option<Retry<In>> {
-        let place = self.retries.iter().position(|retry| continues(retry.earlier))?;
+    /// Takes a subscription that waits to be made.
+    fn take_retry(&mut self, line: LineId) -> Option<Retry<In>> {
+        let place = self.retries.iter().position(|retry| retry.state.origin.line() == line)?;
         Some(self.retries.swap_remove(place))
+    }
+
+    /// Withdraws a subscription that waits to be made, also for the next incarnation.
+    pub(super) fn withdraw(&mut self, line: LineId) {
+        if self.take_retry(line).is_some() {
+            withdraw(&self.planned, line);
+        }
     }
 
     /// Takes a subscription that is to be made now.
@@ -253,7 +236,7 @@ impl<In> Upstreams<In> {
         let pipeline = self.pipeline;
         // The producer of this stage may be restarted by now or soon, to drain its events. The
         // current retry delay has no relation to the time left for the drain.
-        self.retries.retain(|retry| retry.target.pipeline() == pipeline);
+        self.retries.retain(|retry| retry.state.target.pipeline() == pipeline);
         self.retries.iter_mut().for_each(Retry::retry_now);
         for upstream in self.inlet.upstreams_mut() {
             upstream.state.backoff = None;
@@ -319,8 +302,18 @@ impl<In> Upstreams<In> {
     pub(super) fn end(&self, reason: &ExitReason) {
         for upstream in self.inlet.upstreams() {
             upstream.subscription.down(reason.clone());
+            // The next incarnation may make it again.
+            upstream.subscription.set_at_consumer(false);
         }
     }
+}
+
+/// The subscription of this line that the stage has.
+fn made<In>(
+    inlet: &mut Inlet<In, UpstreamState<In>>,
+    line: LineId,
+) -> Option<&mut Upstream<UpstreamState<In>>> {
+    inlet.upstreams_mut().iter_mut().find(|upstream| upstream.state.origin.line() == line)
 }
 
 impl<B: Behaviour> StageTask<B> {
@@ -351,7 +344,7 @@ impl<B: Behaviour> StageTask<B> {
                 let Some(upstream) = self.upstreams.inlet.get(from) else {
                     self.accounting.count_pending(events.len());
                     if let Some(subscription) = unheard {
-                        subscription.cancel(SubscribeError::Unknown.into());
+                        subscription.cancel_made(SubscribeError::Unknown.into());
                     }
                     return None;
                 };
@@ -391,12 +384,11 @@ impl<B: Behaviour> StageTask<B> {
             || (!self.downstreams.is_limited() && self.downstreams.outlet.unmet() > 0)
     }
 
-    /// Subscribes this stage to another. A subscription that is made again continues an earlier one,
-    /// with its back-off and the reason for which it ended.
+    /// Subscribes this stage to another.
     pub(super) async fn subscribe(
         &mut self,
         subscribing: Subscribing<B::In>,
-        again: Option<(Earlier, BackoffState, ExitReason)>,
+        again: Option<Again>,
     ) -> Result<(), ExitReason> {
         let Subscribing { target, mut options, mut origin, replaces, answer } = subscribing;
         if B::KIND == StageKind::ConsumerSupervisor {
@@ -407,28 +399,6 @@ impl<B: Behaviour> StageTask<B> {
         let mut gone = None;
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
-            Occupant::Vacant | Occupant::Abandoned => {
-                if let Some((old, reason)) = replaces {
-                    // It has another producer, which is notified.
-                    self.upstreams.replace(old, reason, &target, &mut origin);
-                }
-                let subscription = self.subscription(&options, self.no_producer());
-                let earlier = Earlier::Unmade(subscription.id());
-                if let Some(answer) = answer {
-                    let _ = answer.send(Ok(subscription));
-                    if let Cancel::Reconnect(_) = options.mode() {
-                        self.upstreams.remember(&target, &options, origin);
-                    }
-                }
-                if options.mode() == Cancel::Temporary {
-                    return Ok(());
-                }
-                let source =
-                    UpstreamState { target, options, origin, backoff: None, cancelled: false };
-                let how = Cancellation::Down(ExitReason::NotRunning);
-                return self.resubscribe_or_end(earlier, source, &how);
-            }
-            Occupant::Restarting => None,
             Occupant::Ended(reason)
                 if planned && matches!(origin, Origin::Handle(_)) && !reason.is_graceful() =>
             {
@@ -438,17 +408,39 @@ impl<B: Behaviour> StageTask<B> {
                 tracing::warn!(stage = %self.accounting.stage(), producer = shown(target.name()), "a producer has failed for good, not subscribing to it again");
                 return Ok(());
             }
+            // No stage has run there so far, or the last one ended for want of its own producer.
+            Occupant::Vacant | Occupant::Ended(ExitReason::NotRunning) => {
+                if let Some((old, reason)) = replaces {
+                    // It has another producer, which is notified.
+                    self.upstreams.replace(old, reason, &target, &mut origin);
+                }
+                let subscription = self.subscription(&options, origin, Arc::new(NoProducer));
+                if let Some(answer) = answer {
+                    let _ = answer.send(Ok(subscription));
+                    if let Cancel::Reconnect(_) = options.mode() {
+                        self.upstreams.remember(&target, &options, origin);
+                    }
+                }
+                if options.mode() == Cancel::Temporary {
+                    return Ok(());
+                }
+                let state = UpstreamState::new(target, options, origin);
+                return self.resubscribe_or_end(state, Cancellation::Down(ExitReason::NotRunning));
+            }
+            Occupant::Restarting => None,
             Occupant::Ended(reason) => {
                 self.upstreams.forget(origin);
                 gone = Some(reason);
                 None
             }
         };
-        let producer = port.clone().unwrap_or_else(|| self.no_producer());
-        let subscription = self.subscription(&options, producer);
-        let id = subscription.id();
         let replaces = replaces
             .and_then(|(old, reason)| self.upstreams.replace(old, reason, &target, &mut origin));
+        let producer = port.clone().unwrap_or_else(|| Arc::new(NoProducer));
+        let subscription = self.subscription(&options, origin, producer);
+        let id = subscription.id();
+        // Before the producer can cancel it.
+        subscription.set_at_consumer(port.is_some());
         let subscribe = Subscribe {
             subscription: subscription.clone(),
             replaces,
@@ -464,26 +456,28 @@ impl<B: Behaviour> StageTask<B> {
             }
             sent
         });
-        let backoff = match again {
-            // The producer has just ended, so the subscription still ends for its earlier reason.
-            Some((earlier, backoff, reason)) if !running => {
-                let backoff = Some(backoff);
-                let source = UpstreamState { target, options, origin, backoff, cancelled: false };
-                return self.resubscribe_or_end(earlier, source, &Cancellation::Down(reason));
-            }
-            again => again.map(|(_, backoff, _)| backoff),
-        };
         if answer.is_some() {
             self.upstreams.remember(&target, &options, origin);
         }
-        let source =
-            UpstreamState { target, options: options.clone(), origin, backoff, cancelled: false };
+        let mut state = UpstreamState::new(target, options.clone(), origin);
+        let mut paused = false;
+        if let Some(again) = again {
+            state.backoff = again.backoff;
+            if !running {
+                // The producer has just ended, so the subscription still ends for its earlier reason.
+                state.paused = again.paused;
+                return self.resubscribe_or_end(state, again.how);
+            }
+            paused = again.paused;
+        }
+        let subscribed = subscription.clone();
         self.upstreams.inlet.add(Upstream {
-            subscription: subscription.clone(),
+            subscription: subscribed,
             window: None,
-            paused: false,
-            state: source,
+            paused,
+            state,
         });
+        subscription.set_at_consumer(running);
         let mut demand_control = DemandControl::Automatic;
         self.call(Callback::Subscribed(&options, &subscription, &mut demand_control)).await?;
         if demand_control == DemandControl::Automatic
@@ -503,40 +497,48 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    /// The producer of a subscription that is not made.
-    fn no_producer(&self) -> Arc<dyn DemandPort<B::In>> {
-        Arc::new(NoProducer { consumer: Arc::new(self.address.clone()) })
-    }
-
     fn subscription(
         &self,
         options: &SubscribeOptions,
+        origin: Origin,
         producer: Arc<dyn DemandPort<B::In>>,
     ) -> Subscription {
-        let ports = Ports { producer, consumer: Arc::new(self.address.clone()) };
+        let line = Some(Line { id: origin.line(), consumer: self.slot.clone() });
+        let ports = Ports { producer, consumer: Arc::new(self.address.clone()), line };
         Subscription::new(SubscriptionId::new(next_id()), options, ports)
     }
 
     /// Continues or ends after a subscription has ended, as its mode says.
     fn resubscribe_or_end(
         &mut self,
-        earlier: Earlier,
-        source: UpstreamState<B::In>,
+        state: UpstreamState<B::In>,
+        how: Cancellation,
+    ) -> Result<(), ExitReason> {
+        match self.upstreams.schedule_retry(state, how, self.lifecycle.draining) {
+            Some((state, how)) => self.continue_or_end(&state, &how),
+            None => Ok(()),
+        }
+    }
+
+    /// Continues or ends after the end of a subscription that is not made again, as its mode says.
+    fn continue_or_end(
+        &mut self,
+        state: &UpstreamState<B::In>,
         how: &Cancellation,
     ) -> Result<(), ExitReason> {
-        let mode = source.options.mode();
+        let (mode, reason) = (state.options.mode(), how.reason().clone());
         let is_cancelled = matches!(how, Cancellation::Cancel(_));
-        let draining = self.lifecycle.draining;
-        let over = self.upstreams.schedule_retry(earlier, source, how, draining);
-        let Some((source, reason)) = over else { return Ok(()) };
         // A drain does not fail a consumer that would otherwise still wait for its producer.
-        let waited = draining && matches!(mode, Cancel::Reconnect(_));
+        let waited = self.lifecycle.draining && matches!(mode, Cancel::Reconnect(_));
         let survives = waited || mode.survives(&reason);
-        if survives || is_cancelled || reason.is_graceful() || !source.target.restarts() {
-            self.upstreams.forget(source.origin);
+        if survives || is_cancelled || reason.is_graceful() || !state.target.restarts() {
+            self.upstreams.forget(state.origin);
         }
         if survives {
             return Ok(());
+        }
+        if matches!(reason, ExitReason::NotRunning) {
+            tracing::warn!(stage = %self.accounting.stage(), producer = shown(state.target.name()), "a producer is not running and is not waited for");
         }
         let gently = match B::KIND {
             StageKind::ProducerConsumer => reason.is_graceful(),
@@ -555,21 +557,74 @@ impl<B: Behaviour> StageTask<B> {
     /// Makes the subscriptions whose delay has passed.
     pub(super) async fn retry(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
-        while let Some(retry) = self.upstreams.due_retry(now) {
-            let Retry { earlier, target, options, origin, backoff, reason, .. } = retry;
-            if let Occupant::Running(port) = target.occupant()
-                && port.ended().is_none()
-            {
+        while let Some(Retry { state, how, .. }) = self.upstreams.due_retry(now) {
+            let running = matches!(
+                state.target.occupant(),
+                Occupant::Running(port) if port.ended().is_none()
+            );
+            // A handle that has cancelled it has done so before it is made.
+            let line = state.origin.line();
+            if let Some(reason) = self.take_unread_cancel(line) {
+                self.continue_or_end(&state, &Cancellation::Cancel(reason))?;
+            } else if running {
+                let UpstreamState { target, options, origin, backoff, paused, .. } = state;
                 let subscribing =
                     Subscribing { target, options, origin, replaces: None, answer: None };
-                self.subscribe(subscribing, Some((earlier, backoff, reason))).await?;
-                continue;
+                self.subscribe(subscribing, Some(Again { backoff, how, paused })).await?;
+            } else {
+                self.resubscribe_or_end(state, how)?;
             }
-            let source =
-                UpstreamState { target, options, origin, backoff: Some(backoff), cancelled: false };
-            self.resubscribe_or_end(earlier, source, &Cancellation::Down(reason))?;
         }
         Ok(())
+    }
+
+    /// The reason of a cancel that a handle has sent and the stage has not read. It stays unread, and
+    /// finds nothing to cancel.
+    fn take_unread_cancel(&mut self, line: LineId) -> Option<ExitReason> {
+        let mut found = None;
+        self.mailbox.has(|message| {
+            if let Message::Control(Control::CancelSubscription { line: of, reason }) = message
+                && *of == line
+            {
+                found = Some(reason.clone());
+            }
+            found.is_some()
+        });
+        found
+    }
+
+    /// Cancels a subscription for a handle that does not know its latest make. One that waits to be
+    /// made is withdrawn.
+    pub(super) fn cancel_subscription(
+        &mut self,
+        line: LineId,
+        reason: ExitReason,
+    ) -> Result<(), ExitReason> {
+        if let Some(Retry { state, .. }) = self.upstreams.take_retry(line) {
+            return self.continue_or_end(&state, &Cancellation::Cancel(reason));
+        }
+        if let Some(upstream) = made(&mut self.upstreams.inlet, line) {
+            if upstream.subscription.is_at_consumer() {
+                upstream.subscription.cancel_made(reason);
+            } else {
+                // Its producer is not running, so its end is already queued.
+                upstream.state.withdrawn.get_or_insert(reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// Pauses or resumes a subscription, also one that waits to be made.
+    pub(super) fn pause_subscription(&mut self, line: LineId, paused: bool) {
+        let ending = self.lifecycle.ignores_pauses || self.lifecycle.finishing.is_some();
+        let paused = paused && !ending;
+        if let Some(upstream) = made(&mut self.upstreams.inlet, line) {
+            upstream.paused = paused;
+        }
+        let waiting = self.upstreams.retries.iter_mut();
+        for retry in waiting.filter(|retry| retry.state.origin.line() == line) {
+            retry.state.paused = paused;
+        }
     }
 
     /// Handles the end of a subscription, after its last event has been handled.
@@ -578,10 +633,11 @@ impl<B: Behaviour> StageTask<B> {
         from: SubscriptionId,
         how: Cancellation,
     ) -> Result<(), ExitReason> {
-        let Some(upstream) = self.upstreams.inlet.remove(from) else {
-            return self.unmade_subscription_cancelled(from, &how);
-        };
-        let Upstream { subscription, state, .. } = upstream;
+        let Some(upstream) = self.upstreams.inlet.remove(from) else { return Ok(()) };
+        let Upstream { subscription, mut state, .. } = upstream;
+        let withdrawn = state.withdrawn.take();
+        let is_withdrawn = withdrawn.is_some();
+        let how = withdrawn.map_or(how, Cancellation::Cancel);
         if state.cancelled {
             self.upstreams.forget(state.origin);
         }
@@ -592,23 +648,10 @@ impl<B: Behaviour> StageTask<B> {
         if state.cancelled || self.lifecycle.finishing.is_some() {
             return Ok(());
         }
-        self.resubscribe_or_end(Earlier::Ended(from), state, &how)
-    }
-
-    /// Withdraws a subscription that waits for a producer that has not been started. The stage
-    /// continues or ends as the mode says.
-    fn unmade_subscription_cancelled(
-        &mut self,
-        id: SubscriptionId,
-        how: &Cancellation,
-    ) -> Result<(), ExitReason> {
-        let waits = |earlier| earlier == Earlier::Unmade(id);
-        let Some(Retry { options, origin, .. }) = self.upstreams.take_retry(waits) else {
-            return Ok(());
-        };
-        self.upstreams.forget(origin);
-        let reason = how.reason();
-        if options.mode().survives(reason) { Ok(()) } else { Err(reason.clone()) }
+        if is_withdrawn {
+            return self.continue_or_end(&state, &how);
+        }
+        self.resubscribe_or_end(state, how)
     }
 
     /// Handles a message of events chunk by chunk, and sends demand between the chunks.
@@ -686,18 +729,12 @@ impl<B: Behaviour> StageTask<B> {
     }
 }
 
-/// The missing producer of a subscription that is not made. The consumer itself receives its
-/// cancellation.
-struct NoProducer<E> {
-    consumer: Arc<dyn EventPort<E>>,
-}
+/// The missing producer of a subscription.
+struct NoProducer;
 
-impl<E> DemandPort<E> for NoProducer<E> {
+impl<E> DemandPort<E> for NoProducer {
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>> {
-        let ToProducer::Cancel { id: from, reason } = message else { return Err(message) };
-        // A consumer that has ended makes no subscription.
-        let _ = self.consumer.send(ToConsumer::Cancel { from, reason });
-        Ok(())
+        Err(message)
     }
 
     fn ended(&self) -> Option<ExitReason> {
