@@ -428,7 +428,8 @@ async fn a_client_that_listed_a_presence_during_a_slow_fetch_sees_it_leave() {
         permits.add_permits(100);
         assert!(listed.await.unwrap());
         watching.recv().await.unwrap();
-        let diff: Value = watching.recv().await.unwrap().payload().parse().unwrap();
+        let diff = tokio::time::timeout(Duration::from_secs(60), watching.recv()).await;
+        let diff: Value = diff.expect("ada leaves").unwrap().payload().parse().unwrap();
         assert_eq!(plain(&diff["leaves"]), json!({ "ada": [{}] }), "of one key: {of_key}");
     }
 }

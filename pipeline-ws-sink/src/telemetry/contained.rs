@@ -233,18 +233,21 @@ mod tests {
 
     use super::*;
 
-    /// A payload that panics again when it is dropped, with another of its kind.
+    /// A payload that panics again when it is dropped, with others of its kind.
     struct PanicsAgain(u32);
 
     impl Drop for PanicsAgain {
         fn drop(&mut self) {
-            panic_any(PanicsAgain(self.0 + 1));
+            match self.0 {
+                0 => panic!("a bug in a bug"),
+                more => panic_any(PanicsAgain(more - 1)),
+            }
         }
     }
 
     #[test]
     fn a_payload_that_panics_while_it_is_dropped_is_contained() {
-        let logged = contained(|| -> u32 { panic_any(PanicsAgain(0)) });
+        let logged = contained(|| -> u32 { panic_any(PanicsAgain(3)) });
         assert_eq!(logged, None);
         assert_eq!(contained(|| 1), Some(1));
     }
