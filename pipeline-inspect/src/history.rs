@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, mem, time::Duration};
 
+use pipeline_core::telemetry::milliseconds;
 use pipeline_ws_sink::endpoint::Latencies;
 
 use crate::{
@@ -101,7 +102,6 @@ impl History {
 }
 
 fn percentiles(seconds: u64, of: &Latencies) -> PercentilesView {
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let part = |part| of.quantile(part).map(milliseconds);
     PercentilesView {
         seconds,

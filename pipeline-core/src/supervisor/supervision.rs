@@ -38,7 +38,7 @@ use crate::{
         poll_contained, random,
     },
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription, SubscriptionId},
-    telemetry::WorkerMetrics,
+    telemetry::{WorkerMetrics, milliseconds},
 };
 
 /// A running [`ConsumerSupervisor`], as the stage of a [`SupervisorHandle`](super::SupervisorHandle).
@@ -440,7 +440,7 @@ where
                 }
             };
             let took = started.elapsed();
-            metrics.process_time.record(took.as_secs_f64() * 1e3);
+            metrics.process_time.record(milliseconds(took));
             Finished { event, restarts, outcome, took, at_once: polls <= 1 }
         }
     }

@@ -3,7 +3,7 @@
 mod handle;
 mod stage;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
@@ -69,7 +69,7 @@ impl Telemetry {
         })
     }
 
-    /// Registers a histogram of times, in milliseconds with fractions.
+    /// Registers a histogram of times, in [milliseconds].
     pub fn timer(
         &self,
         name: &'static str,
@@ -103,6 +103,12 @@ impl fmt::Debug for Telemetry {
             "Telemetry(global)"
         })
     }
+}
+
+/// A time as the sample of a [timer](Telemetry::timer): in milliseconds, with fractions.
+#[must_use]
+pub fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 const METADATA: Metadata<'static> =

@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 use tokio::time::Instant;
 
-use super::{StageLabels, Telemetry};
+use super::{StageLabels, Telemetry, milliseconds};
 use crate::snapshot::StageSnapshot;
 
 /// Why events were discarded.
@@ -192,7 +192,7 @@ impl BatchTimer {
     }
 
     fn record(&mut self, took: Duration) {
-        self.time.record_many(took.as_secs_f64() * 1e3, 1 + self.untimed);
+        self.time.record_many(milliseconds(took), 1 + self.untimed);
         self.untimed = 0;
         self.skip = if took < SHORT { SKIP } else { 0 };
     }
@@ -289,9 +289,9 @@ impl StageSamples {
         }
         self.restarts.reach(seen.restarts);
         self.failures.reach(seen.failures);
-        self.busy.reach(milliseconds(seen.busy));
-        self.waiting_for_events.reach(milliseconds(seen.waiting_for_events));
-        self.waiting_for_demand.reach(milliseconds(seen.waiting_for_demand));
+        self.busy.reach(whole_milliseconds(seen.busy));
+        self.waiting_for_events.reach(whole_milliseconds(seen.waiting_for_events));
+        self.waiting_for_demand.reach(whole_milliseconds(seen.waiting_for_demand));
     }
 }
 
@@ -302,7 +302,7 @@ impl Growing {
     }
 }
 
-fn milliseconds(time: Duration) -> u64 {
+fn whole_milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -124,7 +124,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let mut cx = JoinContext { channel: &context, config, reply: Ok(Payload::empty()) };
     let entry = MessageLog::join(&payload, &metrics.filter);
     let (begun, span) = (Instant::now(), log::join_span());
-    let joining = contained(|| C::join(&context.topic, payload, &mut cx));
+    let joining = catch_panic(|| C::join(&context.topic, payload, &mut cx));
     let (joined, took) = (InSpan::new(&span, joining).await, begun.elapsed());
     drop(held);
     let accepted = cx.reply.and_then(|response| address.reply(&reference, "ok", &response));
@@ -359,7 +359,7 @@ impl<C: Channel> RunningChannel<C> {
                 context.reference = reference.clone();
                 let outcome = match begin_event() {
                     None if !log::events_are_seen() => {
-                        contained(|| channel.handle_in(&event, payload, context)).await
+                        catch_panic(|| channel.handle_in(&event, payload, context)).await
                     }
                     // Boxed, so that an idle channel is no larger for it.
                     begun => {
@@ -380,12 +380,12 @@ impl<C: Channel> RunningChannel<C> {
                 // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
                 context.timeline = timeline;
-                let outcome = contained(|| channel.handle_out(&event, payload, context)).await;
+                let outcome = catch_panic(|| channel.handle_out(&event, payload, context)).await;
                 context.timeline = None;
                 stopped(outcome)
             }
             ChannelMessage::Foreign(broadcast) => {
-                stopped(contained(|| channel.handle_broadcast(broadcast, context)).await)
+                stopped(catch_panic(|| channel.handle_broadcast(broadcast, context)).await)
             }
             ChannelMessage::Internal(message) => self.handle_message(message).await,
             ChannelMessage::Leave { reference, held: _held } => Some(End::Left(reference)),
@@ -395,7 +395,7 @@ impl<C: Channel> RunningChannel<C> {
 
     async fn handle_message(&mut self, message: BoxedMessage) -> Option<End> {
         let Self { channel, context, .. } = self;
-        stopped(contained(|| handle::deliver(message, channel, context)).await)
+        stopped(catch_panic(|| handle::deliver(message, channel, context)).await)
     }
 
     fn answer(&self, reference: &Ref, reply: Reply) -> Result<(), ExitReason> {
@@ -466,7 +466,7 @@ impl<C: Channel> RunningChannel<C> {
             probe.ended(context.topic.shared(), context.join_ref(), reason);
         }
         let terminated =
-            time::timeout(TERMINATE, contained(|| channel.terminate(reason, context))).await;
+            time::timeout(TERMINATE, catch_panic(|| channel.terminate(reason, context))).await;
         let (lines, channel) = (&self.metrics.terminate_lines, self.metrics.channel);
         let topic = &self.context.topic;
         match terminated {
@@ -511,7 +511,7 @@ async fn watched<C: Channel>(
     let entry = MessageLog::event(topic, &payload, &metrics.filter);
     let span = log::handle_in_span(event, reference);
     let timed = begun.unwrap_or_else(Instant::now);
-    let handling = contained(|| channel.handle_in(event, payload, context));
+    let handling = catch_panic(|| channel.handle_in(event, payload, context));
     let (outcome, took) = (InSpan::new(&span, handling).await, timed.elapsed());
     let result = match &outcome {
         Ok(Err(stop)) if !stop.reason.is_graceful() && !is_socket_end(&stop.reason) => {
@@ -566,7 +566,7 @@ fn stopped(outcome: Result<Result<(), Stop>, ExitReason>) -> Option<End> {
 /// Runs a callback; a panic in it becomes an [`ExitReason`], also before it returns its future.
 ///
 /// After a panic only the channel's `terminate` is called, as in Phoenix.
-fn contained<F: Future>(
+fn catch_panic<F: Future>(
     callback: impl FnOnce() -> F,
 ) -> impl Future<Output = Result<F::Output, ExitReason>> {
     let running = AssertUnwindSafe(future::lazy(|_| callback()).flatten()).catch_unwind();

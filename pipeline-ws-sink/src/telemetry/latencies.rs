@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use pipeline_core::telemetry::milliseconds;
+
 /// The number of buckets for each doubling of the time, as a power of two.
 const PRECISION: u32 = 5;
 
@@ -114,7 +116,7 @@ impl Latencies {
 impl Extend<Duration> for Latencies {
     fn extend<T: IntoIterator<Item = Duration>>(&mut self, samples: T) {
         for sample in samples {
-            let bucket = bucket(sample.as_secs_f64() * 1e3);
+            let bucket = bucket(milliseconds(sample));
             if self.buckets.len() <= bucket {
                 self.buckets.resize(bucket + 1, 0);
             }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use metrics::Histogram;
-use pipeline_core::{telemetry::Telemetry, timed::TraceContext};
+use pipeline_core::{
+    telemetry::{Telemetry, milliseconds},
+    timed::TraceContext,
+};
 
 use super::{LatencyHistogram, log_line, shown};
 use crate::protocol::message::Encoded;
@@ -91,10 +94,6 @@ impl PushTimes {
             );
         }
     }
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 /// The timeline of an event that is enqueued and broadcast now.

@@ -3,7 +3,7 @@
 use std::{cell::Cell, time::Duration};
 
 use metrics::Histogram;
-use pipeline_core::telemetry::Telemetry;
+use pipeline_core::telemetry::{Telemetry, milliseconds};
 use tokio::time::Instant;
 
 /// The outcome of a callback.
@@ -45,7 +45,7 @@ impl CallbackTimes {
     }
 
     pub(crate) fn record(&self, outcome: Outcome, took: Duration) {
-        self.0[outcome as usize].record(took.as_secs_f64() * 1e3);
+        self.0[outcome as usize].record(milliseconds(took));
     }
 }
 
@@ -79,7 +79,7 @@ impl WriteTime {
     /// Records a write that has ended.
     pub(crate) fn end(&self, begun: Option<Instant>, now: Instant) {
         if let Some(begun) = begun {
-            self.0.record(now.saturating_duration_since(begun).as_secs_f64() * 1e3);
+            self.0.record(milliseconds(now.saturating_duration_since(begun)));
         }
     }
 }
