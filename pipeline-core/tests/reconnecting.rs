@@ -272,7 +272,7 @@ async fn a_consumer_does_not_wait_for_a_producer_whose_graph_will_not_be_started
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_goes_on_naming_a_subscription_that_was_made_again() {
+async fn a_handle_still_names_a_subscription_that_was_made_again() {
     for started in [true, false] {
         let mut feeding = Graph::new("feeding");
         let (first_queue, producer) = queue(QueueOptions::new());
@@ -312,7 +312,7 @@ async fn a_handle_goes_on_naming_a_subscription_that_was_made_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_goes_on_cancelling_a_subscription_that_was_made_later() {
+async fn a_handle_cancels_a_subscription_that_was_made_later() {
     let mut feeding = Graph::new("feeding");
     let (queue, producer) = queue(QueueOptions::new());
     let source = feeding.producer("source", producer);
@@ -420,7 +420,7 @@ async fn a_busy_stage_withdraws_a_subscription_before_its_producer_is_started() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_goes_on_naming_a_subscription_of_a_restarted_consumer() {
+async fn a_handle_still_names_a_subscription_of_a_restarted_consumer() {
     for started in [false, true] {
         for replaced in [false, true] {
             let mut feeding = Some(Graph::new("feeding"));
