@@ -20,7 +20,7 @@ use crate::{
 /// A channel that a test has joined: see [`TestSocket::join`](super::TestSocket::join).
 ///
 /// It is linked to the test: when the channel crashes, the next assertion fails, whatever it looks
-/// for, unless the channel has been [unlinked](Self::unlink) or its end [awaited](Self::ended).
+/// for, unless the channel has been [unlinked](Self::unlink) or its end [awaited](Self::exit_reason).
 ///
 /// Dropping it does not make the client leave; it only stops recording the topic's broadcasts.
 #[derive(Debug)]
