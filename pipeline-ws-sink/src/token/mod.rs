@@ -229,13 +229,13 @@ impl Signer {
         self.verify(token.ok_or(TokenError::Missing)?, now)
     }
 
-    /// The keys that tokens may have been signed with.
     /// A token with these bytes as its term, whatever they are.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn sign_term(&self, term: &[u8]) -> String {
         self.key.sign(term)
     }
 
+    /// The keys that tokens may have been signed with.
     fn keys(&self) -> impl Iterator<Item = &Key> {
         iter::once(&self.key).chain(&self.others)
     }
