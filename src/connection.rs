@@ -47,6 +47,13 @@ const MAX_HEAD: usize = 64 * 1024;
 /// Units of tokio's cooperative budget, 128 per poll of a task, that one request uses.
 const REQUEST: usize = 8;
 
+/// Uses up some of the task's cooperative budget, and yields once nothing is left of it.
+pub(crate) async fn pay(units: usize) {
+    for _ in 0..units {
+        consume_budget().await;
+    }
+}
+
 /// Answers a connection's requests until it closes or is upgraded to a WebSocket.
 pub(crate) async fn serve(
     stream: TcpStream,
@@ -151,9 +158,7 @@ fn answer(
     request.extensions_mut().insert(ConnectInfo(peer));
     async move {
         // Many answers never yield, and a client may pipeline many requests.
-        for _ in 0..REQUEST {
-            consume_budget().await;
-        }
+        pay(REQUEST).await;
         if is_too_long {
             return Ok(too_long());
         }

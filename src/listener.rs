@@ -10,11 +10,11 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::{JoinSet, coop::consume_budget},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
-use crate::connection;
+use crate::connection::{self, pay};
 
 /// Timeouts of a connection, and the maximum number of connections.
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +137,9 @@ const REFUSING: Duration = Duration::from_secs(1);
 /// run in that time, and the runtime's queue would grow until other clients wait in it for long.
 const CONNECTION: usize = 16;
 
+/// How often finished tasks are removed while no client connects. Until then they hold memory.
+const SWEEP: Duration = Duration::from_secs(1);
+
 /// How long to wait before accepting again after an error such as "too many open files".
 const BACK_OFF: Duration = Duration::from_millis(100);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
@@ -174,16 +177,19 @@ impl Accepting {
         let mut back_off = BACK_OFF;
         let mut failing = false;
         loop {
-            let accepted = listener.accept().await;
+            let serves_none = connections.is_empty() && refusals.is_empty();
+            let accepted = tokio::select! {
+                accepted = listener.accept() => Some(accepted),
+                () = sleep(SWEEP), if !serves_none => None,
+            };
             // Finished tasks are removed now, and do not wake this task: each of its polls accepts
             // several connections, so under a storm of them the queue would grow.
             while connections.try_join_next().is_some() {}
             while refusals.try_join_next().is_some() {}
+            let Some(accepted) = accepted else { continue };
             match accepted {
                 Ok((stream, peer)) => {
-                    for _ in 0..CONNECTION {
-                        consume_budget().await;
-                    }
+                    pay(CONNECTION).await;
                     if std::mem::take(&mut failing) {
                         tracing::info!("accepting connections again");
                     }
@@ -252,4 +258,30 @@ async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     let mut unread = [0; 1024];
     while stream.read(&mut unread).await? > 0 {}
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_have_ended_hold_no_memory_while_no_other_client_connects() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for _ in 0..5 {
+            std::net::TcpStream::connect(address).unwrap();
+        }
+        let accepting = Accepting {
+            app: Router::new(),
+            limits: Limits::default(),
+            metrics: Arc::new(Metrics::new(&Telemetry::default())),
+            phase: watch::channel(Phase::Serving).1,
+        };
+        let mut connections = JoinSet::new();
+        let ran = timeout(10 * SWEEP, accepting.run(listener, &mut connections)).await;
+        assert!(ran.is_err(), "it accepts connections until it is dropped");
+        assert_eq!(connections.len(), 0);
+    }
 }
