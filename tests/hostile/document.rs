@@ -42,13 +42,11 @@ fn tables() -> String {
 
 const BEGIN: &str = "<!-- The tables from here on are written by the test. -->\n";
 
-/// With `HOSTILE_TABLE` set, the tables are written anew.
-#[test]
-fn the_document_has_the_tables_of_the_tests() {
-    let path = project().join("docs/spec/hostile.md");
+/// Expects a document of `docs/spec` to have these tables. With `HOSTILE_TABLE` set, writes them anew.
+pub(crate) fn has_tables(name: &str, tables: &str) {
+    let path = project().join("docs/spec").join(name);
     let document = fs::read_to_string(&path).unwrap();
     let (head, written) = document.split_once(BEGIN).unwrap();
-    let tables = tables();
     if env::var_os("HOSTILE_TABLE").is_some() {
         fs::write(path, format!("{head}{BEGIN}{tables}")).unwrap();
         return;
@@ -57,4 +55,9 @@ fn the_document_has_the_tables_of_the_tests() {
         assert_eq!(document, test, "run the test with HOSTILE_TABLE=1 to write the tables anew");
     }
     assert_eq!(written.lines().count(), tables.lines().count());
+}
+
+#[test]
+fn the_document_has_the_tables_of_the_tests() {
+    has_tables("hostile.md", &tables());
 }
