@@ -17,14 +17,14 @@ use pipeline_core::{
     backoff::Backoff,
     builder::StartError,
     dispatcher::PartitionDispatcher,
-    source::{QueueOptions, from_iter, queue},
+    source::{Queue, QueueOptions, QueueProducer, from_iter, queue},
     stage::{
-        Caller, Consumer, DemandMode, Emitter, HandleCall, HandleCast, HandleInfo, Producer,
-        ProducerConsumer, Stage,
+        Caller, Consumer, ConsumerHandle, DemandMode, Emitter, HandleCall, HandleCast, HandleInfo,
+        Producer, ProducerConsumer, ProducerHandle, Stage,
     },
     step::for_each,
     subscription::{Cancel, DemandControl, SubscribeOptions, Subscription},
-    testkit::{recording, settle},
+    testkit::{Recording, RecordingConsumer, recording, settle},
 };
 use tokio::{
     sync::{Notify, oneshot},
@@ -141,11 +141,11 @@ async fn a_subscription_by_handle_that_was_cancelled_and_is_back_survives_a_rest
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_of_a_row_that_cancels_with_a_failure_ends_with_it() {
+async fn a_consumer_of_a_linear_pipeline_that_cancels_with_a_failure_ends_with_it() {
     for restarting in [false, true] {
         let seen = Arc::<AtomicUsize>::default();
         let refuses = CancelsFirst(seen.clone(), ExitReason::failed("bad schema"));
-        let builder = Pipeline::builder("row");
+        let builder = Pipeline::builder("linear");
         let builder = if restarting {
             builder.producer_with(Stage::restarting(|| from_iter(0u64..100)))
         } else {
@@ -197,9 +197,21 @@ async fn a_subscription_is_replaced_by_one_to_a_producer_that_has_not_been_start
     assert_eq!(seen.events(), [2]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_subscription_that_is_to_be_made_again_is_replaced() {
-    for started in [true, false] {
+/// A sink whose subscription to the first producer is to be made a minute later, and a second producer.
+struct Waiting {
+    first_queue: Queue<u64>,
+    second_queue: Queue<u64>,
+    second: ProducerHandle<QueueProducer<u64>>,
+    sink: ConsumerHandle<RecordingConsumer<u64>>,
+    seen: Recording<u64>,
+    old: Subscription,
+    options: SubscribeOptions,
+    _pipelines: [Pipeline; 2],
+}
+
+impl Waiting {
+    /// The subscription waits because it was cancelled, or because the first producer had not been started.
+    async fn new(cancelled: bool) -> Self {
         let mut feeding = Graph::new("feeding");
         let (first_queue, producer) = queue(QueueOptions::new());
         let first = feeding.producer("first", producer);
@@ -208,9 +220,9 @@ async fn a_subscription_that_is_to_be_made_again_is_replaced() {
         let second = graph.producer("second", producer);
         let (consumer, seen) = recording::<u64>();
         let sink = graph.consumer("sink", consumer);
-        let _pipeline = graph.start().unwrap();
+        let pipeline = graph.start().unwrap();
         let options = demand(10, 5).cancel(reconnecting(MINUTE));
-        let (old, _feeding) = if started {
+        let (old, feeding) = if cancelled {
             let feeding = feeding.start().unwrap();
             let old = sink.subscribe(&first, options.clone()).await.unwrap();
             old.cancel(ExitReason::Normal);
@@ -220,6 +232,16 @@ async fn a_subscription_that_is_to_be_made_again_is_replaced() {
             let old = sink.subscribe(&first, options.clone()).await.unwrap();
             (old, feeding.start().unwrap())
         };
+        let _pipelines = [pipeline, feeding];
+        Self { first_queue, second_queue, second, sink, seen, old, options, _pipelines }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_is_to_be_made_again_is_replaced() {
+    for started in [true, false] {
+        let Waiting { first_queue, second_queue, second, sink, seen, old, options, _pipelines } =
+            Waiting::new(started).await;
         sink.resubscribe(&old, ExitReason::Normal, &second, options).await.unwrap();
         time::sleep(2 * MINUTE).await;
         first_queue.push(1).await.unwrap();
@@ -274,26 +296,8 @@ async fn a_consumer_does_not_wait_for_a_producer_whose_graph_will_not_be_started
 #[tokio::test(start_paused = true)]
 async fn a_handle_still_names_a_subscription_that_was_made_again() {
     for started in [true, false] {
-        let mut feeding = Graph::new("feeding");
-        let (first_queue, producer) = queue(QueueOptions::new());
-        let first = feeding.producer("first", producer);
-        let mut graph = Graph::new("graph");
-        let (second_queue, producer) = queue(QueueOptions::new());
-        let second = graph.producer("second", producer);
-        let (consumer, seen) = recording::<u64>();
-        let sink = graph.consumer("sink", consumer);
-        let _pipeline = graph.start().unwrap();
-        let options = demand(10, 5).cancel(reconnecting(MINUTE));
-        let (old, _feeding) = if started {
-            let feeding = feeding.start().unwrap();
-            let old = sink.subscribe(&first, options.clone()).await.unwrap();
-            old.cancel(ExitReason::Normal);
-            settle().await;
-            (old, feeding)
-        } else {
-            let old = sink.subscribe(&first, options.clone()).await.unwrap();
-            (old, feeding.start().unwrap())
-        };
+        let Waiting { first_queue, second_queue, second, sink, seen, old, options, _pipelines } =
+            Waiting::new(started).await;
         old.pause();
         time::sleep(2 * MINUTE).await;
         first_queue.push(1).await.unwrap();
