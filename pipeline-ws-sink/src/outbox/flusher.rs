@@ -255,7 +255,11 @@ impl Drop for FlushTask {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::{
+        future::poll_fn,
+        sync::atomic::AtomicBool,
+        task::{Context, Wake, Waker},
+    };
 
     use metrics::{
         Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString,
@@ -275,6 +279,7 @@ mod tests {
     };
     use crate::{
         protocol::frame::Frame,
+        session::end::SocketEnd,
         telemetry::{SocketMetrics, push_times::broadcast_now},
     };
 
@@ -453,15 +458,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_ends_wakes_its_task_although_it_is_being_written_to() {
-        let flusher = Flusher::new();
+        struct Woken(AtomicBool);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+
+        let flusher = with_one_queue();
         let (outbox, mut client) = socket(&flusher, &Telemetry::global()).await;
         let close = Frame::close(1000);
         outbox.send_and_record(&news(b'x', 10), WriteMode::Deferred);
-        outbox.finish(&close);
-        let closing = tokio::spawn(async move { poll_fn(|cx| outbox.poll_close(cx)).await });
+        // The queue's own task is not polled while this test writes in its place.
+        let mut batch = WriteBatch::default();
+        let (stream, _) = outbox.begin_write(&mut batch).unwrap();
+        outbox.finish(SocketEnd::Disconnected, &close);
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(woken.clone());
+        assert!(outbox.poll_close(&mut Context::from_waker(&waker)).is_pending());
+        let mut slices = [IoSlice::new(&[]); GATHER];
+        let count = batch.slices(&mut slices);
+        let written = stream.try_write_vectored(&slices[..count]);
+        drop(stream);
+        let mut unrecorded = PendingMetrics::default();
+        assert!(!outbox.finish_write(&mut batch, written, Instant::now(), &mut unrecorded));
+        assert!(woken.0.load(Ordering::Relaxed));
+        poll_fn(|cx| outbox.poll_close(cx)).await.unwrap();
+        outbox.release();
         let mut received = vec![];
         client.read_to_end(&mut received).await.unwrap();
-        closing.await.unwrap().unwrap();
         assert_eq!(received, [&frame(b'x', 10).bytes()[..], close.bytes()].concat());
     }
 

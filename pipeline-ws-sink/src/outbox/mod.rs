@@ -119,6 +119,16 @@ enum FlushState {
     Writing,
 }
 
+/// How far the socket is in its life. Frames are accepted while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The socket has to end, for this reason.
+    Ending(SocketEnd),
+    /// The socket has to end, and its last frame has been sent.
+    Finished(SocketEnd),
+}
+
 struct State {
     writer: Writer,
     /// The waiting frames. Usually there are none, and most sockets hold no memory for them.
@@ -128,10 +138,7 @@ struct State {
     flush: FlushState,
     /// Whether it is written to again and again, so it keeps its memory.
     keep_buffer: bool,
-    /// The reason of the socket's end, once it has to end.
-    end: Option<SocketEnd>,
-    /// Whether the last frame has been sent; no frame is accepted after it.
-    finished: bool,
+    phase: Phase,
     last_active: Instant,
     last_heard: Instant,
 }
@@ -145,8 +152,7 @@ impl Outbox {
             task: None,
             flush: FlushState::Idle,
             keep_buffer: false,
-            end: None,
-            finished: false,
+            phase: Phase::Open,
             last_active: now,
             last_heard: now,
         };
@@ -233,15 +239,16 @@ impl Outbox {
         unrecorded.record(&self.metrics);
     }
 
-    /// Sends the last frame, behind all waiting frames. No frame is accepted after it.
-    pub(crate) fn finish(&self, frame: &Frame) {
+    /// Sends the last frame, behind all waiting frames, and closes the socket. No frame is accepted
+    /// after it. The first reason and the first last frame count.
+    pub(crate) fn finish(&self, end: SocketEnd, frame: &Frame) {
         let mut state = self.state.lock();
-        if !state.finished {
+        self.end_in(&mut state, end);
+        if let Phase::Ending(end) = state.phase {
             let last = Outgoing::alone(frame.clone(), None, FrameKind::Essential);
             state.backlog(self.limits, 0).push(Arc::new(last));
-            state.finished = true;
+            state.phase = Phase::Finished(end);
             state.wake();
-            self.notify_room();
         }
     }
 
@@ -252,12 +259,12 @@ impl Outbox {
 
     /// Whether the socket is ending or has ended.
     pub(crate) fn has_ended(&self) -> bool {
-        self.state.lock().end.is_some()
+        self.ended().is_some()
     }
 
     /// The reason of the socket's end, if it is ending or has ended.
     pub(crate) fn ended(&self) -> Option<SocketEnd> {
-        self.state.lock().end
+        self.state.lock().phase.end()
     }
 
     /// Records that data was received.
@@ -375,7 +382,7 @@ impl Outbox {
             Poll::Pending if !state.is_flushing() => state.is_blocked(),
             Poll::Pending => {}
         }
-        let end = state.end;
+        let end = state.phase.end();
         drop(state);
         unrecorded.record(&self.metrics);
         end.map_or(Poll::Pending, Poll::Ready)
@@ -424,7 +431,7 @@ impl Outbox {
         let mut state = self.state.lock();
         state.flush = FlushState::Idle;
         // A socket that has to end is left to its own task.
-        let (None, Writer::Tcp(stream)) = (state.end, &state.writer) else { return None };
+        let (Phase::Open, Writer::Tcp(stream)) = (state.phase, &state.writer) else { return None };
         let stream = stream.clone();
         state.waiting()?.begin_write(GATHER, batch);
         state.flush = FlushState::Writing;
@@ -462,7 +469,7 @@ impl Outbox {
         match written {
             Ok(1..) => {
                 state.last_active = now;
-                if state.waiting().is_some() && state.end.is_none() {
+                if state.waiting().is_some() && state.is_open() {
                     state.flush = FlushState::Queued;
                 }
             }
@@ -470,7 +477,7 @@ impl Outbox {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.wake(),
             Ok(0) | Err(_) => self.end_in(&mut state, SocketEnd::Lost),
         }
-        if state.end.is_some() || state.finished {
+        if !state.is_open() {
             // The socket's task could not write meanwhile.
             state.wake();
         }
@@ -628,8 +635,8 @@ impl Outbox {
     }
 
     fn end_in(&self, state: &mut State, end: SocketEnd) {
-        if state.end.is_none() {
-            state.end = Some(end);
+        if state.is_open() {
+            state.phase = Phase::Ending(end);
             state.wake();
             self.notify_room();
         }
@@ -701,10 +708,20 @@ impl Outbox {
     }
 }
 
+impl Phase {
+    /// The reason of the socket's end, if it has to end.
+    fn end(self) -> Option<SocketEnd> {
+        match self {
+            Self::Open => None,
+            Self::Ending(end) | Self::Finished(end) => Some(end),
+        }
+    }
+}
+
 impl State {
     /// Whether frames are still accepted.
     fn is_open(&self) -> bool {
-        !self.finished && self.end.is_none()
+        self.phase == Phase::Open
     }
 
     /// Whether the flusher is writing.

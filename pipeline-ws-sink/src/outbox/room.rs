@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn end(outbox: &Outbox) -> Option<SocketEnd> {
-        outbox.state.lock().end
+        outbox.ended()
     }
 
     #[tokio::test]
@@ -286,7 +286,7 @@ mod tests {
     async fn a_waiting_sender_is_notified_when_the_socket_ends() {
         for close in [
             |outbox: &Outbox| outbox.end(SocketEnd::Lost),
-            |outbox: &Outbox| outbox.finish(&Frame::close(1001)),
+            |outbox: &Outbox| outbox.finish(SocketEnd::Disconnected, &Frame::close(1001)),
             |outbox: &Outbox| outbox.close_slow(),
         ] {
             let (outbox, _client, _) = outbox(WhenFull::block());

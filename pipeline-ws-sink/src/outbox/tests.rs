@@ -59,7 +59,7 @@ fn waiting(outbox: &Outbox) -> usize {
 }
 
 fn end(outbox: &Outbox) -> Option<SocketEnd> {
-    outbox.state.lock().end
+    outbox.ended()
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn nothing_goes_out_behind_the_last_frame() {
     let (ours, mut theirs) = tcp().await;
     let (outbox, _) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
     let last = Frame::close(1000);
-    outbox.finish(&last);
+    outbox.finish(SocketEnd::Disconnected, &last);
     outbox.send(&small(10), None);
     poll_fn(|cx| outbox.poll_close(cx)).await.unwrap();
     drop(outbox);

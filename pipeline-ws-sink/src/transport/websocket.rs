@@ -88,7 +88,7 @@ pub(crate) async fn live<S: Socket>(
         let mut is_taken = true;
         if let Some(code) = end.close_code() {
             is_taken = false;
-            outbox.finish(&Frame::close_because(code, end.explanation()));
+            outbox.finish(end, &Frame::close_because(code, end.explanation()));
             // Data from here on is read at the client's rate as well. Skipping it costs less than
             // handling it, so the pace starts afresh for a client that was too fast already.
             let pace = ReadPace::new(options.frame_rate_limit, Instant::now());
