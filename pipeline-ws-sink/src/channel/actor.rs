@@ -15,7 +15,7 @@ use futures::{FutureExt, future};
 use pipeline_core::ExitReason;
 use serde_json::json;
 use tokio::{
-    task::{JoinHandle, coop::consume_budget},
+    task::JoinHandle,
     time::{self, Instant},
 };
 
@@ -29,7 +29,7 @@ use crate::{
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
     pubsub::{self, Subscriber, SubscriptionGuard, topic::Topic},
-    session::{Connection, SessionEvent, end::SocketEnd, inbox::InboxBytes},
+    session::{Connection, SessionEvent, end::SocketEnd, inbox::InboxBytes, pay},
     socket::Socket,
     telemetry::{
         InSpan, Outcome, RouteMetrics, begin_event, limited,
@@ -291,7 +291,7 @@ struct RunningChannel<C: Channel> {
 
 /// Units of tokio's cooperative budget, 128 per poll of a task, that one callback uses: it is the
 /// user's code, and a client with many messages would otherwise occupy a thread for 128 of them.
-const CALLBACK: usize = 8;
+const CALLBACK: u64 = 8;
 
 /// The reason why a channel ends.
 enum End {
@@ -313,9 +313,7 @@ impl<C: Channel> RunningChannel<C> {
     async fn live(mut self, reader: &MailboxReader) {
         let end = loop {
             // Yields to other tasks, even if there is always something to handle.
-            for _ in 0..CALLBACK {
-                consume_budget().await;
-            }
+            pay(CALLBACK).await;
             // Timers and messages alternate, so that neither starves the other.
             let due = self.context.timers(|timers| timers.due(Instant::now()));
             if let Some(message) = due

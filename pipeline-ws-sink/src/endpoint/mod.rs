@@ -25,7 +25,7 @@ use http::{HeaderName, Request, StatusCode};
 use hyper::body::Body;
 use pipeline_core::{telemetry::Telemetry, timed::Timeline};
 use thiserror::Error;
-use tokio::{task::coop::consume_budget, time};
+use tokio::time;
 use tower_service::Service;
 
 use self::{
@@ -54,14 +54,14 @@ use crate::{
         tracker::{TrackerOptions, TrackerOptionsError},
     },
     pubsub::{Adapter, BroadcastError, Contained, PubSub, SubscriberId, TopicSubscription},
-    session::end::SocketEnd,
+    session::{end::SocketEnd, pay},
     socket::Socket,
     telemetry::{MountMetrics, log_line},
     transport::{longpoll::read_body, longpoll_sessions::LongPollSessions},
 };
 
 /// The cost of a request, in the 128 units of tokio's budget for one poll of a task.
-const REQUEST: usize = 8;
+const REQUEST: u64 = 8;
 
 /// The server side of the channel protocol: sockets mounted at paths, and their topics.
 ///
@@ -370,9 +370,7 @@ where
         let answer = self.answer(request);
         Box::pin(async {
             // Most answers are ready at once, and a client may send many requests at once.
-            for _ in 0..REQUEST {
-                consume_budget().await;
-            }
+            pay(REQUEST).await;
             Ok(answer.await)
         })
     }

@@ -12,6 +12,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     future::poll_fn,
+    mem,
     sync::Arc,
     task::{Poll, Waker},
     time::Duration,
@@ -50,6 +51,10 @@ use crate::{
 /// It makes the inbox bound the number of messages.
 const OVERHEAD: usize = 256;
 
+/// The cost of a join, in the 128 units of tokio's budget for one poll of a task: a new channel's
+/// task costs far more than a message, and 128 of them at once would occupy a thread for long.
+const JOIN_COST: u64 = 16;
+
 /// How long a client with a full inbox is not read from. It is shorter than clients wait for the
 /// answer to a heartbeat.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -76,6 +81,14 @@ pub(crate) struct Connection<S: Socket> {
     pub(crate) metrics: Arc<SocketMetrics>,
 }
 
+/// Pays for handled work with the task's cooperative budget, 128 units per poll, and yields once that
+/// is used up: a client that sends without a pause must not occupy a thread.
+pub(crate) async fn pay(units: u64) {
+    for _ in 0..units {
+        consume_budget().await;
+    }
+}
+
 /// One client.
 ///
 /// Only the session knows which topics are joined. A channel announces its end to the session
@@ -87,6 +100,8 @@ pub(crate) struct Session<S: Socket> {
     /// Channels that have left their topic and have not ended yet: their `terminate` runs.
     ending: Vec<JoinHandle<()>>,
     lives: u64,
+    /// What handled joins still have to pay of the task's budget.
+    unpaid: u64,
     /// The state of the rate limits, if there are any and once a message has counted.
     spent: Option<Box<RateState>>,
     /// While the inbox is full: when to stop waiting for room.
@@ -111,6 +126,7 @@ impl<S: Socket> Session<S> {
             channels: HashMap::new(),
             ending: Vec::new(),
             lives: 0,
+            unpaid: 0,
             spent: None,
             full_until: None,
         }
@@ -186,10 +202,12 @@ impl<S: Socket> Session<S> {
     ) -> Result<(), SocketEnd> {
         self.catch_up().await;
         match self.handle(&received, held)? {
-            None => Ok(()),
+            None => {}
             // Boxed, so that a socket that never waits is no larger.
-            Some(held) => Box::pin(self.handle_late(received, held)).await,
+            Some(held) => Box::pin(self.handle_late(received, held)).await?,
         }
+        pay(mem::take(&mut self.unpaid)).await;
+        Ok(())
     }
 
     /// Handles a message, unless it has to wait for room: then its count is returned. It awaits
@@ -373,6 +391,7 @@ impl<S: Socket> Session<S> {
 
     /// Starts a join of a topic. A channel that is joined on it is replaced.
     fn join(&mut self, message: &ClientMessage<'_>, received: &Received, held: InboxBytes) {
+        self.unpaid += JOIN_COST;
         let name = message.topic();
         let found = name.as_deref().and_then(|name| self.routes.find(name));
         let Some((topic, route)) = found else {

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     endings::Endings,
     read_pace::{ReadPace, cost},
-    websocket::{pay, silence},
+    websocket::silence,
 };
 use crate::{
     endpoint::longpoll::LongPoll,
@@ -31,6 +31,7 @@ use crate::{
         Session,
         end::SocketEnd,
         inbox::{self, InboxBytes},
+        pay,
     },
     socket::Socket,
     telemetry::log_line,

@@ -4,10 +4,7 @@ use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use pipeline_core::Deadline;
-use tokio::{
-    task::coop::consume_budget,
-    time::{self, Instant},
-};
+use tokio::time::{self, Instant};
 
 use super::{
     endings::Endings,
@@ -24,7 +21,7 @@ use crate::{
         connection::{CHUNK, Decoder, Incoming, Passed, Rest},
         frame::Frame,
     },
-    session::{PATIENCE, Session, end::SocketEnd, inbox::Inbox},
+    session::{PATIENCE, Session, end::SocketEnd, inbox::Inbox, pay},
     socket::Socket,
     telemetry::log_line,
 };
@@ -229,14 +226,6 @@ async fn room_for_part(inbox: &Inbox, until: Deadline) -> Result<(), SocketEnd> 
         biased;
         () = inbox.shared_room() => Ok(()),
         () = until.passed() => Err(SocketEnd::Overloaded),
-    }
-}
-
-/// Pays for handled data with the task's budget, and yields once that is used up: a client that
-/// sends without a pause must not occupy a thread.
-pub(super) async fn pay(cost: u64) {
-    for _ in 0..cost {
-        consume_budget().await;
     }
 }
 
