@@ -7,6 +7,8 @@ mod outboxes;
 mod pacer;
 mod pending_metrics;
 mod room;
+#[cfg(test)]
+mod schedules;
 mod shared_frame;
 #[cfg(test)]
 mod tests;

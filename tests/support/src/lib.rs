@@ -1,5 +1,5 @@
 //! Shared helpers of the project's tests: a scriptable client, recorders of metrics and logs, workers
-//! that wait at a gate, sockets that accept every client, and examples as processes.
+//! that wait at a gate, random schedules, sockets that accept every client, and examples as processes.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -14,6 +14,7 @@ mod gate;
 mod http;
 mod log;
 mod recorded;
+mod schedule;
 #[cfg(feature = "ws")]
 mod sockets;
 
@@ -28,6 +29,7 @@ pub use self::{
     http::{Response, get, request},
     log::{Log, Spans},
     recorded::{Recorded, Series},
+    schedule::{Schedule, on_any_schedule},
 };
 
 /// A timeout that is longer than any operation. A test that exceeds it has failed.
