@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::connection::{self, pay};
@@ -163,6 +163,42 @@ pub(crate) async fn run(
     while connections.join_next().await.is_some() {}
 }
 
+/// Decides which failures to accept are logged. Each new one is, but no more than one in
+/// [`LINES_APART`]: descriptors that come and go would fill the log.
+#[derive(Debug, Default)]
+struct FailureLines {
+    is_failing: bool,
+    /// The last line, and whether it is about the current failure.
+    logged: Option<Instant>,
+    is_logged: bool,
+    left_out: u64,
+}
+
+/// The time between two lines about failures to accept.
+const LINES_APART: Duration = Duration::from_secs(10);
+
+impl FailureLines {
+    /// Records a failure. If it is to be logged, returns the number of those left out before it.
+    fn failed(&mut self, now: Instant) -> Option<u64> {
+        if std::mem::replace(&mut self.is_failing, true) {
+            return None;
+        }
+        let is_early = |logged| now.saturating_duration_since(logged) < LINES_APART;
+        self.is_logged = !self.logged.is_some_and(is_early);
+        if !self.is_logged {
+            self.left_out += 1;
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+
+    /// Records that a connection was accepted. Returns whether that ends a logged failure.
+    fn accepted(&mut self) -> bool {
+        std::mem::take(&mut self.is_failing) && self.is_logged
+    }
+}
+
 struct Accepting {
     app: Router,
     limits: Limits,
@@ -175,7 +211,7 @@ impl Accepting {
         let mut refusals = JoinSet::new();
         let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
         let mut back_off = BACK_OFF;
-        let mut failing = false;
+        let mut lines = FailureLines::default();
         loop {
             let serves_none = connections.is_empty() && refusals.is_empty();
             let accepted = tokio::select! {
@@ -190,7 +226,7 @@ impl Accepting {
             match accepted {
                 Ok((stream, peer)) => {
                     pay(CONNECTION).await;
-                    if std::mem::take(&mut failing) {
+                    if lines.accepted() {
                         tracing::info!("accepting connections again");
                     }
                     back_off = BACK_OFF;
@@ -208,8 +244,13 @@ impl Accepting {
                 Err(error) if is_the_clients(&error) => self.metrics.failed.increment(1),
                 Err(error) => {
                     self.metrics.failed.increment(1);
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(error = shown(&error), "cannot accept connections");
+                    if let Some(left_out) = lines.failed(Instant::now()) {
+                        let left_out = (left_out > 0).then_some(left_out);
+                        tracing::error!(
+                            error = shown(&error),
+                            left_out,
+                            "cannot accept connections"
+                        );
                     }
                     sleep(back_off).await;
                     back_off = back_off.saturating_mul(2).min(LONGEST_BACK_OFF);
@@ -265,6 +306,25 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_to_accept_that_come_and_go_are_logged_once_in_ten_seconds() {
+        let (mut lines, mut written) = (FailureLines::default(), Vec::new());
+        let began = Instant::now();
+        // Each failure has three tries, and is over before the next one begins.
+        for n in 0..100 {
+            for _ in 0..3 {
+                let failed = lines.failed(Instant::now());
+                written.extend(failed.map(|left_out| (began.elapsed().as_secs(), left_out)));
+            }
+            let is_last = written.last().map(|(at, _)| *at) == Some(began.elapsed().as_secs());
+            assert_eq!(lines.accepted(), is_last, "the end of failure {n}");
+            assert!(!lines.accepted(), "failure {n} has ended already");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let expected: Vec<_> = (0..10).map(|n| (10 * n, if n == 0 { 0 } else { 9 })).collect();
+        assert_eq!(written, expected, "the second of each line, and the number left out before it");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_have_ended_hold_no_memory_while_no_other_client_connects() {

@@ -5,13 +5,16 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     time::Duration,
 };
 
 use axum::Router;
 use futures::future::select_all;
-use pipeline_core::{Deadline, Pipeline, report::PipelineReport, telemetry::Telemetry};
+use pipeline_core::{
+    Deadline, ExitReason, Pipeline, report::PipelineReport, shown::shown, telemetry::Telemetry,
+};
 use pipeline_ws_sink::{Endpoint, endpoint::EndpointReport};
 use tokio::{
     net::TcpListener,
@@ -33,7 +36,8 @@ use crate::{
 ///
 /// # Shutdown
 ///
-/// Ctrl-C, SIGTERM or SIGHUP starts the shutdown. A second Ctrl-C or SIGTERM skips the rest of it;
+/// Ctrl-C, SIGTERM or SIGHUP starts the shutdown. A second Ctrl-C or SIGTERM skips the rest of it:
+/// stages and sockets are stopped at once, and the report counts their work;
 /// SIGHUP never does, because a terminal sends it more than once when it is closed. If a pipeline ends
 /// by itself because a stage failed for good, everything else is stopped too, and the first signal after
 /// that is only logged. By default, an item whose worker fails does not end a pipeline. The order is:
@@ -135,6 +139,9 @@ const ANSWERING: Duration = Duration::from_secs(6);
 /// How long polling clients have to fetch the last messages.
 const FETCHING: Duration = Duration::from_secs(2);
 
+/// How long sockets have to close after a second signal.
+const HURRIED: Duration = Duration::from_millis(250);
+
 /// How often to check whether they have.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -233,7 +240,7 @@ impl Serve {
     }
 
     /// Calls this after everything has stopped, for instance to drop a `StatsdFlusher`, which flushes
-    /// it.
+    /// it. A panic in it is logged, and the report is returned all the same.
     pub fn after_shutdown(mut self, flush: impl FnOnce() + Send + 'static) -> Self {
         self.flush = Some(Box::new(flush));
         self
@@ -402,21 +409,23 @@ impl Serve {
             health.stop();
         }
         phase.send_replace(Phase::Leaving);
+        let (hurry, hurried) = watch::channel(false);
         let draining = async {
             if !self.linger.is_zero() {
                 tracing::info!(time = ?self.linger, "reporting not ready, still accepting connections");
-                Deadline::from_now(self.linger).passed().await;
+                unless(&hurried, Deadline::from_now(self.linger).passed()).await;
             }
             let until = Deadline::from_now(self.drain_within);
             let mut pipelines = Vec::new();
             // One after the other: an earlier pipeline may feed a later one until its end.
             for pipeline in self.pipelines {
-                pipelines.push(pipeline.drain(until.remaining(Instant::now())).await);
+                pipelines.push(drain(pipeline, until, &hurried).await);
             }
             // After the pipelines: their last items went to these sockets.
             let endpoint = match self.endpoint {
                 Some(endpoint) => {
-                    if timeout(FETCHING, all_is_fetched(&endpoint)).await.is_err() {
+                    let fetching = timeout(FETCHING, all_is_fetched(&endpoint));
+                    if unless(&hurried, fetching).await.is_some_and(|fetched| fetched.is_err()) {
                         let frames = endpoint.snapshot().frames_waiting;
                         tracing::warn!(
                             frames,
@@ -424,27 +433,35 @@ impl Serve {
                         );
                     }
                     phase.send_replace(Phase::Closed);
-                    Some(endpoint.drain(self.close_within).await)
+                    Some(close(&endpoint, self.close_within, &hurried).await)
                 }
                 None => None,
             };
             phase.send_replace(Phase::Ending);
-            if timeout(ANSWERING, server.join_next()).await.is_err() {
+            let answering = timeout(ANSWERING, server.join_next());
+            if unless(&hurried, answering).await.is_some_and(|answered| answered.is_err()) {
                 tracing::warn!("closing connections: requests were not answered in time");
             }
             ShutdownReport { pipelines, endpoint, interrupted: false }
         };
+        let mut draining = Box::pin(draining);
         let report = tokio::select! {
-            report = draining => report,
+            report = &mut draining => report,
             () = second_signal(signals, is_signalled) => {
-                tracing::warn!("second stop signal, exiting without waiting");
-                ShutdownReport { pipelines: Vec::new(), endpoint: None, interrupted: true }
+                tracing::warn!("second stop signal, stopping without waiting");
+                hurry.send_replace(true);
+                // Aborted stages and sockets still report their work.
+                ShutdownReport { interrupted: true, ..draining.as_mut().await }
             }
         };
+        drop(draining);
         // Remaining connections are closed.
         server.shutdown().await;
-        if let Some(flush) = self.flush {
-            flush();
+        if let Some(flush) = self.flush
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(flush))
+        {
+            let reason = ExitReason::from_panic(&*panic);
+            tracing::error!(reason = shown(&reason), "after_shutdown callback panicked");
         }
         Ok(report)
     }
@@ -493,6 +510,46 @@ async fn second_signal(mut signals: Signals, mut is_signalled: bool) {
     }
 }
 
+/// Waits for this, unless the shutdown is in a hurry or gets into one: then it is `None`.
+async fn unless<T>(hurried: &watch::Receiver<bool>, waiting: impl Future<Output = T>) -> Option<T> {
+    let mut hurried = hurried.clone();
+    tokio::select! {
+        biased;
+        waited = waiting => Some(waited),
+        Ok(_) = hurried.wait_for(|hurried| *hurried) => None,
+    }
+}
+
+/// Drains a pipeline. In a hurry, its stages are stopped at once, and the report counts what is left.
+async fn drain(
+    mut pipeline: Pipeline,
+    until: Deadline,
+    hurried: &watch::Receiver<bool>,
+) -> PipelineReport {
+    pipeline.begin_drain(until.remaining(Instant::now()));
+    if let Some(report) = unless(hurried, pipeline.join()).await {
+        return report;
+    }
+    pipeline.begin_drain(Duration::ZERO);
+    pipeline.join().await
+}
+
+/// Closes an endpoint's sockets, in a hurry all at once.
+async fn close(
+    endpoint: &Endpoint,
+    within: Duration,
+    hurried: &watch::Receiver<bool>,
+) -> EndpointReport {
+    let open = endpoint.open_sockets();
+    if let Some(report) = unless(hurried, endpoint.drain(within)).await {
+        return report;
+    }
+    let mut report = endpoint.drain(HURRIED).await;
+    // The first drain has closed some before.
+    report.closed = report.closed.max(open.saturating_sub(report.aborted));
+    report
+}
+
 /// A server ends only if it panics.
 fn why_it_ended(ended: Result<(), JoinError>) -> io::Error {
     match ended {
@@ -524,7 +581,8 @@ pub struct ShutdownReport {
     pub pipelines: Vec<PipelineReport>,
     /// The endpoint, if there was one.
     pub endpoint: Option<EndpointReport>,
-    /// Whether a second signal interrupted the shutdown. Then the reports are missing.
+    /// Whether a second signal interrupted the shutdown. The reports then count the items and sockets
+    /// that were left.
     pub interrupted: bool,
 }
 
@@ -582,13 +640,10 @@ impl From<UncleanShutdown> for io::Error {
 
 impl fmt::Display for ShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.interrupted {
-            return f
-                .write_str("stopped without waiting; it is not known what was left unprocessed");
-        }
+        let hurried = self.interrupted.then(|| "stopped without waiting".to_owned());
         let pipelines = self.pipelines.iter().map(ToString::to_string);
-        let lines: Vec<_> =
-            pipelines.chain(self.endpoint.map(|report| report.to_string())).collect();
+        let endpoint = self.endpoint.map(|report| report.to_string());
+        let lines: Vec<_> = hurried.into_iter().chain(pipelines).chain(endpoint).collect();
         f.write_str(&lines.join("\n"))
     }
 }

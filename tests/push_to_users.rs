@@ -403,18 +403,35 @@ async fn help_explains_every_flag_and_errors_are_explained() {
 #[tokio::test]
 async fn a_second_signal_skips_the_rest_of_the_drain() {
     let flags = ["--max-demand", "1", "--delay-ms", "3600000", "--drain-secs", "3600"];
-    let mut example = Example::start(&flags).await;
+    let example = Example::start(&flags).await;
     let mut ada = user(&example, 1).await;
-    assert_eq!(example.push(&push(1, "{}")).await.status, 202);
+    let mut accepted = 0;
+    while accepted < 3 {
+        assert_eq!(example.push(&push(1, "{}")).await.status, 202);
+        accepted += 1;
+    }
     example.signal("-INT").await;
     // It is draining from now on: it refuses pushes, and polling clients are still answered.
-    while example.push(&push(1, "{}")).await.status == 202 {}
+    while example.push(&push(1, "{}")).await.status == 202 {
+        accepted += 1;
+    }
     assert!(TcpStream::connect(&example.address).await.is_ok());
     ada.expect_nothing_else().await;
     example.signal("-INT").await;
-    example.line_with("stopped without waiting").await;
-    let (status, _) = example.wait().await;
+    assert_eq!(ada.closed().await, 1012);
+    drop(ada);
+    let (status, lines) = example.wait().await;
     assert_eq!(status.code(), Some(1));
+    // The worker's push, and those that wait behind it.
+    let lines = lines.join("\n");
+    for line in [
+        "stopped without waiting",
+        &format!("pipeline push ended after its deadline, {accepted} unprocessed events"),
+        "1 event in progress",
+        "1 sockets closed, 0 aborted",
+    ] {
+        assert!(lines.contains(line), "no line with {line:?}: {lines}");
+    }
 }
 
 /// A folder with only the files that npm needs to install the page's packages.

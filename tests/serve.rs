@@ -490,6 +490,30 @@ async fn while_it_lingers_it_is_not_ready_and_still_accepts_connections() {
 }
 
 #[tokio::test]
+async fn an_after_shutdown_that_panics_is_logged_and_the_report_is_returned() {
+    let (log, _guard) = Log::keep();
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let pipeline = Pipeline::builder("numbers")
+        .producer(producer)
+        .consumer(for_each(async |_: u64| ()), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    queue.push(1).await.unwrap();
+    let mut server = Server::start(app(), |serve| {
+        serve.pipeline(pipeline).after_shutdown(|| panic!("the flush failed"))
+    })
+    .await;
+    server.stop();
+    let report = server.stopped().await;
+    assert!(report.is_clean() && report.pipelines.len() == 1, "{report}");
+    let lines = log.take();
+    let is_logged = |line: &String| {
+        line.contains("after_shutdown callback panicked") && line.contains("the flush failed")
+    };
+    assert!(lines.iter().any(is_logged), "{lines:?}");
+}
+
+#[tokio::test]
 async fn it_logs_its_address() {
     let (log, _guard) = Log::keep();
     let server = Server::start(app(), |serve| serve).await;

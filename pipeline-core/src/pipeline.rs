@@ -14,7 +14,7 @@ use std::{
 
 use futures::FutureExt;
 use tokio::{
-    sync::mpsc,
+    sync::watch,
     task::{Id, JoinError, JoinHandle, JoinSet},
     time::{self, Instant, MissedTickBehavior},
 };
@@ -82,15 +82,11 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 #[must_use = "a pipeline ends when it is dropped"]
 pub struct Pipeline {
     observer: PipelineObserver,
-    commands: mpsc::Sender<Command>,
+    /// The deadline of the drain, once it has begun.
+    drain: watch::Sender<Option<Deadline>>,
     supervisor: JoinHandle<PipelineReport>,
     report: Option<PipelineReport>,
     slots: HashMap<Arc<str>, Arc<dyn Any + Send + Sync>>,
-}
-
-#[derive(Debug)]
-enum Command {
-    Drain { within: Duration },
 }
 
 impl Pipeline {
@@ -210,9 +206,33 @@ impl Pipeline {
     ///
     /// Dropping the future drops the pipeline, which ends it at once.
     pub async fn drain(mut self, within: Duration) -> PipelineReport {
-        // Without a receiver, the pipeline has already ended.
-        let _ = self.commands.send(Command::Drain { within }).await;
+        self.begin_drain(within);
         self.join().await
+    }
+
+    /// Begins to end the pipeline as [`drain`](Self::drain) does, and does not wait for the end:
+    /// [`join`](Self::join) does.
+    ///
+    /// Called again, it can only shorten the time. So a drain can be cut short, and its report still
+    /// counts the events that were left:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use pipeline_core::{Pipeline, report::PipelineReport};
+    /// async fn stop(mut pipeline: Pipeline, hurry: impl Future<Output = ()>) -> PipelineReport {
+    ///     pipeline.begin_drain(Duration::from_secs(60));
+    ///     tokio::select! {
+    ///         report = pipeline.join() => return report,
+    ///         () = hurry => pipeline.begin_drain(Duration::ZERO),
+    ///     }
+    ///     pipeline.join().await
+    /// }
+    /// ```
+    pub fn begin_drain(&self, within: Duration) {
+        let deadline = Deadline::from_now(within);
+        self.drain.send_modify(|drain| {
+            *drain = Some(drain.map_or(deadline, |earlier| earlier.min(deadline)));
+        });
     }
 }
 
@@ -290,7 +310,7 @@ impl Stages {
 
     /// Supervises the stages from now on, in a task of its own.
     pub(crate) fn run(mut self) -> Pipeline {
-        let (commands, receiver) = mpsc::channel(1);
+        let (drain, draining) = watch::channel(None);
         let name = self.shared.pipeline.clone();
         let specs = || self.stages.iter().map(|stage| &stage.spec);
         let slots = specs().map(|stage| (stage.name().clone(), stage.slot())).collect();
@@ -300,8 +320,8 @@ impl Stages {
         let phase = self.shared.phase.subscribe();
         let observer = PipelineObserver::new(name, phase, self.failed.clone(), observed);
         let span = self.span.clone();
-        let supervisor = tokio::spawn(self.supervise(receiver).instrument(span));
-        Pipeline { observer, commands, supervisor, report: None, slots }
+        let supervisor = tokio::spawn(self.supervise(draining).instrument(span));
+        Pipeline { observer, drain, supervisor, report: None, slots }
     }
 
     fn spawn(&mut self, stage: usize, prepared: Prepared) {
@@ -319,8 +339,8 @@ impl Stages {
 
     /// Supervises all stages until they have ended. A panic on the way, for example in the log's
     /// subscriber, kills them and is a failure.
-    async fn supervise(mut self, mut commands: mpsc::Receiver<Command>) -> PipelineReport {
-        let seen = AssertUnwindSafe(self.run_stages(&mut commands)).catch_unwind().await;
+    async fn supervise(mut self, mut drain: watch::Receiver<Option<Deadline>>) -> PipelineReport {
+        let seen = AssertUnwindSafe(self.run_stages(&mut drain)).catch_unwind().await;
         if let Err(panic) = seen {
             let reason = ExitReason::from_panic(&*panic);
             tracing::error!(pipeline = %self.shared.pipeline, reason = shown(&reason), "the pipeline task panicked, killing its stages");
@@ -335,7 +355,7 @@ impl Stages {
         self.report.clone()
     }
 
-    async fn run_stages(&mut self, commands: &mut mpsc::Receiver<Command>) {
+    async fn run_stages(&mut self, drain: &mut watch::Receiver<Option<Deadline>>) {
         let mut sample = time::interval(SAMPLE_INTERVAL);
         sample.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let failing = self.shared.failing.clone();
@@ -344,8 +364,9 @@ impl Stages {
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 () = failing.notified() => self.check_for_failures(),
-                Some(Command::Drain { within }) = commands.recv() => {
-                    self.deadline = self.deadline.min(Deadline::from_now(within));
+                Ok(()) = drain.changed() => {
+                    let Some(within) = *drain.borrow_and_update() else { continue };
+                    self.deadline = self.deadline.min(within);
                     self.enter(Phase::Drain);
                     // This includes stages that are not polled because another one blocks their
                     // thread.

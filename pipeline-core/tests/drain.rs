@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +20,10 @@ use pipeline_core::{
 };
 use pipeline_test_support::{gate, settle};
 use support::supervised;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -189,7 +193,7 @@ impl Worker<u64> for EndsOnRequest {
         }
         context.stopping().await;
         self.0.send(100 + *event).await?;
-        if *event == 1 { Ok(()) } else { std::future::pending().await }
+        if *event == 1 { Ok(()) } else { pending().await }
     }
 }
 
@@ -218,4 +222,31 @@ async fn workers_are_notified_to_stop_and_dropped_if_they_do_not() {
         workers.in_progress, 2,
         "the failed worker and the one that ignored the notification"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_is_cut_short_reports_the_rest() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let (queue, producer) = queue(QueueOptions::new());
+    let stuck = ConsumerSupervisor::new(async |_: &u64| pending().await);
+    let mut pipeline = Pipeline::builder("jobs")
+        .producer(producer)
+        .consumer_supervisor(stuck, SubscribeOptions::new().max_demand(1))
+        .start()
+        .unwrap();
+    for n in 0..3 {
+        queue.push(n).await.unwrap();
+    }
+    pipeline.begin_drain(DAY);
+    // A later call does not give it more time.
+    pipeline.begin_drain(Duration::MAX);
+    assert!(timeout(DAY / 2, pipeline.join()).await.is_err(), "a worker is stuck");
+    assert!(queue.is_closed());
+    let began = Instant::now();
+    pipeline.begin_drain(Duration::ZERO);
+    let report = pipeline.join().await;
+    assert!(began.elapsed() < DAY / 4, "it took {:?}", began.elapsed());
+    let in_progress: usize = report.stages.iter().map(|stage| stage.in_progress).sum();
+    assert_eq!((in_progress, report.unprocessed()), (1, 3), "{report}");
+    assert!(!report.completed && !report.is_clean());
 }

@@ -385,6 +385,29 @@ mod tests {
     }
 
     #[test]
+    fn a_resolver_that_panics_costs_its_lookup_and_the_known_address_is_kept() {
+        let ((old, old_address), (new, new_address)) = (receiver(), receiver());
+        let (lookups, start) = (Mutex::new(0), Instant::now());
+        let resolve = move || {
+            let mut lookups = lookups.lock();
+            *lookups += 1;
+            match *lookups {
+                1 => Ok(vec![old_address]),
+                2 | 3 => panic!("lookup {lookups} fails"),
+                _ => Ok(vec![new_address]),
+            }
+        };
+        let patience = Duration::from_secs(60);
+        let sink = UdpSink::resolving(resolve, start).unwrap().patience(patience);
+        for minute in 0..3 {
+            sink.send("kept", start + LOOK_AGAIN * minute).unwrap();
+            assert_eq!(received(&old), "kept", "after {minute} lookups that panicked");
+        }
+        sink.send("moved", start + LOOK_AGAIN * 3).unwrap();
+        assert_eq!(received(&new), "moved");
+    }
+
+    #[test]
     fn an_address_without_a_route_is_retried_though_another_has_no_socket() {
         let error = || io::Error::other("no");
         let (no_way, no_socket) = (UdpError::Connect, UdpError::Bind);

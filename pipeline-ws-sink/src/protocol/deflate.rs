@@ -25,8 +25,10 @@ const WORTH_IT: usize = 100;
 /// The end of every compressed message, which is not sent: an empty block.
 const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
-/// [`TAIL`], and an empty final block: only a decompressor that was between two blocks finishes
-/// here, so a truncated message is detected.
+/// [`TAIL`], and an empty final block. A decompressor that was between two blocks finishes at its
+/// end. One that was within a block takes these bytes as content, and normally needs more: then the
+/// message was truncated. It may also finish within them, and then the truncation is not detected
+/// here: the format has no length and no checksum.
 const END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
 
 /// How many final blocks a message may have. Clients normally send no more than one, and each costs
