@@ -1,6 +1,7 @@
 //! Checks of the project's own invariants and of its texts, which no other tool has.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -66,6 +67,7 @@ pub(crate) fn all() -> Outcome {
         manifests_share_the_lints(&files),
         manifests_list_every_test(&files),
         published_packages_are_complete(&files),
+        dependencies_are_explained(&files),
         lock_files_name_no_registry(&files),
         architecture_names_what_is_there(&files),
         architecture_names_every_package(&files),
@@ -362,6 +364,36 @@ fn published_packages_are_complete(files: &Files) -> Vec<String> {
     faults
 }
 
+/// The table in docs/dependencies.md has the direct dependencies of the published packages, and no others.
+fn dependencies_are_explained(files: &Files) -> Vec<String> {
+    const PAGE: &str = "docs/dependencies.md";
+    let rows =
+        files.text(PAGE).lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let explained: BTreeSet<&str> = rows.collect();
+    let published = files
+        .named("Cargo.toml")
+        .filter(|(_, text)| text.contains("[package]") && !text.contains("publish = false"));
+    let used: BTreeSet<&str> = published.flat_map(|(_, text)| dependencies(text)).collect();
+    let missing = used.difference(&explained).map(|name| format!("{PAGE}: has no line for {name}"));
+    let stale = explained.difference(&used).map(|name| format!("{PAGE}: {name} is not used"));
+    missing.chain(stale).collect()
+}
+
+/// The dependencies of a manifest, besides those of the project and of its tests.
+fn dependencies(manifest: &str) -> impl Iterator<Item = &str> {
+    let mut is_table = false;
+    manifest.lines().filter_map(move |line| {
+        if line.starts_with('[') {
+            is_table = line.ends_with("dependencies]") && !line.contains("dev-dependencies");
+            is_table &= !line.contains("workspace");
+            return None;
+        }
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let name = line.split(|c| !is_name(c)).next().unwrap_or_default();
+        (is_table && !name.is_empty() && !name.starts_with("pipeline-")).then_some(name)
+    })
+}
+
 fn lock_files_name_no_registry(files: &Files) -> Vec<String> {
     let named = files.named("package-lock.json").filter(|(_, text)| text.contains("\"resolved\""));
     named.map(|(path, _)| format!("{}: names where packages came from", path.display())).collect()
@@ -572,9 +604,9 @@ fn readme_shows_the_program(files: &Files) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::{
-        DIALECT, Files, dialect, lines_of_code, lines_of_sockets_are_contained,
-        metrics_are_registered_by_telemetry, nameless_docs, texts_are_plain_english,
-        writes_a_field_as_it_is,
+        DIALECT, Files, dependencies_are_explained, dialect, lines_of_code,
+        lines_of_sockets_are_contained, metrics_are_registered_by_telemetry, nameless_docs,
+        texts_are_plain_english, writes_a_field_as_it_is,
     };
 
     #[test]
@@ -674,6 +706,26 @@ mod tests {
             assert_eq!(faults_of(check, "pipeline-core/src/telemetry/mod.rs", line), 0, "{line}");
         }
         assert_eq!(faults_of(check, "pipeline-core/src/lib.rs", "telemetry.counter(\"sent\")"), 0);
+    }
+
+    #[test]
+    fn a_dependency_without_a_line_and_a_line_without_a_dependency_are_found() {
+        let manifest = "[workspace.dependencies]\nclap = \"4\"\n[package]\n[dependencies]\n# A comment.\n\
+                        pipeline-core.workspace = true\nserde = { version = \"1\" }\nslab.workspace = true\n\
+                        [target.'cfg(unix)'.dependencies]\nrustix = \"1\"\n[dev-dependencies]\nloom = \"1\"\n";
+        let page = "| crate | for |\n| --- | --- |\n| `serde` | all |\n| `rand` | none |\n";
+        let other = "[package]\npublish = false\n[dependencies]\nclap = \"4\"\n";
+        let files = Files(vec![
+            ("Cargo.toml".into(), manifest.to_owned()),
+            ("docs/dependencies.md".into(), page.to_owned()),
+            ("load/Cargo.toml".into(), other.to_owned()),
+        ]);
+        let expected = [
+            "docs/dependencies.md: has no line for rustix",
+            "docs/dependencies.md: has no line for slab",
+            "docs/dependencies.md: rand is not used",
+        ];
+        assert_eq!(dependencies_are_explained(&files), expected);
     }
 
     #[test]
