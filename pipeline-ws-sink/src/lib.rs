@@ -139,6 +139,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 pub mod channel;
+mod clock;
 pub mod endpoint;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -241,6 +241,31 @@ fn signed_bytes_that_are_not_a_token_are_invalid() {
     }
 }
 
+#[test]
+fn a_token_is_refused_while_the_clock_is_away_from_its_time() {
+    const DAY: u64 = 86_400;
+    let signer = signer().max_age(Duration::from_secs(3600));
+    let token = signer.sign("u1", at(SIGNED)).unwrap();
+    // The clock is set forwards and back, and each time the token is what its age says.
+    for (now, expected) in [
+        (at(SIGNED), "Ok(\"u1\")"),
+        (at(SIGNED + DAY), "Err(Expired)"),
+        (at(SIGNED + 3600), "Ok(\"u1\")"),
+        (at(SIGNED - DAY), "Err(Invalid)"),
+        (at(SIGNED - 60), "Ok(\"u1\")"),
+        (at(SIGNED - 61), "Err(Invalid)"),
+        (UNIX_EPOCH - Duration::from_secs(DAY), "Err(Invalid)"),
+        (at(SIGNED * 1_000), "Err(Expired)"),
+        (at(SIGNED), "Ok(\"u1\")"),
+    ] {
+        let verified = signer.verify::<String>(&token, now);
+        assert_eq!(format!("{verified:?}"), expected, "at {now:?}");
+    }
+    // A clock before 1970 signs, too.
+    let early = signer.sign("u1", UNIX_EPOCH - Duration::from_secs(DAY)).unwrap();
+    assert!(matches!(signer.verify::<String>(&early, at(SIGNED)), Err(TokenError::Expired)));
+}
+
 proptest! {
     // Deriving a key takes long in a debug build, so one key is tried many times.
     #![proptest_config(ProptestConfig::with_cases(16))]

@@ -21,7 +21,7 @@ struct Tool {
     install: fn() -> Outcome,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     Tool { name: "the packages from npm", is_there: has_npm_packages, install: npm_packages },
     Tool {
         name: "the packages from PyPI",
@@ -30,6 +30,7 @@ const TOOLS: [Tool; 5] = [
     },
     Tool { name: "Chromium and its driver", is_there: has_browser, install: browser },
     Tool { name: "netdata", is_there: has_netdata, install: netdata },
+    Tool { name: "libfaketime", is_there: has_faketime, install: faketime },
     Tool { name: "cargo-deny", is_there: has_cargo_deny, install: install_cargo_deny },
 ];
 
@@ -148,22 +149,47 @@ fn netdata() -> Outcome {
         return Ok(());
     }
     apt_get_update()?;
-    let folder = netdata_folder();
-    let downloads = folder.with_file_name("netdata-packages");
-    fs::create_dir_all(&downloads)?;
     let mut names = vec!["netdata-core".to_owned()];
     names.extend(libraries("netdata-core")?);
+    unpack("netdata", &names, &netdata_folder())
+}
+
+/// The folder into which libfaketime is unpacked.
+fn faketime_folder() -> PathBuf {
+    root().join("target/tools/faketime")
+}
+
+fn has_faketime() -> bool {
+    let roots = [Path::new("/"), &faketime_folder()].map(|root| fs::read_dir(root.join("usr/lib")));
+    let folders = roots.into_iter().flatten().flatten().flatten();
+    folders.map(|folder| folder.path()).any(|it| it.join("faketime/libfaketime.so.1").is_file())
+}
+
+/// The clock of the tests that set it, from the system's packages. They are skipped where there is none.
+fn faketime() -> Outcome {
+    if !is_installed("apt-get") {
+        println!("\nlibfaketime is not installed: the tests that set the clock will be skipped");
+        return Ok(());
+    }
+    apt_get_update()?;
+    unpack("libfaketime", &["libfaketime".to_owned()], &faketime_folder())
+}
+
+/// Downloads packages of the system, and unpacks them into a folder.
+fn unpack(tool: &str, packages: &[String], folder: &Path) -> Outcome {
+    let downloads = folder.with_extension("packages");
+    fs::create_dir_all(&downloads)?;
     let mut download = program("apt-get");
     // As root, it warns that it does not use a user of its own; that is no use here.
     download
         .args(["download", "-qq", "-o", "APT::Sandbox::User=root"])
-        .args(&names)
+        .args(packages)
         .current_dir(&downloads);
-    step("download netdata", &mut download)?;
+    step(&format!("download {tool}"), &mut download)?;
     for package in fs::read_dir(&downloads)? {
         let mut unpack = program("dpkg-deb");
-        unpack.arg("--extract").arg(package?.path()).arg(&folder);
-        step("unpack netdata", &mut unpack)?;
+        unpack.arg("--extract").arg(package?.path()).arg(folder);
+        step(&format!("unpack {tool}"), &mut unpack)?;
     }
     fs::remove_dir_all(downloads)?;
     Ok(())

@@ -64,6 +64,7 @@ pub(crate) fn all() -> Outcome {
         log_fields_are_escaped(&files),
         metrics_are_registered_by_telemetry(&files),
         lines_of_sockets_are_contained(&files),
+        the_wall_clock_is_read_in_one_place(&files),
         manifests_share_the_lints(&files),
         manifests_list_every_test(&files),
         published_packages_are_complete(&files),
@@ -278,6 +279,17 @@ fn lines_of_sockets_are_contained(files: &Files) -> Vec<String> {
         &LOGS,
         "logs without `log_line!`, `limited!`, `contained_span!` or `InSpan`",
     )
+}
+
+/// The wall clock may be set while the program runs. The published crates read it in one file, and no timer
+/// depends on it.
+fn the_wall_clock_is_read_in_one_place(files: &Files) -> Vec<String> {
+    let crates = ["pipeline-core", "pipeline-ws-sink", "pipeline-statsd", "pipeline-inspect", "."];
+    let crates = crates.map(|folder| Path::new(folder).join("src").display().to_string());
+    let crates = crates.each_ref().map(|folder| folder.trim_start_matches("./"));
+    const LONGPOLL: &str = "pipeline-ws-sink/src/transport/longpoll.rs";
+    let reads = ["SystemTime::now", "UNIX_EPOCH.elapsed"];
+    uses(files, &crates, &["pipeline-ws-sink/src/clock.rs", LONGPOLL], &reads, "reads the wall clock")
 }
 
 /// The lines of some folders that use some code, besides those of some files.
@@ -606,7 +618,7 @@ mod tests {
     use super::{
         DIALECT, Files, dependencies_are_explained, dialect, lines_of_code,
         lines_of_sockets_are_contained, metrics_are_registered_by_telemetry, nameless_docs,
-        texts_are_plain_english, writes_a_field_as_it_is,
+        texts_are_plain_english, the_wall_clock_is_read_in_one_place, writes_a_field_as_it_is,
     };
 
     #[test]
@@ -706,6 +718,22 @@ mod tests {
             assert_eq!(faults_of(check, "pipeline-core/src/telemetry/mod.rs", line), 0, "{line}");
         }
         assert_eq!(faults_of(check, "pipeline-core/src/lib.rs", "telemetry.counter(\"sent\")"), 0);
+    }
+
+    #[test]
+    fn code_that_reads_the_wall_clock_is_found() {
+        let check = the_wall_clock_is_read_in_one_place;
+        let line = "let now = std::time::SystemTime::now();";
+        for path in ["pipeline-core/src/lib.rs", "pipeline-statsd/src/udp.rs", "src/serve.rs"] {
+            assert_eq!(faults_of(check, path, line), 1, "{path}");
+        }
+        for path in
+            ["pipeline-ws-sink/src/clock.rs", "examples/room/src/http.rs", "load/src/lib.rs"]
+        {
+            assert_eq!(faults_of(check, path, line), 0, "{path}");
+        }
+        let line = "/// let now = SystemTime::now();";
+        assert_eq!(faults_of(check, "pipeline-ws-sink/src/token/mod.rs", line), 0);
     }
 
     #[test]

@@ -6,13 +6,13 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU16, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
-use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+use tokio::{runtime::Handle, task::AbortHandle};
 
 use super::{
     PresenceDiff, PresenceError, PresenceList,
@@ -26,6 +26,7 @@ use super::{
     },
 };
 use crate::{
+    clock::Clock,
     pubsub::{PubSub, SubscriberId},
     telemetry::{LineLimit, limited, shown},
 };
@@ -55,7 +56,7 @@ pub(crate) struct Shared {
 /// The state of a presence that is attached to an endpoint.
 pub(super) struct Attached {
     pub(super) pubsub: PubSub,
-    started: Instant,
+    clock: Clock,
     /// This node's part in the references of metas.
     giver: u16,
     count: AtomicU16,
@@ -97,11 +98,9 @@ impl Shared {
 
     /// Attaches it to an endpoint. Returns whether it was not attached before.
     pub(super) fn attach(&self, pubsub: &PubSub) -> bool {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // Two starts get the same version only if they fall on the same nanosecond.
-        let version = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let clock = Clock::start();
+        let version = clock.version();
         let [.., low, lower] = version.to_be_bytes();
-        let started = Instant::now();
         let tracker = match pubsub.node_name() {
             Some(node) => {
                 Tracker::replicated(node, version, version, self.options.clone(), Duration::ZERO)
@@ -116,7 +115,7 @@ impl Shared {
         };
         let attached = Attached {
             pubsub: pubsub.clone(),
-            started,
+            clock,
             giver: u16::from_be_bytes([low, lower]),
             count: AtomicU16::new(0),
             state: Mutex::new(state),
@@ -140,7 +139,7 @@ impl Shared {
             return;
         }
         let (weak, pubsub) = (Arc::downgrade(self), attached.pubsub.clone());
-        let (name, started) = (self.name.clone(), attached.started);
+        let (name, started) = (self.name.clone(), attached.clock.started());
         let replication = async move { replicate(weak, pubsub, &name, started).await };
         tasks.replicates = Some(runtime.spawn(replication).abort_handle());
     }
@@ -303,8 +302,7 @@ impl Shared {
 impl Attached {
     /// A reference for a meta.
     fn name(&self) -> String {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        phx_ref::make(time, self.giver, self.count.fetch_add(1, Relaxed))
+        phx_ref::make(self.clock.since_1970(), self.giver, self.count.fetch_add(1, Relaxed))
     }
 
     /// The presences of a topic, or of one of its keys, for a client.

@@ -4,16 +4,19 @@ use std::{
     collections::HashSet,
     mem,
     sync::{Arc, OnceLock, Weak},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+use tokio::{runtime::Handle, task::AbortHandle};
 
 use super::{PubSub, table::SubscriberTable};
-use crate::presence::tracker::{
-    Input, Meta, OutboundMessage, Replica, StepOutput, TRACKERS, Tracker, TrackerOptions,
-    replicate, send_all,
+use crate::{
+    clock::Clock,
+    presence::tracker::{
+        Input, Meta, OutboundMessage, Replica, StepOutput, TRACKERS, Tracker, TrackerOptions,
+        replicate, send_all,
+    },
 };
 
 /// The tracker topic under which nodes replicate their topics.
@@ -32,7 +35,7 @@ pub(crate) struct SyncedTopics {
     /// The tracked key of every topic.
     key: Arc<str>,
     meta: Meta,
-    started: Instant,
+    clock: Clock,
     table: OnceLock<Weak<SubscriberTable>>,
     replication: Mutex<Replication>,
 }
@@ -59,8 +62,8 @@ impl Changed {
 
 impl SyncedTopics {
     pub(super) fn new(node: &str, options: TrackerOptions) -> Self {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let version = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let clock = Clock::start();
+        let version = clock.version();
         // A node that has ended has no subscribers, so the others need not wait for it.
         let options = options.permdown_on_shutdown(true);
         let tracker = Tracker::replicated(node, version, version, options, Duration::ZERO);
@@ -69,7 +72,7 @@ impl SyncedTopics {
             changed: Arc::default(),
             key: "".into(),
             meta: Arc::default(),
-            started: Instant::now(),
+            clock,
             table: OnceLock::new(),
             replication: Mutex::default(),
         }
@@ -101,7 +104,8 @@ impl SyncedTopics {
             return;
         }
         if let Ok(runtime) = Handle::try_current() {
-            let (weak, pubsub, started) = (Arc::downgrade(self), pubsub.clone(), self.started);
+            let (weak, pubsub) = (Arc::downgrade(self), pubsub.clone());
+            let started = self.clock.started();
             let task = async move { replicate(weak, pubsub, NAME, started).await };
             replication.task = Some(runtime.spawn(task).abort_handle());
         }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    PATIENCE,
+    PATIENCE, WallClock,
     http::{Response, request},
 };
 
@@ -64,6 +64,21 @@ impl Example {
         let limited = format!(r#"ulimit -n {files}; exec "$0" "$@""#);
         command.args(["-c", &limited]).arg(path("push_to_users").await);
         Self::spawn(command, flags, "page ").await
+    }
+
+    /// Starts `push_to_users` with these flags and a clock of its own.
+    pub async fn with_clock(clock: &WallClock, flags: &[&str]) -> Self {
+        let mut command = Command::new(path("push_to_users").await);
+        clock.give_to(&mut command);
+        Self::spawn(command, flags, "page ").await
+    }
+
+    /// Starts `channels` with a clock of its own.
+    pub async fn channels_with_clock(clock: &WallClock) -> Self {
+        let mut command = Command::new(path("channels").await);
+        clock.give_to(&mut command);
+        command.env("RUST_LOG", "off");
+        Self::spawn(command, &[], "sockets ").await
     }
 
     /// Starts `channels` with these flags, and waits until it is listening.

@@ -9,6 +9,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "json!(..) reads best where it stands")]
 
 mod client;
+mod clock;
 mod example;
 mod gate;
 mod http;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use self::sockets::{AnyChannel, AnySocket};
 pub use self::{
     client::{Client, connect, reply},
+    clock::WallClock,
     example::{Example, interop, project},
     gate::{Gate, GateControl, eventually, gate, settle},
     http::{Response, get, request},

@@ -61,6 +61,9 @@ impl TrackerOptions {
 
     /// After how long a silence a node counts as down: its entries leave, and join again when it is
     /// heard again. Default twice the time that a node is silent when nothing changes: 30 seconds.
+    ///
+    /// A node that is restarted after its clock was set back is heard after this time, too: until
+    /// then its messages look like late ones of its former self.
     pub fn down_period(mut self, period: Duration) -> Self {
         self.down_period = Some(period);
         self

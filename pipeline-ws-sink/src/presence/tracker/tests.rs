@@ -561,6 +561,29 @@ fn a_node_restarted_with_an_earlier_clock_is_heard_once_its_former_self_is_down(
     assert_eq!(BTreeSet::from_iter(numbers(&bob)), BTreeSet::from([2, 3]));
 }
 
+#[test]
+fn a_node_restarted_with_an_earlier_clock_is_heard_after_a_down_period_and_a_silence() {
+    let options = options();
+    let within = options.down() + PERIOD * options.silent_periods();
+    let (mut ann, mut bob) = (replica("ann", 7), replica("bob", 1));
+    track(&mut ann, 1, "ada", 1);
+    hear(&mut bob, tick(&mut ann), Duration::ZERO);
+    let mut again = replica("ann", 3);
+    track(&mut again, 1, "bea", 2);
+    // One more period, for the answer.
+    let mut now = Duration::ZERO;
+    while numbers(&bob) != [2] {
+        now += PERIOD;
+        assert!(now <= within + 3 * PERIOD, "at {now:?}: {:?}", numbers(&bob));
+        let said = again.step(Input::Tick, now).send;
+        let answered = hear(&mut bob, said, now).send;
+        let said = bob.step(Input::Tick, now).send;
+        let asked = hear(&mut again, answered.into_iter().chain(said).collect(), now).send;
+        hear(&mut bob, asked, now);
+    }
+    assert!(now >= options.down(), "its former self was not down yet at {now:?}");
+}
+
 /// Bob has been running for long, and has heard ann.
 fn settled() -> (Tracker, Tracker) {
     let (mut ann, mut bob) = (replica("ann", 1), replica("bob", 1));

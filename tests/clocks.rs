@@ -1,0 +1,87 @@
+//! Examples whose wall clock is set while clients are connected.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use pipeline_test_support::{Client, Example, WallClock, connect};
+use serde_json::json;
+
+/// Twenty days in seconds: more than any limit that is given in wall-clock time.
+const STEP: i64 = 20 * 86_400;
+
+/// The clock's differences to the system's, one after the other: right, ahead, right again, behind, and from
+/// there ahead and back at once.
+const STEPS: [i64; 6] = [0, STEP, 0, -STEP, STEP, -STEP];
+
+/// The URL of the socket with this token.
+fn socket(example: &Example, token: &str) -> String {
+    format!("ws://{}/socket/websocket?vsn=2.0.0&token={token}", example.address)
+}
+
+/// A client that has joined its user's topic.
+async fn joined(example: &Example, token: &str) -> Result<Client, u16> {
+    let mut client = connect(&socket(example, token)).await?;
+    client.join("1", "user:1").await;
+    Ok(client)
+}
+
+/// Pushes numbered items, and receives them in this order. Returns the seconds since 1970 by the example's
+/// clock.
+async fn pushes(example: &Example, client: &mut Client, numbers: std::ops::Range<u64>) -> i64 {
+    let line = |n| format!(r#"{{"user_id":1,"event":"push","data":{{"n":{n}}}}}"#);
+    let lines: Vec<_> = numbers.clone().map(line).collect();
+    let kind = "application/x-ndjson";
+    let response = example.request("POST", "/push", kind, &lines.join("\n")).await;
+    assert_eq!(response.status, 202, "{}", response.body);
+    let mut at_us = 0;
+    for n in numbers {
+        let message = client.receive().await;
+        assert_eq!(message[4]["data"], json!({ "n": n }));
+        at_us = message[4]["at_us"].as_i64().unwrap();
+    }
+    at_us / 1_000_000
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_costs_no_socket_and_no_push() {
+    let Some(clock) = WallClock::new() else { return };
+    let mut example = Example::with_clock(&clock, &["--statsd-lines", "--delay-ms", "1"]).await;
+    let mut ada = joined(&example, &example.token(1).await).await.unwrap();
+    let mut began = None;
+    for (at, difference) in (0..).zip(STEPS) {
+        clock.set(difference);
+        ada.expect_nothing_else().await;
+        let now = pushes(&example, &mut ada, 500 * at..500 * (at + 1)).await;
+        let since = now - *began.get_or_insert(now) - difference;
+        assert!((0..3600).contains(&since), "the clock was not set to {difference:+}: {now}");
+        // StatsD is still flushed, and no time in it is that of the step.
+        let line = example.line_with("pipeline.push_delivered:").await;
+        let times = line.split(['|', ':']).filter_map(|part| part.trim().parse::<f64>().ok());
+        let times: Vec<_> = times.collect();
+        let is_sane = times.iter().all(|time| (0.0..60_000.0).contains(time));
+        assert!(is_sane && !times.is_empty(), "after {difference:+}: {line}");
+    }
+    example.signal("-TERM").await;
+    assert_eq!(ada.closed().await, 1012);
+    drop(ada);
+    let (status, lines) = example.wait().await;
+    assert!(status.success(), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_tokens_age_is_that_of_the_clock_and_open_sockets_stay() {
+    let Some(clock) = WallClock::new() else { return };
+    // A token is valid for an hour.
+    let example = Example::with_clock(&clock, &[]).await;
+    let early = example.token(1).await;
+    let mut ada = joined(&example, &early).await.unwrap();
+    clock.set(7200);
+    let late = example.token(1).await;
+    assert_eq!(joined(&example, &early).await.unwrap_err(), 403, "it is two hours old");
+    joined(&example, &late).await.unwrap();
+    clock.set(0);
+    assert_eq!(joined(&example, &late).await.unwrap_err(), 403, "it is from the future");
+    joined(&example, &early).await.unwrap();
+    clock.set(-7200);
+    assert_eq!(joined(&example, &early).await.unwrap_err(), 403, "it is from the future");
+    ada.expect_nothing_else().await;
+    pushes(&example, &mut ada, 0..10).await;
+}
