@@ -95,9 +95,10 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
     let _probed = join.connection.events.probe.get().map(|probe| probe.started::<C>(&join));
     let reader = MailboxReader(join.mailbox.clone());
     // Boxed: the state that only the join needs is freed after it, and not when the channel ends.
-    if let Some(joined) = Box::pin(enter::<C>(join, config)).await {
-        joined.live(&reader).await;
-    }
+    let Some(mut channel) = Box::pin(enter::<C>(join, config)).await else { return };
+    let end = channel.live(&reader).await;
+    // Boxed like the join: it is only needed once.
+    Box::pin(channel.end(end)).await;
 }
 
 /// Runs the join: accepts the client, or sends it the refusal.
@@ -310,8 +311,10 @@ enum FinalFrame {
 }
 
 impl<C: Channel> RunningChannel<C> {
-    async fn live(mut self, reader: &MailboxReader) {
-        let end = loop {
+    /// Handles messages until the channel has to end. It borrows the channel: a future that owns one
+    /// has room for it twice.
+    async fn live(&mut self, reader: &MailboxReader) -> End {
+        loop {
             // Yields to other tasks, even if there is always something to handle.
             pay(CALLBACK).await;
             // Timers and messages alternate, so that neither starves the other.
@@ -319,22 +322,20 @@ impl<C: Channel> RunningChannel<C> {
             if let Some(message) = due
                 && let Some(end) = self.handle(ChannelMessage::Internal(message)).await
             {
-                break end;
+                return end;
             }
             let message = match next_message(&self.context, reader).await {
                 Some(Ok(message)) => message,
                 Some(Err(Overflow { dropped })) => {
                     self.context.connection.metrics.dropped_by_mailbox.increment(dropped);
-                    break End::Stopped(ExitReason::failed("too many broadcasts to handle"));
+                    return End::Stopped(ExitReason::failed("too many broadcasts to handle"));
                 }
                 None => continue,
             };
             if let Some(end) = self.handle(message).await {
-                break end;
+                return end;
             }
-        };
-        // Boxed like the join: it is only needed once.
-        Box::pin(self.end(end)).await;
+        }
     }
 
     /// Handles a message. A callback that ends because it could no longer push ends the channel as

@@ -202,12 +202,16 @@ impl<S: Socket> Session<S> {
     ) -> Result<(), SocketEnd> {
         self.catch_up().await;
         match self.handle(&received, held)? {
-            None => {}
+            None => Ok(()),
             // Boxed, so that a socket that never waits is no larger.
-            Some(held) => Box::pin(self.handle_late(received, held)).await?,
+            Some(held) => Box::pin(self.handle_late(received, held)).await,
         }
-        pay(mem::take(&mut self.unpaid)).await;
-        Ok(())
+    }
+
+    /// What the messages until now have cost of the task's budget, besides their bytes. The
+    /// transport pays it before the next message.
+    pub(crate) fn unpaid(&mut self) -> u64 {
+        mem::take(&mut self.unpaid)
     }
 
     /// Handles a message, unless it has to wait for room: then its count is returned. It awaits

@@ -349,7 +349,7 @@ async fn listen<S: Socket>(
             post = posts.recv(), if may_come => {
                 let Some(Post { received, taken }) = post else { return SocketEnd::Closed };
                 let (cost, held) = (cost(received.len()), session.hold(&received));
-                pay(cost).await;
+                pay(cost + session.unpaid()).await;
                 session.metrics().frames_in.increment(1);
                 if let Err(end) = session.receive(received, held).await {
                     // Ended before the answer, so that the client's next request finds no session.

@@ -131,7 +131,7 @@ async fn listen<S: Socket>(
             };
             part.resize(decoder.held());
             let cost = cost_of(&incoming);
-            pay(cost).await;
+            pay(cost + session.unpaid()).await;
             if !matches!(incoming, Incoming::Inflated(_)) {
                 session.metrics().frames_in.increment(1);
             }
