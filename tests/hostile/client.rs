@@ -243,6 +243,16 @@ impl Client {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
+    /// The bytes that have arrived and have not been read.
+    pub(crate) fn arrived(&mut self) -> io::Result<Vec<u8>> {
+        let mut arrived = Vec::new();
+        self.stream.set_nonblocking(true)?;
+        // It ends with an error if nothing more has arrived, or the connection was reset.
+        let _ = self.stream.read_to_end(&mut arrived);
+        self.stream.set_nonblocking(false)?;
+        Ok(arrived)
+    }
+
     /// All bytes until the connection ends, by a close or a reset.
     pub(crate) fn rest(&mut self) -> Result<Vec<u8>, String> {
         let mut all = Vec::new();
