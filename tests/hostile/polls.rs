@@ -76,6 +76,19 @@ fn poll(arena: &Arena, token: &str) -> Result<Value, String> {
     send(arena.address, "GET", token, "", b"")
 }
 
+/// A poll of a client with a small receive buffer, which reads nothing.
+fn unread_poll(address: SocketAddr, token: &str) -> Result<socket2::Socket, String> {
+    let poll = || -> std::io::Result<_> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.set_recv_buffer_size(4096)?;
+        socket.connect(&address.into())?;
+        let request = format!("GET {POLLED}&token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        socket.send(request.as_bytes())?;
+        Ok(socket)
+    };
+    poll().map_err(|error| error.to_string())
+}
+
 /// Expects this status in the body of an answer, or as its own.
 fn has_status(answer: &Value, status: u16) -> Result<(), String> {
     let seen = if answer.is_object() { &answer["status"] } else { answer };
@@ -379,6 +392,43 @@ fn sessions() -> Vec<Case> {
             arena.eventually("the session stays", only_the_calm_client_is_connected)?;
             is_new(arena, &token)
         }),
+        case(
+            "K-513",
+            "polls that do not read their answers of 3.5 MiB",
+            "two answers count as held, and the next poll gets nothing until one of them has ended",
+            |_| {
+                let arena = Arena::start(1);
+                let token = session(arena.address)?;
+                let join = json!(["1", "1", TOPIC, "phx_join", {}]).to_string();
+                has_status(&post(&arena, &token, join.as_bytes())?, 200)?;
+                has_status(&poll(&arena, &token)?, 200)?;
+                // More than the system takes for a connection over the loopback interface.
+                const ASKS: usize = 7;
+                let padding = "x".repeat(1 << 19);
+                let ask = json!(["1", "2", TOPIC, "ask", { "padding": padding }]).to_string();
+                let fill = |arena: &Arena| {
+                    (0..ASKS)
+                        .try_for_each(|_| has_status(&post(arena, &token, ask.as_bytes())?, 200))
+                };
+                let mut unread = Vec::new();
+                for _ in 0..2 {
+                    fill(&arena)?;
+                    unread.push(unread_poll(arena.address, &token)?);
+                }
+                fill(&arena)?;
+                arena.eventually("the answers are not counted", |arena| {
+                    arena.held() >= 3 * ASKS * padding.len()
+                })?;
+                has_status(&poll(&arena, &token)?, 204)?;
+                unread.pop();
+                let next = poll(&arena, &token)?;
+                has_status(&next, 200)?;
+                match &next["messages"] {
+                    Value::Array(messages) if messages.len() == ASKS => Ok(()),
+                    _ => Err("messages are lost that waited for the earlier answers".to_owned()),
+                }
+            },
+        ),
     ]
 }
 

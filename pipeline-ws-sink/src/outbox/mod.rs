@@ -45,7 +45,7 @@ use self::{
 pub(crate) use self::{
     backlog::{Load, OutboxLimits, Outgoing},
     flusher::{FlushSlot, Flusher},
-    outboxes::Outboxes,
+    outboxes::{OutboxBytes, Outboxes},
     pending_metrics::PendingMetrics,
     shared_frame::SharedFrame,
     when_full::{EventKey, FrameKind},
@@ -516,6 +516,11 @@ impl Outbox {
         self.notify_room();
         self.metrics.frames_out.increment(backlog.load().frames as u64);
         Poll::Ready(backlog.take(|timeline| self.delivered(timeline, now)))
+    }
+
+    /// Counts bytes of frames that were [fetched](Self::poll_fetch), until they have been written.
+    pub(crate) fn count_outside(&self, bytes: usize) -> OutboxBytes {
+        OutboxBytes::new(&self.all, bytes)
     }
 
     /// A frame for this socket alone, compressed if that was negotiated and makes it smaller.

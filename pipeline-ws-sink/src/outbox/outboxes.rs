@@ -23,7 +23,7 @@ pub(crate) struct Outboxes {
 
 /// Bytes that count for an endpoint until this is dropped.
 #[derive(Debug)]
-pub(super) struct OutboxBytes {
+pub(crate) struct OutboxBytes {
     all: Arc<Outboxes>,
     bytes: usize,
 }

@@ -274,8 +274,9 @@ async fn fetch(
     session: &SessionHandle,
     token: &str,
 ) -> Answer {
-    let frames = session.poll(polled.window).await;
-    let dropped = unsendable(&frames);
+    let fetched = session.poll(polled.window).await;
+    let frames = &fetched.frames;
+    let dropped = unsendable(frames);
     if dropped > 0 {
         let (lines, socket) = (&metrics.polled_lines, metrics.socket);
         limited!(
@@ -287,7 +288,8 @@ async fn fetch(
         );
     }
     let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
-    respond(protocol::messages_body(became, token, &frames))
+    let body = protocol::messages_body(became, token, frames);
+    respond(session.counted(fetched, body))
 }
 
 /// The session of a request, and its token.

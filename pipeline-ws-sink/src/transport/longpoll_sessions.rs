@@ -9,13 +9,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use futures::FutureExt;
 use parking_lot::Mutex;
 use pipeline_core::Deadline;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::coop::unconstrained,
-    time::{self, Instant},
+    time::Instant,
 };
 
 use super::{
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     endpoint::longpoll::LongPoll,
-    outbox::Outbox,
+    outbox::{Outbox, OutboxBytes},
     protocol::{frame::Frame, message::Received},
     session::{
         Session,
@@ -44,6 +45,10 @@ const SALT: &str = "longpoll";
 /// How many requests of one client may wait for its session. Further polls wait before that;
 /// further requests with messages are refused.
 const REQUESTS: usize = 8;
+
+/// How many answers with messages of one client may be on their way. Two, because a client that has
+/// lost its connection polls on the next one, and the lost one's answer remains until it times out.
+const ANSWERS: usize = 2;
 
 /// How many free slots the table may have before it shrinks.
 const SPARE: usize = 1024;
@@ -77,6 +82,28 @@ pub(super) struct SessionHandle {
     polls: mpsc::Sender<Poll>,
     posts: mpsc::Sender<Post>,
     bodies: Arc<Bodies>,
+    answers: Arc<Semaphore>,
+}
+
+/// The messages of an answer. They count for the session and for the endpoint until the answer has
+/// been written, or its connection has ended.
+#[derive(Default)]
+pub(super) struct Fetched {
+    pub(super) frames: Vec<Frame>,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+/// The body of an answer, with what it counts.
+struct CountedBody {
+    body: Bytes,
+    _bytes: OutboxBytes,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for CountedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 /// The request bodies of one client, while they are read and handled.
@@ -162,11 +189,13 @@ impl LongPollSessions {
         let mut table = self.open.table.lock();
         table.count += 1;
         let number = table.count;
-        let [turns, first] = [REQUESTS, 1].map(|count| Arc::new(Semaphore::new(count)));
+        let [turns, first, answers] =
+            [REQUESTS, 1, ANSWERS].map(|count| Arc::new(Semaphore::new(count)));
         let bodies = Arc::new(Bodies { turns, first, inbox: bodies });
-        table
-            .sessions
-            .insert(number, SessionHandle { outbox: outbox.clone(), polls, posts, bodies });
+        table.sessions.insert(
+            number,
+            SessionHandle { outbox: outbox.clone(), polls, posts, bodies, answers },
+        );
         drop(table);
         let token = self.signer.sign(&number, now).expect("a number can be expressed");
         let entry = TableEntry { open: Arc::downgrade(&self.open), number };
@@ -199,13 +228,18 @@ impl Drop for TableEntry {
 
 impl SessionHandle {
     /// Waits for messages, for a window at most; then there are none. It waits the whole window if
-    /// the session ends, or if another poll receives them.
+    /// the session ends, if another poll receives them, or if the client reads none of its earlier
+    /// answers.
     ///
     /// # Cancel safety
     ///
     /// Frames that have not been passed on wait for the next poll. Frames that have been are lost,
     /// as when an answer does not reach its client.
-    pub(super) async fn poll(&self, window: Duration) -> Vec<Frame> {
+    pub(super) async fn poll(&self, window: Duration) -> Fetched {
+        let until = Deadline::from_now(window);
+        self.outbox.heard();
+        let turn = until.limit(self.answers.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Fetched::default() };
         let (answer, mut answered) = oneshot::channel();
         let polled = async {
             let sent = self.polls.send(Poll { answer }).await;
@@ -214,14 +248,22 @@ impl SessionHandle {
                 _ => std::future::pending().await,
             }
         };
-        match time::timeout(window, polled).await {
+        let frames = match until.limit(polled).await {
             Ok(frames) => frames,
             // Frames may have arrived at the last moment.
             Err(_) => {
                 answered.close();
                 answered.try_recv().unwrap_or_default()
             }
-        }
+        };
+        let turn = Some(turn).filter(|_| !frames.is_empty());
+        Fetched { frames, turn }
+    }
+
+    /// The body of an answer with these messages, which counts until it has been written.
+    pub(super) fn counted(&self, fetched: Fetched, body: Bytes) -> Bytes {
+        let _bytes = self.outbox.count_outside(body.len());
+        Bytes::from_owner(CountedBody { body, _bytes, _turn: fetched.turn })
     }
 
     /// Permits a body to be read, unless the client has the maximum in progress.
@@ -273,9 +315,9 @@ impl BodyPermit {
 
 /// The outbox of a long-polling session. Dropping this releases its frames: a later answer may hold
 /// the outbox for long.
-struct Fetched<'a>(&'a Outbox);
+struct Released<'a>(&'a Outbox);
 
-impl Drop for Fetched<'_> {
+impl Drop for Released<'_> {
     fn drop(&mut self) {
         self.0.release();
     }
@@ -293,7 +335,7 @@ pub(super) async fn live<S: Socket>(
 ) -> bool {
     let pace = ReadPace::new(frame_rate_limit, Instant::now());
     let SessionRequests { mut polls, mut posts, entry } = requests;
-    let fetched = Fetched(outbox);
+    let released = Released(outbox);
     let within = window.saturating_add(window / 2);
     // Frames that were taken for a poll whose client had gone by then.
     let mut kept = Vec::new();
@@ -313,7 +355,7 @@ pub(super) async fn live<S: Socket>(
     log_line!(DEBUG, ?end, "closing socket");
     let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
     // From here on no request finds the session, so pending frames cannot be fetched.
-    drop((entry, posts, polls, fetched));
+    drop((entry, posts, polls, released));
     endings.in_turn(session.end(&end.reason())).await;
     // A client that has gone by itself fetches no more frames.
     nothing_waits || end.close_code().is_none()
@@ -440,7 +482,7 @@ mod tests {
     fn frames_that_cannot_be_fetched_hold_no_memory() {
         let outbox = outbox();
         outbox.send(&Frame::pong(b"late"), None);
-        drop(Fetched(&outbox));
+        drop(Released(&outbox));
         outbox.send(&Frame::pong(b"later"), None);
         assert_eq!(outbox.load().frames, 0);
     }
