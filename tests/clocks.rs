@@ -1,8 +1,8 @@
 //! Examples whose wall clock is set while clients are connected.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use pipeline_test_support::{Client, Example, WallClock, connect};
-use serde_json::json;
+use pipeline_test_support::{Client, Example, WallClock, connect, request};
+use serde_json::{Value, json};
 
 /// Twenty days in seconds: more than any limit that is given in wall-clock time.
 const STEP: i64 = 20 * 86_400;
@@ -84,4 +84,32 @@ async fn a_tokens_age_is_that_of_the_clock_and_open_sockets_stay() {
     assert_eq!(joined(&example, &early).await.unwrap_err(), 403, "it is from the future");
     ada.expect_nothing_else().await;
     pushes(&example, &mut ada, 0..10).await;
+}
+
+/// A poll or, with lines, a post of a long-polling client.
+async fn poll(example: &Example, token: &str, lines: Option<&str>) -> Value {
+    let path = format!("/strict/longpoll?vsn=2.0.0&token={token}");
+    let method = if lines.is_some() { "POST" } else { "GET" };
+    let headers = [("content-type", "application/x-ndjson")];
+    request(&example.address, method, &path, &headers, lines.unwrap_or_default()).await.json()
+}
+
+#[tokio::test]
+async fn a_long_polling_session_survives_a_clock_that_is_set() {
+    let Some(clock) = WallClock::new() else { return };
+    let example = Example::channels_with_clock(&clock).await;
+    let opened = poll(&example, "null", None).await;
+    let token = opened["token"].as_str().unwrap();
+    let join = json!(["1", "1", "room:lobby", "phx_join", {}]).to_string();
+    assert_eq!(poll(&example, token, Some(&join)).await["status"], 200);
+    assert_eq!(poll(&example, token, None).await["status"], 200);
+    for difference in STEPS {
+        clock.set(difference);
+        let ping = json!(["1", "2", "room:lobby", "ping", {"at": difference}]).to_string();
+        let posted = poll(&example, token, Some(&ping)).await;
+        assert_eq!(posted["status"], 200, "after {difference:+}: {posted}");
+        let polled = poll(&example, token, None).await;
+        let answer = polled["messages"][0].as_str().unwrap_or_default();
+        assert!(answer.contains(&format!("\"at\":{difference}")), "{difference:+}: {polled}");
+    }
 }

@@ -101,7 +101,7 @@ impl LongPoll {
     }
 
     /// How long a session's token is valid, in whole seconds. Default two weeks; then the client
-    /// gets a new session.
+    /// gets a new session. Setting the system's clock does not change it.
     ///
     /// # Panics
     ///

@@ -1,9 +1,6 @@
 //! The requests of long-polling clients, in the order of the specification's section 23.
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::SystemTime,
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use bytes::{Buf, BufMut, Bytes};
 use futures::future::BoxFuture;
@@ -17,7 +14,7 @@ use http::{
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
 use pipeline_core::Deadline;
-use tokio::task::coop::consume_budget;
+use tokio::{task::coop::consume_budget, time::Instant};
 
 use super::longpoll_sessions::{self, LongPollSessions, SessionHandle};
 use crate::{
@@ -191,7 +188,7 @@ impl<S: Socket> Mounted<S> {
             .send_timeout(self.options.send_timeout);
         let outbox = Arc::new(outbox);
         let bodies = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
-        let (token, inbox) = polled.enter(&outbox, bodies, SystemTime::now());
+        let (token, inbox) = polled.enter(&outbox, bodies, Instant::now());
         let registration = state.sockets.register(&outbox, id.as_deref(), &self.drainer);
         state.begin();
         let transport = "longpoll";
@@ -301,7 +298,7 @@ fn find(polled: &LongPollSessions, request: &Request<()>) -> Option<(String, Ses
             query.get("token")?.as_str()?.to_owned()
         }
     };
-    let session = polled.find(&token, SystemTime::now())?;
+    let session = polled.find(&token, Instant::now())?;
     Some((token, session))
 }
 

@@ -6,7 +6,7 @@ use std::{
     mem,
     pin::pin,
     sync::{Arc, Weak},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -57,6 +57,9 @@ const SPARE: usize = 1024;
 pub(crate) struct LongPollSessions {
     pub(super) window: Duration,
     signer: Signer,
+    /// Tokens are read by this process only, and dated by the time since this moment: the system's
+    /// clock may be set while sessions live.
+    began: Instant,
     open: Arc<SessionTable>,
     /// The permits for further sessions.
     room: Arc<Semaphore>,
@@ -168,7 +171,8 @@ impl LongPollSessions {
         let signer = Signer::new(&secret, SALT).expect("64 bytes are enough for a secret");
         let signer = signer.max_age(options.max_age);
         let room = Arc::new(Semaphore::new(options.max_sessions.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { window: options.window, signer, open: Arc::default(), room })
+        let began = Instant::now();
+        Ok(Self { window: options.window, signer, began, open: Arc::default(), room })
     }
 
     /// Reserves room for a session, until the returned permit is dropped. `None` if there are too
@@ -182,7 +186,7 @@ impl LongPollSessions {
         &self,
         outbox: &Arc<Outbox>,
         bodies: Arc<inbox::Inbox>,
-        now: SystemTime,
+        now: Instant,
     ) -> (String, SessionRequests) {
         let (polls, polled) = mpsc::channel(REQUESTS);
         let (posts, posted) = mpsc::channel(REQUESTS);
@@ -197,14 +201,20 @@ impl LongPollSessions {
             SessionHandle { outbox: outbox.clone(), polls, posts, bodies, answers },
         );
         drop(table);
-        let token = self.signer.sign(&number, now).expect("a number can be expressed");
+        let token = self.signer.sign(&number, self.time(now)).expect("a number can be expressed");
         let entry = TableEntry { open: Arc::downgrade(&self.open), number };
         (token, SessionRequests { polls: polled, posts: posted, entry })
     }
 
+    /// A moment as the time of a token.
+    fn time(&self, moment: Instant) -> SystemTime {
+        let since = moment.saturating_duration_since(self.began);
+        UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)
+    }
+
     /// The live session of a token.
-    pub(super) fn find(&self, token: &str, now: SystemTime) -> Option<SessionHandle> {
-        let number: u64 = self.signer.verify(token, now).ok()?;
+    pub(super) fn find(&self, token: &str, now: Instant) -> Option<SessionHandle> {
+        let number: u64 = self.signer.verify(token, self.time(now)).ok()?;
         let handle = self.open.table.lock().sessions.get(&number).cloned();
         handle.filter(|handle| !handle.outbox.has_ended())
     }
@@ -468,7 +478,7 @@ mod tests {
     #[test]
     fn a_session_is_found_by_its_token_until_it_ends() {
         let polled = LongPollSessions::new(&LongPoll::new()).unwrap();
-        let (outbox, now) = (outbox(), SystemTime::now());
+        let (outbox, now) = (outbox(), Instant::now());
         let (token, inbox) = polled.enter(&outbox, bodies(), now);
         assert!(polled.find(&token, now).is_some());
         outbox.end(SocketEnd::Disconnected);
@@ -492,7 +502,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let [polled, other] =
             [(); 2].map(|()| LongPollSessions::new(&LongPoll::new().max_age(hour)).unwrap());
-        let (outbox, now) = (outbox(), SystemTime::now());
+        let (outbox, now) = (outbox(), Instant::now());
         let (token, _inbox) = polled.enter(&outbox, bodies(), now);
         let (_, _same_number) = other.enter(&outbox, bodies(), now);
         assert!(other.find(&token, now).is_none());
@@ -503,7 +513,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_to_an_ended_session_is_not_accepted() {
         let polled = LongPollSessions::new(&LongPoll::new()).unwrap();
-        let (outbox, now) = (outbox(), SystemTime::now());
+        let (outbox, now) = (outbox(), Instant::now());
         let (token, inbox) = polled.enter(&outbox, bodies(), now);
         let handle = polled.find(&token, now).unwrap();
         drop(inbox);
