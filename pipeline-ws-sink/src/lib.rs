@@ -132,13 +132,16 @@
 //!   path from axum's extensions. Off by default; sockets work behind axum without it.
 //! - `jwt`: `token::JwtVerifier`, for JSON Web Tokens, where [`Signer`](token::Signer) is for Phoenix
 //!   tokens. Off by default.
-//! - `test-kit`: the module `testkit`, for tests of channels. Off by default.
+//! - `test-kit`: the module `channel_test`, for tests of channels. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 // Moments and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 pub mod channel;
+#[cfg(feature = "test-kit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
+pub mod channel_test;
 mod clock;
 pub mod endpoint;
 #[cfg(feature = "fuzzing")]
@@ -153,9 +156,6 @@ pub mod pubsub;
 mod session;
 pub mod socket;
 mod telemetry;
-#[cfg(feature = "test-kit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
-pub mod testkit;
 pub mod token;
 mod transport;
 

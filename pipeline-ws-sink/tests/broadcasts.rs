@@ -6,7 +6,9 @@ mod support;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pipeline_test_support::Recorded;
-use pipeline_ws_sink::testkit::{TestEndpoint, TestSocket, assert_push, assert_reply, refute_push};
+use pipeline_ws_sink::channel_test::{
+    TestEndpoint, TestSocket, assert_push, assert_reply, refute_push,
+};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::json;
 use support::{

@@ -3,8 +3,8 @@
 use pipeline_ws_sink::{
     Channel, Mount, Payload, Socket, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    channel_test::{TestEndpoint, assert_broadcast, assert_push, assert_reply, refute_push},
     socket::{ConnectError, ConnectInfo, Params},
-    testkit::{TestEndpoint, assert_broadcast, assert_push, assert_reply, refute_push},
 };
 use serde_json::json;
 

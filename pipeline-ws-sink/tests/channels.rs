@@ -3,7 +3,7 @@
 mod support;
 
 use pipeline_test_support::{Recorded, reply, settle};
-use pipeline_ws_sink::testkit::{TestEndpoint, WireFrame, assert_push};
+use pipeline_ws_sink::channel_test::{TestEndpoint, WireFrame, assert_push};
 use serde_json::json;
 use support::{channels::endpoint, server::Server};
 

@@ -12,7 +12,7 @@ use pipeline_ws_sink::{
         ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError, Reply, SendError,
         Stop, TooManyTimers,
     },
-    testkit::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
+    channel_test::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

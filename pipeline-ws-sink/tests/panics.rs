@@ -19,10 +19,10 @@ use pipeline_test_support::{Client, Log, eventually, reply};
 use pipeline_ws_sink::{
     Channel, Endpoint, Payload, Presence, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    channel_test::TestEndpoint,
     mount::LongPoll,
     presence::TrackerOptions,
     pubsub::{Adapter, AdapterError, Broadcast},
-    testkit::TestEndpoint,
 };
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};

@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Presence, Socket, Topic,
     channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
+    channel_test::{
+        TestChannel, TestEndpoint, TestSocket, WireFrame, assert_push, assert_reply, refute_push,
+    },
     endpoint::BuildError,
     presence::{PresenceDiff, PresenceError, PresenceList, TrackerOptions},
     socket::{ConnectError, ConnectInfo, Params},
-    testkit::{
-        TestChannel, TestEndpoint, TestSocket, WireFrame, assert_push, assert_reply, refute_push,
-    },
 };
 use serde_json::{Value, json};
 use support::cluster::Cluster;

@@ -7,11 +7,11 @@ use pipeline_core::ExitReason;
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Socket, Topic,
     channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, SendError, Stop},
-    socket::{ConnectError, ConnectInfo, Params},
-    testkit::{
+    channel_test::{
         TestChannel, TestEndpoint, WireFrame, assert_broadcast, assert_push, assert_reply,
         refute_broadcast, refute_push, refute_reply,
     },
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, advance, sleep};

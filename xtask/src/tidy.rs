@@ -571,8 +571,7 @@ fn nameless_docs(text: &str) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Imports in texts and examples work when they are copied. Stages and channels both have a module `testkit`, so
-/// with a glob of each, that name is ambiguous.
+/// Imports in texts and examples name what they use, so that they work when they are copied.
 fn no_example_imports_two_globs(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
     for (path, text) in files.named(".md").chain(files.named(".rs")) {

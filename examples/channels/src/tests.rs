@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use pipeline::ws::{
-    testkit::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
+    channel_test::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
     token::Signer,
 };
 use serde::Deserialize;

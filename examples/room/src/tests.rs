@@ -4,11 +4,11 @@
 use std::time::SystemTime;
 
 use pipeline::ws::{
-    socket::ConnectError,
-    testkit::{
+    channel_test::{
         TestChannel, TestEndpoint, TestSocket, assert_broadcast, assert_push, assert_reply,
         refute_push, refute_reply,
     },
+    socket::ConnectError,
     token::Signer,
 };
 use serde_json::json;

@@ -5,6 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::Request;
 
+#[cfg(feature = "test-kit")]
+use crate::{
+    channel_test::TestConnection,
+    handshake::{WEBSOCKET, connect_info::ConnectInfo, params::Params},
+    protocol::version::Version,
+    socket::ConnectError,
+    telemetry::log,
+};
 use crate::{
     endpoint::{
         snapshot::{MountSnapshot, RouteSnapshot},
@@ -13,14 +21,6 @@ use crate::{
     handshake::{Answer, Mounted, Variables},
     socket::Socket,
     transport::longpoll::ReadBody,
-};
-#[cfg(feature = "test-kit")]
-use crate::{
-    handshake::{WEBSOCKET, connect_info::ConnectInfo, params::Params},
-    protocol::version::Version,
-    socket::ConnectError,
-    telemetry::log,
-    testkit::TestConnection,
 };
 
 /// A mounted kind of socket, with its type erased.

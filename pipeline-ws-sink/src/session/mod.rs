@@ -134,7 +134,7 @@ impl<S: Socket> Session<S> {
 
     /// Reports the ends of channels to a test.
     #[cfg(feature = "test-kit")]
-    pub(crate) fn probed_by(self, probe: crate::testkit::Probe) -> Self {
+    pub(crate) fn probed_by(self, probe: crate::channel_test::Probe) -> Self {
         self.connection.events.probe.get_or_init(|| probe);
         self
     }
@@ -529,7 +529,7 @@ pub(crate) struct SessionEvents {
     state: Mutex<(VecDeque<SessionEvent>, Option<Waker>)>,
     /// Reports the ends of channels to a test.
     #[cfg(feature = "test-kit")]
-    pub(crate) probe: std::sync::OnceLock<crate::testkit::Probe>,
+    pub(crate) probe: std::sync::OnceLock<crate::channel_test::Probe>,
 }
 
 /// An event of a channel, with its topic and its id.

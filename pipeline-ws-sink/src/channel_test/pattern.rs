@@ -100,15 +100,15 @@ macro_rules! __pattern {
     (@items $pattern:expr; $value:expr $(, $($rest:tt)*)?) => {
         $crate::__pattern!(@items $pattern.item($crate::__pattern!($value)); $($($rest)*)?)
     };
-    (_) => { $crate::testkit::Pattern::Any };
-    (null) => { $crate::testkit::Pattern::exactly(&()) };
+    (_) => { $crate::channel_test::Pattern::Any };
+    (null) => { $crate::channel_test::Pattern::exactly(&()) };
     ({ $($inner:tt)* }) => {
-        $crate::__pattern!(@fields $crate::testkit::Pattern::Object(::std::vec![]); $($inner)*)
+        $crate::__pattern!(@fields $crate::channel_test::Pattern::Object(::std::vec![]); $($inner)*)
     };
     ([ $($inner:tt)* ]) => {
-        $crate::__pattern!(@items $crate::testkit::Pattern::Array(::std::vec![]); $($inner)*)
+        $crate::__pattern!(@items $crate::channel_test::Pattern::Array(::std::vec![]); $($inner)*)
     };
-    ($value:expr) => { $crate::testkit::Pattern::exactly(&$value) };
+    ($value:expr) => { $crate::channel_test::Pattern::exactly(&$value) };
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@
 //!
 //! ```
 //! # use std::time::Duration;
-//! # use pipeline_ws_sink::testkit::{TestChannel, assert_push};
+//! # use pipeline_ws_sink::channel_test::{TestChannel, assert_push};
 //! # use serde_json::json;
 //! # async fn test(room: TestChannel) {
 //! // Nothing. Returns the `Payload`.

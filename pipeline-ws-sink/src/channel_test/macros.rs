@@ -3,11 +3,11 @@
 /// Asserts that a channel pushes this event to its client, or has pushed it: on its own, or because
 /// of a broadcast. Returns the payload.
 ///
-/// See [the module](crate::testkit#assertions) for the forms of an expected payload, and for the
+/// See [the module](crate::channel_test#assertions) for the forms of an expected payload, and for the
 /// time limit. This is `assert_push` of `Phoenix.ChannelTest`.
 ///
 /// ```
-/// # use pipeline_ws_sink::testkit::{TestChannel, assert_push};
+/// # use pipeline_ws_sink::channel_test::{TestChannel, assert_push};
 /// # async fn test(room: TestChannel) {
 /// let shouted = assert_push!(room, "shouted", { "body": "hi" });
 /// assert!(shouted["at"].is_u64());
@@ -23,7 +23,7 @@ macro_rules! __assert_push {
 
 /// Asserts that a channel does not push this event to its client.
 ///
-/// It waits as long as [`assert_push!`](crate::testkit::assert_push) would. This is `refute_push` of
+/// It waits as long as [`assert_push!`](crate::channel_test::assert_push) would. This is `refute_push` of
 /// `Phoenix.ChannelTest`.
 #[doc(hidden)]
 #[macro_export]
@@ -35,13 +35,13 @@ macro_rules! __refute_push {
 
 /// Asserts that a message is answered with this status. Returns the response.
 ///
-/// The reference is that of [`TestChannel::push`](crate::testkit::TestChannel::push) or
-/// [`leave`](crate::testkit::TestChannel::leave). See [the module](crate::testkit#assertions) for
+/// The reference is that of [`TestChannel::push`](crate::channel_test::TestChannel::push) or
+/// [`leave`](crate::channel_test::TestChannel::leave). See [the module](crate::channel_test#assertions) for
 /// the forms of an expected response, and for the time limit. This is `assert_reply` of
 /// `Phoenix.ChannelTest`.
 ///
 /// ```
-/// # use pipeline_ws_sink::testkit::{TestChannel, assert_reply};
+/// # use pipeline_ws_sink::channel_test::{TestChannel, assert_reply};
 /// # use serde_json::json;
 /// # async fn test(room: TestChannel) {
 /// let shouted = room.push("shout", json!({ "body": "hi" }));
@@ -58,7 +58,7 @@ macro_rules! __assert_reply {
 
 /// Asserts that a message is not answered with this status.
 ///
-/// It waits as long as [`assert_reply!`](crate::testkit::assert_reply) would. This is `refute_reply` of
+/// It waits as long as [`assert_reply!`](crate::channel_test::assert_reply) would. This is `refute_reply` of
 /// `Phoenix.ChannelTest`.
 #[doc(hidden)]
 #[macro_export]
@@ -69,14 +69,14 @@ macro_rules! __refute_reply {
 }
 
 /// Asserts that this event is broadcast, or has been since the test subscribed: on the topic of a
-/// [`TestChannel`](crate::testkit::TestChannel) or a [`TestTopic`](crate::testkit::TestTopic).
+/// [`TestChannel`](crate::channel_test::TestChannel) or a [`TestTopic`](crate::channel_test::TestTopic).
 /// Returns the payload.
 ///
-/// See [the module](crate::testkit#assertions) for the forms of an expected payload, and for the
+/// See [the module](crate::channel_test#assertions) for the forms of an expected payload, and for the
 /// time limit. This is `assert_broadcast` of `Phoenix.ChannelTest`.
 ///
 /// ```
-/// # use pipeline_ws_sink::testkit::{TestChannel, TestEndpoint, assert_broadcast};
+/// # use pipeline_ws_sink::channel_test::{TestChannel, TestEndpoint, assert_broadcast};
 /// # async fn test(kit: TestEndpoint, room: TestChannel) {
 /// let lobby = kit.subscribe("lobby");
 /// assert_broadcast!(room, "shouted", { "body": "hi" });
@@ -93,7 +93,7 @@ macro_rules! __assert_broadcast {
 
 /// Asserts that this event is not broadcast.
 ///
-/// It waits as long as [`assert_broadcast!`](crate::testkit::assert_broadcast) would. This is
+/// It waits as long as [`assert_broadcast!`](crate::channel_test::assert_broadcast) would. This is
 /// `refute_broadcast` of `Phoenix.ChannelTest`.
 #[doc(hidden)]
 #[macro_export]
@@ -114,7 +114,7 @@ macro_rules! __expect {
         }
     };
     (@json $do:ident, $search:expr, $within:tt, $text:expr, $pattern:expr) => {
-        $crate::__expect!(@look $do, $search, $within, $text, $crate::testkit::json($pattern))
+        $crate::__expect!(@look $do, $search, $within, $text, $crate::channel_test::json($pattern))
     };
     ($do:ident, $search:expr, $(,)?) => {
         $crate::__expect!($do, $search, _)
@@ -159,7 +159,7 @@ macro_rules! __expect {
             |payload: &$crate::Payload| {
                 let value = payload.parse().ok()?;
                 #[allow(unused_variables, reason = "a binding may only document the pattern")]
-                match $crate::testkit::again(&value, payload) {
+                match $crate::channel_test::again(&value, payload) {
                     ::std::option::Option::Some($pattern) $(if $guard)? => {
                         ::std::option::Option::Some(value)
                     }

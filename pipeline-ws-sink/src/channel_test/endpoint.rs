@@ -68,7 +68,7 @@ impl TestEndpoint {
     /// If the params are not an object, or if nothing is mounted.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{socket::ConnectError, testkit::TestEndpoint};
+    /// # use pipeline_ws_sink::{socket::ConnectError, channel_test::TestEndpoint};
     /// # use serde_json::json;
     /// # async fn test(kit: TestEndpoint) -> Result<(), ConnectError> {
     /// let socket = kit.connect(json!({ "user": 42 })).await?;
@@ -96,7 +96,7 @@ impl TestEndpoint {
     /// If the params are not an object, or if nothing is mounted at the path.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{socket::ConnectInfo, testkit::TestEndpoint};
+    /// # use pipeline_ws_sink::{socket::ConnectInfo, channel_test::TestEndpoint};
     /// # use serde_json::json;
     /// # async fn test(kit: TestEndpoint) -> Result<(), http::Error> {
     /// let request = http::Request::get("/tenant/acme/websocket")
@@ -149,7 +149,7 @@ impl TestEndpoint {
     /// If no socket of this type is mounted, or outside of a tokio runtime.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{Socket, testkit::TestEndpoint};
+    /// # use pipeline_ws_sink::{Socket, channel_test::TestEndpoint};
     /// # fn test<UserSocket: Socket<Assigns = u64>>(kit: TestEndpoint) {
     /// let ada = kit.socket::<UserSocket>("users_socket:42", 42);
     /// let guest = kit.socket::<UserSocket>(None, 0);
@@ -180,7 +180,7 @@ impl TestEndpoint {
     /// Outside of a tokio runtime.
     ///
     /// ```
-    /// # use pipeline_ws_sink::testkit::{TestChannel, TestEndpoint, assert_broadcast};
+    /// # use pipeline_ws_sink::channel_test::{TestChannel, TestEndpoint, assert_broadcast};
     /// # use serde_json::json;
     /// # async fn test(kit: TestEndpoint, room: TestChannel) {
     /// let rooms = kit.subscribe("rooms");

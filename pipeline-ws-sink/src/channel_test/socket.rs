@@ -55,7 +55,7 @@ pub(super) struct Line {
 /// A client's join was refused.
 ///
 /// ```
-/// use pipeline_ws_sink::testkit::{JoinRefused, TestSocket};
+/// use pipeline_ws_sink::channel_test::{JoinRefused, TestSocket};
 /// use serde_json::{Value, json};
 ///
 /// # async fn test(socket: TestSocket) {
@@ -121,7 +121,7 @@ impl TestSocket {
     /// If the future is dropped, the client may have joined, and receives its messages.
     ///
     /// ```
-    /// # use pipeline_ws_sink::testkit::{JoinRefused, TestSocket};
+    /// # use pipeline_ws_sink::channel_test::{JoinRefused, TestSocket};
     /// # use serde_json::json;
     /// # async fn test(socket: TestSocket) -> Result<(), JoinRefused> {
     /// let room = socket.join("room:1", json!({ "since": 7 })).await?;
@@ -160,7 +160,7 @@ impl TestSocket {
     /// Cancel safe.
     ///
     /// ```
-    /// # use pipeline_ws_sink::testkit::TestSocket;
+    /// # use pipeline_ws_sink::channel_test::TestSocket;
     /// # use serde_json::json;
     /// # async fn test(socket: TestSocket) {
     /// socket.send(json!([null, "1", "phoenix", "heartbeat", {}]));
@@ -210,7 +210,7 @@ impl TestSocket {
     /// Cancel safe.
     ///
     /// ```
-    /// # use pipeline_ws_sink::testkit::{TestEndpoint, TestSocket};
+    /// # use pipeline_ws_sink::channel_test::{TestEndpoint, TestSocket};
     /// # async fn test(kit: TestEndpoint, socket: TestSocket) {
     /// kit.endpoint().disconnect("users_socket:42");
     /// assert_eq!(socket.closed().await, Some(1001));

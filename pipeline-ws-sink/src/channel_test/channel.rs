@@ -124,7 +124,7 @@ impl TestChannel {
     /// ```
     /// # use pipeline_ws_sink::{
     /// #     channel::{HandleMessage, SendError},
-    /// #     testkit::{TestChannel, assert_push},
+    /// #     channel_test::{TestChannel, assert_push},
     /// # };
     /// # async fn test<RoomChannel: HandleMessage<u64>>(room: TestChannel) -> Result<(), SendError> {
     /// room.handle::<RoomChannel>().send(42).await?;
@@ -146,7 +146,7 @@ impl TestChannel {
     /// the next assertion fails.
     ///
     /// ```
-    /// # use pipeline_ws_sink::testkit::{TestChannel, assert_push, assert_reply};
+    /// # use pipeline_ws_sink::channel_test::{TestChannel, assert_push, assert_reply};
     /// # use serde_json::json;
     /// # async fn test(room: TestChannel) {
     /// room.unlink();
@@ -174,7 +174,7 @@ impl TestChannel {
     /// Cancel safe; the channel stays unlinked.
     ///
     /// ```
-    /// # use pipeline_ws_sink::testkit::TestChannel;
+    /// # use pipeline_ws_sink::channel_test::TestChannel;
     /// # use serde_json::json;
     /// # async fn test(room: TestChannel) {
     /// room.push("nonsense", json!({}));
