@@ -118,6 +118,14 @@ struct Entry {
     pending: Option<VecDeque<(Received, InboxBytes)>>,
 }
 
+impl Entry {
+    /// Drops the messages that have not been handled. Returns their number.
+    fn drop_pending(&mut self) -> usize {
+        let waiting = self.pending.take().map_or(0, |waiting| waiting.len());
+        waiting + self.mailbox.drop_pending()
+    }
+}
+
 impl<S: Socket> Session<S> {
     pub(crate) fn new(connection: Arc<Connection<S>>, routes: Arc<Routes<S>>) -> Self {
         Self {
@@ -465,13 +473,10 @@ impl<S: Socket> Session<S> {
     /// moment, and then dropped, so that they do not use up the time of `terminate`. Channels that
     /// do not end in time are aborted.
     pub(crate) async fn end(mut self, reason: &ExitReason) {
-        for entry in self.channels.values() {
-            entry.mailbox.close(reason.clone());
-        }
         let until = Deadline::from_now(CHANNELS_END);
-        if time::timeout(LAST_EVENTS, self.ended()).await.is_err() {
-            let dropped: usize =
-                self.channels.values().map(|entry| entry.mailbox.drop_pending()).sum();
+        if time::timeout(LAST_EVENTS, self.last_events(reason)).await.is_err() {
+            self.close_channels(reason, |_| true);
+            let dropped: usize = self.channels.values_mut().map(Entry::drop_pending).sum();
             if dropped > 0 {
                 limited!(
                     self.routes.limited.lines,
@@ -481,6 +486,29 @@ impl<S: Socket> Session<S> {
                 );
             }
             let _ = until.limit(self.ended()).await;
+        }
+    }
+
+    /// Closes the channels behind their pending messages, which includes those that wait for a join,
+    /// and waits until they have ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, but for messages of a join that has just ended.
+    async fn last_events(&mut self, reason: &ExitReason) {
+        let waits = |entry: &Entry| entry.pending.as_ref().is_some_and(|it| !it.is_empty());
+        self.close_channels(reason, |entry| !waits(entry));
+        while self.channels.values().any(waits) {
+            self.changed().await;
+            self.catch_up().await;
+        }
+        self.close_channels(reason, |_| true);
+        self.ended().await;
+    }
+
+    fn close_channels(&self, reason: &ExitReason, which: impl Fn(&Entry) -> bool) {
+        for entry in self.channels.values().filter(|entry| which(entry)) {
+            entry.mailbox.close(reason.clone());
         }
     }
 

@@ -226,6 +226,23 @@ async fn the_channels_of_a_session_end_with_it() {
     assert!(futures::poll!(poll_fn(|cx| outbox.poll_fetch(cx))).is_pending());
 }
 
+#[tokio::test]
+async fn events_sent_during_a_join_are_handled_although_the_client_leaves_before_it_ends() {
+    let house = House::new();
+    let (mut ada, mut joe) = (house.enter("ada", Version::V2), house.enter("joe", Version::V2));
+    joe.join("joe").await;
+    ada.send(json!(["1", "1", T, "phx_join", {}])).await.unwrap();
+    ada.send(json!(["1", "2", T, "shout", { "n": 1 }])).await.unwrap();
+    assert!(ada.session.is_joining());
+    ada.session.end(&ExitReason::ShutdownWith("closed".into())).await;
+    let gone = json!({ "name": "ada", "reason": "shutdown: closed" });
+    joe.expect([
+        json!([null, null, T, "shouted", { "n": 1 }]),
+        json!([null, null, T, "gone", gone]),
+    ])
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broadcast_counts_as_delivered_when_it_is_fetched() {
     let house = House::new();
