@@ -6,12 +6,11 @@ use std::{collections::HashMap, future::poll_fn, ops::RangeInclusive};
 use pipeline_test_support::{PATIENCE, Recorded, Schedule, eventually, on_any_schedule};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, duplex},
-    net::{TcpSocket, TcpStream},
     task::{JoinHandle, yield_now},
     time::{sleep, timeout},
 };
 
-use super::*;
+use super::{tests::connection, *};
 use crate::telemetry::push_times::broadcast_now;
 
 const SENDERS: u8 = 3;
@@ -121,19 +120,6 @@ fn frame(sender: u8, number: u32, length: usize) -> Frame {
 
 fn fill(sender: u8, number: u32) -> u8 {
     number.to_le_bytes()[0] ^ sender
-}
-
-/// The two ends of a connection on which the system buffers little.
-async fn tcp(buffer: u32) -> (TcpStream, TcpStream) {
-    let (ours, theirs) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
-    ours.set_send_buffer_size(buffer).unwrap();
-    theirs.set_recv_buffer_size(buffer).unwrap();
-    theirs.bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let listener = theirs.listen(1).unwrap();
-    let ours = ours.connect(listener.local_addr().unwrap()).await.unwrap();
-    let (theirs, _) = listener.accept().await.unwrap();
-    ours.writable().await.unwrap();
-    (ours, theirs)
 }
 
 /// Sends frames of one sender in every way. Returns how many of them were accepted.
@@ -275,7 +261,7 @@ async fn case(flusher: Arc<Flusher>, seed: u64) {
         let client = tokio::spawn(receive(theirs, schedule.fork()));
         (outbox(Writer::Task(Box::pin(ours))), client)
     } else {
-        let (ours, theirs) = tcp(schedule.one_of(&[16_384, 1_000_000, 1_000_000])).await;
+        let (ours, theirs) = connection(schedule.one_of(&[16_384, 1_000_000, 1_000_000])).await;
         let client = tokio::spawn(receive(theirs, schedule.fork()));
         (outbox(Writer::Tcp(Arc::new(ours))), client)
     };

@@ -36,11 +36,15 @@ fn text(length: usize) -> Frame {
     Frame::text(write).unwrap()
 }
 
-/// The two ends of a connection. The first can be written to, and the system buffers little.
 async fn tcp() -> (TcpStream, TcpStream) {
+    connection(16_384).await
+}
+
+/// The two ends of a connection. The first can be written to, and the system buffers little.
+pub(super) async fn connection(buffer: u32) -> (TcpStream, TcpStream) {
     let (ours, theirs) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
-    ours.set_send_buffer_size(16_384).unwrap();
-    theirs.set_recv_buffer_size(16_384).unwrap();
+    ours.set_send_buffer_size(buffer).unwrap();
+    theirs.set_recv_buffer_size(buffer).unwrap();
     theirs.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let listener = theirs.listen(1).unwrap();
     let ours = ours.connect(listener.local_addr().unwrap()).await.unwrap();

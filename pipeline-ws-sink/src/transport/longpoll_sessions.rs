@@ -250,12 +250,17 @@ impl SessionHandle {
         self.outbox.heard();
         let turn = until.limit(self.answers.clone().acquire_owned()).await;
         let Ok(Ok(turn)) = turn else { return Fetched::default() };
+        let mut turn = Some(turn);
         let (answer, mut answered) = oneshot::channel();
         let polled = async {
             let sent = self.polls.send(Poll { answer }).await;
             match (sent, (&mut answered).await) {
                 (Ok(()), Ok(frames)) => frames,
-                _ => std::future::pending().await,
+                _ => {
+                    // Its answer will be empty, so a newer poll need not wait for it.
+                    turn = None;
+                    std::future::pending().await
+                }
             }
         };
         let frames = match until.limit(polled).await {
@@ -266,8 +271,7 @@ impl SessionHandle {
                 answered.try_recv().unwrap_or_default()
             }
         };
-        let turn = Some(turn).filter(|_| !frames.is_empty());
-        Fetched { frames, turn }
+        Fetched { turn: turn.filter(|_| !frames.is_empty()), frames }
     }
 
     /// The body of an answer with these messages, which counts until it has been written.
@@ -457,7 +461,7 @@ async fn fetch(outbox: &Outbox, kept: &mut Vec<Frame>) -> Vec<Frame> {
 
 #[cfg(test)]
 mod tests {
-    use pipeline_test_support::Recorded;
+    use pipeline_test_support::{Recorded, settle};
 
     use super::*;
     use crate::{
@@ -519,5 +523,26 @@ mod tests {
         drop(inbox);
         let received = Received::Text("[]".into());
         assert_eq!(handle.post(received).await, Err(NotTaken));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polls_that_a_newer_one_replaced_do_not_delay_it() {
+        let polled = LongPollSessions::new(&LongPoll::new()).unwrap();
+        let (outbox, now) = (outbox(), Instant::now());
+        let (token, requests) = polled.enter(&outbox, bodies(), now);
+        let handle = polled.find(&token, now).unwrap();
+        let SessionRequests { mut polls, .. } = requests;
+        let session = outbox.clone();
+        tokio::spawn(async move { deliver(&mut polls, &session, &mut Vec::new()).await });
+        let mut waiting = Vec::new();
+        for _ in 0..=ANSWERS {
+            let handle = handle.clone();
+            let poll = async move { handle.poll(Duration::from_secs(10)).await.frames.len() };
+            waiting.push(tokio::spawn(poll));
+            settle().await;
+        }
+        outbox.send(&Frame::pong(b""), None);
+        let newest = tokio::time::timeout(Duration::from_secs(1), waiting.pop().unwrap());
+        assert_eq!(newest.await.unwrap().unwrap(), 1);
     }
 }
