@@ -265,6 +265,14 @@ impl Client {
     }
 }
 
+impl Client {
+    /// The server ends the connection, and sends nothing more.
+    pub(crate) fn has_ended(&mut self) -> Result<(), String> {
+        let rest = self.rest()?;
+        if rest.is_empty() { Ok(()) } else { Err(format!("{} bytes came after it", rest.len())) }
+    }
+}
+
 impl Frame {
     /// Whether these bytes are not part of the payload.
     pub(crate) fn is_not(&self, bytes: &[u8]) -> bool {
