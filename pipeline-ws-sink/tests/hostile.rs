@@ -1,11 +1,10 @@
 //! Hostile clients next to a calm one, over real TCP, with the server on one worker thread and on two.
 //!
-//! Most attacks are in the tests of the whole, which measure the calm client more closely. Each attack
-//! runs in separate threads, which the server's runtime cannot slow down. The calm client
-//! sends one request after the other, and its median response time is compared with its own median
-//! without the attack. The bound is wide: these tests detect a client that blocks the others, not one
-//! that slows them down a little.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+//! Most attacks are in the tests of the whole. Each attack runs in separate threads, which the server's
+//! runtime cannot slow down. The calm client sends one request after the other. Its response times are
+//! compared with its own while the same attack goes to another server in the same process: the
+//! attackers' use of the machine is in both.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
 
@@ -13,7 +12,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc,
     },
@@ -36,17 +35,23 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// The number of requests of the calm client.
-const QUESTIONS: usize = 20;
+/// The number of requests of the calm client in each measurement.
+const QUESTIONS: usize = 100;
 
-/// A minimum for the calm median, which is so small that another program on the machine can multiply it.
-const FLOOR: Duration = Duration::from_millis(500);
+/// How often an attack is measured at most: another program on the machine may disturb one measurement,
+/// and does not disturb all of them.
+const ROUNDS: usize = 6;
+
+/// What the median and the 99th percentile may take in addition to the factors: the time for which the
+/// system may run other threads before one that is ready.
+const NOISE: [Duration; 2] = [Duration::from_millis(6), Duration::from_millis(30)];
 
 /// One attack at a time, so that they do not affect each other's measurements.
 static ARENA: Mutex<()> = Mutex::new(());
 
-/// The number of hostile clients in each attack.
-const HOSTILE: usize = 2;
+/// A payload that takes no time to be encoded: an answer is to cost memory here, and not time.
+static LARGE: LazyLock<Payload> =
+    LazyLock::new(|| Payload::new(&json!({ "padding": "x".repeat(1 << 16) })).unwrap());
 
 /// Replies at once, at length, or never, depending on the event.
 struct Room;
@@ -67,7 +72,7 @@ impl Channel for Room {
     ) -> Result<Reply, Stop> {
         match event {
             "stall" => std::future::pending().await,
-            "large" => Ok(Reply::ok().with(json!({ "padding": "x".repeat(1 << 16) }))),
+            "large" => Ok(Reply::ok().with(&*LARGE)),
             _ => Ok(Reply::ok()),
         }
     }
@@ -220,10 +225,10 @@ impl CalmClient {
         Self(client)
     }
 
-    /// The median response time: of the socket itself, and of a channel.
-    fn median(&mut self) -> Duration {
+    /// Its response times: of the socket itself, and of a channel.
+    fn times(&mut self) -> Times {
         let event = json!(["1", "2", "room:calm", "ask", {}]);
-        let mut waits: Vec<_> = (0..QUESTIONS)
+        let mut times: Vec<_> = (0..QUESTIONS)
             .map(|n| {
                 let begun = Instant::now();
                 let question = if n % 2 == 0 { &event } else { &heartbeat() };
@@ -231,44 +236,72 @@ impl CalmClient {
                 begun.elapsed()
             })
             .collect();
-        waits.sort();
-        waits[QUESTIONS / 2]
-    }
-
-    /// Asserts that its response time is about the same as without the attack.
-    fn is_answered_nearly_as_fast_as(&mut self, calm: Duration) {
-        let attacked = self.median();
-        let bound = calm * 20 + FLOOR;
-        assert!(attacked < bound, "a median of {attacked:?} under attack, and of {calm:?} without");
+        times.sort();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+        Times { median: at(50), p99: at(99) }
     }
 }
 
-/// Running hostile clients, until this is dropped.
-struct Attack {
-    stopped: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+/// Response times.
+#[derive(Debug)]
+struct Times {
+    median: Duration,
+    p99: Duration,
 }
 
-impl Attack {
-    /// Each client sends the beginning once, then the rest repeatedly without a pause, and reads all
-    /// frames. A closed client reconnects.
-    fn begin(server: &Server, beginning: &[Vec<u8>], again: &[Vec<u8>]) -> Self {
+impl Times {
+    fn are_nearly_as_short_as(&self, control: &Self) -> bool {
+        self.median <= control.median * 2 + NOISE[0] && self.p99 <= control.p99 * 5 + NOISE[1]
+    }
+}
+
+/// The calm client of a server is answered during an attack as fast as while the same attack goes to
+/// another server. A measurement that something else on the machine disturbs is repeated.
+fn does_not_delay(hostile: &Arc<Hostile>, [server, other]: [&Server; 2]) {
+    let mut client = CalmClient::connect(server);
+    let mut seen = Vec::new();
+    for _ in 0..ROUNDS {
+        let [control, attacked] = [other, server].map(|attacked| {
+            let _attack = hostile.attack(attacked);
+            client.times()
+        });
+        if attacked.are_nearly_as_short_as(&control) {
+            return;
+        }
+        seen.push(format!("{attacked:?}, and {control:?} without"));
+    }
+    panic!("the calm client is delayed: {seen:#?}");
+}
+
+/// Each client sends the beginning once, then the rest repeatedly without a pause. It reads all frames, or
+/// none. A closed client reconnects.
+struct Hostile {
+    clients: usize,
+    reads: bool,
+    beginning: Vec<u8>,
+    again: Vec<u8>,
+}
+
+impl Hostile {
+    /// Many messages at once, so that a hostile client itself costs little.
+    fn new(clients: usize, reads: bool, beginning: Vec<u8>, again: &[u8]) -> Arc<Self> {
+        let again = again.repeat((1 << 16) / again.len() + 1);
+        Arc::new(Self { clients, reads, beginning, again })
+    }
+
+    /// Begins the attack, which lasts until it is dropped.
+    fn attack(self: &Arc<Self>, server: &Server) -> Attack {
         let (stopped, address) = (Arc::new(AtomicBool::new(false)), server.address);
-        let (beginning, again) = (beginning.concat(), again.concat());
-        // Many at once, so that a hostile client itself costs little.
-        let times = (1 << 16) / again.len().max(1) + 1;
-        let again = again.repeat(times);
         let before = server.endpoint.snapshot().frames_in;
-        let threads = (0..HOSTILE).map(|_| {
-            let (stopped, beginning, again) = (stopped.clone(), beginning.clone(), again.clone());
+        let threads = (0..self.clients).map(|_| {
+            let (stopped, hostile) = (stopped.clone(), self.clone());
             thread::spawn(move || {
                 while !stopped.load(Relaxed) {
-                    let _ = Self::send(address, &stopped, &beginning, &again);
+                    let _ = hostile.send(address, &stopped);
                 }
             })
         });
-        let threads = threads.collect();
-        let attack = Self { stopped, threads };
+        let attack = Attack { threads: threads.collect(), stopped };
         server.runtime.block_on(async {
             while server.endpoint.snapshot().frames_in < before + 10 {
                 sleep(Duration::from_millis(1)).await;
@@ -277,23 +310,20 @@ impl Attack {
         attack
     }
 
-    fn send(
-        address: SocketAddr,
-        stopped: &AtomicBool,
-        beginning: &[u8],
-        again: &[u8],
-    ) -> io::Result<()> {
-        let Client(mut stream) = Client::connect(address)?;
+    fn send(&self, address: SocketAddr, stopped: &AtomicBool) -> io::Result<()> {
+        let connect = if self.reads { Client::connect } else { Client::connect_deaf };
+        let Client(mut stream) = connect(address)?;
         stream.set_write_timeout(Some(Duration::from_millis(100)))?;
-        let mut reading = stream.try_clone()?;
-        let reader = thread::spawn(move || {
-            let mut answers = vec![0; 1 << 16];
-            while reading.read(&mut answers).is_ok_and(|count| count > 0) {}
+        let reader = self.reads.then(|| stream.try_clone()).transpose()?.map(|mut reading| {
+            thread::spawn(move || {
+                let mut answers = vec![0; 1 << 16];
+                while reading.read(&mut answers).is_ok_and(|count| count > 0) {}
+            })
         });
-        let mut left = beginning;
+        let mut left = &self.beginning[..];
         while !stopped.load(Relaxed) {
             if left.is_empty() {
-                left = again;
+                left = &self.again;
             }
             match stream.write(left) {
                 Ok(count) => left = &left[count..],
@@ -302,9 +332,15 @@ impl Attack {
             }
         }
         let _ = stream.shutdown(Shutdown::Both);
-        let _ = reader.join();
+        let _ = reader.map(JoinHandle::join);
         Ok(())
     }
+}
+
+/// Running hostile clients, until this is dropped.
+struct Attack {
+    stopped: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Attack {
@@ -331,20 +367,21 @@ fn drains(server: &Server) {
 #[test]
 fn k_600_clients_that_send_too_fast_are_slowed_down() {
     let _alone = ARENA.lock();
+    let hostile = Hostile::new(2, true, Vec::new(), &text(&heartbeat()));
     for workers in [1, 2] {
-        let server = Server::start_with(workers, |mount| mount.frame_rate_limit(100));
-        let mut client = CalmClient::connect(&server);
-        let calm = client.median();
-        let (begun, before) = (Instant::now(), server.endpoint.snapshot().frames_in);
-        let attack = Attack::begin(&server, &[], &[text(&heartbeat())]);
-        client.is_answered_nearly_as_fast_as(calm);
-        server.runtime.block_on(async { sleep(Duration::from_secs(1)).await });
-        let read = server.endpoint.snapshot().frames_in - before;
+        let start = || Server::start_with(workers, |mount| mount.frame_rate_limit(100));
+        let (server, other) = (start(), start());
+        let (begun, before) = (Instant::now(), other.endpoint.snapshot().frames_in);
+        let attack = hostile.attack(&other);
+        other.runtime.block_on(async { sleep(Duration::from_secs(1)).await });
+        let read = other.endpoint.snapshot().frames_in - before;
         // Each may be ahead by ten seconds' worth. Without the limit it is about ten thousand a second.
-        let (clients, seconds) = (HOSTILE as u64 + 1, begun.elapsed().as_secs() + 1);
+        let (clients, seconds) = (hostile.clients as u64, begun.elapsed().as_secs() + 1);
         assert!(read <= clients * (1000 + 100 * seconds), "{read} in {seconds} s");
-        drains(&server);
         drop(attack);
+        does_not_delay(&hostile, [&server, &other]);
+        let _attack = hostile.attack(&server);
+        drains(&server);
     }
 }
 
@@ -352,20 +389,17 @@ fn k_600_clients_that_send_too_fast_are_slowed_down() {
 fn k_601_clients_that_never_read_hold_no_more_than_the_endpoints_outboxes() {
     const OUTBOXES: usize = 1 << 20;
     let _alone = ARENA.lock();
-    let large = text(&json!(["1", "2", "room:deaf", "large", {}]));
-    for (again, times, clients) in [(large, 40, 10), (text(&heartbeat()), 20_000, 3)] {
-        let builder = Endpoint::builder().max_outboxes(OUTBOXES);
-        let server = Server::start_in(2, builder, |mount| mount.frame_rate_limit(u32::MAX));
-        let mut client = CalmClient::connect(&server);
-        let calm = client.median();
-        let mut deaf: Vec<_> = (0..clients)
-            .map(|_| {
-                let Client(mut stream) = Client::connect_deaf(server.address).unwrap();
-                stream.write_all(&text(&join("room:deaf"))).unwrap();
-                stream
-            })
-            .collect();
-        let again = again.repeat(times);
+    let (beginning, large) =
+        (text(&join("room:deaf")), text(&json!(["1", "2", "room:deaf", "large", {}])));
+    for hostile in [
+        Hostile::new(10, false, beginning.clone(), &large),
+        Hostile::new(3, false, beginning, &text(&heartbeat())),
+    ] {
+        let start = || {
+            let builder = Endpoint::builder().max_outboxes(OUTBOXES);
+            Server::start_in(2, builder, |mount| mount.frame_rate_limit(u32::MAX))
+        };
+        let (server, other) = (start(), start());
         let endpoint = server.endpoint.clone();
         let looking = server.runtime.spawn(async move {
             let mut most = 0;
@@ -375,15 +409,11 @@ fn k_601_clients_that_never_read_hold_no_more_than_the_endpoints_outboxes() {
             }
             most
         });
-        while !looking.is_finished() {
-            // A closed client cannot write any more.
-            deaf.iter_mut().for_each(|stream| drop(stream.write_all(&again)));
-            client.is_answered_nearly_as_fast_as(calm);
-        }
+        does_not_delay(&hostile, [&server, &other]);
+        let _attack = hostile.attack(&server);
         let most = server.runtime.block_on(looking).unwrap();
-        let bound = OUTBOXES + deaf.len() * (128 << 10);
+        let bound = OUTBOXES + hostile.clients * (128 << 10);
         assert!(most <= bound, "{most} bytes are pending");
         drains(&server);
-        drop(deaf);
     }
 }

@@ -1,10 +1,11 @@
 //! The server under attack, and the calm client next to the attack.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
     time::{Duration, SystemTime},
@@ -206,9 +207,36 @@ pub(crate) fn pause(time: Duration) {
 /// next.
 pub(crate) struct Calm {
     stopped: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    failed: Arc<Mutex<Option<String>>>,
+    answers: Arc<Mutex<Answers>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The answers that a calm client has received since it was last looked at.
+#[derive(Default)]
+struct Answers {
+    times: Vec<Duration>,
+    failed: Option<String>,
+}
+
+/// Response times.
+#[derive(Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) median: Duration,
+    pub(crate) p99: Duration,
+}
+
+impl Times {
+    fn of(mut times: Vec<Duration>) -> Self {
+        times.sort();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+        Self { median: at(50), p99: at(99) }
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} and {:?}", self.median, self.p99)
+    }
 }
 
 /// The topic of calm clients.
@@ -232,42 +260,62 @@ pub(crate) fn ask(client: &mut Client, n: u64) -> Result<(), String> {
 
 impl Calm {
     pub(crate) fn start(arena: &Arena) -> Self {
-        let (stopped, answered) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let failed = Arc::new(Mutex::new(None));
+        let stopped = Arc::new(AtomicBool::new(false));
+        let answers: Arc<Mutex<Answers>> = Arc::default();
         let thread = thread::spawn({
-            let (stopped, answered): (_, Arc<AtomicU64>) = (stopped.clone(), Arc::clone(&answered));
-            let (failed, mut client) = (failed.clone(), calm_connection(arena.address));
+            let (stopped, answers) = (stopped.clone(), answers.clone());
+            let mut client = calm_connection(arena.address);
             move || {
                 for n in 0.. {
                     if stopped.load(Relaxed) {
                         break;
                     }
+                    let begun = Instant::now();
                     if let Err(error) = ask(&mut client, n) {
-                        *failed.lock() = Some(error);
+                        answers.lock().failed = Some(error);
                         break;
                     }
-                    answered.fetch_add(1, Relaxed);
+                    answers.lock().times.push(begun.elapsed());
                     pause(Duration::from_micros(200));
                 }
             }
         });
-        Self { stopped, answered, failed, thread: Some(thread) }
+        Self { stopped, answers, thread: Some(thread) }
+    }
+
+    /// Its response times while this is done again and again, until it has been answered so often.
+    pub(crate) fn times_during(
+        &self,
+        questions: usize,
+        act: impl Fn() -> Result<(), String>,
+    ) -> Result<Times, String> {
+        self.answers.lock().times.clear();
+        while self.answers.lock().times.len() < questions {
+            act()?;
+            self.is_answered()?;
+        }
+        Ok(Times::of(std::mem::take(&mut self.answers.lock().times)))
     }
 
     /// A question that it asks from now on is answered.
-    pub(crate) fn is_answered(&self) -> Result<(), String> {
-        let (before, begun) = (self.answered.load(Relaxed), Instant::now());
-        // The first answer from now on may be that to an earlier question.
-        while self.answered.load(Relaxed) < before + 2 {
-            if let Some(error) = &*self.failed.lock() {
-                return Err(format!("the calm client: {error}"));
+    fn is_answered(&self) -> Result<(), String> {
+        let (before, begun) = (self.answers.lock().times.len(), Instant::now());
+        loop {
+            {
+                let answers = self.answers.lock();
+                if let Some(error) = &answers.failed {
+                    return Err(format!("the calm client: {error}"));
+                }
+                // The first answer from now on may be that to an earlier question.
+                if answers.times.len() >= before + 2 {
+                    return Ok(());
+                }
             }
             if begun.elapsed() > PATIENCE {
                 return Err("the calm client is not answered".to_owned());
             }
             pause(Duration::from_micros(200));
         }
-        Ok(())
     }
 }
 

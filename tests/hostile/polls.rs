@@ -3,6 +3,7 @@
 use std::{cell::Cell, net::SocketAddr, thread, time::Duration};
 
 use pipeline::ws::mount::LongPoll;
+use pipeline_test_support::PATIENCE;
 use serde_json::{Value, json};
 
 use crate::{
@@ -76,7 +77,8 @@ fn poll(arena: &Arena, token: &str) -> Result<Value, String> {
     send(arena.address, "GET", token, "", b"")
 }
 
-/// A poll of a client with a small receive buffer, which reads nothing.
+/// A poll of a client with a small receive buffer, which reads nothing of its answer. The answer has
+/// begun to arrive, so its messages are no longer in the session's outbox.
 fn unread_poll(address: SocketAddr, token: &str) -> Result<socket2::Socket, String> {
     let poll = || -> std::io::Result<_> {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
@@ -84,6 +86,8 @@ fn unread_poll(address: SocketAddr, token: &str) -> Result<socket2::Socket, Stri
         socket.connect(&address.into())?;
         let request = format!("GET {POLLED}&token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         socket.send(request.as_bytes())?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.peek(&mut [std::mem::MaybeUninit::uninit()])?;
         Ok(socket)
     };
     poll().map_err(|error| error.to_string())
