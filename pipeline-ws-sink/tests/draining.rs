@@ -280,6 +280,45 @@ async fn frames_that_a_client_does_not_read_are_counted_and_its_socket_as_aborte
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_after_a_dropped_one_reports_the_sockets_of_both() {
+    let one_at_a_time = Drainer::new().batch_size(1).batch_interval(AN_HOUR);
+    let mount = Mount::new(NamedSocket).channel::<Quiet>("quiet:*").drainer(one_at_a_time);
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount));
+    let mut deaf = server.connect(4096).await;
+    deaf.join("1", "quiet:1").await;
+    for n in 0..20 {
+        let padded = json!({ "n": n, "padding": "x".repeat(1000) });
+        server.endpoint.broadcast("quiet:1", "tick", padded).unwrap();
+    }
+    let others = [client(&server, "/socket", 2).await, client(&server, "/socket", 1).await];
+    let draining = drain(&server.endpoint, 24 * AN_HOUR);
+    // The first batch is the deaf client, which is given up; the next one is an hour later.
+    while server.endpoint.open_sockets() > 2 {
+        sleep(INTERVAL).await;
+    }
+    draining.abort();
+    for other in others {
+        other.await.unwrap();
+    }
+    let report = server.endpoint.drain(AN_HOUR).await;
+    assert_eq!((report.closed, report.aborted), (2, 1));
+    let again = server.endpoint.drain(AN_HOUR).await;
+    assert_eq!(again, report);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sockets_that_were_aborted_stay_so_in_the_next_report() {
+    let server = server(1);
+    let mut deaf = server.connect(4096).await;
+    deaf.join("1", "quiet:1").await;
+    let calm = client(&server, "/socket", 1).await;
+    let report = server.endpoint.drain(Duration::from_millis(100)).await;
+    calm.await.unwrap();
+    assert_eq!((report.closed, report.aborted), (1, 1));
+    assert_eq!(server.endpoint.drain(AN_HOUR).await, report);
+}
+
+#[tokio::test(start_paused = true)]
 async fn late_batches_are_closed_shortly_before_the_deadline() {
     let server = server(1);
     let mut clients = vec![];

@@ -275,7 +275,8 @@ impl Endpoint {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, all remaining sockets are closed at once, and none is aborted.
+    /// If the future is dropped, all remaining sockets are closed at once, and none is aborted. A later
+    /// drain reports the sockets of the earlier ones too.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -286,7 +287,7 @@ impl Endpoint {
     /// ```
     pub async fn drain(&self, within: Duration) -> EndpointReport {
         let state = &self.inner.state;
-        let before = state.unclosed.load(Relaxed);
+        let before = *state.unclosed_before.get_or_init(|| state.unclosed.load(Relaxed));
         let draining = state.sockets.drain();
         let sockets = draining.sockets();
         state.tasks.close();
@@ -307,7 +308,7 @@ impl Endpoint {
         };
         let closed = time::timeout(within, closing).await;
         let left = if closed.is_ok() { 0 } else { state.tasks.len() };
-        let aborted = left + (state.unclosed.load(Relaxed) - before);
+        let aborted = left + state.unclosed.fetch_add(left, Relaxed) - before;
         if left > 0 {
             state.abort.cancel();
             // An aborted task ends where it next waits. A task that never waits keeps running.

@@ -32,6 +32,8 @@ struct Table {
     by_id: HashMap<Arc<str>, Vec<usize>>,
     /// The end of a socket that registers once no more are accepted.
     closed: Option<SocketEnd>,
+    /// The number of sockets that were open when the first draining began.
+    drained: Option<usize>,
 }
 
 struct OpenSocket {
@@ -105,7 +107,8 @@ impl Sockets {
     /// of them; another that begins meanwhile only waits.
     pub(crate) fn drain(&self) -> Draining {
         let mut table = self.table.lock();
-        let count = table.open.len();
+        let open = table.open.len();
+        let count = *table.drained.get_or_insert(open);
         let first = table.closed.replace(SocketEnd::Draining).is_none();
         self.closing.cancel();
         let mounts = if first { table.by_mount() } else { Vec::new() };
@@ -168,7 +171,7 @@ impl Table {
 }
 
 impl Draining {
-    /// The number of sockets that were open at the start.
+    /// The number of sockets that were open when the first draining began.
     pub(crate) fn sockets(&self) -> usize {
         self.count
     }
@@ -250,7 +253,7 @@ impl Table {
         }
         if self.open.is_empty() {
             // The table never shrinks by itself, and it may have been large.
-            *self = Self { closed: self.closed, ..Self::default() };
+            (self.open, self.by_id) = Default::default();
         }
         open
     }

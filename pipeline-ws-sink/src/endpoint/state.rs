@@ -1,6 +1,6 @@
 //! The shared state of an endpoint's sockets.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::{Arc, OnceLock, atomic::AtomicUsize};
 
 use pipeline_core::telemetry::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,6 +33,8 @@ pub(crate) struct EndpointState {
     /// The number of sockets that ended before their client had taken everything: the close frame,
     /// or a long-polling client's pending messages.
     pub(crate) unclosed: AtomicUsize,
+    /// Their number when the first drain began.
+    pub(crate) unclosed_before: OnceLock<usize>,
     /// Aborts these tasks.
     pub(crate) abort: CancellationToken,
 }
@@ -71,6 +73,7 @@ impl EndpointState {
             presences,
             tasks: TaskTracker::new(),
             unclosed: AtomicUsize::new(0),
+            unclosed_before: OnceLock::new(),
             abort: CancellationToken::new(),
         }
     }
