@@ -4,6 +4,8 @@
 //! second time as the server under test. It runs on Linux.
 
 mod client;
+mod endings;
+mod excuse;
 mod overload;
 mod presence;
 mod process;
@@ -19,14 +21,15 @@ mod visitor;
 
 use std::{error::Error, process::ExitCode};
 
+use cap::Cap;
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
 use pipeline_load::descriptors;
 use tokio::runtime::Runtime;
 
-/// The same allocator as the load tests.
+/// The same allocator as the load tests, with a count of the bytes that are allocated.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Cap<MiMalloc> = Cap::new(MiMalloc, usize::MAX);
 
 /// Runs a server under adverse conditions, and accounts for every item
 #[derive(Debug, Parser)]

@@ -302,7 +302,8 @@ async fn recovery(server: &Server) -> Result<(Duration, Stats), RunError> {
 async fn listen(address: SocketAddr, user: usize, pace: Option<u64>, received: Arc<Received>) {
     loop {
         let Ok(Ok(mut client)) =
-            timeout(PATIENCE, Client::connect(address, Transport::WebSocket, user)).await
+            timeout(PATIENCE, Client::connect(address, Transport::WebSocket, &user.to_string()))
+                .await
         else {
             return;
         };

@@ -46,7 +46,7 @@ pub(crate) async fn start(
     transport: Transport,
     user: usize,
 ) -> Result<JoinHandle<Read>, Ended> {
-    let mut client = Client::connect(address, transport, user).await?;
+    let mut client = Client::connect(address, transport, &user.to_string()).await?;
     client.send(&format!(r#"["1","1","user:{user}","phx_join",{{}}]"#)).await?;
     let mut reader =
         Reader { sequence: Sequence::new(user), items: Vec::new(), violations: Vec::new() };

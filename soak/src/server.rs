@@ -5,6 +5,7 @@
 //! Items that are lost in the failing stage are gaps in `n`, and are counted by the pipeline's report.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     sync::{
         Arc,
@@ -54,8 +55,13 @@ use tokio::{
     task::yield_now,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
+use tracing_subscriber::{layer::SubscriberExt, registry, util::SubscriberInitExt};
 
-use crate::random::Random;
+use crate::{
+    ALLOCATOR,
+    endings::{Endings, client},
+    random::Random,
+};
 
 /// The most restarts of the failing stage in a minute. It fails much less often.
 const MAX_RESTARTS: usize = 1000;
@@ -200,6 +206,7 @@ struct Shared {
     counts: Counts,
     paused: AtomicBool,
     fail: Arc<AtomicBool>,
+    endings: Endings,
 }
 
 /// Counts of items.
@@ -312,11 +319,15 @@ impl Worker<Timed<Item>> for Push {
 struct Anyone;
 
 impl Socket for Anyone {
-    /// The number of the client.
+    /// The connection: `client.visit`.
     type Assigns = String;
 
     async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<String, ConnectError> {
         Ok(params.get("client").unwrap_or("0").to_owned())
+    }
+
+    fn id(&self, connection: &String) -> Result<Option<String>, ConnectError> {
+        Ok(Some(connection.clone()))
     }
 }
 
@@ -399,7 +410,7 @@ impl Channel for Room {
 impl HandleMessage<Joined> for Room {
     async fn handle_message(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         let presence = &self.shared.presence;
-        presence.track(cx, cx.assigns(), &json!({}))?;
+        presence.track(cx, client(cx.assigns()), &json!({}))?;
         Ok(cx.push("presence_state", presence.list(cx.topic()).await)?)
     }
 }
@@ -452,6 +463,8 @@ async fn push_items(
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Stats {
     pub(crate) tasks: usize,
+    /// Bytes that are allocated.
+    pub(crate) heap: usize,
     pub(crate) begun: u64,
     pub(crate) accepted: u64,
     pub(crate) refused_full: u64,
@@ -475,6 +488,12 @@ pub(crate) struct Stats {
     pub(crate) frames_waiting: usize,
     pub(crate) frames_dropped: u64,
     pub(crate) closed_slow: u64,
+    /// Connections that were accepted.
+    pub(crate) connected: u64,
+    /// Connections that ended, by reason.
+    pub(crate) ended: BTreeMap<String, u64>,
+    /// Long-polling sessions of which the client did not know: a poll of a session that has ended opens another.
+    pub(crate) unused: u64,
 }
 
 impl Stats {
@@ -483,6 +502,7 @@ impl Stats {
         let (seen, stages) = (endpoint.snapshot(), pipeline.snapshot().stages);
         Self {
             tasks: 0,
+            heap: ALLOCATOR.allocated(),
             begun: counts.begun.load(Relaxed),
             accepted: counts.accepted.load(Relaxed),
             refused_full: counts.refused_full.load(Relaxed),
@@ -502,6 +522,9 @@ impl Stats {
             frames_waiting: seen.frames_waiting,
             frames_dropped: seen.dropped.values().sum(),
             closed_slow: seen.closed_slow,
+            connected: seen.sockets.iter().map(|mount| mount.connected).sum(),
+            ended: shared.endings.counts(),
+            unused: shared.endings.unused(),
         }
     }
 
@@ -564,6 +587,16 @@ async fn pause(State(app): State<App>) {
 
 async fn numbers(State(app): State<App>) -> Json<Vec<u64>> {
     Json(app.shared.numbers())
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    connection: String,
+}
+
+/// The reason for the end of a connection.
+async fn ended(State(app): State<App>, Query(asked): Query<Asked>) -> Json<Option<String>> {
+    Json(app.shared.endings.of(&asked.connection))
 }
 
 #[derive(Deserialize)]
@@ -683,8 +716,10 @@ async fn keep_failing(shared: Arc<Shared>) {
 /// Runs the server until a signal, and prints its last state as a line of JSON.
 pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let runtime = Runtime::new()?;
+    let endings = Endings::default();
+    registry().with(endings.clone()).init();
     let (report, App { shared, endpoint, pipeline, .. }) =
-        runtime.block_on(serve_until_signal(options))?;
+        runtime.block_on(serve_until_signal(options, endings))?;
     // Everything that still runs ends here, so that the numbers are final.
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     let stats = Stats::new(&shared, &endpoint, &pipeline);
@@ -692,7 +727,10 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), Box<dyn Error>> {
+async fn serve_until_signal(
+    options: &Options,
+    endings: Endings,
+) -> Result<(ShutdownReport, App), Box<dyn Error>> {
     let (items, producer) = timed_queue(QueueOptions::new().capacity(options.queue));
     let atomics = || (0..options.users).map(|_| AtomicU64::default()).collect::<Vec<_>>();
     let shared = Arc::new(Shared {
@@ -704,6 +742,7 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
         counts: Counts::default(),
         paused: AtomicBool::default(),
         fail: Arc::default(),
+        endings,
     });
     let mount = Mount::new(Anyone)
         .channel_with::<User>("user:*", shared.clone())
@@ -749,6 +788,7 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
         .route("/start", get(start))
         .route("/pause", get(pause))
         .route("/numbers", get(numbers))
+        .route("/ended", get(ended))
         .route("/presences", get(presences))
         .route("/broadcast", get(broadcast))
         .route("/offer", get(offer))

@@ -24,7 +24,7 @@ use crate::{
     presence::people,
     process::{RunError, Server},
     server::{Options, Stats},
-    trend::{mean, slope},
+    trend::{Trend, Verdict, mean, rise},
     visitor::{Expected, Phase, Visitor},
 };
 
@@ -54,23 +54,34 @@ pub(crate) struct Soak {
 /// How often the resources of the server are read.
 const SAMPLE: Duration = Duration::from_secs(1);
 
-/// The first part of a run, which is not measured: at most this long, and at most a third of it.
-const WARM_UP: Duration = Duration::from_secs(120);
-
 /// The clients that share a room.
 const ROOM: usize = 20;
 
 /// How long nothing may change before the server has done everything, or all clients are done.
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
-/// By how much a resource may grow during the measured time, as a part of its mean, and in all. The clients come and
-/// go at random, so no resource is quite level.
+/// What would be a leak: bytes of the heap for each connection, and descriptors or tasks.
+const LEAKED_BYTES: f64 = 100.0;
+const LEAKED_COUNT: f64 = 1.0 / 500.0;
+
+/// A run that is at least this long has to show that there is no such leak. In a shorter one, it may be unclear.
+const CLEAR_AFTER_MINUTES: f64 = 10.0;
+
+/// By how much a resource may grow all the same in the second half of a run, as a part of its mean, and in all.
 const GROWTH: f64 = 0.1;
-const SPARE_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
+const SPARE_BYTES: f64 = 8.0 * MIB;
 const SPARE_COUNT: f64 = 100.0;
 
-/// By how many descriptors and tasks the server may exceed its start once all clients have left.
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// By how many descriptors and tasks the server may exceed its start once all clients have left, and by how many bytes
+/// of the heap: its tables keep their room.
 const LEFT_OVER: usize = 4;
+const LEFT_OVER_BYTES: usize = 8 << 20;
+
+/// The reasons for which a connection ends here: the client closes it, or resets it, or reads too slowly, or a
+/// long-polling client does not poll any more.
+const REASONS: [&str; 4] = ["Closed", "Lost", "Overflow", "Inactive"];
 
 /// The number of violations that are kept. All are counted.
 const KEPT: usize = 20;
@@ -106,12 +117,16 @@ pub(crate) struct Totals {
     pub(crate) closes: Count,
     pub(crate) freezes: Count,
     pub(crate) bursts: Count,
-    /// Connections that were closed with 1011.
-    pub(crate) overflowed: Count,
+    /// Connections that the client has ended when all left.
+    pub(crate) left: Count,
+    /// Connections that the server counts as too slow: those that were closed with 1011, those that broke, and
+    /// those of both whose client read all the time.
+    pub(crate) slow: Count,
+    pub(crate) slow_and_broken: Count,
+    pub(crate) slow_and_reading: Count,
     /// Long-polling sessions that expired while the client was frozen.
     pub(crate) expired: Count,
-    /// Connections that the client has not ended, and that had no close.
-    pub(crate) broken: Count,
+    /// Connections that were not accepted.
     pub(crate) refused: Count,
     /// Clients that have compared their state with the server's.
     pub(crate) checked: Count,
@@ -150,12 +165,16 @@ impl Run {
     }
 }
 
-/// The resources of the server over time: minutes and values.
+/// The resources of the server over time, in the second half of the run: minutes and values.
 #[derive(Debug, Default)]
 struct Resources {
-    bytes: Vec<(f64, f64)>,
+    /// Bytes that are allocated, and bytes of memory that the process has.
+    heap: Vec<(f64, f64)>,
+    resident: Vec<(f64, f64)>,
     descriptors: Vec<(f64, f64)>,
     tasks: Vec<(f64, f64)>,
+    /// Connections in a minute.
+    connects: f64,
 }
 
 /// One of them.
@@ -164,6 +183,8 @@ struct Resource<'a> {
     points: &'a [(f64, f64)],
     /// What it is shown in.
     unit: f64,
+    /// The slope that a leak would cause. The process's memory also depends on the allocator, so it has none.
+    leak: Option<f64>,
     /// By how much it may grow in any case.
     spare: f64,
 }
@@ -210,7 +231,9 @@ impl Soak {
         sleep(Duration::from_secs(2)).await;
         server.request("/pause").await?;
         intake.abort();
-        settle(&server).await?;
+        settle(&server, self.clients).await?;
+        // The last clients that were too slow are back.
+        self.all_subscribed(&run).await;
         let numbers: Vec<u64> = server.get("/numbers").await?;
         let numbered: u64 = numbers.iter().sum();
         let rooms: Value = server.get(&format!("/presences?rooms={}", run.rooms)).await?;
@@ -219,7 +242,7 @@ impl Soak {
         self.all_checked(&run).await;
         phase.send_replace(Phase::Leave);
         clients.join_all().await;
-        let mut faults = resources.faults();
+        let mut faults = resources.faults(self.minutes);
         faults.extend(left_over(&server, &before, descriptors).await?);
         server.signal(Signal::TERM)?;
         let last = server.ended().await?;
@@ -237,8 +260,10 @@ impl Soak {
             "\n{accepted} items accepted = {numbered} broadcast + {lost} lost and counted in {} restarts of a \
              stage; {} refused as the queue was full.\n\
              {} deliveries checked. {} connects, {} joins, {} leaves, {} resets, {} closes, {} freezes, {} bursts.\n\
-             {} connections closed as too slow (1011), {} broken, {} long-polling sessions expired, {} refused; the \
-             server counts {} as too slow.\n\
+             The server ended {} connections as too slow, of which {} clients read the close (1011), {} only saw the \
+             end, and the others had gone; {} of these clients had never paused. {} long-polling sessions \
+             expired, {} connections were refused.\n\
+             The server's counts: {} connections, of which ended {:?}; {} too slow, {} were sessions that no client used.\n\
              {} clients compared their last item and their presences with the server's.",
             last.stats.restarts,
             last.stats.refused_full,
@@ -250,11 +275,16 @@ impl Soak {
             totals.closes,
             totals.freezes,
             totals.bursts,
-            totals.overflowed,
-            totals.broken,
+            last.stats.closed_slow,
+            totals.slow,
+            totals.slow_and_broken,
+            totals.slow_and_reading,
             totals.expired,
             totals.refused,
+            last.stats.connected,
+            last.stats.ended,
             last.stats.closed_slow,
+            last.stats.unused,
             totals.checked,
         );
         resources.print();
@@ -268,36 +298,42 @@ impl Soak {
     /// Lets the clients run, and reads the server's resources.
     async fn measure(&self, server: &Server, run: &Run) -> Result<Resources, RunError> {
         let length = Duration::from_secs_f64(self.minutes * 60.0);
-        let warm_up = WARM_UP.min(length / 3);
         let line = Duration::from_secs(60).min(length / 4);
         let began = Instant::now();
         let mut resources = Resources::default();
+        let mut half = None;
         let mut next_line = line;
         let mut sample = interval(SAMPLE);
         sample.set_missed_tick_behavior(MissedTickBehavior::Delay);
         println!(
-            "| minute | sockets | items received | restarts | too slow | MiB | descriptors | tasks |"
+            "| minute | sockets | items received | restarts | too slow | heap MiB | memory MiB | descriptors | tasks |"
         );
-        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         while began.elapsed() < length {
             sample.tick().await;
             let stats = server.stats().await?;
-            let (bytes, descriptors) = (server.resident()?, server.descriptors()?);
-            let at = began.elapsed().as_secs_f64() / 60.0;
-            if began.elapsed() >= warm_up {
-                resources.bytes.push((at, bytes as f64));
+            let (resident, descriptors) = (server.resident()? as f64, server.descriptors()?);
+            let (at, heap) = (began.elapsed().as_secs_f64() / 60.0, stats.heap as f64);
+            if began.elapsed() >= length / 2 {
+                let connects = run.totals.connects.get() as f64;
+                let (since, before) = *half.get_or_insert((at, connects));
+                resources.connects =
+                    (connects - before) / (at - since).max(SAMPLE.as_secs_f64() / 60.0);
+                resources.heap.push((at, heap));
+                resources.resident.push((at, resident));
                 resources.descriptors.push((at, descriptors as f64));
                 resources.tasks.push((at, stats.tasks as f64));
             }
             if began.elapsed() >= next_line {
                 next_line += line;
                 println!(
-                    "| {at:.1} | {} | {} | {} | {} | {:.1} | {descriptors} | {} |",
+                    "| {at:.1} | {} | {} | {} | {} | {:.1} | {:.1} | {descriptors} | {} |",
                     stats.sockets,
                     run.totals.items,
                     stats.restarts,
                     stats.closed_slow,
-                    bytes as f64 / 1024.0 / 1024.0,
+                    heap / MIB,
+                    resident / MIB,
                     stats.tasks,
                 );
             }
@@ -337,50 +373,116 @@ impl Soak {
         if count > faults.len() {
             faults.push(format!("{count} violations in all"));
         }
-        let totals = &run.totals;
-        let unexplained = totals.overflowed.get() + totals.broken.get();
-        if unexplained > last.closed_slow {
-            faults.push(format!(
-                "{unexplained} connections ended that the client has not ended, and the server counts {} as too slow",
-                last.closed_slow
-            ));
-        }
-        if totals.refused.get() > 0 {
-            faults.push(format!("{} connections were refused", totals.refused));
-        }
-        if totals.items.get() == 0 {
+        faults.extend(sums(&run.totals, last));
+        if run.totals.items.get() == 0 {
             faults.push("no item arrived".to_owned());
         }
         faults
     }
 }
 
+/// Compares the sums of the clients with those of the server.
+fn sums(totals: &Totals, last: &Stats) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut expect = |holds: bool, what: &str| {
+        if !holds {
+            faults.push(format!("{what}: {totals:?}, {last:?}"));
+        }
+    };
+    let ended = |reason: &str| last.ended.get(reason).copied().unwrap_or_default();
+    let slow = totals.slow.get() + totals.slow_and_broken.get();
+    let by_client = totals.resets.get() + totals.closes.get() + totals.left.get();
+    let connects = totals.connects.get();
+    expect(totals.refused.get() == 0, "connections were refused");
+    expect(
+        connects == by_client + slow + totals.expired.get(),
+        "a connection has no end, or two, at its client",
+    );
+    expect(
+        connects + last.unused == last.connected,
+        "clients and server count different connections",
+    );
+    expect(
+        last.ended.values().sum::<u64>() + last.unused == last.connected,
+        "a connection has no end, or two, at the server",
+    );
+    expect(
+        last.ended.keys().all(|reason| REASONS.contains(&&**reason)),
+        "a connection ended for another reason",
+    );
+    expect(ended("Overflow") == last.closed_slow, "the log and the counter of slow clients differ");
+    expect(slow <= ended("Overflow"), "more clients were too slow than the server counts");
+    expect(
+        totals.expired.get() <= ended("Inactive"),
+        "more sessions expired than the server counts",
+    );
+    faults
+}
+
 impl Resources {
-    fn all(&self) -> [Resource<'_>; 3] {
-        let count = |name, points| Resource { name, points, unit: 1.0, spare: SPARE_COUNT };
-        let (points, unit) = (&*self.bytes, 1024.0 * 1024.0);
+    fn all(&self) -> [Resource<'_>; 4] {
+        let connects = self.connects;
+        let count = |name, points| Resource {
+            name,
+            points,
+            unit: 1.0,
+            leak: Some(LEAKED_COUNT * connects),
+            spare: SPARE_COUNT,
+        };
+        let bytes =
+            |name, points, leak| Resource { name, points, unit: MIB, leak, spare: SPARE_BYTES };
         [
-            Resource { name: "memory in MiB", points, unit, spare: SPARE_BYTES },
+            bytes("heap in MiB", &self.heap, Some(LEAKED_BYTES * connects)),
+            bytes("memory in MiB", &self.resident, None),
             count("descriptors", &self.descriptors),
             count("tasks", &self.tasks),
         ]
     }
 
-    fn faults(&self) -> Vec<String> {
-        let grows = |Resource { name, points, unit, spare }: Resource<'_>| {
-            let minutes = points.last()?.0 - points.first()?.0;
-            let (growth, bound) = (slope(points) * minutes, GROWTH * mean(points) + spare);
-            (growth > bound).then(|| {
-                format!("{name} grew by {:.1}, more than {:.1}", growth / unit, bound / unit)
-            })
-        };
-        self.all().into_iter().filter_map(grows).collect()
+    fn faults(&self, minutes: f64) -> Vec<String> {
+        let mut faults = Vec::new();
+        for Resource { name, points, unit, leak, spare } in self.all() {
+            let (rise, bound) = (rise(points), GROWTH * mean(points) + spare);
+            if rise > bound {
+                let (rise, bound) = (rise / unit, bound / unit);
+                faults.push(format!("{name}: rose by {rise:.1}, more than {bound:.1}"));
+            }
+            let Some(leak) = leak else { continue };
+            let trend = Trend::of(points);
+            let what = match trend.verdict(leak) {
+                Verdict::Leaks => "grows as a leak does",
+                Verdict::Unclear if minutes >= CLEAR_AFTER_MINUTES => "may grow as a leak does",
+                Verdict::Level | Verdict::Unclear => continue,
+            };
+            let Trend { low, high, .. } = trend;
+            faults.push(format!(
+                "{name}: {what}, by {:.3} to {:.3} a minute; a leak would be {:.3}",
+                low / unit,
+                high / unit,
+                leak / unit
+            ));
+        }
+        faults
     }
 
     fn print(&self) {
-        println!("\n| resource | mean | slope per minute |\n| --- | ---: | ---: |");
-        for Resource { name, points, unit, .. } in self.all() {
-            println!("| {name} | {:.1} | {:+.3} |", mean(points) / unit, slope(points) / unit);
+        println!(
+            "\nThe second half of the run, with {:.0} connections a minute:\n\n\
+             | resource | mean | growth of the floor per minute | from | to | a leak would be | |\n\
+             | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+            self.connects
+        );
+        for Resource { name, points, unit, leak, .. } in self.all() {
+            let trend = Trend::of(points);
+            let [low, slope, high] = [trend.low, trend.slope, trend.high].map(|slope| slope / unit);
+            let (leak, verdict) = leak.map_or(("-".to_owned(), "-".to_owned()), |leak| {
+                let verdict = format!("{:?}", trend.verdict(leak)).to_lowercase();
+                (format!("{:.3}", leak / unit), verdict)
+            });
+            println!(
+                "| {name} | {:.1} | {slope:+.3} | {low:+.3} | {high:+.3} | {leak} | {verdict} |",
+                mean(points) / unit
+            );
         }
     }
 }
@@ -405,30 +507,61 @@ async fn push(run: Arc<Run>, phases: watch::Receiver<Phase>) {
     }
 }
 
-/// Waits until all items are handled and all frames are written.
-async fn settle(server: &Server) -> Result<Stats, RunError> {
-    let mut progress = Instant::now();
-    let mut before = Stats::default();
+/// Waits until all items are handled, all frames are written, and only the clients' sockets are open.
+async fn settle(server: &Server, clients: usize) -> Result<(), RunError> {
+    let mut settling = Settling::new();
     loop {
         let stats = server.stats().await?;
-        if stats.handled > before.handled {
-            progress = Instant::now();
+        match settling.look(Instant::now(), &stats, clients) {
+            Settled::Idle => return Ok(()),
+            Settled::Busy => sleep(Duration::from_secs(1)).await,
+            Settled::Stuck => {
+                return Err(RunError::Violated(format!(
+                    "the server has handled and written nothing for {SETTLES_WITHIN:?}, and holds something: {stats:?}"
+                )));
+            }
         }
-        let begun = stats.accepted + stats.refused_full + stats.refused_closed;
-        let is_idle = stats.pushing == 0
-            && stats.held() == 0
-            && stats.frames_waiting == 0
-            && stats.begun == begun
-            && stats.handled == before.handled;
-        if is_idle || progress.elapsed() > SETTLES_WITHIN {
-            return Ok(stats);
-        }
-        before = stats;
-        sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// The descriptors and tasks that are left once all clients have gone.
+/// Watches a server that has to become idle.
+struct Settling {
+    /// The handled items at the last look, the least that was left, and when either got better.
+    handled: Option<u64>,
+    left: usize,
+    progress: Instant,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Settled {
+    Idle,
+    Busy,
+    /// Nothing has changed for too long.
+    Stuck,
+}
+
+impl Settling {
+    fn new() -> Self {
+        Self { handled: None, left: usize::MAX, progress: Instant::now() }
+    }
+
+    fn look(&mut self, now: Instant, stats: &Stats, clients: usize) -> Settled {
+        let sockets = stats.sockets.abs_diff(clients);
+        let left = stats.pushing + stats.held() + stats.frames_waiting + sockets;
+        let is_unchanged = self.handled == Some(stats.handled);
+        let begun = stats.accepted + stats.refused_full + stats.refused_closed;
+        if left == 0 && stats.begun == begun && is_unchanged {
+            return Settled::Idle;
+        }
+        if left < self.left || !is_unchanged {
+            self.progress = now;
+        }
+        (self.handled, self.left) = (Some(stats.handled), left.min(self.left));
+        if now - self.progress > SETTLES_WITHIN { Settled::Stuck } else { Settled::Busy }
+    }
+}
+
+/// The descriptors, tasks and bytes that are left once all clients have gone.
 async fn left_over(
     server: &Server,
     before: &Stats,
@@ -440,10 +573,13 @@ async fn left_over(
         let is_as_before = stats.sockets == 0
             && stats.presences == 0
             && stats.tasks <= before.tasks + LEFT_OVER
-            && now <= descriptors + LEFT_OVER;
+            && now <= descriptors + LEFT_OVER
+            && stats.heap <= before.heap + LEFT_OVER_BYTES;
+        let [heap, heap_before] = [stats.heap, before.heap].map(|bytes| bytes as f64 / MIB);
         if is_as_before {
             println!(
-                "\nAfter all clients have left: {} tasks ({} before), {now} descriptors ({descriptors} before).",
+                "\nAfter all clients have left: {} tasks ({} before), {now} descriptors ({descriptors} before), a heap of \
+                 {heap:.1} MiB ({heap_before:.1} before).",
                 stats.tasks, before.tasks
             );
             return Ok(None);
@@ -451,10 +587,101 @@ async fn left_over(
         if began.elapsed() > SETTLES_WITHIN {
             return Ok(Some(format!(
                 "all clients have left: {} sockets, {} presences, {} tasks ({} before), {now} descriptors \
-                 ({descriptors} before)",
+                 ({descriptors} before), a heap of {heap:.1} MiB ({heap_before:.1} before)",
                 stats.sockets, stats.presences, stats.tasks, before.tasks
             )));
         }
         sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten connections: two are too slow, and one of these clients had gone before; two of three that had not polled
+    /// any more have noticed it.
+    fn run() -> (Totals, Stats) {
+        let totals = Totals::default();
+        let counts = [
+            (&totals.connects, 10),
+            (&totals.resets, 3),
+            (&totals.closes, 2),
+            (&totals.left, 2),
+            (&totals.slow, 1),
+            (&totals.expired, 2),
+        ];
+        for (count, times) in counts {
+            (0..times).for_each(|_| count.add());
+        }
+        let ended = [("Overflow", 2), ("Inactive", 3), ("Closed", 3), ("Lost", 2)];
+        let ended = ended.map(|(reason, count)| (reason.to_owned(), count)).into();
+        (totals, Stats { connected: 10, closed_slow: 2, ended, ..Stats::default() })
+    }
+
+    #[test]
+    fn a_connection_that_is_in_no_sum_or_in_two_is_a_fault() {
+        let (totals, last) = run();
+        assert_eq!(sums(&totals, &last), [""; 0]);
+        let with = |reason: &str, count| {
+            let mut stats = last.clone();
+            *stats.ended.entry(reason.to_owned()).or_default() += count;
+            stats
+        };
+        assert_eq!(sums(&totals, &with("Lost", 1)).len(), 1, "one has ended twice");
+        assert_eq!(sums(&totals, &with("Overflow", 1)).len(), 2, "one more was too slow");
+        let idle = Stats { connected: 11, ..with("Idle", 1) };
+        assert_eq!(sums(&totals, &idle).len(), 2, "one more, for another reason");
+        let unused = Stats { unused: 1, connected: 11, ..last.clone() };
+        assert_eq!(sums(&totals, &unused), [""; 0], "a session that was not used");
+        totals.slow_and_broken.add();
+        assert_eq!(sums(&totals, &last).len(), 1, "one end more than connections");
+        totals.slow_and_broken.add();
+        assert_eq!(sums(&totals, &last).len(), 2, "more slow clients than the server has");
+        let (totals, last) = run();
+        totals.refused.add();
+        assert_eq!(sums(&totals, &last).len(), 1, "refused");
+        let (totals, mut last) = run();
+        last.closed_slow = 1;
+        assert_eq!(sums(&totals, &last).len(), 1, "the counter has one less");
+    }
+
+    #[test]
+    fn a_server_that_holds_something_and_makes_no_progress_is_stuck() {
+        let (began, mut settling) = (Instant::now(), Settling::new());
+        let mut look = |seconds, handled, frames_waiting| {
+            let stats = Stats { handled, frames_waiting, sockets: 3, ..Stats::default() };
+            settling.look(began + Duration::from_secs(seconds), &stats, 2)
+        };
+        assert_eq!(look(1, 10, 5), Settled::Busy);
+        assert_eq!(look(50, 11, 5), Settled::Busy, "an item was handled");
+        assert_eq!(look(100, 11, 4), Settled::Busy, "a frame was written");
+        assert_eq!(look(159, 11, 5), Settled::Busy);
+        assert_eq!(look(161, 11, 4), Settled::Stuck);
+        assert_eq!(look(162, 12, 0), Settled::Busy, "an item was handled");
+        assert_eq!(look(222, 12, 0), Settled::Busy);
+        assert_eq!(look(223, 12, 0), Settled::Stuck, "a socket is left");
+        let idle = Stats { handled: 12, sockets: 2, ..Stats::default() };
+        assert_eq!(settling.look(began + Duration::from_secs(224), &idle, 2), Settled::Idle);
+    }
+
+    #[test]
+    fn a_long_run_has_to_be_clear_and_a_short_one_need_not() {
+        let mut resources = Resources { connects: 3800.0, ..Resources::default() };
+        let with = |mib_a_minute: f64, minutes: u32| -> Vec<(f64, f64)> {
+            let at = (0..minutes * 60).map(|second| f64::from(second) / 60.0);
+            at.map(|at| (at, (60.0 + mib_a_minute * at) * MIB)).collect()
+        };
+        let level: Vec<_> = (0..900).map(|second| (f64::from(second) / 60.0, 2000.0)).collect();
+        (resources.descriptors, resources.tasks) = (level.clone(), level);
+        (resources.heap, resources.resident) = (with(0.0, 15), with(0.9, 15));
+        assert_eq!(resources.faults(30.0), [""; 0]);
+        resources.heap = with(0.37, 15);
+        assert_eq!(resources.faults(30.0).len(), 1, "{:?}", resources.faults(30.0));
+        resources.resident = with(3.0, 15);
+        assert_eq!(resources.faults(30.0).len(), 2, "{:?}", resources.faults(30.0));
+        (resources.heap, resources.resident) = (Vec::new(), Vec::new());
+        assert_eq!(resources.faults(1.0), [""; 0]);
+        assert_eq!(resources.faults(30.0).len(), 1, "{:?}", resources.faults(30.0));
     }
 }

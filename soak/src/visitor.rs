@@ -10,10 +10,12 @@ use tokio::{
 };
 
 use crate::{
-    client::{Client, Ended, Message, Transport},
+    client::{Client, Ended, Http, Message, Transport},
+    excuse::{Excuse, Known, excuse},
     presence::{People, Presences},
     random::Random,
     sequence::{Received, Sequence},
+    server::From,
     soak::Run,
 };
 
@@ -25,6 +27,12 @@ const ARRIVED_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a client waits after an unexpected end.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the server may take to count the end of a connection that the client has noticed.
+const COUNTED_WITHIN: Duration = Duration::from_secs(10);
+
+/// The number of the source of bursts.
+const BURST: usize = From::Burst as usize;
 
 /// What the clients do.
 #[derive(Clone, Debug)]
@@ -71,6 +79,8 @@ struct Reply {
 pub(crate) struct Visitor {
     run: Arc<Run>,
     number: usize,
+    /// The number of this connection.
+    visit: u64,
     user: usize,
     room: Option<usize>,
     transport: Transport,
@@ -85,8 +95,8 @@ pub(crate) struct Visitor {
     entering: u64,
     /// When it joins again after a leave.
     rejoin_at: Option<Instant>,
-    /// Whether this connection was not read from for a while.
-    was_frozen: bool,
+    /// What it knows of this connection.
+    known: Known,
     is_counted: bool,
 }
 
@@ -105,6 +115,7 @@ impl Visitor {
         let transport = if number % 5 == 4 { Transport::LongPoll } else { Transport::WebSocket };
         Self {
             number,
+            visit: 0,
             user,
             room,
             transport,
@@ -116,7 +127,7 @@ impl Visitor {
             leaving: None,
             entering: 0,
             rejoin_at: None,
-            was_frozen: false,
+            known: Known::default(),
             is_counted: false,
             run,
         }
@@ -127,16 +138,19 @@ impl Visitor {
         // Not all connect at once.
         sleep(Duration::from_millis(self.random.below(3000))).await;
         while !matches!(*phase.borrow_and_update(), Phase::Leave) {
-            match Client::connect(self.run.address, self.transport, self.number).await {
+            self.visit += 1;
+            self.known = Known::default();
+            match Client::connect(self.run.address, self.transport, &self.connection()).await {
                 Ok(client) => {
                     self.run.totals.connects.add();
                     if let Err(ended) = self.stay(client, &mut phase).await {
-                        self.ended(&ended);
+                        self.ended(&ended).await;
                         sleep(PAUSE).await;
                     }
                 }
                 Err(ended) => {
-                    self.ended(&ended);
+                    self.run.totals.refused.add();
+                    self.run.violated(self.number, &format!("could not connect: {ended:?}"));
                     sleep(PAUSE).await;
                 }
             }
@@ -145,15 +159,38 @@ impl Visitor {
         }
     }
 
-    /// Counts an end that the client has not caused.
-    fn ended(&self, ended: &Ended) {
+    /// The name of this connection, which the server counts the end of.
+    fn connection(&self) -> String {
+        format!("{}.{}", self.number, self.visit)
+    }
+
+    /// Counts an end that the client has not caused, by the reason that the server has for it.
+    async fn ended(&self, ended: &Ended) {
+        let counted = timeout(COUNTED_WITHIN, self.counted()).await.ok();
         let totals = &self.run.totals;
-        match ended {
-            Ended::Closed(1011) => totals.overflowed.add(),
-            Ended::Gone if self.was_frozen => totals.expired.add(),
-            Ended::Gone | Ended::Broken => totals.broken.add(),
-            Ended::Refused => totals.refused.add(),
-            other => self.run.violated(self.number, &format!("{other:?}")),
+        match excuse(ended, counted.as_deref(), self.known) {
+            Ok(Excuse::Slow) => totals.slow.add(),
+            Ok(Excuse::SlowAndBroken) => totals.slow_and_broken.add(),
+            Ok(Excuse::Expired) => totals.expired.add(),
+            Err(fault) => self.run.violated(self.number, &fault),
+        }
+        if counted.as_deref() == Some("Overflow") && self.known.frozen.is_zero() {
+            totals.slow_and_reading.add();
+        }
+    }
+
+    /// Waits until the server has counted the end of this connection. Returns the reason.
+    async fn counted(&self) -> String {
+        let path = format!("/ended?connection={}", self.connection());
+        loop {
+            let asking =
+                async { Http::connect(self.run.address).await?.request("GET", &path, "").await };
+            if let Ok((200, body)) = asking.await
+                && let Ok(Some(reason)) = serde_json::from_slice(&body)
+            {
+                return reason;
+            }
+            sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -162,7 +199,7 @@ impl Visitor {
         mut client: Client,
         phase: &mut watch::Receiver<Phase>,
     ) -> Result<(), Ended> {
-        (self.was_frozen, self.leaving, self.rejoin_at) = (false, None, None);
+        (self.leaving, self.rejoin_at) = (None, None);
         self.join(&mut client).await?;
         if let Some(room) = self.room {
             self.enter(&mut client, room).await?;
@@ -201,6 +238,7 @@ impl Visitor {
                         Phase::Churn | Phase::Quiet => {}
                         Phase::Check(expected) => self.check(&mut client, &expected).await?,
                         Phase::Leave => {
+                            self.run.totals.left.add();
                             if self.random.one_in(2) { client.reset() } else { client.close().await }
                             return Ok(());
                         }
@@ -260,8 +298,9 @@ impl Visitor {
                     let text = format!(r#"["{joining}","{reference}","user:{user}","burst",{{}}]"#);
                     client.send(&text).await?;
                 }
-                self.was_frozen = true;
+                let began = Instant::now();
                 sleep(Duration::from_millis(500 + self.random.below(8000))).await;
+                self.known.frozen = self.known.frozen.max(began.elapsed());
             }
             6 => {
                 // The room is left and entered again without waiting for the answer.
@@ -301,6 +340,7 @@ impl Visitor {
                     self.run.violated(self.number, &what);
                 }
                 self.run.totals.items.add();
+                self.known.in_burst |= item.from == BURST;
                 let Item { user, from, n, k } = item;
                 self.sequence.item(Received { user, from: from.min(2), n, k })
             }

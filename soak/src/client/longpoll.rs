@@ -33,10 +33,10 @@ fn answer((status, body): (u16, Vec<u8>)) -> Result<Answer, Ended> {
 }
 
 impl LongPoll {
-    pub(super) async fn connect(address: SocketAddr, number: usize) -> Result<Self, Ended> {
+    pub(super) async fn connect(address: SocketAddr, name: &str) -> Result<Self, Ended> {
         let mut polls = Http::connect(address).await?;
         let messages = Http::connect(address).await?;
-        let path = format!("/socket/longpoll?vsn=2.0.0&client={number}");
+        let path = format!("/socket/longpoll?vsn=2.0.0&client={name}");
         let answered = answer(polls.request("GET", &path, "").await?)?;
         let (410, Some(token)) = (answered.status, answered.token) else {
             return Err(Ended::Refused);

@@ -60,20 +60,18 @@ impl From<io::Error> for Ended {
 pub(crate) type Message<'a> = (IgnoredAny, Option<String>, String, String, &'a RawValue);
 
 impl Client {
-    /// Connects as the client with this number.
+    /// Connects as the client with this name.
     pub(crate) async fn connect(
         address: SocketAddr,
         transport: Transport,
-        number: usize,
+        name: &str,
     ) -> Result<Self, Ended> {
         let connecting = async {
             match transport {
                 Transport::WebSocket => {
-                    Ok(Self::WebSocket(WebSocket::connect(address, number).await?))
+                    Ok(Self::WebSocket(WebSocket::connect(address, name).await?))
                 }
-                Transport::LongPoll => {
-                    Ok(Self::LongPoll(LongPoll::connect(address, number).await?))
-                }
+                Transport::LongPoll => Ok(Self::LongPoll(LongPoll::connect(address, name).await?)),
             }
         };
         timeout(PATIENCE, connecting).await.unwrap_or(Err(Ended::Broken))

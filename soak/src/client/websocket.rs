@@ -28,12 +28,12 @@ pub(crate) struct WebSocket {
 }
 
 impl WebSocket {
-    pub(super) async fn connect(address: SocketAddr, number: usize) -> Result<Self, Ended> {
+    pub(super) async fn connect(address: SocketAddr, name: &str) -> Result<Self, Ended> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         let mut stream = socket.connect(address).await?;
         stream.set_nodelay(true)?;
-        let path = format!("/socket/websocket?vsn=2.0.0&client={number}");
+        let path = format!("/socket/websocket?vsn=2.0.0&client={name}");
         stream.write_all(frame::upgrade(&address.to_string(), &path).as_bytes()).await?;
         let mut received = Vec::with_capacity(4096);
         let length = loop {
