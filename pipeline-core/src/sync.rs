@@ -1,18 +1,24 @@
-//! The synchronization primitives of queues.
+//! The synchronization primitives of queues, mailboxes and gauges.
 //!
 //! A test with `--cfg interleavings` uses loom's primitives instead, which try every interleaving
 //! of tasks.
 
 #[cfg(not(all(test, interleavings)))]
-pub(crate) use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+pub(crate) use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering, fence},
+    },
+    thread::yield_now,
 };
 
 #[cfg(all(test, interleavings))]
-pub(crate) use loom::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+pub(crate) use loom::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering, fence},
+    },
+    thread::yield_now,
 };
 #[cfg(not(all(test, interleavings)))]
 pub(crate) use parking_lot::Mutex;

@@ -21,7 +21,7 @@ Usage: cargo xtask COMMAND
   test           run all checks and tests; installs missing tools first, with setup
   check          run the checks without the tests: tidy, format, lints, features, docs, packages
   tidy           check the project's own rules, and that its texts are true
-  interleavings  test a queue in every order in which its tasks can run
+  interleavings  test queues, mailboxes and gauges in every order in which their tasks can run
   fuzz           run the fuzz targets for a long time: --minutes N for each, --target NAME, --plain without
                  libFuzzer, --keep to keep what it has found
   load           measure the project and its baselines under load, and print a table;

@@ -51,7 +51,7 @@ pub(crate) fn quick() -> Outcome {
 /// it has its own folder.
 pub(crate) fn interleavings() -> Outcome {
     step(
-        "queues in every order",
+        "queues, mailboxes and gauges in every order",
         cargo()
             .args(["test", "--package", "pipeline-core", "--lib"])
             .args(["--profile", "interleavings", "interleavings"])

@@ -30,6 +30,8 @@ trait Pushing: Clone + Send + Sync + 'static {
     fn try_push(&self, item: u32) -> Result<(), TryPushError<u32>>;
     fn offer(&self, item: u32) -> Result<OfferOutcome, Closed<u32>>;
     fn close(&self);
+    fn closed(&self) -> impl Future<Output = ()> + Send + 'static;
+    fn is_closed(&self) -> bool;
     fn discarded(&self) -> u64;
 }
 
@@ -48,6 +50,14 @@ impl Pushing for Queue<u32> {
 
     fn close(&self) {
         self.close();
+    }
+
+    fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.closed()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
     }
 
     fn discarded(&self) -> u64 {
@@ -71,6 +81,14 @@ impl Pushing for FairQueue<u32, u32> {
 
     fn close(&self) {
         self.close();
+    }
+
+    fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.closed()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
     }
 
     fn discarded(&self) -> u64 {
@@ -215,6 +233,27 @@ fn no_pusher_waits_for_a_dropped_taker<Q: Pushing, P: Producer<Event = u32>>(
     assert_eq!(block_on(queue.push(13)), Err(Closed(13)));
 }
 
+/// Tasks that wait for a queue to close, one of which gives up, and a stage that ends.
+fn a_dropped_taker_completes_every_wait_for_the_end<Q: Pushing, P: Producer<Event = u32>>(
+    (queue, producer): (Q, P),
+) {
+    let waiting = {
+        let queue = queue.clone();
+        thread::spawn(move || {
+            block_on(queue.closed());
+            assert!(queue.is_closed() && queue.try_push(10).is_err());
+        })
+    };
+    let impatient = {
+        let queue = queue.clone();
+        thread::spawn(move || poll_once(queue.closed()).is_ready() <= queue.is_closed())
+    };
+    drop(producer);
+    block_on(queue.closed());
+    waiting.join().unwrap();
+    assert!(impatient.join().unwrap(), "the wait ended before the queue was closed");
+}
+
 /// A stage that drains while others push: it takes the pushed items, and no more go in.
 fn draining_takes_the_pushed_items<Q: Pushing, P: Producer<Event = u32>>(
     (queue, mut producer): (Q, P),
@@ -277,6 +316,7 @@ tests! {
     an_interrupted_taker_is_woken
     closing_wakes_all
     no_pusher_waits_for_a_dropped_taker
+    a_dropped_taker_completes_every_wait_for_the_end
     draining_takes_the_pushed_items
     discarded_items_are_counted
 }

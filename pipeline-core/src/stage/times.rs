@@ -1,21 +1,17 @@
 //! The times that a stage spent on its activities.
 
-use std::{
-    sync::{
-        OnceLock,
-        atomic::{
-            AtomicU8, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
-            fence,
-        },
-    },
-    thread,
-    time::Duration,
-};
+use std::{sync::OnceLock, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::snapshot::Activity;
+use crate::{
+    snapshot::Activity,
+    sync::{
+        AtomicU8, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+        fence, yield_now,
+    },
+};
 
 /// The current activity of a stage, its start, and the total time of each activity.
 ///
@@ -82,7 +78,7 @@ impl Times {
                 return spent;
             }
             // The writer will finish soon: it was preempted between two lines.
-            thread::yield_now();
+            yield_now();
         }
     }
 
@@ -107,8 +103,10 @@ impl Times {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(interleavings)))]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -167,6 +165,60 @@ mod tests {
                 let spent = times.at(start + 100_000 * SECOND);
                 assert_eq!(spent.busy + spent.waiting_for_events, 100_000 * SECOND);
             }
+        });
+    }
+}
+
+/// The stage and its readers interleave in every order, up to a number of preemptions, and loads
+/// return every value that the memory model allows. The stage is the first task: loom tries fewer
+/// orders when a reader is.
+#[cfg(all(test, interleavings))]
+mod interleavings {
+    use loom::{model::Builder, sync::Arc, thread};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// The states of a stage after nine seconds, before and after each of its steps.
+    const STATES: [Spent; 3] = [
+        state(Activity::Busy, 9, 0),
+        state(Activity::WaitingForEvents, 1, 8),
+        state(Activity::Busy, 7, 2),
+    ];
+
+    const fn state(activity: Activity, busy: u64, waiting_for_events: u64) -> Spent {
+        Spent {
+            activity,
+            busy: Duration::from_secs(busy),
+            waiting_for_events: Duration::from_secs(waiting_for_events),
+            waiting_for_demand: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_reader_sees_the_state_before_or_after_a_step_and_never_an_earlier_one_later() {
+        let mut builder = Builder::new();
+        builder.preemption_bound = Some(2);
+        builder.check(|| {
+            let (times, start) = (Arc::new(Times::default()), Instant::now());
+            let state = move |times: &Times| {
+                let spent = times.at(start + 9 * SECOND);
+                let at = STATES.iter().position(|state| *state == spent);
+                at.unwrap_or_else(|| panic!("{spent:?} never was"))
+            };
+            times.enter(Activity::Busy, start);
+            let reader = {
+                let times = times.clone();
+                thread::spawn(move || {
+                    let (first, second) = (state(&times), state(&times));
+                    assert!(first <= second, "state {second} after {first}");
+                })
+            };
+            times.enter(Activity::WaitingForEvents, start + SECOND);
+            times.enter(Activity::Busy, start + 3 * SECOND);
+            reader.join().expect("the reader does not panic");
+            assert_eq!(state(&times), 2, "the last state");
         });
     }
 }
