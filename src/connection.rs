@@ -41,7 +41,7 @@ use tower_service::Service as _;
 
 use crate::listener::{Limits, Metrics, Phase, TimedOut};
 
-/// Maximum size of a request's head in bytes. Longer heads are answered with 431.
+/// Maximum size of a request's head in bytes, blanks included. Longer heads are answered with 431.
 const MAX_HEAD: usize = 64 * 1024;
 
 /// Units of tokio's cooperative budget, 128 per poll of a task, that one request uses.
@@ -75,7 +75,9 @@ pub(crate) async fn serve(
         }
     });
     let mut http = http1::Builder::new();
-    http.max_buf_size(MAX_HEAD)
+    // The buffer's limit alone is checked only when more of a head has to be read.
+    http.max_header_size(MAX_HEAD)
+        .max_buf_size(MAX_HEAD)
         // `HeadTimer` chooses the duration.
         .header_read_timeout(Duration::ZERO)
         .timer(HeadTimer { first: limits.head, later: limits.idle, heard: heard.clone() });
@@ -142,7 +144,6 @@ fn answer(
     metrics: &Metrics,
     phase: watch::Receiver<Phase>,
 ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
-    let is_too_long = head_length(&request) > MAX_HEAD;
     let mut request = request.map(|body| {
         if body.is_end_stream() {
             return Body::empty();
@@ -159,9 +160,6 @@ fn answer(
     async move {
         // Many answers never yield, and a client may pipeline many requests.
         pay(REQUEST).await;
-        if is_too_long {
-            return Ok(too_long());
-        }
         let mut response = app.call(request).await?;
         let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if *phase.borrow() > Phase::Serving && !upgrades {
@@ -170,26 +168,6 @@ fn answer(
         }
         Ok(response)
     }
-}
-
-/// The size of a request's head in bytes. hyper checks its limit only when it has to read more of a
-/// head, so a head that arrives in one read may be larger than the buffer's limit.
-fn head_length(request: &Request<Incoming>) -> usize {
-    let uri = request.uri();
-    let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
-    let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
-    let line = request.method().as_str().len() + authority + path + "  HTTP/1.1\r\n".len();
-    let headers = request.headers().iter();
-    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
-    line + headers.sum::<usize>() + "\r\n".len()
-}
-
-/// The answer to a request whose head is too long. The connection closes after it.
-fn too_long() -> Response {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 /// Timer for a request's head. hyper starts a sleep whenever it begins to wait for a head, before the

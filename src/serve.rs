@@ -343,10 +343,11 @@ impl Serve {
     /// sockets.
     ///
     /// SIGKILL has to follow SIGTERM by more than the sum of [`linger`](Self::linger),
-    /// [`drain_within`](Self::drain_within), this, and 15 seconds: one second for stages to end, two for
-    /// polling clients to fetch the last messages, six for requests to be answered, and at most five for
-    /// a flush of StatsD. Each pipeline after the first adds a second. With the defaults that is 55
-    /// seconds; Kubernetes waits for 30 by default.
+    /// [`drain_within`](Self::drain_within), this, and 20 seconds: one second for stages to end, two for
+    /// polling clients to fetch the last messages, one for sockets to be aborted, six for requests to be
+    /// answered, and at most ten for StatsD, for a flush that has begun and the last one. Each pipeline
+    /// after the first adds a second. With the defaults that is 60 seconds; Kubernetes waits for 30 by
+    /// default.
     pub fn close_within(mut self, deadline: Duration) -> Self {
         self.close_within = deadline;
         self

@@ -1,4 +1,5 @@
-//! The number of allocations per broadcast, which must not grow with the number of sockets.
+//! The number of allocations per broadcast, which must not grow with the number of sockets, and the memory that
+//! the head of a request takes.
 //!
 //! Only the server is counted: it runs on a single-threaded runtime, and allocations of other threads
 //! are ignored. Its clock is paused, so that the pace of broadcasts does not depend on the machine.
@@ -10,8 +11,9 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Router, extract::Request};
 use pipeline::{
+    serve,
     statsd::{StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
     telemetry::Telemetry,
     ws::{Endpoint, Mount, listen},
@@ -174,4 +176,45 @@ fn the_allocations_of_a_join_do_not_depend_on_other_sockets() {
     let second = allocations();
     let _others: Vec<_> = (0..1000).map(|_| endpoint.subscribe(TOPIC)).collect();
     assert_eq!(allocations(), second, "with 1000 others on the topic");
+}
+
+/// The most memory that a server holds at a time, while a client sends these bytes in pieces of this size, to
+/// a handler that answers none of its requests.
+fn most_held(bytes: &[u8], piece: usize) -> u64 {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let app = Router::new().fallback(|request: Request| async move {
+        std::future::pending::<()>().await;
+        drop(request);
+    });
+    let mut client = runtime.block_on(async {
+        let listener = listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, app).until(std::future::pending()).into_future());
+        spawn_blocking(move || TcpStream::connect(address)).await.unwrap().unwrap()
+    });
+    // It is accepted, and the tasks of the connection exist.
+    runtime.block_on(async { sleep(Duration::from_millis(5)).await });
+    let held = allocation_counter::measure(|| {
+        for piece in bytes.chunks(piece) {
+            client.write_all(piece).unwrap();
+            runtime.block_on(async { sleep(Duration::from_millis(2)).await });
+        }
+    });
+    held.bytes_max
+}
+
+#[test]
+fn the_head_of_a_request_takes_192_kib_at_most() {
+    const LIMIT: usize = 64 << 10;
+    let (start, end) = ("GET / HTTP/1.1\r\nHost: here\r\nLong: ", "\r\n\r\n");
+    let small = [start, end].concat();
+    let large = [start, &"a".repeat(LIMIT - small.len()), end].concat();
+    // The second request is read while the first one has not been answered, and a third one would not be.
+    let next = [&large[..], &large, &large].concat();
+    let least = most_held(small.as_bytes(), LIMIT);
+    for piece in [3000, 5000, 9000, 20_000, 50_000, LIMIT, 1 << 20] {
+        let held = most_held(next.as_bytes(), piece) - least;
+        let bounds = LIMIT as u64..192 << 10;
+        assert!(bounds.contains(&held), "{held} bytes in pieces of {piece}");
+    }
 }

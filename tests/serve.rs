@@ -30,10 +30,13 @@ use pipeline::{
     step::for_each,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
-    ws::{Endpoint, Mount, listen, mount::LongPoll},
+    ws::{
+        Endpoint, Mount, listen,
+        mount::{Drainer, LongPoll},
+    },
 };
 use pipeline_test_support::{
-    AnyChannel, AnySocket, Log, PATIENCE, Recorded, eventually, gate, request,
+    AnyChannel, AnySocket, Log, PATIENCE, Recorded, connect, eventually, gate, request,
 };
 use serde_json::json;
 use tokio::{
@@ -223,18 +226,35 @@ async fn a_head_above_the_limit_is_refused() {
 }
 
 #[tokio::test]
-async fn a_head_above_the_limit_is_refused_even_if_it_arrives_at_once() {
+async fn a_head_has_64_kib_at_most_however_it_arrives_and_blanks_count() {
+    const LIMIT: usize = 64 * 1024;
     let server = Server::start(app(), |serve| serve).await;
-    let head = |bytes: usize| {
-        let rest = "GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nLong: \r\n\r\n".len();
-        let long = "a".repeat(bytes - rest);
-        format!("GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nLong: {long}\r\n\r\n")
-    };
-    for (bytes, status) in [(60_000, 200), (64 * 1024 + 1, 431), (70_000, 431), (100_000, 431)] {
-        let mut stream = server.connect().await;
-        stream.write_all(head(bytes).as_bytes()).await.unwrap();
-        let answer = until_the_end(&mut stream).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{bytes} bytes: {answer}");
+    for (filling, bytes, status) in [
+        ("a", 60_000, 200),
+        ("a", LIMIT, 200),
+        ("a", LIMIT + 1, 431),
+        ("a", 70_000, 431),
+        ("a", 100_000, 431),
+        (" ", LIMIT, 200),
+        (" ", LIMIT + 1, 431),
+        (" ", 80_000, 431),
+        (" ", 110_000, 431),
+    ] {
+        let (start, end) =
+            ("GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nLong: ", "\r\n\r\n");
+        let filled = filling.repeat(bytes - start.len() - end.len());
+        let head = [start, &filled, end].concat();
+        for pieces in [1, 2, 9] {
+            let mut stream = server.connect().await;
+            for piece in head.as_bytes().chunks(head.len().div_ceil(pieces)) {
+                // A server that has refused the head need not read the rest.
+                let _ = stream.write_all(piece).await;
+                yield_now().await;
+            }
+            let answer = until_the_end(&mut stream).await;
+            let is_expected = answer.starts_with(&format!("HTTP/1.1 {status} "));
+            assert!(is_expected, "{bytes} bytes of {filling:?} in {pieces} pieces: {answer}");
+        }
     }
 }
 
@@ -436,6 +456,71 @@ async fn the_drain_timeout_covers_all_pipelines() {
     let left: Vec<_> = report.pipelines.iter().map(PipelineReport::unprocessed).collect();
     assert_eq!(left, [1, 1]);
     assert!(began.elapsed() < minute + minute / 2, "{:?}", began.elapsed());
+}
+
+/// Every step takes all of its time: the pipelines are stuck, a polling client fetches nothing, a socket's
+/// batch is never due and its client does not answer the close, and a request is never answered.
+#[tokio::test]
+async fn a_shutdown_whose_every_step_hangs_takes_no_longer_than_its_maximum() {
+    const LINGER: Duration = Duration::from_secs(5);
+    const DRAIN: Duration = Duration::from_secs(10);
+    const CLOSE: Duration = Duration::from_secs(30);
+    const SECOND: Duration = Duration::from_secs(1);
+    let stuck = |name: &str| {
+        let (queue, producer) = queue::<u64>(QueueOptions::new());
+        let pipeline = Pipeline::builder(name)
+            .producer(producer)
+            .consumer(for_each(async |_| future::pending::<()>().await), SubscribeOptions::new())
+            .start()
+            .unwrap();
+        (queue, pipeline)
+    };
+    let [(one, first), (other, second)] = ["one", "other"].map(stuck);
+    let drainer = Drainer::new().batch_size(1).batch_interval(DAY);
+    let mount = Mount::new(AnySocket).channel::<AnyChannel>("user:*").drainer(drainer);
+    // The longest, so that the session lives until the pipelines have drained.
+    let mount = mount.longpoll(LongPoll::new().window(20 * SECOND - SECOND / 10));
+    let endpoint = Endpoint::builder().mount("/socket", mount).build().unwrap();
+    let app = Router::new().route("/stuck", get(future::pending::<()>));
+    let mut server = Server::start(app.fallback_service(endpoint.clone()), |serve| {
+        let serve = serve.pipeline(first).pipeline(second).endpoint(endpoint.clone());
+        serve.linger(LINGER).drain_within(DRAIN).close_within(CLOSE)
+    })
+    .await;
+    one.push(1).await.unwrap();
+    other.push(1).await.unwrap();
+    let mut silent = Vec::new();
+    for user in ["user:1", "user:2"] {
+        let url = format!("ws://{}/socket/websocket?vsn=2.0.0", server.address);
+        let mut client = connect(&url).await.unwrap();
+        client.join("1", user).await;
+        silent.push(client);
+    }
+    let path = "/socket/longpoll?vsn=2.0.0";
+    let opened = pipeline_test_support::get(&server.address, path).await.json();
+    let path = format!("{path}&token={}", opened["token"].as_str().unwrap());
+    let join = r#"["1","1","user:3","phx_join",{}]"#;
+    let headers = [("content-type", "application/json")];
+    assert_eq!(request(&server.address, "POST", &path, &headers, join).await.json()["status"], 200);
+    let mut waiting = server.connect().await;
+    waiting.write_all(b"GET /stuck HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+    assert_eq!(server.get("/nowhere").await.0, 404);
+
+    // From here on the paused clock only moves when all tasks wait for it.
+    tokio::time::pause();
+    let began = Instant::now();
+    server.stop();
+    let report = server.serving.await.unwrap().unwrap();
+    let took = began.elapsed();
+    assert!(!report.is_clean(), "{report}");
+    // 1 s for a stage that does not stop, and for each pipeline after the first; 2 s for the polling client,
+    // 1 s for the socket that does not abort, and 6 s for the request. There is no StatsD.
+    let most = LINGER + DRAIN + CLOSE + (1 + 2 + 1 + 6) * SECOND + SECOND;
+    assert!(took <= most, "{took:?} of {most:?}: {report}");
+    assert!(
+        took >= LINGER + DRAIN + CLOSE + (2 + 6) * SECOND,
+        "{took:?}: a step did not hang: {report}"
+    );
 }
 
 #[cfg(unix)]
