@@ -4,20 +4,24 @@
 //! as pending, in progress or discarded. Also tested: the order on each subscription, that no
 //! consumer is sent more than it asked for, and that no task is left when a pipeline has ended.
 //!
-//! The plans are always the same. For others, set `PROPTEST_RNG_SEED`, and for more of them,
-//! `PROPTEST_CASES`.
+//! Most plans are always the same. For others, set `PROPTEST_RNG_SEED`, and for more of them,
+//! `PROPTEST_CASES`. A few are new in each run, and a failure names their seed.
 
 mod ledger;
 mod plan;
 mod run;
 mod stages;
 
-use std::{env, time::Duration};
+use std::{
+    env,
+    hash::{BuildHasher, Hasher, RandomState},
+    time::Duration,
+};
 
 use pipeline_core::report::PipelineReport;
 use proptest::{
     prelude::*,
-    test_runner::{Config, RngSeed, TestCaseResult},
+    test_runner::{Config, RngSeed, TestCaseResult, TestRunner},
 };
 use tokio::time;
 
@@ -59,14 +63,7 @@ proptest! {
 
     #[test]
     fn lost_events_are_counted_for_any_plan(plan in wild(), drains in 0u64..200) {
-        let run = Run::new(&plan);
-        let ledger = run.ledger.clone();
-        let (report, left) = alone(disturbed(run, &plan, drains));
-        in_order(&ledger, left)?;
-        balanced(&ledger, &report)?;
-        let discarded: usize = report.stages.iter().map(|stage| stage.discarded).sum();
-        let (received, asked) = ledger.demand();
-        prop_assert!(received <= asked + discarded, "{received} received, {asked} asked for: {report}");
+        are_counted(&plan, drains)?;
     }
 
     #[test]
@@ -107,12 +104,50 @@ proptest! {
         drains in 0u64..200,
         threads in 1usize..4,
     ) {
-        let run = Run::new(&plan);
-        let ledger = run.ledger.clone();
-        let (report, left) = on_threads(threads, disturbed(run, &plan, drains));
-        in_order(&ledger, left)?;
-        balanced(&ledger, &report)?;
+        are_counted_on(threads, &plan, drains)?;
     }
+}
+
+#[test]
+fn lost_events_are_counted_for_plans_that_are_new_in_each_run() {
+    of_a_new_seed(50, (wild(), 0..200u64), |(plan, drains)| are_counted(&plan, drains));
+    of_a_new_seed(10, (wild(), 0..200u64, 1..4usize), |(plan, drains, threads)| {
+        are_counted_on(threads, &plan, drains)
+    });
+}
+
+/// Tests values of a seed that is drawn, unless one is set.
+fn of_a_new_seed<S: Strategy>(cases: u32, of: S, test: impl Fn(S::Value) -> TestCaseResult) {
+    let mut config = config(cases);
+    let drawn = RandomState::new().build_hasher().finish();
+    if env::var_os("PROPTEST_RNG_SEED").is_none() {
+        config.rng_seed = RngSeed::Fixed(drawn);
+    }
+    let seed = config.rng_seed;
+    let outcome = TestRunner::new(config).run(&of, test);
+    assert!(outcome.is_ok(), "with PROPTEST_RNG_SEED={seed}: {outcome:?}");
+}
+
+/// All events of a plan are handled or counted, in order, and no more are sent than were asked for.
+fn are_counted(plan: &Plan, drains: u64) -> TestCaseResult {
+    let run = Run::new(plan);
+    let ledger = run.ledger.clone();
+    let (report, left) = alone(disturbed(run, plan, drains));
+    in_order(&ledger, left)?;
+    balanced(&ledger, &report)?;
+    let discarded: usize = report.stages.iter().map(|stage| stage.discarded).sum();
+    let (received, asked) = ledger.demand();
+    prop_assert!(received <= asked + discarded, "{received} received, {asked} asked for: {report}");
+    Ok(())
+}
+
+/// All events of a plan are handled or counted, in order, on this number of threads.
+fn are_counted_on(threads: usize, plan: &Plan, drains: u64) -> TestCaseResult {
+    let run = Run::new(plan);
+    let ledger = run.ledger.clone();
+    let (report, left) = on_threads(threads, disturbed(run, plan, drains));
+    in_order(&ledger, left)?;
+    balanced(&ledger, &report)
 }
 
 /// Runs a plan with any disturbances, and drains it within `drains` milliseconds.
