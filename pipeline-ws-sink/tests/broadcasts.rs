@@ -3,11 +3,15 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use pipeline_test_support::Recorded;
-use pipeline_ws_sink::channel_test::{
-    TestEndpoint, TestSocket, assert_push, assert_reply, refute_push,
+use pipeline_ws_sink::{
+    channel_test::{TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
+    mount::WhenFull,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::json;
@@ -65,7 +69,7 @@ async fn a_timed_broadcast_is_encoded_once_and_timed_for_each_socket() {
         clients.push(client);
     }
     let encoded = AtomicUsize::new(0);
-    let enqueued_at = Instant::now() - std::time::Duration::from_millis(250);
+    let enqueued_at = Instant::now() - Duration::from_millis(250);
     server.endpoint.broadcast_timed(enqueued_at, T, "news", Counted(&encoded)).unwrap();
     for client in &mut clients {
         client.expect([json!([null, null, T, "news", {}])]).await;
@@ -120,6 +124,78 @@ async fn lazy_client(server: &Server) -> tokio::net::TcpStream {
     stream
 }
 
+/// Sorted times.
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn at(&self, percent: usize) -> Duration {
+        self.0[(self.0.len() - 1) * percent / 100]
+    }
+}
+
+/// The times of broadcasts to a client that reads, from the call to its end, and to the client; next to a
+/// client that does not read, or without one.
+async fn broadcast_times(when_full: WhenFull, next_to_a_lazy_one: bool) -> [Times; 2] {
+    let (builder, _gate) =
+        endpoint_with(|mount| mount.max_outbox(16, 1 << 30).when_full(when_full));
+    let server = Server::start(builder).await;
+    let _lazy = match next_to_a_lazy_one {
+        true => Some(lazy_client(&server).await),
+        false => None,
+    };
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+    let payload = json!({"d": "x".repeat(65_536)});
+    let (mut calls, mut arrivals) = (Vec::new(), Vec::new());
+    let mut is_slow = false;
+    for _ in 0..100 {
+        let begun = Instant::now();
+        server.endpoint.broadcast(T, "big", &payload).unwrap();
+        calls.push(begun.elapsed());
+        while ada.receive().await[3] != "big" {}
+        arrivals.push(begun.elapsed());
+        let seen = server.endpoint.snapshot();
+        is_slow |= !seen.dropped.is_empty() || seen.frames_waiting >= 16;
+    }
+    // It has fallen behind, so its outbox has been full.
+    assert_eq!(is_slow, next_to_a_lazy_one, "{when_full:?}");
+    [calls, arrivals].map(|mut times| {
+        times.sort();
+        Times(times)
+    })
+}
+
+/// The median may be twice, and the 99th percentile five times, that without the slow client, and as much more as
+/// the system may give to other programs. These disturb a measurement, and do not disturb all of them.
+#[tokio::test]
+async fn a_broadcast_takes_no_longer_next_to_a_client_that_does_not_read() {
+    const NOISE: [Duration; 2] = [Duration::from_millis(6), Duration::from_millis(30)];
+    let block = WhenFull::Block { timeout: Duration::from_secs(60) };
+    for when_full in [
+        WhenFull::Disconnect,
+        WhenFull::DropOldest,
+        WhenFull::DropNewest,
+        WhenFull::KeepLatest,
+        block,
+    ] {
+        let mut seen = Vec::new();
+        loop {
+            let [calls, arrivals] = broadcast_times(when_full, true).await;
+            let control = broadcast_times(when_full, false).await;
+            let is_fast = |times: &Times, control: &Times| {
+                times.at(50) <= control.at(50) * 2 + NOISE[0]
+                    && times.at(99) <= control.at(99) * 5 + NOISE[1]
+            };
+            if is_fast(&calls, &control[0]) && is_fast(&arrivals, &control[1]) {
+                break;
+            }
+            let of = |times: &Times| (times.at(50), times.at(99));
+            seen.push([&calls, &control[0], &arrivals, &control[1]].map(of));
+            assert!(seen.len() < 6, "{when_full:?}: median and 99th percentile: {seen:#?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_does_not_read_is_closed_and_counted_and_delays_no_other() {
     const FRAMES: usize = 64;
@@ -158,7 +234,7 @@ async fn a_client_that_does_not_read_is_closed_and_counted_and_delays_no_other()
     // When it reads at last, it receives the frames in the kernel's buffer, and then the close: 1011.
     let (mut received, mut chunk) = (Vec::new(), vec![0; 65_536]);
     while !received.ends_with(&[0x88, 2, 0x03, 0xf3]) {
-        let read = tokio::time::timeout(std::time::Duration::from_secs(20), lazy.read(&mut chunk));
+        let read = tokio::time::timeout(Duration::from_secs(20), lazy.read(&mut chunk));
         let count = read.await.unwrap().unwrap();
         assert!(count > 0, "the stream ended without a close");
         received.extend_from_slice(&chunk[..count]);

@@ -12,6 +12,7 @@ use support::{
     server::Server,
 };
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
 
 const T: &str = "room:lobby";
 
@@ -183,22 +184,42 @@ async fn dropped_frames_are_counted_by_reason() {
     ada.join("1", T).await;
     assert!(server.endpoint.snapshot().dropped.is_empty());
     let text = "x".repeat(64 << 10);
-    while server.endpoint.snapshot().dropped.is_empty() {
-        server.endpoint.broadcast(T, "news", json!({ "text": text })).unwrap();
+    let mut sent = 0u64;
+    let mut send = |server: &Server| {
+        let news = json!({ "n": sent, "text": text });
+        server.endpoint.broadcast(T, "news", news).unwrap();
+        sent += 1;
+        sent
+    };
+    while server.endpoint.snapshot().dropped.values().sum::<u64>() < 10 {
+        send(&server);
+    }
+    let last = send(&server) - 1;
+    // Each broadcast is received or counted, and none is both.
+    let (mut received, mut n) = (0, 0);
+    while n < last {
+        n = ada.receive().await[4]["n"].as_u64().unwrap();
+        received += 1;
     }
     let seen = server.endpoint.snapshot();
-    assert!(seen.dropped.len() == 1 && seen.dropped["drop_oldest"] >= 1, "{seen:?}");
+    assert_eq!(seen.dropped, [("drop_oldest".into(), last + 1 - received)].into(), "{seen:?}");
     assert_eq!(seen.closed_slow, 0);
 
     let (builder, _gate) = endpoint_with(policy);
     let server = Server::start(builder).await;
     let mut ada = server.connect("name=ada").await;
     ada.join("1", T).await;
+    let mut sent = 0;
     while server.endpoint.snapshot().closed_slow == 0 {
         server.endpoint.broadcast(T, "news", json!({ "text": text })).unwrap();
+        sent += 1;
+    }
+    let mut received = 0;
+    while let Message::Text(text) = ada.next().await {
+        received += u64::from(text.contains("news"));
     }
     let seen = server.endpoint.snapshot();
-    assert!(seen.dropped.len() == 1 && seen.dropped["overflow"] >= 2, "{seen:?}");
+    assert_eq!(seen.dropped, [("overflow".into(), sent - received)].into(), "{seen:?}");
 }
 
 #[tokio::test]
