@@ -1,6 +1,6 @@
 //! The host names that an inspector answers for. Pure.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The hosts that requests may name.
 ///
@@ -16,27 +16,43 @@ pub(crate) struct Hosts {
 impl Hosts {
     /// Whether a request for this authority, a host with or without a port, is answered.
     pub(crate) fn allow(&self, authority: &str) -> bool {
-        let host = &*host(authority);
-        let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        let is_local = host == "localhost" || host.ends_with(".localhost");
-        self.any || is_address || is_local || self.known.iter().any(|known| known == host)
+        let is_named = |host: String| {
+            let is_local = host == "localhost" || host.ends_with(".localhost");
+            is_local || is_address(&host) || self.known.contains(&host)
+        };
+        self.any || host(authority).is_some_and(is_named)
     }
 }
 
 /// Whether an origin, as sent by a browser, has the host of this authority. Scheme and port are ignored:
 /// a proxy in front may change them.
 pub(crate) fn is_of_host(origin: &str, authority: &str) -> bool {
-    origin.split_once("://").is_some_and(|(_, page)| host(page) == host(authority))
+    let page = origin.split_once("://").and_then(|(_, page)| host(page));
+    page.is_some() && page == host(authority)
 }
 
-/// The host of an authority in lower case, IPv6 in brackets.
-fn host(authority: &str) -> String {
-    let end = match authority.rfind(']') {
-        Some(bracket) => bracket + 1,
+/// Whether a host is an address, IPv6 in brackets.
+fn is_address(host: &str) -> bool {
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => host.parse::<Ipv4Addr>().is_ok(),
+    }
+}
+
+/// The host of an authority in lower case, IPv6 in brackets. `None` if something other than a port is
+/// behind it: another reader might find another host there.
+fn host(authority: &str) -> Option<String> {
+    let end = match authority.strip_prefix('[') {
+        Some(inner) => inner.find(']')? + 2,
         None => authority.find(':').unwrap_or(authority.len()),
     };
-    let host = authority[..end].to_ascii_lowercase();
-    host.strip_suffix('.').map(str::to_owned).unwrap_or(host)
+    let (host, port) = authority.split_at(end);
+    let digits = if port.is_empty() { "" } else { port.strip_prefix(':')? };
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let host = host.to_ascii_lowercase();
+    Some(host.strip_suffix('.').map(str::to_owned).unwrap_or(host))
 }
 
 #[cfg(test)]
@@ -64,6 +80,12 @@ mod tests {
             "evil.example:4001",
             "localhost.evil.example",
             "1.2.3.4.evil",
+            "127.0.0.1]evil.example",
+            "127.0.0.1:80@evil.example",
+            "[::1].evil.example",
+            "[127.0.0.1]",
+            "::1",
+            "localhost:http",
             "",
             ":80",
         ] {
@@ -86,6 +108,8 @@ mod tests {
             ("https://ops.example.com.evil.example", "ops.example.com"),
             ("null", "null"),
             ("ops.example.com", "ops.example.com"),
+            ("https://ops.example.com:80@evil.example", "ops.example.com"),
+            ("https://ops.example.com:x", "ops.example.com:x"),
         ] {
             assert!(!is_of_host(origin, authority), "{origin} {authority}");
         }

@@ -87,6 +87,9 @@
 
 mod bottleneck;
 mod channel;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod hosts;
 mod inspector;

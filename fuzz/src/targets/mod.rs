@@ -27,6 +27,8 @@ targets! {
     paths
     queries
     origins
+    hosts
+    traces
     statsd
     tracker
     demand
