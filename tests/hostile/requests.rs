@@ -410,7 +410,7 @@ fn large() -> Vec<Case> {
             "K-388",
             "a path of 70,000 bytes",
             upgrade(&format!("/{}", "a".repeat(70_000)), ""),
-            Status(414),
+            Status(431),
         ),
         http(
             "K-389",
