@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::{
     exit::ExitReason,
     graph::Graph,
-    pipeline::Pipeline,
+    pipeline::{Ends, Pipeline},
     stage::{
         AsConsumer, AsProducer, AsProducerConsumer, Behaviour, EventStream, Origin, Producer,
         Stage, Target,
@@ -220,7 +220,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         let Self { graph, state } = self;
         let refused = |source| StartError::Subscribe { stage: "stream".into(), source };
         EventStream::<E>::check(&options).map_err(refused)?;
-        let pipeline = graph.start_with(true)?;
+        let pipeline = graph.start_with(Ends::Together)?;
         let mut stream = EventStream::new();
         stream.subscribe_to(&*state.last, options).map_err(refused)?;
         Ok((pipeline, stream))
@@ -318,7 +318,7 @@ impl<S> PipelineBuilder<S> {
     where
         S: HasEnd,
     {
-        self.graph.start_with(true)
+        self.graph.start_with(Ends::Together)
     }
 }
 

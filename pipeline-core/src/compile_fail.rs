@@ -145,3 +145,52 @@ fn s_151_children_that_are_always_restarted() {}
 /// let supervisor = ConsumerSupervisor::<u64, _>::new(one);
 /// ```
 fn s_152_a_supervisor_has_one_worker() {}
+
+/// S-186: an option that does not exist.
+///
+/// ```compile_fail,E0599
+/// # use pipeline_core::processing::{Message, Processors};
+/// # let processors = Processors::from_fn(async |n: &mut Message<u64>| Ok(**n));
+/// let processors = processors.concurency(4);
+/// ```
+///
+/// ```
+/// # use pipeline_core::processing::{Message, Processors};
+/// # let processors = Processors::from_fn(async |n: &mut Message<u64>| Ok(**n));
+/// let processors = processors.concurrency(4);
+/// ```
+fn s_186_options_are_methods() {}
+
+/// S-199: `prepare_messages` with fewer messages than it got. It is lent a slice.
+///
+/// ```compile_fail,E0599
+/// # use pipeline_core::processing::Message;
+/// # fn prepare(messages: &mut [Message<u64>]) {
+/// messages.pop();
+/// # }
+/// ```
+///
+/// ```
+/// # use pipeline_core::processing::Message;
+/// # fn prepare(messages: &mut [Message<u64>]) {
+/// messages.last();
+/// # }
+/// ```
+fn s_199_a_preparation_keeps_all_messages() {}
+
+/// X-036: `handle_batch` that returns fewer messages than it got. A batch derefs to a slice.
+///
+/// ```compile_fail,E0599
+/// # use pipeline_core::processing::Batch;
+/// # fn handle(batch: &mut Batch<u64, u64>) {
+/// batch.pop();
+/// # }
+/// ```
+///
+/// ```
+/// # use pipeline_core::processing::Batch;
+/// # fn handle(batch: &mut Batch<u64, u64>) {
+/// batch.last();
+/// # }
+/// ```
+fn x_036_a_batch_keeps_all_messages() {}

@@ -6,7 +6,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     builder::StartError,
-    pipeline::{Pipeline, Stages},
+    pipeline::{Ends, Pipeline, Stages},
     stage::{
         AsConsumer, AsProducer, AsProducerConsumer, Behaviour, Consumer, ConsumerHandle, Gauges,
         Origin, Phase, PipelineShared, Producer, ProducerConsumer, ProducerConsumerHandle,
@@ -192,12 +192,11 @@ impl Graph {
     /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
     /// subscription is invalid, or if the `init` of a stage fails. Then no stage runs.
     pub fn start(self) -> Result<Pipeline, StartError> {
-        self.start_with(false)
+        self.start_with(Ends::Apart)
     }
 
-    /// Starts all stages. With `together`, the end of one stage stops all, unless it is a source
-    /// that has ended.
-    pub(crate) fn start_with(mut self, together: bool) -> Result<Pipeline, StartError> {
+    /// Starts all stages, which end as told.
+    pub(crate) fn start_with(mut self, ends: Ends) -> Result<Pipeline, StartError> {
         Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let mut names = HashSet::new();
         if let Some(twice) = self.stages.iter().find(|stage| !names.insert(stage.name().clone())) {
@@ -211,6 +210,7 @@ impl Graph {
             phase,
             failing: Arc::default(),
             stop_within: self.stop_within,
+            settling: Arc::default(),
         };
         let mut prepared = Vec::with_capacity(self.stages.len());
         let outcome = self.stages.iter_mut().try_for_each(|stage| {
@@ -223,11 +223,19 @@ impl Graph {
             self.stages.iter().for_each(|stage| stage.vacate(false));
             return Err(error);
         }
-        let mut stages = Stages::new(shared, together);
+        let mut stages = Stages::new(shared, ends);
         for (planned, prepared) in mem::take(&mut self.stages).into_iter().zip(prepared) {
             stages.add(planned, prepared);
         }
         Ok(stages.run())
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn recorder(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     pub(crate) fn add<B: Behaviour>(

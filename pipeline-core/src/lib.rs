@@ -59,6 +59,7 @@ mod exit;
 pub mod fuzzing;
 mod graph;
 mod pipeline;
+pub mod processing;
 pub mod report;
 // Public for the other crates of this workspace, like `Deadline`.
 #[doc(hidden)]

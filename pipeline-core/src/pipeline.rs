@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, future::join_all};
 use tokio::{
     sync::watch,
     task::{Id, JoinError, JoinHandle, JoinSet},
@@ -242,11 +242,22 @@ impl Drop for Pipeline {
     }
 }
 
+/// What the end of one stage means for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// Nothing but what their subscriptions say.
+    Apart,
+    /// All stop, unless it is a source that has come to its end.
+    Together,
+    /// When all sources have come to their end, the others end once they have handled everything. A
+    /// failure for good stops all.
+    AfterSources,
+}
+
 /// The stages of a pipeline, and their tasks.
 pub(crate) struct Stages {
     shared: PipelineShared,
-    /// Whether the end of one stage stops all.
-    ends_together: bool,
+    ends: Ends,
     stages: Vec<RunningStage>,
     tasks: JoinSet<StageReport>,
     /// The stage of each task, and the task's channels.
@@ -284,12 +295,12 @@ struct RunningStage {
 }
 
 impl Stages {
-    pub(crate) fn new(shared: PipelineShared, ends_together: bool) -> Self {
+    pub(crate) fn new(shared: PipelineShared, ends: Ends) -> Self {
         let span = info_span!("pipeline", pipeline = %shared.pipeline);
         let report = PipelineReport::new(shared.pipeline.clone());
         Self {
             shared,
-            ends_together,
+            ends,
             stages: Vec::new(),
             tasks: JoinSet::new(),
             by_task: HashMap::new(),
@@ -349,10 +360,43 @@ impl Stages {
             self.abort().await;
             self.report.fail_as_a_whole(reason);
         }
+        self.settle(&mut drain).await;
         self.record_gauges();
         // Set before the phase channel closes, which happens when `self` is dropped.
         self.failed.fetch_or(self.report.failure().is_some(), Relaxed);
         self.report.clone()
+    }
+
+    /// Waits until the sources have stored what was acknowledged to them, at least as long as stages have
+    /// to report.
+    async fn settle(&mut self, drain: &mut watch::Receiver<Option<Deadline>>) {
+        let settling = mem::take(&mut *self.shared.settling.lock());
+        if settling.is_empty() {
+            return;
+        }
+        let sources = settling.len();
+        let settled = settling.into_iter().map(|settled| AssertUnwindSafe(settled).catch_unwind());
+        let settled = join_all(settled);
+        let overdue = async {
+            let mut deadline = *drain.borrow_and_update();
+            loop {
+                let latest = Deadline::from_now(KILL_TIMEOUT);
+                let until = deadline.unwrap_or(Deadline::NEVER).max(latest);
+                tokio::select! {
+                    () = until.passed() => return,
+                    Ok(()) = drain.changed() => deadline = *drain.borrow_and_update(),
+                }
+            }
+        };
+        tokio::select! {
+            settled = settled => if settled.iter().any(Result::is_err) {
+                tracing::error!(pipeline = %self.shared.pipeline, "a source panicked while it stored acknowledgements");
+            },
+            () = overdue => {
+                self.report.completed = false;
+                tracing::warn!(pipeline = %self.shared.pipeline, sources, "the sources did not store all acknowledgements in time, their events may be delivered again");
+            }
+        }
     }
 
     async fn run_stages(&mut self, drain: &mut watch::Receiver<Option<Deadline>>) {
@@ -445,7 +489,7 @@ impl Stages {
         self.failed.store(true, Relaxed);
         let restarts = running.spec.restarts();
         self.record_gauges();
-        if self.ends_together || restarts {
+        if self.ends != Ends::Apart || restarts {
             self.enter(Phase::Stop);
         }
     }
@@ -494,9 +538,9 @@ impl Stages {
             self.failed_for_good(stage, &ended.reason);
         }
         self.report.stages.push(ended);
-        if self.ends_together && !expected {
+        if self.ends == Ends::Together && !expected {
             self.enter(Phase::Stop);
-        } else if self.ends_together && self.sources_have_ended() {
+        } else if self.ends != Ends::Apart && self.sources_have_ended() {
             // Stages that still wait for a source no longer need to.
             self.enter(Phase::SourcesEnded);
         }

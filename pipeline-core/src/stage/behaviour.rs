@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{Emitter, Phase, StageContext, StageHandle};
@@ -27,6 +28,11 @@ pub(crate) trait Behaviour: Send + 'static {
     const KIND: StageKind;
 
     fn stage(&mut self) -> &mut Self::Stage;
+
+    /// What the pipeline awaits at its end.
+    fn settled(&mut self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
 
     fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason>;
 

@@ -1,6 +1,6 @@
 //! Emitted events for which there is no demand yet. Pure.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, fmt};
 
 use crate::dispatcher::Marker;
 
@@ -18,16 +18,20 @@ pub enum BufferKeep {
 ///
 /// A marker waits until the events before it have left: they were sent, or they made room for newer
 /// ones. Markers take no room and are never discarded.
-#[derive(Debug)]
 pub(crate) struct Buffer<E> {
     events: VecDeque<E>,
     limit: usize,
     keep: BufferKeep,
+    /// Receives the events that are discarded, if they are not just to be dropped.
+    discard: Option<DiscardFn<E>>,
     /// The number of events that have left the front so far.
     left: u64,
     /// Each marker with the number of events that have to leave first, in that order.
     markers: VecDeque<(u64, Option<Marker>)>,
 }
+
+/// Takes an event that is discarded.
+pub(crate) type DiscardFn<E> = Box<dyn FnMut(E) + Send>;
 
 /// The events that exceed the room of the buffer.
 pub(crate) struct Excess {
@@ -38,7 +42,30 @@ pub(crate) struct Excess {
 
 impl<E> Buffer<E> {
     pub(crate) fn new(limit: usize, keep: BufferKeep) -> Self {
-        Self { events: VecDeque::new(), limit, keep, left: 0, markers: VecDeque::new() }
+        let (events, markers) = Default::default();
+        Self { events, limit, keep, discard: None, left: 0, markers }
+    }
+
+    /// The same with a function that receives the events that are discarded.
+    pub(crate) fn on_discard(mut self, discard: Option<DiscardFn<E>>) -> Self {
+        self.discard = discard;
+        self
+    }
+
+    /// Discards events.
+    pub(crate) fn discard(&mut self, events: impl Iterator<Item = E>) {
+        match &mut self.discard {
+            Some(discard) => events.for_each(discard),
+            None => drop(events),
+        }
+    }
+
+    /// Discards the oldest events.
+    fn discard_oldest(&mut self, count: usize) {
+        let rest = self.events.split_off(count);
+        let oldest = std::mem::replace(&mut self.events, rest);
+        self.left += oldest.len() as u64;
+        self.discard(oldest.into_iter());
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -67,12 +94,12 @@ impl<E> Buffer<E> {
     pub(crate) fn store(&mut self, incoming: &mut VecDeque<E>) -> usize {
         let excess = (self.events.len() + incoming.len()).saturating_sub(self.limit);
         match self.keep {
-            BufferKeep::First => incoming.truncate(incoming.len() - excess),
+            _ if excess == 0 => {}
+            BufferKeep::First => self.discard(incoming.drain(incoming.len() - excess..)),
             BufferKeep::Last => {
                 let old = excess.min(self.events.len());
-                self.events.drain(..old);
-                incoming.drain(..excess - old);
-                self.left += old as u64;
+                self.discard_oldest(old);
+                self.discard(incoming.drain(..excess - old));
             }
         }
         self.events.append(incoming);
@@ -85,13 +112,15 @@ impl<E> Buffer<E> {
     pub(crate) fn make_room(&mut self, others: usize, incoming: &mut VecDeque<E>) -> Excess {
         let wanted = self.events.len() + others + incoming.len();
         let discarded = wanted.saturating_sub(self.limit);
+        if discarded == 0 {
+            return Excess { discarded, oldest: 0 };
+        }
         if self.keep == BufferKeep::First {
-            incoming.truncate(incoming.len() - discarded);
+            self.discard(incoming.drain(incoming.len() - discarded..));
             return Excess { discarded, oldest: 0 };
         }
         let old = discarded.min(self.events.len());
-        self.events.drain(..old);
-        self.left += old as u64;
+        self.discard_oldest(old);
         Excess { discarded, oldest: discarded - old }
     }
 
@@ -134,6 +163,15 @@ impl<E> Buffer<E> {
         self.left += taken as u64;
         self.events.append(&mut rest);
         taken
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for Buffer<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("events", &self.events)
+            .field("markers", &self.markers)
+            .finish_non_exhaustive()
     }
 }
 

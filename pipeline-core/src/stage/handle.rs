@@ -7,7 +7,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::{
     consumer::Consumer,
     message::{
-        Call, CallError, Cast, Envelope, HandleCall, HandleCast, HandleInfo, Info, UserMessage,
+        Call, CallError, Cast, Emit, Envelope, HandleCall, HandleCast, HandleInfo, Info,
+        UserMessage,
     },
     producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
@@ -603,6 +604,20 @@ where
         if let Some(address) = self.slot.address() {
             address.kill();
         }
+    }
+
+    /// Lets the stage emit events that are not its own, and waits until it has.
+    pub(crate) async fn emit(&self, events: Vec<Out>) -> Result<(), CallError> {
+        self.waits_for_another()?;
+        let (emitted, done) = oneshot::channel();
+        let permit = permit(&self.slot.permits).await;
+        self.send(Emit { events, emitted }, permit, Message::User)?;
+        done.await.map_err(|_| CallError::NotRunning)
+    }
+
+    /// Lets the stage look at its rate limit again.
+    pub(crate) fn limit_has_changed(&self) {
+        self.send_control(Control::LimitChanged);
     }
 
     /// Sends a message that ends the stage, and waits until it has ended.

@@ -1,6 +1,9 @@
 //! The messages that a program sends to a running stage.
 
-use std::{convert::Infallible, future::Future};
+use std::{
+    convert::Infallible,
+    future::{Future, ready},
+};
 
 use futures::future::BoxFuture;
 use thiserror::Error;
@@ -324,6 +327,25 @@ where
                 catch_panic(async { stage.handle_call(message, &mut caller, out).await }).await;
             Handled { outcome, answer: Some(Box::new(caller)) }
         })
+    }
+}
+
+/// Events that the stage emits although they are not its own.
+pub(crate) struct Emit<E> {
+    pub(crate) events: Vec<E>,
+    pub(crate) emitted: oneshot::Sender<()>,
+}
+
+impl<S: Send, E: Send + 'static> UserMessage<S, E> for Emit<E> {
+    fn handle<'a, 'e: 'a>(
+        self: Box<Self>,
+        _stage: &'a mut S,
+        out: &'a mut Emitter<'e, E>,
+    ) -> BoxFuture<'a, Handled> {
+        let Self { events, emitted } = *self;
+        out.emit_all(events);
+        let caller = Caller { sender: Some(emitted), reply: Some(()) };
+        Box::pin(ready(Handled { outcome: Ok(()), answer: Some(Box::new(caller)) }))
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) use self::{
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
+    rate_limit::{RateLimiter, SharedLimiter},
     restart::RestartBudget,
     slot::{Occupant, Origin, Slot, Target, next_id},
     spec::{Observed, PipelineShared, Prepared, StageSpec, TypedStageSpec},

@@ -2,7 +2,11 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::restart::RestartBudget;
+use super::{
+    buffer::DiscardFn,
+    rate_limit::{Limiting, SharedLimiter},
+    restart::RestartBudget,
+};
 use crate::{
     dispatcher::{DemandDispatcher, Dispatcher},
     snapshot::StageKind,
@@ -52,7 +56,9 @@ pub(crate) struct StageOptions<E> {
     dispatcher: Box<dyn Fn() -> Box<dyn Dispatcher<E>> + Send>,
     mode: DemandMode,
     when_unsubscribed: WhenUnsubscribed,
-    pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) rate_limit: Option<Limiting>,
+    /// Makes the function that receives the events that are discarded.
+    discard: Option<Box<dyn Fn() -> DiscardFn<E> + Send>>,
 }
 
 impl<S: Send + 'static, E: 'static> Stage<S, E> {
@@ -152,7 +158,19 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
     /// The maximum number of events that leave the stage per interval. Default no limit. It can be
     /// changed at runtime with [`StageHandle::rate_limit`](crate::stage::StageHandle::rate_limit).
     pub fn rate_limit(mut self, limit: RateLimit) -> Self {
-        self.options.rate_limit = Some(limit);
+        self.options.rate_limit = Some(Limiting::Own(limit));
+        self
+    }
+
+    /// The same with a limiter that several stages share.
+    pub(crate) fn shares(mut self, limiter: SharedLimiter) -> Self {
+        self.options.rate_limit = Some(Limiting::Shared(limiter));
+        self
+    }
+
+    /// The same with a function that receives the events that the stage discards.
+    pub(crate) fn on_discard(mut self, discard: fn(E)) -> Self {
+        self.options.discard = Some(Box::new(move || Box::new(discard)));
         self
     }
 
@@ -176,7 +194,8 @@ impl<E: 'static> StageOptions<E> {
     }
 
     pub(crate) fn outlet(&self, kind: StageKind) -> Outlet<E> {
-        let buffer = Buffer::new(self.buffer_size(kind), self.keep);
+        let buffer = Buffer::new(self.buffer_size(kind), self.keep)
+            .on_discard(self.discard.as_ref().map(|make| make()));
         let mode = if kind == StageKind::Producer { self.mode } else { DemandMode::Forward };
         Outlet::new((self.dispatcher)(), buffer, mode, self.when_unsubscribed)
     }
@@ -191,6 +210,7 @@ impl<E: 'static> Default for StageOptions<E> {
             mode: DemandMode::default(),
             when_unsubscribed: WhenUnsubscribed::default(),
             rate_limit: None,
+            discard: None,
         }
     }
 }

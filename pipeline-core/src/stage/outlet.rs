@@ -242,7 +242,7 @@ impl<E: 'static> Outlet<E> {
         }
         if self.subscribers == 0 && self.when_unsubscribed == WhenUnsubscribed::Discard {
             emitted.unsubscribed = events.len();
-            events.clear();
+            self.buffer.discard(events.drain(..));
         }
         if !events.is_empty() {
             emitted.overflow = if forward { self.store(events) } else { self.withhold(events) };
@@ -258,7 +258,7 @@ impl<E: 'static> Outlet<E> {
         }
         let excess = self.buffer.make_room(self.withheld.len(), events);
         let own = excess.oldest.min(events.len());
-        events.drain(..own);
+        self.buffer.discard(events.drain(..own));
         self.drop_oldest(excess.oldest - own);
         self.buffer.store(events);
         excess.discarded
@@ -270,7 +270,7 @@ impl<E: 'static> Outlet<E> {
         let excess = self.buffer.make_room(self.withheld.len(), events);
         let older = excess.oldest.min(self.withheld.len());
         self.drop_oldest(older);
-        events.drain(..excess.oldest - older);
+        self.buffer.discard(events.drain(..excess.oldest - older));
         if !events.is_empty() {
             self.recorded.push_back(Recorded::Events(events.len()));
             self.withheld.append(events);
@@ -280,7 +280,7 @@ impl<E: 'static> Outlet<E> {
 
     /// Drops the oldest withheld events.
     fn drop_oldest(&mut self, count: usize) {
-        self.withheld.drain(..count);
+        self.buffer.discard(self.withheld.drain(..count));
         let (mut left, mut place) = (count, 0);
         while left > 0
             && let Some(recorded) = self.recorded.get_mut(place)

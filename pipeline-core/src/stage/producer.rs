@@ -2,6 +2,7 @@
 
 use std::future::{Future, pending};
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{Emitter, Phase, ProducerHandle, StageContext, behaviour::Behaviour};
@@ -164,6 +165,16 @@ pub trait Producer: Sized + Send + 'static {
         0
     }
 
+    /// Returns a future that completes when the stage has ended and everything that was acknowledged
+    /// to it has been stored. Called once, before [`init`](Self::init). The pipeline awaits it at its
+    /// end, when all stages have ended, until the deadline of the drain.
+    ///
+    /// It is for sources whose events are acknowledged when they have been handled, such as the
+    /// messages of [`processing`](crate::processing). The default is `None`: nothing is to be stored.
+    fn settled(&mut self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
+
     /// Called last, after any end of the stage except a kill. After a failure it may take as long
     /// as the stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is then
     /// dropped.
@@ -192,6 +203,10 @@ impl<P: Producer> Behaviour for AsProducer<P> {
 
     fn stage(&mut self) -> &mut P {
         &mut self.0
+    }
+
+    fn settled(&mut self) -> Option<BoxFuture<'static, ()>> {
+        self.0.settled()
     }
 
     fn init(&mut self, context: &StageContext<ProducerHandle<P>>) -> Result<(), ExitReason> {

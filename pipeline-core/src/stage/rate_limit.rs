@@ -1,7 +1,8 @@
 //! A limit of events per interval. Pure: callers pass the time in.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// A limit of events per interval.
@@ -76,15 +77,38 @@ impl RateLimiter {
         self.left
     }
 
-    /// Counts events that pass, out of those that were [`left`](Self::left). Events beyond, which
-    /// passed without asking, count until none is left.
-    pub(crate) fn spend(&mut self, events: usize) {
-        self.left = self.left.saturating_sub(events);
+    /// Takes up to this many of the events that may pass now, so that no other user of the limit has
+    /// them.
+    pub(crate) fn take(&mut self, wanted: usize, now: Instant) -> usize {
+        let taken = self.left(now).min(wanted);
+        self.left -= taken;
+        taken
+    }
+
+    /// Gives back events that were [taken](Self::take) and did not pass. After a refill there is
+    /// nothing to give back.
+    pub(crate) fn give_back(&mut self, events: usize) {
+        self.left = self.left.saturating_add(events).min(self.limit.events);
+    }
+
+    /// The limit from the next refill on.
+    pub(crate) fn limit(&self) -> RateLimit {
+        self.limit
+    }
+
+    /// Changes the limit at once: a new interval begins now.
+    pub(crate) fn reset(&mut self, limit: RateLimit, now: Instant) {
+        *self = Self::new(limit, now);
     }
 
     /// When the next events may pass, if none may pass now.
     pub(crate) fn next_refill(&mut self, now: Instant) -> Option<Instant> {
         if self.left(now) == 0 { self.refill } else { None }
+    }
+
+    /// When the interval ends, if it ever does.
+    pub(crate) fn refill(&self) -> Option<Instant> {
+        self.refill
     }
 
     /// Changes the limit from the next refill on.
@@ -106,6 +130,28 @@ impl RateLimiter {
     }
 }
 
+/// The limiter of one stage, or of several that share it.
+pub(crate) type SharedLimiter = Arc<Mutex<RateLimiter>>;
+
+/// How a stage that has not started is limited.
+#[derive(Clone, Debug)]
+pub(crate) enum Limiting {
+    /// By a limit of its own.
+    Own(RateLimit),
+    /// By a limiter that it shares with others.
+    Shared(SharedLimiter),
+}
+
+impl Limiting {
+    /// The limiter of a stage that starts now.
+    pub(crate) fn start(&self, now: Instant) -> SharedLimiter {
+        match self {
+            Self::Own(limit) => Arc::new(Mutex::new(RateLimiter::new(*limit, now))),
+            Self::Shared(limiter) => limiter.clone(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,9 +163,7 @@ mod tests {
 
     /// Passes up to `events` events; returns how many passed.
     fn pass(limiter: &mut RateLimiter, events: usize, now: Instant) -> usize {
-        let passed = limiter.left(now).min(events);
-        limiter.spend(passed);
-        passed
+        limiter.take(events, now)
     }
 
     #[test]
@@ -177,11 +221,24 @@ mod tests {
     }
 
     #[test]
-    fn events_beyond_the_limit_count_until_none_is_left() {
+    fn events_that_did_not_pass_are_given_back_up_to_the_limit() {
         let start = Instant::now();
-        let mut limiter = RateLimiter::new(RateLimit::new(2, ms(100)), start);
-        limiter.spend(7);
-        assert_eq!([limiter.left(start), limiter.left(start + ms(100))], [0, 2]);
+        let mut limiter = RateLimiter::new(RateLimit::new(4, ms(100)), start);
+        assert_eq!(limiter.take(3, start), 3);
+        limiter.give_back(2);
+        assert_eq!(limiter.left(start), 3);
+        limiter.give_back(5);
+        assert_eq!(limiter.left(start), 4);
+    }
+
+    #[test]
+    fn a_reset_begins_an_interval_at_once() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(RateLimit::new(1, ms(5000)), start);
+        assert_eq!(pass(&mut limiter, 5, start), 1);
+        limiter.reset(RateLimit::new(3, ms(1000)), start + ms(200));
+        assert_eq!(pass(&mut limiter, 5, start + ms(200)), 3);
+        assert_eq!(limiter.next_refill(start + ms(200)), Some(start + ms(1200)));
     }
 
     #[test]

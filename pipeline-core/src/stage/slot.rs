@@ -45,12 +45,20 @@ pub(crate) enum Message<S, In, Out> {
 /// The control messages of a handle.
 pub(crate) enum Control<In> {
     Subscribe(Box<Subscribing<In>>),
-    CancelSubscription { line: LineId, reason: ExitReason },
-    PauseSubscription { line: LineId, paused: bool },
+    CancelSubscription {
+        line: LineId,
+        reason: ExitReason,
+    },
+    PauseSubscription {
+        line: LineId,
+        paused: bool,
+    },
     SetMode(DemandMode),
     Mode(oneshot::Sender<DemandMode>),
     Buffered(oneshot::Sender<usize>),
     Limit(Option<RateLimit>),
+    /// The limit that the stage shares has changed.
+    LimitChanged,
     Pause(bool),
     Finish,
     Stop(ExitReason),

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
     task::AbortHandle,
@@ -42,7 +44,12 @@ pub(crate) struct PipelineShared {
     pub(crate) failing: Arc<Notify>,
     /// How long stages have for their callbacks when they are to stop.
     pub(crate) stop_within: Duration,
+    /// What the pipeline awaits when all stages have ended.
+    pub(crate) settling: Settling,
 }
+
+/// Futures that complete when sources have stored what was acknowledged to them.
+pub(crate) type Settling = Arc<Mutex<Vec<BoxFuture<'static, ()>>>>;
 
 /// A stage of a pipeline, of any type.
 pub(crate) trait StageSpec: Send {
@@ -184,6 +191,7 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
         let made = catch_panic_now(|| {
             let mut behaviour =
                 (self.make)().expect("a stage without a constructor has no restarts");
+            shared.settling.lock().extend(behaviour.settled());
             behaviour.init(&context)?;
             // This calls the program's constructor of a dispatcher.
             Ok((behaviour, self.options.outlet(B::KIND)))
@@ -199,7 +207,7 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
             phase.mark_changed();
         }
         self.slot.gauges.started();
-        let downstreams = Downstreams::new(outlet, self.options.rate_limit);
+        let downstreams = Downstreams::new(outlet, self.options.rate_limit.as_ref());
         let task = StageTask::new(behaviour, downstreams, &self.slot, address, phase, &context);
         let subscribing = |planned: &PlannedSubscription<B::In>| {
             let (target, options) = (planned.target.clone(), planned.options.clone());

@@ -10,7 +10,7 @@ use super::{
         catch_panic_now,
         link::{EventPort, Subscribe, ToConsumer, ToProducer},
         outlet::{Emitted, Outlet},
-        rate_limit::{RateLimit, RateLimiter},
+        rate_limit::{Limiting, RateLimit, SharedLimiter},
     },
     Callback, StageTask,
     accounting::Accounting,
@@ -33,7 +33,9 @@ pub(in crate::stage) struct Downstreams<Out> {
     deliveries: Deliveries<Out>,
     /// Markers that are no longer preceded by events.
     due: VecDeque<Marker>,
-    limiter: Option<RateLimiter>,
+    limiter: Option<SharedLimiter>,
+    /// Whether the limit did not allow all events that could have been delivered last.
+    short: bool,
 }
 
 /// A subscription at its producer's end.
@@ -43,14 +45,15 @@ pub(super) struct Downstream<Out> {
 }
 
 impl<Out: 'static> Downstreams<Out> {
-    pub(in crate::stage) fn new(outlet: Outlet<Out>, limit: Option<RateLimit>) -> Self {
+    pub(in crate::stage) fn new(outlet: Outlet<Out>, limit: Option<&Limiting>) -> Self {
         Self {
             outlet,
             consumers: foldhash::HashMap::default(),
             staged: VecDeque::new(),
             deliveries: Deliveries::new(),
             due: VecDeque::new(),
-            limiter: limit.map(|limit| RateLimiter::new(limit, Instant::now())),
+            limiter: limit.map(|limit| limit.start(Instant::now())),
+            short: false,
         }
     }
 
@@ -64,8 +67,8 @@ impl<Out: 'static> Downstreams<Out> {
     pub(super) fn limit(&mut self, limit: Option<RateLimit>) {
         let now = Instant::now();
         match (&mut self.limiter, limit) {
-            (Some(limiter), Some(limit)) => limiter.update(limit, now),
-            (limiter, limit) => *limiter = limit.map(|limit| RateLimiter::new(limit, now)),
+            (Some(limiter), Some(limit)) => limiter.lock().update(limit, now),
+            (limiter, limit) => *limiter = limit.map(|limit| Limiting::Own(limit).start(now)),
         }
     }
 
@@ -75,39 +78,57 @@ impl<Out: 'static> Downstreams<Out> {
 
     /// When the rate limit allows more events, if that has to be waited for.
     pub(super) fn next_refill(&mut self) -> Option<Instant> {
-        self.limiter.as_mut()?.next_refill(Instant::now())
+        let mut limiter = self.limiter.as_ref()?.lock();
+        // Another stage may have given back meanwhile what this one lacked.
+        limiter.next_refill(Instant::now()).or(if self.short { limiter.refill() } else { None })
     }
 
     /// Updates how many events may be delivered now.
     pub(super) fn allow(&mut self, paused: bool) {
         let allowance = match &mut self.limiter {
             _ if paused => 0,
-            Some(limiter) => limiter.left(Instant::now()),
+            Some(limiter) => limiter.lock().left(Instant::now()),
             None => usize::MAX,
         };
         self.outlet.allow(allowance);
     }
 
-    fn spend(&mut self, events: usize) {
+    /// Lets up to this many events be delivered, and returns how many. They are taken from the limit,
+    /// which other stages may share.
+    fn take(&mut self, events: usize, paused: bool) -> usize {
+        let taken = match &mut self.limiter {
+            _ if paused => 0,
+            Some(limiter) => limiter.lock().take(events, Instant::now()),
+            None => usize::MAX,
+        };
+        self.short = taken < events;
+        self.outlet.allow(taken);
+        taken
+    }
+
+    /// Gives back the events that were taken from the limit and not delivered.
+    fn give_back(&mut self, taken: usize, delivered: usize, paused: bool) {
         if let Some(limiter) = &mut self.limiter {
-            limiter.spend(events);
+            limiter.lock().give_back(taken.saturating_sub(delivered));
+            self.allow(paused);
         }
     }
 
     /// Decides about the buffered events, as far as there is demand.
     fn deliver(&mut self, paused: bool) {
-        self.allow(paused);
-        if !self.outlet.is_empty() {
-            let delivered = self.outlet.deliver(&mut self.deliveries);
-            self.spend(delivered);
+        if self.outlet.is_empty() {
+            return self.allow(paused);
         }
+        let taken = self.take(self.outlet.buffered(), paused);
+        let delivered = self.outlet.deliver(&mut self.deliveries);
+        self.give_back(taken, delivered, paused);
     }
 
     /// Decides about the events that a callback has emitted.
     fn emit(&mut self, paused: bool) -> Emitted {
-        self.allow(paused);
+        let taken = self.take(self.staged.len(), paused);
         let emitted = self.outlet.emit(&mut self.staged, &mut self.deliveries);
-        self.spend(emitted.dispatched);
+        self.give_back(taken, emitted.dispatched, paused);
         emitted
     }
 

@@ -506,6 +506,8 @@ impl<B: Behaviour> StageTask<B> {
                 let _ = answer.send(self.downstreams.outlet.buffered());
             }
             Control::Limit(limit) => self.downstreams.limit(limit),
+            // It is looked at after each message.
+            Control::LimitChanged => {}
             Control::Pause(paused) => self.lifecycle.pause(paused),
             // A producer keeps its items itself, and emits them as they are asked for.
             Control::Finish if B::KIND == StageKind::Producer => self.drain().await?,

@@ -1,0 +1,202 @@
+//! Acknowledgements: the source of a message is told what became of it.
+
+use std::{
+    any::{Any, type_name},
+    fmt,
+    sync::Arc,
+};
+
+use thiserror::Error;
+
+use super::failure::{Failure, FailureKind};
+use crate::{exit::ExitReason, shown::shown, stage::catch_panic_now};
+
+/// The part of a source that is told what became of its messages.
+///
+/// Messages are acknowledged in groups: those of a chunk or of a batch that have the same
+/// acknowledger, both lists in the order in which the messages were handled. A source whose messages
+/// must not be acknowledged together, such as those of different partitions, makes one for each.
+///
+/// The semantics are those of `Broadway.Acknowledger`; the receipt is its `ack_data`, and the
+/// acknowledger itself is its `ack_ref`.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use parking_lot::Mutex;
+/// use pipeline_core::processing::{Acknowledger, Failure, Message};
+///
+/// /// Keeps the numbers of the lines that were handled.
+/// #[derive(Default)]
+/// struct Lines(Mutex<Vec<usize>>);
+///
+/// impl Acknowledger for Lines {
+///     type Receipt = usize;
+///
+///     fn acknowledge(&self, done: Vec<usize>, _failed: Vec<(usize, Failure)>) {
+///         self.0.lock().extend(done);
+///     }
+/// }
+///
+/// let lines = Arc::new(Lines::default());
+/// let mut message = Message::new("the first line", 1, &lines);
+/// message.acknowledge_now();
+/// assert_eq!(*lines.0.lock(), [1]);
+/// ```
+pub trait Acknowledger: Send + Sync + 'static {
+    /// What the source needs to know which message it was, such as its id or its position.
+    type Receipt: Send + 'static;
+
+    /// Called once for each group of messages.
+    ///
+    /// It must not block: it runs in the task of the stage that handled them, or where a message is
+    /// dropped. A source that writes to a server hands the receipts to a task of its own. There are
+    /// never more of them than the source has emitted messages and not seen acknowledged. A panic is
+    /// caught and logged, and concerns this group only.
+    fn acknowledge(&self, done: Vec<Self::Receipt>, failed: Vec<(Self::Receipt, Failure)>);
+
+    /// Called by [`Message::configure_acknowledgement`], to change how a message is acknowledged. The
+    /// options' type is the acknowledger's own. By default there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`NotConfigurable`] if it has no options of this type.
+    fn configure(
+        &self,
+        receipt: &mut Self::Receipt,
+        options: &dyn Any,
+    ) -> Result<(), NotConfigurable> {
+        let _ = (receipt, options);
+        Err(NotConfigurable { acknowledger: type_name::<Self>() })
+    }
+}
+
+/// The error of options that an acknowledger does not have.
+#[derive(Clone, Debug, Error)]
+#[error("{acknowledger} has no such options")]
+pub struct NotConfigurable {
+    /// The type of the acknowledger.
+    pub acknowledger: &'static str,
+}
+
+/// The right to acknowledge one message, once.
+///
+/// It cannot be lost by accident: dropped, it acknowledges the message as failed, with
+/// [`FailureKind::Dropped`].
+///
+/// Usually the pipeline has it. To acknowledge a message later, from elsewhere, take it with
+/// [`Message::take_acknowledgement`](super::Message::take_acknowledgement).
+#[must_use = "dropping it acknowledges the message as failed"]
+pub struct Acknowledgement {
+    inner: Option<Inner>,
+}
+
+struct Inner {
+    acknowledger: Arc<dyn AnyAcknowledger>,
+    receipt: Receipt,
+}
+
+/// A receipt of any acknowledger.
+type Receipt = Box<dyn Any + Send>;
+
+/// An acknowledger whose receipts have any type.
+trait AnyAcknowledger: Send + Sync {
+    fn acknowledge(&self, done: Vec<Receipt>, failed: Vec<(Receipt, Failure)>);
+
+    fn configure(&self, receipt: &mut Receipt, options: &dyn Any) -> Result<(), NotConfigurable>;
+}
+
+impl<A: Acknowledger> AnyAcknowledger for A {
+    fn acknowledge(&self, done: Vec<Receipt>, failed: Vec<(Receipt, Failure)>) {
+        let own = |receipt: Receipt| receipt.downcast::<A::Receipt>().ok().map(|receipt| *receipt);
+        let done = done.into_iter().filter_map(own).collect();
+        let failed = failed.into_iter().filter_map(|(receipt, why)| Some((own(receipt)?, why)));
+        Acknowledger::acknowledge(self, done, failed.collect());
+    }
+
+    fn configure(&self, receipt: &mut Receipt, options: &dyn Any) -> Result<(), NotConfigurable> {
+        let receipt = receipt.downcast_mut::<A::Receipt>();
+        let receipt = receipt.expect("a receipt is stored together with its acknowledger");
+        Acknowledger::configure(self, receipt, options)
+    }
+}
+
+impl Acknowledgement {
+    pub(super) fn new<A: Acknowledger>(receipt: A::Receipt, acknowledger: &Arc<A>) -> Self {
+        let acknowledger = acknowledger.clone();
+        Self { inner: Some(Inner { acknowledger, receipt: Box::new(receipt) }) }
+    }
+
+    /// Acknowledges the message as handled.
+    pub fn done(self) {
+        acknowledge([(self, None)]);
+    }
+
+    /// Acknowledges the message as failed.
+    pub fn fail(self, failure: Failure) {
+        acknowledge([(self, Some(failure))]);
+    }
+
+    pub(super) fn configure(&mut self, options: &dyn Any) -> Result<(), NotConfigurable> {
+        let Some(Inner { acknowledger, receipt }) = &mut self.inner else { return Ok(()) };
+        acknowledger.configure(receipt, options)
+    }
+}
+
+impl Drop for Acknowledgement {
+    fn drop(&mut self) {
+        if self.inner.is_some() {
+            let lost = Self { inner: self.inner.take() };
+            let failure = "the message was dropped before its outcome was known";
+            lost.fail(Failure::of_kind(FailureKind::Dropped, failure));
+        }
+    }
+}
+
+impl fmt::Debug for Acknowledgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acknowledgement").finish_non_exhaustive()
+    }
+}
+
+/// The messages of one acknowledger.
+struct Group {
+    acknowledger: Arc<dyn AnyAcknowledger>,
+    done: Vec<Receipt>,
+    failed: Vec<(Receipt, Failure)>,
+}
+
+/// Acknowledges messages in their order, in one call for each acknowledger.
+pub(super) fn acknowledge(outcomes: impl IntoIterator<Item = (Acknowledgement, Option<Failure>)>) {
+    let mut groups: Vec<Group> = Vec::new();
+    for (mut acknowledgement, failure) in outcomes {
+        let Some(Inner { acknowledger, receipt }) = acknowledgement.inner.take() else { continue };
+        let is_same = |group: &&mut Group| Arc::ptr_eq(&group.acknowledger, &acknowledger);
+        // The last group is the most likely one.
+        let group = match groups.iter_mut().rev().find(is_same) {
+            Some(group) => group,
+            None => {
+                groups.push(Group { acknowledger, done: Vec::new(), failed: Vec::new() });
+                groups.last_mut().expect("it has just been added")
+            }
+        };
+        match failure {
+            None => group.done.push(receipt),
+            Some(failure) => group.failed.push((receipt, failure)),
+        }
+    }
+    for Group { acknowledger, done, failed } in groups {
+        let messages = done.len() + failed.len();
+        let called = catch_panic_now(|| {
+            acknowledger.acknowledge(done, failed);
+            Ok::<_, ExitReason>(())
+        });
+        if let Err(reason) = called {
+            tracing::error!(
+                messages,
+                reason = shown(&reason),
+                "an acknowledger panicked, its messages may be delivered again"
+            );
+        }
+    }
+}

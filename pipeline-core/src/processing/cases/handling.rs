@@ -1,0 +1,257 @@
+//! How processors handle messages.
+
+use super::{Log, Source, keep, pass};
+use crate::{
+    Pipeline,
+    backoff::{Backoff, Jitter},
+    processing::{Batcher, Failure, Message, Processor, Processors},
+};
+
+use super::ms;
+
+/// What a processor's callbacks were called with.
+#[derive(Clone, Debug, PartialEq)]
+enum Call {
+    Handle(u64, bool),
+    Failed(Vec<u64>),
+}
+
+/// A processor whose `prepare_messages` fails for some chunks.
+struct Prepares {
+    calls: Log<Call>,
+    prepare: fn(&mut [Message<u64>]) -> Result<(), Failure>,
+}
+
+impl Processor<u64> for Prepares {
+    type Output = u64;
+
+    async fn prepare_messages(&self, messages: &mut [Message<u64>]) -> Result<(), Failure> {
+        (self.prepare)(messages)
+    }
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<u64, Failure> {
+        self.calls.add(Call::Handle(**message, message.failure().is_some()));
+        if **message == 1 {
+            message.recover();
+        }
+        Ok(**message)
+    }
+
+    async fn handle_failed(&self, messages: &mut [Message<u64>]) {
+        self.calls.add(Call::Failed(messages.iter().map(|message| **message).collect()));
+    }
+}
+
+/// Starts a pipeline with this `prepare_messages`.
+fn prepares(
+    prepare: fn(&mut [Message<u64>]) -> Result<(), Failure>,
+) -> (Pipeline, Source, Log<Call>) {
+    let (producer, source) = Source::new();
+    let calls = Log::default();
+    let processor = Prepares { calls: calls.clone(), prepare };
+    let pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::new(processor).concurrency(1))
+        .start()
+        .unwrap();
+    (pipeline, source, calls)
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_198_a_failed_preparation_fails_its_chunk() {
+    fn fail_three(messages: &mut [Message<u64>]) -> Result<(), Failure> {
+        if messages.len() == 3 { Err(Failure::new("unprepared")) } else { Ok(()) }
+    }
+    fn panic_at_three(messages: &mut [Message<u64>]) -> Result<(), Failure> {
+        assert!(messages.len() != 3, "unprepared");
+        Ok(())
+    }
+    for prepare in [fail_three, panic_at_three] {
+        let (_pipeline, source, calls) = prepares(prepare);
+        source.push(1..=3).await;
+        assert_eq!(calls.take(), [Call::Failed(vec![1, 2, 3])]);
+        assert_eq!(source.acks(), [(vec![], vec![1, 2, 3])]);
+        assert!(source.failures().iter().all(|(_, why)| why.ends_with("unprepared")));
+        source.push([4]).await;
+        assert_eq!(source.acks(), [(vec![4], vec![])]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_200_a_message_that_was_failed_is_handled_and_may_recover() {
+    let (_pipeline, source, calls) = prepares(|messages| {
+        messages.iter_mut().for_each(|message| message.fail(Failure::new("no")));
+        Ok(())
+    });
+    source.push([1, 2]).await;
+    let expected = [Call::Handle(1, true), Call::Handle(2, true), Call::Failed(vec![2])];
+    assert_eq!(calls.take(), expected);
+    assert_eq!(source.acks(), [(vec![1], vec![2])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_201_a_failure_fails_one_message() {
+    let (producer, source) = Source::new();
+    let handle = async |n: &mut Message<u64>| match **n {
+        2 => panic!("at two"),
+        3 => Err(Failure::new("not three")),
+        n => Ok(n),
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    source.push(1..=3).await;
+    assert_eq!(source.acks(), [(vec![1], vec![2, 3])]);
+    let why = source.failures().into_iter().map(|(_, why)| why).collect::<Vec<_>>();
+    assert_eq!(why, ["panicked: at two", "not three"]);
+    assert!(pipeline.snapshot().stages.iter().all(|stage| stage.restarts == 0));
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Name {
+    Known,
+    Other,
+    Unknown,
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_202_a_message_for_an_unknown_batcher_fails() {
+    let (producer, source) = Source::new();
+    let handle = async |n: &mut Message<u64>| {
+        if **n == 2 { Err(Failure::new("its own failure")) } else { Ok(**n) }
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .route(|_| Name::Unknown)
+        .batcher(Name::Known, keep(&Log::default()))
+        .batcher(Name::Other, keep(&Log::default()))
+        .start()
+        .unwrap();
+    source.push([1, 2]).await;
+    let mut failures = source.failures();
+    failures.sort();
+    let unknown = "there is no batcher Unknown, expected one of Known, Other";
+    assert_eq!(failures, [(1, unknown.to_owned()), (2, "its own failure".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_that_panics_fails_its_message() {
+    let (producer, source) = Source::new();
+    let route = |n: &u64| {
+        assert!(*n != 1, "no way");
+        Name::Known
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(pass())
+        .route(route)
+        .batcher(Name::Known, keep(&Log::default()).size(1))
+        .start()
+        .unwrap();
+    source.push([1, 2]).await;
+    assert_eq!(source.acks(), [(vec![], vec![1]), (vec![2], vec![])]);
+    assert_eq!(source.failures(), [(1, "panicked: no way".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_panics_fails_its_message() {
+    let (producer, source) = Source::new();
+    let batcher = keep(&Log::default()).key_by(|row| {
+        assert!(row.output != 1, "no key");
+    });
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(pass())
+        .batcher(batcher.size(1))
+        .start()
+        .unwrap();
+    source.push([1, 2]).await;
+    assert_eq!(source.acks(), [(vec![], vec![1]), (vec![2], vec![])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_203_failed_messages_are_acknowledged_before_the_batch() {
+    let (producer, source) = Source::new();
+    let batches = Log::default();
+    let odd = async |n: &mut Message<u64>| {
+        if **n % 2 == 0 { Err(Failure::new("even")) } else { Ok(**n) }
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(odd).concurrency(1))
+        .batcher(keep(&batches).size(3))
+        .start()
+        .unwrap();
+    source.push(1..=5).await;
+    assert_eq!(source.acks(), [(vec![], vec![2, 4]), (vec![1, 3, 5], vec![])]);
+}
+
+/// How often each message was handled.
+async fn tried(handle_until: u64, why: fn(&'static str) -> Failure) -> (Vec<u64>, Source) {
+    let (producer, source) = Source::new();
+    let handled = Log::default();
+    let log = handled.clone();
+    let handle = async move |n: &mut Message<u64>| {
+        log.add(**n);
+        *n.data_mut() += 1;
+        if **n < handle_until { Err(why("not yet")) } else { Ok(()) }
+    };
+    let backoff = Backoff::new(ms(10), ms(10)).jitter(Jitter::None);
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(1).tries(3, backoff))
+        .start()
+        .unwrap();
+    source.push([0]).await;
+    tokio::time::sleep(ms(100)).await;
+    (handled.take(), source)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_is_tried_again_until_it_is_handled_or_its_tries_are_used_up() {
+    let (handled, source) = tried(3, |why| Failure::new(why)).await;
+    assert_eq!((handled, source.acks()), (vec![0, 1, 2], vec![(vec![0], vec![])]));
+    let (handled, source) = tried(9, |why| Failure::new(why)).await;
+    assert_eq!((handled, source.acks()), (vec![0, 1, 2], vec![(vec![], vec![0])]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_given_up_is_not_tried_again() {
+    let (handled, source) = tried(9, |why| Failure::new(why).give_up()).await;
+    assert_eq!((handled, source.acks()), (vec![0], vec![(vec![], vec![0])]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_takes_too_long_has_failed() {
+    let (producer, source) = Source::new();
+    let handle = async |_: &mut Message<u64>| std::future::pending::<Result<(), Failure>>().await;
+    let processors = Processors::from_fn(handle).concurrency(1).handle_within(ms(50));
+    let _pipeline =
+        Pipeline::of_messages("test").source(producer).processors(processors).start().unwrap();
+    source.push([1]).await;
+    tokio::time::sleep(ms(50)).await;
+    assert_eq!(source.failures(), [(1, "handle_message took longer than 50ms".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_036_a_batch_keeps_all_of_its_messages() {
+    // A batch lends its messages as a slice, so none of them can be left out. One that is swapped
+    // with another of the batch is still acknowledged.
+    let (producer, source) = Source::new();
+    let batcher = Batcher::from_fn(async |batch: &mut super::Batch<u64, u64>| {
+        batch.reverse();
+        batch[0].message.fail(Failure::new("not returned"));
+        Ok(())
+    });
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(pass())
+        .batcher(batcher.size(3))
+        .start()
+        .unwrap();
+    source.push(1..=3).await;
+    assert_eq!(source.acks(), [(vec![2, 1], vec![3])]);
+}

@@ -1,0 +1,182 @@
+//! Why a message failed, and what its source should do with it.
+
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use thiserror::Error;
+
+use crate::exit::ExitReason;
+
+/// Why a message failed, and what its source should do with it.
+///
+/// Callbacks fail a message by returning one as the error of their `Result`. `?` converts any error
+/// into it, which is why this type does not implement [`Error`] itself; its cause is in
+/// [`source`](Self::source).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::processing::{Failure, FailureKind, Redelivery};
+///
+/// fn amount(text: &str) -> Result<u64, Failure> {
+///     // Another try would not help.
+///     text.parse().map_err(|error| Failure::from(error).give_up())
+/// }
+/// let failure = amount("twelve").unwrap_err();
+/// assert_eq!(failure.to_string(), "invalid digit found in string");
+/// assert_eq!((failure.kind(), failure.redelivery()), (FailureKind::Failed, Redelivery::Never));
+///
+/// let busy = Failure::new("the bank is closed").retry_after(Duration::from_secs(3600));
+/// assert_eq!(busy.redelivery(), Redelivery::After(Duration::from_secs(3600)));
+/// ```
+#[derive(Clone)]
+pub struct Failure {
+    kind: FailureKind,
+    cause: Arc<dyn Error + Send + Sync>,
+    redelivery: Redelivery,
+}
+
+/// The kind of a [`Failure`]: a closed list for metrics, and for sources that treat kinds differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// A callback said so.
+    Failed,
+    /// A callback panicked.
+    Panicked,
+    /// The message was dropped before its outcome was known: its stage was killed, or code that had
+    /// taken its acknowledgement forgot it.
+    Dropped,
+    /// The buffer of the source's stage had no space for it.
+    Overflow,
+    /// It was meant for a batcher that the pipeline does not have.
+    NoBatcher,
+}
+
+impl FailureKind {
+    /// The kind as the value of a metric's label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Panicked => "panicked",
+            Self::Dropped => "dropped",
+            Self::Overflow => "overflow",
+            Self::NoBatcher => "no_batcher",
+        }
+    }
+
+    /// Whether the message itself was not the cause: it was not handled, or not to the end.
+    #[must_use]
+    pub const fn is_unhandled(self) -> bool {
+        matches!(self, Self::Dropped | Self::Overflow)
+    }
+}
+
+/// What the source should do with a failed message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Redelivery {
+    /// What the source does by default: usually, it delivers the message again after a delay, and
+    /// gives it up after a number of deliveries.
+    #[default]
+    Usual,
+    /// Deliver it again after this delay, if it may be delivered again at all.
+    After(Duration),
+    /// Give it up now. A source with a place for dead letters puts it there.
+    Never,
+}
+
+impl Failure {
+    /// A failure with a message, or with a boxed error.
+    #[must_use]
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::of_kind(FailureKind::Failed, cause)
+    }
+
+    /// The failure of a message that was not handled, of this kind.
+    pub(super) fn of_kind(
+        kind: FailureKind,
+        cause: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self { kind, cause: Arc::from(cause.into()), redelivery: Redelivery::Usual }
+    }
+
+    /// The failure of a message whose callback panicked.
+    pub(super) fn from_panic(reason: &ExitReason) -> Self {
+        let message = match reason {
+            ExitReason::Panicked(message) => message.to_string(),
+            other => other.to_string(),
+        };
+        Self::of_kind(FailureKind::Panicked, Panicked(message))
+    }
+
+    /// The same, but the source should give the message up now: another try would not help.
+    #[must_use]
+    pub fn give_up(mut self) -> Self {
+        self.redelivery = Redelivery::Never;
+        self
+    }
+
+    /// The same, but the source should deliver the message again after this delay. The processor's own
+    /// tries end.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.redelivery = Redelivery::After(delay);
+        self
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
+    /// What the source should do with the message.
+    #[must_use]
+    pub fn redelivery(&self) -> Redelivery {
+        self.redelivery
+    }
+
+    /// The error behind it.
+    #[must_use]
+    pub fn source(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.cause
+    }
+}
+
+/// The error of a failure whose cause is a panic.
+#[derive(Debug, Error)]
+#[error("panicked: {0}")]
+struct Panicked(String);
+
+/// Which is why it does not implement `Error` itself.
+impl<E: Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(error)
+    }
+}
+
+/// A failure of a worker or a stage is one of the message that it handled.
+impl From<ExitReason> for Failure {
+    fn from(reason: ExitReason) -> Self {
+        match reason {
+            ExitReason::Panicked(_) => Self::from_panic(&reason),
+            reason => Self::new(Box::<dyn Error + Send + Sync>::from(reason.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failure")
+            .field("kind", &self.kind)
+            .field("cause", &self.cause.to_string())
+            .field("redelivery", &self.redelivery)
+            .finish()
+    }
+}

@@ -1,0 +1,66 @@
+//! How the callbacks of a program are called, and what becomes of messages then.
+
+use std::future::Future;
+
+use super::{
+    acknowledge::acknowledge, failure::Failure, message::Message, metrics::MessageMetrics,
+};
+use crate::stage::{catch_panic, catch_panic_now};
+
+/// Calls an async callback. A panic is a failure.
+pub(super) async fn contained<R>(
+    callback: impl Future<Output = Result<R, Failure>>,
+) -> Result<R, Failure> {
+    catch_panic(async { Ok(callback.await) }).await.unwrap_or_else(|panic| Err(panicked(&panic)))
+}
+
+/// The same for a synchronous callback.
+pub(super) fn contained_now<R>(callback: impl FnOnce() -> R) -> Result<R, Failure> {
+    catch_panic_now(|| Ok(callback())).map_err(|panic| panicked(&panic))
+}
+
+fn panicked(reason: &crate::exit::ExitReason) -> Failure {
+    Failure::from_panic(reason)
+}
+
+/// Calls `handle_failed` with the failed messages of a chunk. It may change the failures; that the
+/// messages have failed stays.
+pub(super) async fn settle_failed<T, F>(failed: &mut [Message<T>], handle: F)
+where
+    F: AsyncFnOnce(&mut [Message<T>]),
+{
+    if failed.is_empty() {
+        return;
+    }
+    let failures: Vec<_> = failed.iter().map(|message| message.failure().cloned()).collect();
+    let handled = contained(async {
+        handle(&mut *failed).await;
+        Ok(())
+    });
+    let panicked = handled.await.is_err();
+    if panicked {
+        tracing::error!(messages = failed.len(), "handle_failed panicked");
+    }
+    for (message, failure) in failed.iter_mut().zip(failures) {
+        if let Some(failure) = failure.filter(|_| panicked || message.failure().is_none()) {
+            message.fail(failure);
+        }
+    }
+}
+
+/// Acknowledges messages by whether they have failed, in their order.
+pub(super) fn acknowledge_all<T>(
+    messages: impl IntoIterator<Item = Message<T>>,
+    metrics: &MessageMetrics,
+) {
+    let mut done = 0;
+    let outcomes = messages.into_iter().filter_map(|message| {
+        match message.failure() {
+            Some(failure) => metrics.failed(failure.kind()),
+            None => done += 1,
+        }
+        message.into_outcome()
+    });
+    acknowledge(outcomes);
+    metrics.done(done);
+}

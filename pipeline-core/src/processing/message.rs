@@ -1,0 +1,195 @@
+//! A message: an item whose source is told what became of it.
+
+use std::{any::Any, fmt, ops, sync::Arc, time::SystemTime};
+
+use super::{
+    acknowledge::{Acknowledgement, Acknowledger, NotConfigurable},
+    failure::{Failure, FailureKind},
+};
+use crate::timed::TraceContext;
+
+/// An item whose source is told what became of it.
+///
+/// It derefs to its data. Exactly one outcome is acknowledged for each message: when it has been
+/// handled, when it has failed, or when it is dropped without either, which is a failure too.
+///
+/// The semantics are those of `Broadway.Message`.
+pub struct Message<T> {
+    data: T,
+    metadata: Box<Metadata>,
+    failure: Option<Failure>,
+    batch_mode: BatchMode,
+    acknowledgement: Option<Acknowledgement>,
+}
+
+/// What a source knows about a message besides its data.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Metadata {
+    /// The id of the message in its source.
+    pub id: Option<Arc<str>>,
+    /// Messages with the same key belong together, and are delivered in order where the source
+    /// promises it.
+    pub key: Option<Arc<str>>,
+    /// Names and values that its sender added.
+    pub headers: Vec<(Arc<str>, Arc<str>)>,
+    /// When it was added to its source.
+    pub enqueued_at: Option<SystemTime>,
+    /// How often the source has delivered it, this time included. 0 if the source does not count.
+    pub deliveries: u32,
+    /// The trace that it belongs to.
+    pub trace: Option<TraceContext>,
+}
+
+/// When the batch of a message is closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BatchMode {
+    /// When it is full or its time is over.
+    #[default]
+    Bulk,
+    /// Also when the chunk in which the message arrives at its batcher has been added.
+    Flush,
+}
+
+impl<T> Message<T> {
+    /// A message whose outcome is told to this acknowledger, with the receipt.
+    pub fn new<A: Acknowledger>(data: T, receipt: A::Receipt, acknowledger: &Arc<A>) -> Self {
+        Self::with_acknowledgement(data, Some(Acknowledgement::new(receipt, acknowledger)))
+    }
+
+    /// A message whose outcome is told to nothing, for a source that cannot deliver it again.
+    pub fn unacknowledged(data: T) -> Self {
+        Self::with_acknowledgement(data, None)
+    }
+
+    fn with_acknowledgement(data: T, acknowledgement: Option<Acknowledgement>) -> Self {
+        let (metadata, failure, batch_mode) = Default::default();
+        Self { data, metadata, failure, batch_mode, acknowledgement }
+    }
+
+    /// The same message with this metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        *self.metadata = metadata;
+        self
+    }
+
+    /// The same message with its data converted. If the conversion fails, the message has failed, and
+    /// is acknowledged so.
+    pub fn try_map<U>(self, convert: impl FnOnce(T) -> Result<U, Failure>) -> Option<Message<U>> {
+        let Self { data, metadata, failure, batch_mode, acknowledgement } = self;
+        match convert(data) {
+            Ok(data) => Some(Message { data, metadata, failure, batch_mode, acknowledgement }),
+            Err(failure) => {
+                if let Some(acknowledgement) = acknowledgement {
+                    acknowledgement.fail(failure);
+                }
+                None
+            }
+        }
+    }
+
+    /// The data.
+    #[must_use]
+    pub fn data(&self) -> &T {
+        &self.data
+    }
+
+    /// The data, to be changed. A later try of the same message sees the change.
+    #[must_use]
+    pub fn data_mut(&mut self) -> &mut T {
+        &mut self.data
+    }
+
+    /// What its source knows about it.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Why it has failed, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// Marks it as failed. A message that has already failed gets this failure instead.
+    pub fn fail(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+    }
+
+    /// Marks it as not failed, for example in `handle_message` after
+    /// [`prepare_messages`](super::Processor::prepare_messages) had failed it.
+    pub fn recover(&mut self) {
+        self.failure = None;
+    }
+
+    /// When its batch is closed.
+    #[must_use]
+    pub fn batch_mode(&self) -> BatchMode {
+        self.batch_mode
+    }
+
+    /// Sets when its batch is closed.
+    pub fn set_batch_mode(&mut self, mode: BatchMode) {
+        self.batch_mode = mode;
+    }
+
+    /// Acknowledges it now, by whether it has failed so far. What happens to it later is told to
+    /// nothing.
+    pub fn acknowledge_now(&mut self) {
+        match (self.acknowledgement.take(), self.failure.clone()) {
+            (None, _) => {}
+            (Some(acknowledgement), None) => acknowledgement.done(),
+            (Some(acknowledgement), Some(failure)) => acknowledgement.fail(failure),
+        }
+    }
+
+    /// Takes the right to acknowledge it, to do so later and elsewhere. `None` if it was taken before,
+    /// or if the source is not told.
+    #[must_use = "dropping the acknowledgement acknowledges the message as failed"]
+    pub fn take_acknowledgement(&mut self) -> Option<Acknowledgement> {
+        self.acknowledgement.take()
+    }
+
+    /// Changes how it is acknowledged. The type of the options is the source's.
+    ///
+    /// # Errors
+    ///
+    /// [`NotConfigurable`] if the source has no options of this type.
+    pub fn configure_acknowledgement<O: Any>(
+        &mut self,
+        options: &O,
+    ) -> Result<(), NotConfigurable> {
+        self.acknowledgement.as_mut().map_or(Ok(()), |own| own.configure(options))
+    }
+
+    /// Its acknowledgement, and its failure if it has failed.
+    pub(super) fn into_outcome(self) -> Option<(Acknowledgement, Option<Failure>)> {
+        Some((self.acknowledgement?, self.failure))
+    }
+}
+
+/// Fails a message that the buffer of its source's stage had no space for.
+pub(super) fn overflowed<T>(mut message: Message<T>) {
+    let why = "the buffer of the source's stage was full";
+    message.fail(Failure::of_kind(FailureKind::Overflow, why));
+    message.acknowledge_now();
+}
+
+impl<T> ops::Deref for Message<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.data
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Message<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("data", &self.data)
+            .field("failure", &self.failure)
+            .finish_non_exhaustive()
+    }
+}
