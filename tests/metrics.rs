@@ -12,7 +12,9 @@ use std::{
 use axum::Router;
 use parking_lot::Mutex;
 use pipeline::{
-    Graph, serve,
+    Graph, Pipeline,
+    processing::{Batch, Batcher, Message, Processors},
+    serve,
     source::{QueueOptions, queue},
     statsd::{Dialect, StatsdRecorder, cadence::MetricSink},
     step::{for_each, map},
@@ -71,10 +73,17 @@ async fn registered() -> Vec<Series> {
     graph.consumer("print", for_each(async |n: u64| println!("{n}")));
     graph.consumer_supervisor("push", ConsumerSupervisor::new(worker));
     let pipeline = graph.start().unwrap();
+    let messages = Pipeline::of_messages("orders")
+        .telemetry(telemetry.clone())
+        .source(queue::<Message<u64>>(QueueOptions::new()).1)
+        .processors(Processors::from_fn(async |n: &mut Message<u64>| Ok(**n)))
+        .batcher(Batcher::from_fn(async |_: &mut Batch<u64, u64>| Ok(())))
+        .start()
+        .unwrap();
     let listener = listen("127.0.0.1:0").await.unwrap();
     serve(listener, Router::new()).telemetry(telemetry).until(async {}).await.unwrap();
     let series = recorded.series();
-    drop((pipeline, endpoint));
+    drop((pipeline, messages, endpoint));
     series
 }
 
@@ -135,7 +144,7 @@ async fn emitted() -> BTreeMap<String, Row> {
         for (tag, value) in labels {
             let values = row.tags.entry(tag.clone()).or_default();
             // The values of the other tags are names chosen by the program.
-            if ["status", "reason"].contains(&&*tag) {
+            if ["status", "reason", "trigger"].contains(&&*tag) {
                 values.insert(value);
             }
         }

@@ -247,9 +247,9 @@ impl Drop for Pipeline {
 pub(crate) enum Ends {
     /// Nothing but what their subscriptions say.
     Apart,
-    /// All stop, unless it is a source that has come to its end.
+    /// All stop, unless it is a source that has finished.
     Together,
-    /// When all sources have come to their end, the others end once they have handled everything. A
+    /// When all sources have ended, the others end once they have handled everything. A
     /// failure for good stops all.
     AfterSources,
 }

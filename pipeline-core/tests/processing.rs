@@ -141,8 +141,8 @@ async fn messages_and_batches_are_counted_by_outcome() {
         let shown = counters.map(|(labels, count)| format!("{labels}: {count}"));
         shown.map(|shown| shown.replace("pipeline=orders,", "")).collect()
     };
-    let failures = ["kind=failed,stage=default: 1", "kind=failed,stage=processors: 1"];
-    let panics = "kind=panicked,stage=processors: 1";
+    let failures = ["reason=failed,stage=default: 1", "reason=failed,stage=processors: 1"];
+    let panics = "reason=panicked,stage=processors: 1";
     assert_eq!(counted("pipeline.message.failures"), [failures[0], failures[1], panics]);
     assert_eq!(counted("pipeline.message.retries"), ["stage=processors: 2"]);
     assert_eq!(counted("pipeline.message.done"), ["stage=default: 2"]);

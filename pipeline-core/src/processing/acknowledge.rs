@@ -1,4 +1,4 @@
-//! Acknowledgements: the source of a message is told what became of it.
+//! Acknowledgements: the outcomes of messages, for their sources.
 
 use std::{
     any::{Any, type_name},
@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::failure::{Failure, FailureKind};
 use crate::{exit::ExitReason, shown::shown, stage::catch_panic_now};
 
-/// The part of a source that is told what became of its messages.
+/// The part of a source that receives the outcomes of its messages.
 ///
 /// Messages are acknowledged in groups: those of a chunk or of a batch that have the same
 /// acknowledger, both lists in the order in which the messages were handled. A source whose messages

@@ -80,6 +80,7 @@ impl<T, U> Batch<T, U> {
     }
 
     /// What the processors made of the messages.
+    #[must_use]
     pub fn outputs(&self) -> impl ExactSizeIterator<Item = &U> {
         self.messages.iter().map(|processed| &processed.output)
     }

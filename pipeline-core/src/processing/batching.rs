@@ -11,13 +11,13 @@ use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 
-/// Why a batch was closed.
+/// The reason for which a batch was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BatchTrigger {
-    /// It was full.
+    /// The batch was full.
     Size,
-    /// Its time was over.
+    /// The time of the batch was over.
     Timeout,
     /// A message in it said so, or the pipeline ended.
     Flush,
@@ -214,7 +214,7 @@ mod tests {
     fn a_batch_is_closed_by_its_weight_with_the_item_that_reached_it() {
         let now = Instant::now();
         let mut batches = Batching::new(Bounds { size: 100, weight: 10, ..BOUNDS });
-        let add = |weight| batches.add('a', weight, weight as usize, false, now)[0].take();
+        let add = |weight| batches.add('a', weight, weight, false, now)[0].take();
         let closed = [4, 4, 4, 9, 1, 3].map(add).map(|closed| closed.map(|closed| closed.items));
         assert_eq!(closed, [None, None, Some(vec![4, 4, 4]), None, Some(vec![9, 1]), None]);
     }

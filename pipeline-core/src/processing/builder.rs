@@ -95,7 +95,7 @@ type AddProcessors<T, U> = Box<
     dyn FnOnce(
             &mut Adding<'_>,
             &[Arc<dyn SourceHandle<T>>],
-            Option<(Route<U>, usize)>,
+            Option<&(Route<U>, usize)>,
         ) -> Vec<Arc<dyn Target<Forwarded<T, U>>>>
         + Send,
 >;
@@ -148,8 +148,8 @@ impl Adding<'_> {
 }
 
 impl Pipeline {
-    /// A builder for a pipeline of [messages](Message) with this name, whose sources are told what
-    /// became of each. The name is used as a metric label; keep its cardinality low.
+    /// A builder for a pipeline of [messages](Message) with this name, whose sources receive the outcome
+    /// of each. The name is used as a metric label; keep its cardinality low.
     ///
     /// The module [`processing`](crate::processing) has an example.
     pub fn of_messages(name: impl Into<Arc<str>>) -> MessagePipelineBuilder<NoSource> {
@@ -311,9 +311,10 @@ impl<T: Send + Sync + 'static> MessagePipelineBuilder<Sources<T>> {
             let count = processors.concurrency;
             let partitions = partition_by.map(|partition| (partition, count));
             let is_partitioned = partitions.is_some();
-            let processors = Box::new(move |adding: &mut Adding<'_>, sources: &[_], next| {
-                add_processors(adding, processors, is_partitioned, sources, next)
-            });
+            let processors =
+                Box::new(move |adding: &mut Adding<'_>, sources: &[_], next: Option<&_>| {
+                    add_processors(adding, processors, is_partitioned, sources, next)
+                });
             Handled { sources, partitions, processors }
         })
     }
@@ -329,7 +330,7 @@ fn add_processors<T, P>(
     processors: Processors<T, P>,
     is_partitioned: bool,
     sources: &[Arc<dyn SourceHandle<T>>],
-    next: Option<(Route<P::Output>, usize)>,
+    next: Option<&(Route<P::Output>, usize)>,
 ) -> Vec<Arc<dyn Target<Forwarded<T, P::Output>>>>
 where
     T: Send + Sync + 'static,
@@ -342,7 +343,7 @@ where
         let work = Work { processor: processor.clone(), tries, metrics: metrics.clone(), index };
         let name = format!("processor_{index}");
         let options = adding.subscribing(demand.clone(), is_partitioned.then_some(index));
-        match next.clone() {
+        match next {
             None => {
                 let make = move || {
                     AsConsumer(Typed(LastProcessorStage { work: work.clone() }, PhantomData))
@@ -354,6 +355,7 @@ where
                 }
             }
             Some((route, batchers)) => {
+                let (route, batchers) = (route.clone(), *batchers);
                 let make = move || {
                     let (work, route) = (work.clone(), route.clone());
                     AsProducerConsumer(Typed(ProcessorStage { work, route }, PhantomData))
@@ -513,7 +515,7 @@ where
             place.ok_or_else(|| no_batcher(&shown(&name), &known))
         });
         let partition_by = handled.sources.partition_by.clone();
-        start(graph, &options, handled, Some((route, count)), |adding, targets| {
+        start(graph, &options, handled, Some(&(route, count)), |adding, targets| {
             for (number, (name, add)) in batchers.into_iter().enumerate() {
                 let plan = BatcherPlan {
                     name: format!("{name:?}").into(),
@@ -585,7 +587,7 @@ fn start<T, U>(
     mut graph: Graph,
     options: &Options,
     handled: Handled<T, U>,
-    next: Option<(Route<U>, usize)>,
+    next: Option<&(Route<U>, usize)>,
     add_batchers: impl FnOnce(&mut Adding<'_>, &[Arc<dyn Target<Forwarded<T, U>>>]),
 ) -> Result<(Pipeline, MessagesHandle<T>), StartError>
 where

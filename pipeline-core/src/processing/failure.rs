@@ -48,7 +48,7 @@ pub enum FailureKind {
     Dropped,
     /// The buffer of the source's stage had no space for it.
     Overflow,
-    /// It was meant for a batcher that the pipeline does not have.
+    /// There is no batcher for the message in the pipeline.
     NoBatcher,
 }
 
@@ -72,7 +72,7 @@ impl FailureKind {
     }
 }
 
-/// What the source should do with a failed message.
+/// The further treatment of a failed message by its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Redelivery {
     /// What the source does by default: usually, it delivers the message again after a delay, and

@@ -1,4 +1,4 @@
-//! A message: an item whose source is told what became of it.
+//! A message: an item whose outcome is acknowledged to its source.
 
 use std::{any::Any, fmt, ops, sync::Arc, time::SystemTime};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::timed::TraceContext;
 
-/// An item whose source is told what became of it.
+/// An item whose outcome is acknowledged to its source.
 ///
 /// It derefs to its data. Exactly one outcome is acknowledged for each message: when it has been
 /// handled, when it has failed, or when it is dropped without either, which is a failure too.
@@ -52,12 +52,12 @@ pub enum BatchMode {
 }
 
 impl<T> Message<T> {
-    /// A message whose outcome is told to this acknowledger, with the receipt.
+    /// A message whose outcome this acknowledger receives, with the receipt.
     pub fn new<A: Acknowledger>(data: T, receipt: A::Receipt, acknowledger: &Arc<A>) -> Self {
         Self::with_acknowledgement(data, Some(Acknowledgement::new(receipt, acknowledger)))
     }
 
-    /// A message whose outcome is told to nothing, for a source that cannot deliver it again.
+    /// A message without an acknowledger, for a source that cannot deliver it again.
     pub fn unacknowledged(data: T) -> Self {
         Self::with_acknowledgement(data, None)
     }
@@ -135,8 +135,8 @@ impl<T> Message<T> {
         self.batch_mode = mode;
     }
 
-    /// Acknowledges it now, by whether it has failed so far. What happens to it later is told to
-    /// nothing.
+    /// Acknowledges it now, by whether it has failed so far. Its later outcome is not
+    /// acknowledged.
     pub fn acknowledge_now(&mut self) {
         match (self.acknowledgement.take(), self.failure.clone()) {
             (None, _) => {}
@@ -146,7 +146,7 @@ impl<T> Message<T> {
     }
 
     /// Takes the right to acknowledge it, to do so later and elsewhere. `None` if it was taken before,
-    /// or if the source is not told.
+    /// or if there is no acknowledger.
     #[must_use = "dropping the acknowledgement acknowledges the message as failed"]
     pub fn take_acknowledgement(&mut self) -> Option<Acknowledgement> {
         self.acknowledgement.take()

@@ -12,7 +12,8 @@ use super::{
     message::{BatchMode, Message},
 };
 use crate::stage::{
-    CallError, Producer, ProducerHandle, RateLimit, SharedLimiter, StageHandle, Target, random,
+    CallError, Producer, ProducerHandle, RateLimit, SharedLimiter, StageHandle, Target,
+    random_below,
 };
 
 /// A handle of a pipeline of messages: it pushes messages into it, and changes its rate limit.
@@ -66,9 +67,7 @@ impl<T: Send + Sync + 'static> MessagesHandle<T> {
     ///
     /// [`CallError`] if the source is not running. The messages are then acknowledged as failed.
     pub async fn push_messages(&self, messages: Vec<Message<T>>) -> Result<(), CallError> {
-        // Truncation picks a source, and `random` is at most 1.
-        let place = (random() * self.sources.len() as f64).floor().max(0.0);
-        let place = (0..self.sources.len()).rev().find(|n| *n as f64 <= place).unwrap_or_default();
+        let place = random_below(self.sources.len());
         self.sources[place].push(messages).await
     }
 
@@ -93,7 +92,9 @@ impl<T: Send + Sync + 'static> MessagesHandle<T> {
         data: impl IntoIterator<Item = T>,
         mode: BatchMode,
     ) -> Result<TestOutcomes, CallError> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let data: Vec<T> = data.into_iter().collect();
+        // There is an outcome for each message at most.
+        let (sender, receiver) = mpsc::channel(data.len().max(1));
         let acknowledger = Arc::new(TestAcknowledger(sender));
         let messages = data.into_iter().enumerate().map(|(n, data)| {
             let mut message = Message::new(data, n, &acknowledger);
@@ -137,7 +138,7 @@ impl<T: Send + Sync + 'static> MessagesHandle<T> {
 /// The outcomes of messages pushed by [`test_batch`](MessagesHandle::test_batch).
 #[derive(Debug)]
 pub struct TestOutcomes {
-    receiver: mpsc::UnboundedReceiver<TestOutcome>,
+    receiver: mpsc::Receiver<TestOutcome>,
 }
 
 /// The outcome of a group of messages that were acknowledged together. Each message is the number of
@@ -162,15 +163,14 @@ impl TestOutcomes {
     }
 }
 
-/// It holds an outcome for each pushed message at most.
-struct TestAcknowledger(mpsc::UnboundedSender<TestOutcome>);
+struct TestAcknowledger(mpsc::Sender<TestOutcome>);
 
 impl Acknowledger for TestAcknowledger {
     type Receipt = usize;
 
     fn acknowledge(&self, done: Vec<usize>, failed: Vec<(usize, Failure)>) {
         // A test that no longer waits is ignored.
-        let _ = self.0.send(TestOutcome { done, failed });
+        let _ = self.0.try_send(TestOutcome { done, failed });
     }
 }
 

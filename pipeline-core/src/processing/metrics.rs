@@ -27,10 +27,10 @@ pub(super) struct MessageMetrics {
 impl MessageMetrics {
     pub(super) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
         let failed = |kind: FailureKind| {
-            let label = [("kind", kind.name().to_owned())];
+            let label = [("reason", kind.name().to_owned())];
             let counter = telemetry.counter(
                 "pipeline.message.failures",
-                "Messages that were acknowledged as failed, by kind",
+                "Messages that were acknowledged as failed, by reason",
                 labels.iter().cloned().chain(label),
             );
             (kind, counter)

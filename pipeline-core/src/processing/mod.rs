@@ -1,7 +1,7 @@
 //! Pipelines of messages that are acknowledged: Broadway's layer over stages.
 //!
-//! A [`Message`] is an item whose source is told what became of it. Processors handle messages one by
-//! one, batchers collect them, batch processors handle the batches, and then the source is told which
+//! A [`Message`] is an item whose outcome is acknowledged to its source. Processors handle messages one
+//! by one, batchers collect them, batch processors handle the batches, and then the source learns which
 //! messages were handled and which have failed. A message that is dropped without an outcome, because
 //! of a panic or a killed stage, counts as failed.
 //!

@@ -10,6 +10,7 @@ mod event_stream;
 mod gauges;
 mod handle;
 mod inlet;
+mod limiting;
 mod link;
 mod mailbox;
 mod message;
@@ -38,10 +39,11 @@ pub(crate) use self::{
     behaviour::{Behaviour, HandleOf},
     consumer::AsConsumer,
     gauges::{Gauges, QueueProbe, QueueState},
+    limiting::SharedLimiter,
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
-    rate_limit::{RateLimiter, SharedLimiter},
+    rate_limit::RateLimiter,
     restart::RestartBudget,
     slot::{Occupant, Origin, Slot, Target, next_id},
     spec::{Observed, PipelineShared, Prepared, StageSpec, TypedStageSpec},
@@ -95,4 +97,9 @@ pub(crate) fn catch_panic_now<T>(
 pub(crate) fn random() -> f64 {
     let bits = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
     f64::from(bits) / f64::from(u32::MAX)
+}
+
+/// A random number below this, or 0.
+pub(crate) fn random_below(count: usize) -> usize {
+    usize::try_from(RandomState::new().hash_one(()) % count.max(1) as u64).unwrap_or_default()
 }

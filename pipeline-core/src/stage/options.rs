@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     buffer::DiscardFn,
-    rate_limit::{Limiting, SharedLimiter},
+    limiting::{Limiting, SharedLimiter},
     restart::RestartBudget,
 };
 use crate::{

@@ -1,8 +1,7 @@
 //! A limit of events per interval. Pure: callers pass the time in.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// A limit of events per interval.
@@ -127,28 +126,6 @@ impl RateLimiter {
         // Saturates after 584 years.
         let since = Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX));
         self.refill = now.checked_add(self.limit.interval.saturating_sub(since));
-    }
-}
-
-/// The limiter of one stage, or of several that share it.
-pub(crate) type SharedLimiter = Arc<Mutex<RateLimiter>>;
-
-/// How a stage that has not started is limited.
-#[derive(Clone, Debug)]
-pub(crate) enum Limiting {
-    /// By a limit of its own.
-    Own(RateLimit),
-    /// By a limiter that it shares with others.
-    Shared(SharedLimiter),
-}
-
-impl Limiting {
-    /// The limiter of a stage that starts now.
-    pub(crate) fn start(&self, now: Instant) -> SharedLimiter {
-        match self {
-            Self::Own(limit) => Arc::new(Mutex::new(RateLimiter::new(*limit, now))),
-            Self::Shared(limiter) => limiter.clone(),
-        }
     }
 }
 

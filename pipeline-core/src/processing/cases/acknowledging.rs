@@ -134,7 +134,7 @@ async fn a_message_is_acknowledged_later_by_what_took_its_acknowledgement() {
 }
 
 #[test]
-fn a_message_that_is_dropped_has_failed() {
+fn x_045_a_message_that_is_dropped_has_failed() {
     let groups = Log::default();
     let acks = recorder("acks", &groups);
     drop(Message::new(1, 1, &acks));

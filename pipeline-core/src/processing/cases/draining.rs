@@ -83,7 +83,7 @@ impl Producer for Late {
 
     /// A poll that never returns.
     async fn ready(&mut self) {
-        pending().await
+        pending::<()>().await;
     }
 
     async fn handle_drain(

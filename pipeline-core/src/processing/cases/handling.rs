@@ -177,7 +177,7 @@ async fn s_203_failed_messages_are_acknowledged_before_the_batch() {
     let (producer, source) = Source::new();
     let batches = Log::default();
     let odd = async |n: &mut Message<u64>| {
-        if **n % 2 == 0 { Err(Failure::new("even")) } else { Ok(**n) }
+        if n.is_multiple_of(2) { Err(Failure::new("even")) } else { Ok(**n) }
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
@@ -212,9 +212,9 @@ async fn tried(handle_until: u64, why: fn(&'static str) -> Failure) -> (Vec<u64>
 
 #[tokio::test(start_paused = true)]
 async fn a_message_is_tried_again_until_it_is_handled_or_its_tries_are_used_up() {
-    let (handled, source) = tried(3, |why| Failure::new(why)).await;
+    let (handled, source) = tried(3, Failure::new).await;
     assert_eq!((handled, source.acks()), (vec![0, 1, 2], vec![(vec![0], vec![])]));
-    let (handled, source) = tried(9, |why| Failure::new(why)).await;
+    let (handled, source) = tried(9, Failure::new).await;
     assert_eq!((handled, source.acks()), (vec![0, 1, 2], vec![(vec![], vec![0])]));
 }
 

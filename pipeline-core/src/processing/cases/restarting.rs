@@ -185,6 +185,41 @@ async fn s_227_a_batcher_that_fails_is_restarted_alone_and_its_open_batches_have
     assert_eq!(restarted(&pipeline), ["batcher_default"]);
 }
 
+/// Waits in every message until its stage is killed, except in odd ones.
+struct WaitsInEven;
+
+impl Processor<u64> for WaitsInEven {
+    type Output = ();
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        if message.is_multiple_of(2) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_044_the_other_processors_are_not_touched() {
+    let feed = Feed::new();
+    let pipeline = Pipeline::of_messages("test")
+        .source_with(source(&feed))
+        .partition_by(|n| **n)
+        .processors(Processors::new(WaitsInEven).concurrency(2).max_demand(2).min_demand(1))
+        .start()
+        .unwrap();
+    feed.add([2, 1, 3]).await;
+    assert_eq!(feed.acks(), [vec![1, 3], vec![]]);
+    let stage: ConsumerHandle<Typed<LastProcessorStage<WaitsInEven>, u64>> =
+        pipeline.stage("processor_0").unwrap();
+    stage.kill();
+    settle().await;
+    assert_eq!(feed.acks(), [vec![], vec![2]]);
+    feed.add([5]).await;
+    assert_eq!(feed.acks(), [vec![5], vec![]]);
+    assert_eq!(restarted(&pipeline), ["processor_0"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pipeline_fails_with_a_source_that_is_not_restarted() {
     let feed = Feed::new();

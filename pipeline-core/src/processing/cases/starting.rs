@@ -55,9 +55,13 @@ async fn s_186_a_wrong_option_is_named_with_what_is_expected() {
     assert_eq!(source.to_string(), "min_demand is 4, expected at most 3 with a max_demand of 4");
 }
 
+/// A count is always a bound too, so there is a `max_demand` without an option.
 #[tokio::test(start_paused = true)]
-async fn s_187_a_batcher_by_weight_has_a_demand() {
-    // A count is always a bound too, so there is a `max_demand` without an option.
+async fn s_187_a_batcher_by_weight_needs_no_demand() {
+    x_047_a_batcher_by_weight_has_the_demand_of_its_size().await;
+}
+
+async fn x_047_a_batcher_by_weight_has_the_demand_of_its_size() {
     let (producer, source) = Source::new();
     let batches = Log::default();
     let _pipeline = Pipeline::of_messages("test")

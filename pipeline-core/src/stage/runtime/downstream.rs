@@ -8,9 +8,10 @@ use super::{
     super::{
         behaviour::Behaviour,
         catch_panic_now,
+        limiting::{Limiting, SharedLimiter},
         link::{EventPort, Subscribe, ToConsumer, ToProducer},
         outlet::{Emitted, Outlet},
-        rate_limit::{Limiting, RateLimit, SharedLimiter},
+        rate_limit::RateLimit,
     },
     Callback, StageTask,
     accounting::Accounting,
