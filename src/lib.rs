@@ -50,8 +50,8 @@ mod signal;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub use pipeline_core::testkit;
 pub use pipeline_core::{
-    ExitReason, Graph, Pipeline, backoff, builder, dispatcher, guide, prelude, report, snapshot,
-    source, stage, step, subscription, supervisor, telemetry, timed,
+    ExitReason, Graph, Pipeline, backoff, builder, dispatcher, guide, prelude, processing, report,
+    snapshot, source, stage, step, subscription, supervisor, telemetry, timed,
 };
 /// A live view of pipelines and sockets.
 #[cfg(feature = "inspect")]

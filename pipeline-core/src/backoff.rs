@@ -89,7 +89,8 @@ impl Backoff {
 
 impl Backoff {
     /// The delay after the `n`th failure, counted from 1. `random` is between 0 and 1.
-    pub(crate) fn nth_delay(self, n: u32, random: f64) -> Duration {
+    #[must_use]
+    pub fn nth_delay(self, n: u32, random: f64) -> Duration {
         let steps = i32::try_from(n.saturating_sub(1)).unwrap_or(i32::MAX);
         let next = times(self.first, self.factor.powi(steps), self.max);
         BackoffState { backoff: self, next }.next_delay(random)

@@ -166,7 +166,7 @@ pub trait Producer: Sized + Send + 'static {
     }
 
     /// Returns a future that completes when the stage has ended and everything that was acknowledged
-    /// to it has been stored. Called once, before [`init`](Self::init). The pipeline awaits it at its
+    /// to it has been stored. Called once, after [`init`](Self::init). The pipeline awaits it at its
     /// end, when all stages have ended, until the deadline of the drain.
     ///
     /// It is for sources whose events are acknowledged when they have been handled, such as the

@@ -191,8 +191,8 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
         let made = catch_panic_now(|| {
             let mut behaviour =
                 (self.make)().expect("a stage without a constructor has no restarts");
-            shared.settling.lock().extend(behaviour.settled());
             behaviour.init(&context)?;
+            shared.settling.lock().extend(behaviour.settled());
             // This calls the program's constructor of a dispatcher.
             Ok((behaviour, self.options.outlet(B::KIND)))
         });
