@@ -22,13 +22,13 @@ use pipeline_load::{
 use serde::Deserialize;
 use tokio::{
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
-    client::{Client, Ended, Http, Message, PATIENCE, Transport},
+    client::{Client, Ended, Http, Message, PATIENCE, RECEIVE_BUFFER, Transport},
     process::{RunError, Server},
-    server::{Options, Stats},
+    server::{Options, Stats, WINDOWS},
 };
 
 /// Offer 1, 2, 5 and 20 times what can be delivered, and show what happens to it
@@ -56,12 +56,23 @@ const TIMES: [u64; 4] = [1, 2, 5, 20];
 /// The number of users, each with one client.
 const USERS: usize = 50;
 
-/// The number of connections that push by HTTP, and the requests of each per second.
-const INTAKES: u64 = 8;
-const REQUESTS: u64 = 50;
+/// The capacity of the queue, the number of workers, and the time that each takes for an item. The workers wait, so what
+/// they can do hardly depends on the machine.
+const QUEUE: usize = 1000;
+const WORKERS: usize = 20;
+const WORK_US: u64 = 10_000;
+
+/// The items that the server may hold: in the queue, and asked for by its stages.
+const HELD: usize = QUEUE + WINDOWS + WORKERS;
+
+/// The requests per second that push by HTTP. Each has as many items as are due.
+const REQUESTS: u64 = 200;
+
+/// The most connections that wait for an answer at once. Beyond them, a request is not sent, which is a fault.
+const CONNECTIONS: usize = 500;
 
 /// A rate that is more than can be delivered, in order to measure what can.
-const MORE: u64 = 100_000;
+const MORE: u64 = 20_000;
 
 /// The clients of a broadcast, the items that each reads per second, and the bytes of an item. A connection's
 /// buffers in the operating system hold about a second of them.
@@ -69,8 +80,21 @@ const LISTENERS: usize = 10;
 const READS: u64 = 400;
 const BYTES: usize = 8192;
 
-/// How long the server may take after the load until it holds nothing.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(2);
+/// The frames and the bytes that may wait for a client.
+const OUTBOX: usize = 256;
+const OUTBOX_BYTES: usize = 1 << 20;
+
+/// The most bytes of an item in the queue, or of a frame that is none of a broadcast.
+const ITEM_BYTES: usize = 1024;
+
+/// By how much the server's memory may exceed its start and the bounds of its queues.
+const SPARE_BYTES: u64 = 16 << 20;
+
+/// How many times as long as in theory an item may wait, and the server may hold items after the load.
+const MARGIN: f64 = 2.0;
+
+/// How long the clients may take to read what the server has sent.
+const READ_WITHIN: Duration = Duration::from_secs(20);
 
 /// The beginning and the end of the table in a file.
 const BEGIN: &str = "<!-- overload -->";
@@ -82,23 +106,74 @@ struct Received {
     items: AtomicU64,
     /// The ages of the items in microseconds.
     ages: Mutex<Vec<u64>>,
+    /// For each client.
+    positions: Vec<Mutex<Position>>,
+    /// Connections that were closed as too slow.
+    closes: AtomicU64,
+    /// Connections that ended in another way.
+    lost: AtomicU64,
+}
+
+/// Where a client is in the sequence of its topic.
+#[derive(Debug, Default)]
+struct Position {
+    last: u64,
+    /// Whether an item has arrived on this connection.
+    has_begun: bool,
+    /// Items between two connections, and gaps and repetitions within one.
+    missed: u64,
+    faults: u64,
+}
+
+impl Position {
+    fn item(&mut self, k: u64) {
+        let next = self.last + 1;
+        if k < next || (self.has_begun && k > next) {
+            self.faults += 1;
+        } else {
+            self.missed += k - next;
+        }
+        (self.last, self.has_begun) = (k, true);
+    }
+}
+
+/// What was offered, and what became of it by its source's account.
+#[derive(Clone, Copy, Debug, Default)]
+struct Offer {
+    items: u64,
+    /// Items that the source knows to be accepted.
+    accepted: u64,
+    unsent: u64,
+    took: Duration,
+    /// How late the source was, 99th percentile, in milliseconds.
+    late: f64,
 }
 
 /// The result of one load.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Measured {
     way: Way,
-    times: u64,
-    offered: f64,
-    delivered: f64,
-    /// The number of delivered items, and how long the load took.
-    count: u128,
-    took: Duration,
+    /// What can be delivered in a second.
+    capacity: u64,
+    offer: Offer,
+    /// Items that were delivered during the load.
+    delivered: u64,
+    /// Items that were delivered in all.
+    received: u64,
+    /// Items that clients have missed between two connections.
+    missed: u64,
+    /// Gaps and repetitions.
+    faults: u64,
+    closes: u64,
+    lost: u64,
+    /// The state of the server after the load.
+    stats: Stats,
     p50: f64,
     p99: f64,
-    refused: f64,
-    how: String,
-    mebibytes: f64,
+    /// How long an item may wait in theory, in milliseconds.
+    waits: f64,
+    memory: u64,
+    memory_bound: u64,
     recovered: Duration,
 }
 
@@ -114,14 +189,14 @@ impl Overload {
         for way in Way::value_variants() {
             let capacity = match way {
                 Way::Broadcast => READS,
-                // Both go through the same queue and the same workers.
                 Way::Push | Way::Pipeline => {
-                    let most = self.measure(Way::Pipeline, 0, MORE).await?;
-                    u64::try_from(most.count * 1000 / most.took.as_millis()).unwrap_or(u64::MAX)
+                    let most = self.measure(*way, 1, MORE).await?;
+                    let rate = u128::from(most.delivered) * 1000 / most.offer.took.as_millis();
+                    u64::try_from(rate).unwrap_or(u64::MAX).max(1)
                 }
             };
             for times in TIMES {
-                let measured = self.measure(*way, times, capacity * times).await?;
+                let measured = self.measure(*way, times, capacity).await?;
                 eprintln!("measured {way:?} at {times} times {capacity} a second");
                 all.push(measured);
             }
@@ -135,35 +210,36 @@ impl Overload {
             fs::write(file, replaced)?;
             fs::write(file.with_file_name("overload.svg"), chart(&panels(&all)))?;
         }
-        let late: Vec<_> = all.iter().filter(|row| row.recovered > RECOVERS_WITHIN).collect();
-        if late.is_empty() {
-            Ok(())
-        } else {
-            Err(RunError::Violated(format!("recovered late: {late:?}")))
+        let faults: Vec<_> = all.iter().flat_map(Measured::faults).collect();
+        if faults.is_empty() {
+            println!("\nEvery item was delivered, or is counted by reason.");
+            return Ok(());
         }
+        Err(RunError::Violated(faults.join("\n")))
     }
 
-    async fn measure(&self, way: Way, times: u64, rate: u64) -> Result<Measured, RunError> {
+    async fn measure(&self, way: Way, times: u64, capacity: u64) -> Result<Measured, RunError> {
         let options = Options {
             users: USERS,
             rate: 0,
             failing: false,
-            work_us: 2000,
-            max_demand: 20,
-            queue: 1000,
-            outbox: 256,
+            work_us: WORK_US,
+            max_demand: WORKERS,
+            queue: QUEUE,
+            outbox: OUTBOX,
             drain_secs: 10,
         };
         let server = Server::start(&options).await?;
-        let received = Arc::new(Received::default());
-        let mut clients = JoinSet::new();
         let (count, pace) = match way {
             Way::Broadcast => (LISTENERS, Some(READS)),
             Way::Push | Way::Pipeline => (USERS, None),
         };
+        let positions = (0..count).map(|_| Mutex::default()).collect();
+        let received = Arc::new(Received { positions, ..Received::default() });
+        let mut clients = JoinSet::new();
         for client in 0..count {
             let user = if way == Way::Broadcast { 0 } else { client };
-            clients.spawn(listen(server.address, user, pace, received.clone()));
+            clients.spawn(listen(server.address, user, client, pace, received.clone()));
         }
         while server.stats().await?.sockets < count {
             sleep(Duration::from_millis(20)).await;
@@ -171,156 +247,296 @@ impl Overload {
         // The joins are answered.
         sleep(Duration::from_millis(200)).await;
 
-        let (time, began) = (Duration::from_secs(self.seconds), Instant::now());
-        let peak = Arc::new(AtomicU64::new(server.resident()?));
-        let load = offer(&server, way, rate, time);
+        let time = Duration::from_secs(self.seconds);
+        let start = server.resident()?;
+        let peak = Arc::new(AtomicU64::new(start));
+        let load = offer(&server, way, capacity * times, time);
         let watch = async {
             loop {
                 peak.fetch_max(server.resident().unwrap_or_default(), Relaxed);
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        let (offered, refused) = tokio::select! {
+        let offer = tokio::select! {
             load = load => load?,
             () = watch => return Err(RunError::Violated("the watch ended".to_owned())),
         };
-        let (took, count) = (began.elapsed(), received.items.load(Relaxed));
-        let (recovered, stats) = recovery(&server).await?;
+        let delivered = received.items.load(Relaxed);
+        let rate = delivered.max(1) as f64 / offer.took.as_secs_f64();
+        let waits = 1000.0 * way.in_front() / rate;
+        let recovered = recovery(&server, MARGIN * waits).await?;
+        let stats = received.all_read(&server, way, offer.items).await?;
         let latencies = Latencies::new(std::mem::take(&mut *received.ages.lock()));
-        let how = match way {
-            Way::Push => format!("{refused} answered with 503"),
-            Way::Pipeline => format!("{} returned by `try_push`", stats.refused_full),
-            Way::Broadcast => {
-                format!("{} times a socket was closed with 1011", stats.closed_slow)
-            }
-        };
-        let refused = match way {
-            // Frames that waited for a socket that was closed, and broadcasts while its client was away.
-            Way::Broadcast => {
-                let all = offered * LISTENERS as u64;
-                1.0 - stats.frames_out.min(all) as f64 / all.max(1) as f64
-            }
-            Way::Push | Way::Pipeline => refused as f64 / offered.max(1) as f64,
+        let sum = |of: fn(&Position) -> u64| {
+            received.positions.iter().map(|position| of(&position.lock())).sum()
         };
         Ok(Measured {
             way,
-            times,
-            offered: offered as f64 / took.as_secs_f64(),
-            delivered: count as f64 / took.as_secs_f64(),
-            count: u128::from(count),
-            took,
+            capacity,
+            offer,
+            delivered,
+            received: received.items.load(Relaxed),
+            missed: match way {
+                // With the last ones, after which a client has received nothing.
+                Way::Broadcast => {
+                    let last: u64 = sum(|position| position.last);
+                    sum(|position| position.missed) + offer.items * LISTENERS as u64 - last
+                }
+                Way::Push | Way::Pipeline => sum(|position| position.missed),
+            },
+            faults: sum(|position| position.faults),
+            closes: received.closes.load(Relaxed),
+            lost: received.lost.load(Relaxed),
+            stats,
             p50: latencies.at(500),
             p99: latencies.at(990),
-            refused: refused * 100.0,
-            how,
-            mebibytes: peak.load(Relaxed) as f64 / 1024.0 / 1024.0,
+            waits,
+            memory: peak.load(Relaxed),
+            memory_bound: start + way.memory() + SPARE_BYTES,
             recovered,
         })
     }
 }
 
-/// Offers items for some time. Returns how many, and how many were refused.
-async fn offer(
-    server: &Server,
-    way: Way,
-    rate: u64,
-    time: Duration,
-) -> Result<(u64, u64), RunError> {
-    let millis = time.as_millis();
-    match way {
-        Way::Pipeline => {
-            let path = format!("/offer?rate={rate}&millis={millis}");
-            let Offered { offered, .. } = server.get(&path).await?;
-            Ok((offered, server.stats().await?.refused_full))
+impl Way {
+    /// The items that may be in front of one, for all clients together.
+    fn in_front(self) -> f64 {
+        match self {
+            Way::Push | Way::Pipeline => HELD as f64,
+            Way::Broadcast => {
+                let connection =
+                    OUTBOX_BYTES.min(OUTBOX * BYTES) + sent_buffer() + received_buffer();
+                (connection / BYTES * LISTENERS) as f64
+            }
         }
-        Way::Broadcast => {
-            let path = format!("/broadcast?topic=user:0&rate={rate}&millis={millis}&pad={BYTES}");
-            let Offered { offered, took_seconds } = server.get(&path).await?;
-            if took_seconds > 2.0 * time.as_secs_f64() {
-                eprintln!("the broadcasts took {took_seconds:.1} s");
+    }
+
+    /// The bytes that the queues may hold.
+    fn memory(self) -> u64 {
+        let (clients, frame) = match self {
+            Way::Push | Way::Pipeline => (USERS, ITEM_BYTES),
+            Way::Broadcast => (LISTENERS, BYTES),
+        };
+        (HELD * ITEM_BYTES + clients * OUTBOX_BYTES.min(OUTBOX * frame)) as u64
+    }
+}
+
+/// The bytes that the operating system keeps for a connection until they have been received.
+fn sent_buffer() -> usize {
+    let limits = fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap_or_default();
+    limits.split_whitespace().last().and_then(|most| most.parse().ok()).unwrap_or(4 << 20)
+}
+
+/// The bytes that it keeps until they are read: twice what the client has asked for.
+fn received_buffer() -> usize {
+    2 * RECEIVE_BUFFER as usize
+}
+
+impl Received {
+    /// Waits until the clients have read everything that was sent to them. Returns the server's state.
+    async fn all_read(&self, server: &Server, way: Way, offered: u64) -> Result<Stats, RunError> {
+        let until = Instant::now() + READ_WITHIN;
+        loop {
+            let stats = server.stats().await?;
+            let is_read = match way {
+                Way::Push | Way::Pipeline => self.items.load(Relaxed) >= stats.accepted,
+                Way::Broadcast => self.positions.iter().all(|position| {
+                    let position = position.lock();
+                    !position.has_begun || position.last == offered
+                }),
+            };
+            if is_read && self.closes.load(Relaxed) >= stats.closed_slow || Instant::now() > until {
+                return Ok(stats);
             }
-            Ok((offered, 0))
-        }
-        Way::Push => {
-            let mut intakes = JoinSet::new();
-            for number in 0..INTAKES {
-                let count = (rate / INTAKES / REQUESTS).max(1);
-                intakes.spawn(push(server.address, number, count, time));
-            }
-            let mut sum = (0, 0);
-            while let Some(intake) = intakes.join_next().await {
-                let (offered, refused) = intake.map_err(io::Error::other)??;
-                sum = (sum.0 + offered, sum.1 + refused);
-            }
-            Ok(sum)
+            sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
-/// Pushes this many items in each request. Returns how many items, and how many were refused.
-async fn push(
-    address: SocketAddr,
-    number: u64,
-    count: u64,
-    time: Duration,
-) -> io::Result<(u64, u64)> {
+impl Measured {
+    fn times_offered(&self) -> f64 {
+        self.offered() / self.capacity as f64
+    }
+
+    fn offered(&self) -> f64 {
+        self.offer.items as f64 / self.offer.took.as_secs_f64()
+    }
+
+    /// The share of the items that were refused, or were not received by a client.
+    fn refused(&self) -> f64 {
+        let (some, all) = match self.way {
+            Way::Broadcast => (self.missed, self.offer.items * LISTENERS as u64),
+            Way::Push | Way::Pipeline => (self.stats.refused_full, self.offer.items),
+        };
+        100.0 * some as f64 / all.max(1) as f64
+    }
+
+    /// Sums that differ, and bounds that are exceeded.
+    fn faults(&self) -> Vec<String> {
+        let Self { offer, stats, received, missed, .. } = self;
+        let mut faults = Vec::new();
+        let mut expect = |holds: bool, what: &str| {
+            if !holds {
+                faults.push(format!("{what}: {self:?}"));
+            }
+        };
+        expect(offer.unsent == 0, "requests were not sent");
+        expect(self.faults == 0, "an item is missing on a connection, or came twice");
+        expect(self.lost == 0, "a client lost its connection");
+        expect(self.closes == stats.closed_slow, "clients and server count different closes");
+        match self.way {
+            Way::Push | Way::Pipeline => {
+                let refused = stats.refused_full + stats.refused_closed;
+                expect(stats.begun == offer.items, "an offered item did not reach the queue");
+                expect(offer.items == stats.accepted + refused, "an offered item is in no sum");
+                expect(offer.accepted == stats.accepted, "the answers have other sums");
+                expect(
+                    stats.accepted == received + stats.frames_dropped,
+                    "an accepted item is not delivered and not counted",
+                );
+                expect(*missed == 0, "items are missing in front of the first");
+            }
+            Way::Broadcast => {
+                let all = offer.items * LISTENERS as u64;
+                expect(all == received + missed, "an item of a broadcast is in no sum");
+                expect(
+                    stats.frames_dropped <= *missed,
+                    "more was dropped than clients have missed",
+                );
+                expect(
+                    *missed == 0 || stats.closed_slow > 0,
+                    "a client that was not closed has missed items",
+                );
+            }
+        }
+        expect(self.p99 <= MARGIN * self.waits + offer.late, "items waited too long");
+        expect(
+            self.memory <= self.memory_bound,
+            "the server's memory exceeds the bounds of its queues",
+        );
+        let recovers = Duration::from_secs_f64(MARGIN * self.waits / 1000.0);
+        expect(self.recovered <= recovers, "the server recovered late");
+        faults
+    }
+}
+
+/// Offers items for some time.
+async fn offer(server: &Server, way: Way, rate: u64, time: Duration) -> Result<Offer, RunError> {
+    let millis = time.as_millis();
+    let path = match way {
+        Way::Push => return Ok(push(server.address, rate, time).await?),
+        Way::Pipeline => format!("/offer?rate={rate}&millis={millis}"),
+        Way::Broadcast => {
+            format!("/broadcast?topic=user:0&rate={rate}&millis={millis}&pad={BYTES}")
+        }
+    };
+    let Offered { offered, took_seconds } = server.get(&path).await?;
+    let accepted = server.stats().await?.accepted;
+    let took = Duration::from_secs_f64(took_seconds);
+    Ok(Offer { items: offered, accepted, unsent: 0, took, late: 0.0 })
+}
+
+/// Pushes by HTTP at a rate that does not depend on the answers: each request is sent when it is due, on a connection
+/// that waits for no answer. The age of its items counts from then.
+async fn push(address: SocketAddr, rate: u64, time: Duration) -> io::Result<Offer> {
     #[derive(Deserialize)]
     struct Answer {
         accepted: u64,
     }
-    let mut http = Http::connect(address).await?;
-    let mut pace = interval(Duration::from_millis(1000 / REQUESTS));
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (began, mut sum, mut n) = (Instant::now(), (0, 0), 1);
-    for user in (0..USERS as u64).cycle().skip(usize::try_from(number).unwrap_or_default()) {
-        pace.tick().await;
-        if began.elapsed() >= time {
+    let (began, began_us) = (Instant::now(), unix_micros());
+    let mut sum = Offer::default();
+    let mut late = Vec::new();
+    let mut idle = Vec::new();
+    let mut pending: JoinSet<io::Result<(Http, u64)>> = JoinSet::new();
+    let done = |sum: &mut Offer, idle: &mut Vec<Http>, answered| -> io::Result<()> {
+        let (http, accepted) = Result::<io::Result<_>, _>::map_err(answered, io::Error::other)??;
+        sum.accepted += accepted;
+        idle.push(http);
+        Ok(())
+    };
+    for request in 0.. {
+        let due = Duration::from_micros(request * 1_000_000 / REQUESTS);
+        if due >= time {
             break;
         }
-        let path = format!("/push?user={user}&n={n}&count={count}");
-        let (_, body) = http.request("POST", &path, "").await?;
-        let Answer { accepted } = serde_json::from_slice(&body)?;
-        (n, sum) = (n + count, (sum.0 + count, sum.1 + count - accepted));
+        sleep_until(began + due).await;
+        late.push(u64::try_from((began.elapsed() - due).as_micros()).unwrap_or(u64::MAX));
+        while let Some(answered) = pending.try_join_next() {
+            done(&mut sum, &mut idle, answered)?;
+        }
+        let count = rate * (request + 1) / REQUESTS - rate * request / REQUESTS;
+        sum.items += count;
+        if pending.len() >= CONNECTIONS {
+            sum.unsent += count;
+            continue;
+        }
+        let (user, n) = (request % USERS as u64, rate * request / REQUESTS + 1);
+        let at_us = began_us + request * 1_000_000 / REQUESTS;
+        let path = format!("/push?user={user}&n={n}&count={count}&at_us={at_us}");
+        let http = idle.pop();
+        pending.spawn(async move {
+            let mut http = match http {
+                Some(http) => http,
+                None => Http::connect(address).await?,
+            };
+            let (_, body) = http.request("POST", &path, "").await?;
+            let Answer { accepted } = serde_json::from_slice(&body)?;
+            Ok((http, accepted))
+        });
     }
+    sum.took = began.elapsed().max(time);
+    while let Some(answered) = pending.join_next().await {
+        done(&mut sum, &mut idle, answered)?;
+    }
+    sum.late = Latencies::new(late).at(990);
     Ok(sum)
 }
 
-/// Waits until the server holds nothing. Returns how long that took.
-async fn recovery(server: &Server) -> Result<(Duration, Stats), RunError> {
+/// Waits until the server holds nothing, and at most twice as long as it may take. Returns how long that took.
+async fn recovery(server: &Server, within_millis: f64) -> Result<Duration, RunError> {
     let began = Instant::now();
+    let within = Duration::from_secs_f64(2.0 * within_millis / 1000.0);
     loop {
         let stats = server.stats().await?;
         let is_idle = stats.held() == 0 && stats.frames_waiting == 0;
-        if is_idle || began.elapsed() > 10 * RECOVERS_WITHIN {
-            return Ok((began.elapsed(), stats));
+        if is_idle || began.elapsed() > within {
+            return Ok(began.elapsed());
         }
         sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// Joins the topic of a user, receives items at most at a pace, and connects again when it is closed.
-async fn listen(address: SocketAddr, user: usize, pace: Option<u64>, received: Arc<Received>) {
-    loop {
-        let Ok(Ok(mut client)) =
-            timeout(PATIENCE, Client::connect(address, Transport::WebSocket, &user.to_string()))
-                .await
-        else {
-            return;
-        };
+async fn listen(
+    address: SocketAddr,
+    user: usize,
+    number: usize,
+    pace: Option<u64>,
+    received: Arc<Received>,
+) {
+    for visit in 0.. {
+        let name = format!("{number}.{visit}");
+        let connecting = Client::connect(address, Transport::WebSocket, &name);
+        let Ok(Ok(mut client)) = timeout(PATIENCE, connecting).await else { break };
         let join = format!(r#"["1","1","user:{user}","phx_join",{{}}]"#);
         if client.send(&join).await.is_err() {
-            return;
+            break;
         }
-        match read(&mut client, pace, &received).await {
-            Ended::Closed(1011) | Ended::Broken => {}
-            _ => return,
+        match read(&mut client, pace, number, &received).await {
+            Ended::Closed(1011) | Ended::Broken => {
+                received.positions[number].lock().has_begun = false;
+                received.closes.fetch_add(1, Relaxed);
+            }
+            _ => break,
         }
     }
+    received.lost.fetch_add(1, Relaxed);
 }
 
-async fn read(client: &mut Client, pace: Option<u64>, received: &Received) -> Ended {
+async fn read(client: &mut Client, pace: Option<u64>, number: usize, received: &Received) -> Ended {
     #[derive(Deserialize)]
     struct Item {
+        k: u64,
         at_us: u64,
     }
     let (mut began, mut count) = (Instant::now(), 0);
@@ -329,16 +545,17 @@ async fn read(client: &mut Client, pace: Option<u64>, received: &Received) -> En
             Ok(text) => text,
             Err(ended) => return ended,
         };
+        let invalid = || Ended::Invalid(String::from_utf8_lossy(&text).into_owned());
         let Ok((_, _, _, event, payload)) = serde_json::from_slice::<Message<'_>>(&text) else {
-            return Ended::Invalid(String::from_utf8_lossy(&text).into_owned());
+            return invalid();
         };
         if event != "item" {
             continue;
         }
-        if let Ok(Item { at_us }) = serde_json::from_str(payload.get()) {
-            received.items.fetch_add(1, Relaxed);
-            received.ages.lock().push(unix_micros().saturating_sub(at_us));
-        }
+        let Ok(Item { k, at_us }) = serde_json::from_str(payload.get()) else { return invalid() };
+        received.ages.lock().push(unix_micros().saturating_sub(at_us));
+        received.positions[number].lock().item(k);
+        received.items.fetch_add(1, Relaxed);
         let Some(pace) = pace else { continue };
         if count == 0 {
             began = Instant::now();
@@ -355,20 +572,34 @@ async fn read(client: &mut Client, pace: Option<u64>, received: &Received) -> En
 
 fn table(all: &[Measured]) -> String {
     let mut text = String::from(
-        "| by | offered | items offered/s | received/s | p50 | p99 | refused | how | memory, at most | recovered in |\n\
-         | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |\n",
+        "| by | offered | items offered/s | received/s | p50 | p99 | waits at most | refused | how | memory, at most | \
+         recovered in |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |\n",
     );
     for row in all {
-        let way = match row.way {
-            Way::Push => "`POST /push`",
-            Way::Pipeline => "pipeline",
-            Way::Broadcast => "broadcast",
+        let Measured { stats, p50, p99, waits, .. } = row;
+        let delivered = row.delivered as f64 / row.offer.took.as_secs_f64();
+        let (way, how) = match row.way {
+            Way::Push => ("`POST /push`", format!("{} answered with 503", stats.refused_full)),
+            Way::Pipeline => ("pipeline", format!("{} returned by `try_push`", stats.refused_full)),
+            Way::Broadcast => (
+                "broadcast",
+                format!(
+                    "{} times a socket was closed with 1011: {} frames dropped, {} while the client was away",
+                    stats.closed_slow,
+                    stats.frames_dropped,
+                    row.missed.saturating_sub(stats.frames_dropped)
+                ),
+            ),
         };
-        let Measured { times, offered, delivered, p50, p99, refused, how, mebibytes, .. } = row;
         writeln!(
             text,
-            "| {way} | {times} × | {offered:.0} | {delivered:.0} | {p50:.0} ms | {p99:.0} ms | {refused:.1} % | {how} | \
-             {mebibytes:.0} MiB | {:.2} s |",
+            "| {way} | {:.2} × | {:.0} | {delivered:.0} | {p50:.0} ms | {p99:.0} ms | {waits:.0} ms | {:.1} % | {how} | \
+             {:.0} MiB | {:.2} s |",
+            row.times_offered(),
+            row.offered(),
+            row.refused(),
+            row.memory as f64 / 1024.0 / 1024.0,
             row.recovered.as_secs_f64()
         )
         .expect("a String takes any text");
@@ -390,14 +621,14 @@ fn panels(all: &[Measured]) -> [Panel; 2] {
         let curves = names.map(|(way, name)| {
             let mut curve = Curve::new(name);
             let rows = all.iter().filter(|row| row.way == way);
-            curve.points.extend(rows.map(|row| (row.times as f64, value(row))));
+            curve.points.extend(rows.map(|row| (row.times_offered(), value(row))));
             curve
         });
         Panel { title, x: "times what can be delivered", y, curves: curves.into() }
     };
     [
         panel("The time until delivery, 99th percentile", "milliseconds", |row| row.p99),
-        panel("What is refused", "percent of what is offered", |row| row.refused),
+        panel("What is refused", "percent of what is offered", Measured::refused),
     ]
 }
 
@@ -411,5 +642,93 @@ mod tests {
         let expected = format!("before\n{BEGIN}\nnew\n{END}\nafter\n");
         assert_eq!(replaced(&text, "new\n"), Some(expected));
         assert_eq!(replaced("no table", "new\n"), None);
+    }
+
+    /// Ten items were offered, of which seven were accepted and delivered.
+    fn measured(way: Way) -> Measured {
+        let (offer, stats) = match way {
+            Way::Broadcast => {
+                let stats = Stats { frames_dropped: 5, closed_slow: 2, ..Stats::default() };
+                (Offer { items: 10, ..Offer::default() }, stats)
+            }
+            Way::Push | Way::Pipeline => {
+                let stats = Stats { begun: 10, accepted: 7, refused_full: 3, ..Stats::default() };
+                (Offer { items: 10, accepted: 7, ..Offer::default() }, stats)
+            }
+        };
+        let is_broadcast = way == Way::Broadcast;
+        Measured {
+            way,
+            capacity: 10,
+            offer: Offer { took: Duration::from_secs(1), ..offer },
+            delivered: 7,
+            received: if is_broadcast { 92 } else { 7 },
+            missed: if is_broadcast { 8 } else { 0 },
+            faults: 0,
+            closes: stats.closed_slow,
+            lost: 0,
+            stats,
+            p50: 1.0,
+            p99: 1000.0,
+            waits: 600.0,
+            memory: 20,
+            memory_bound: 20,
+            recovered: Duration::from_millis(600),
+        }
+    }
+
+    #[test]
+    fn every_sum_and_every_bound_is_checked() {
+        type Change = fn(&mut Measured);
+        let of_all: [Change; 7] = [
+            |row| row.offer.unsent = 1,
+            |row| row.faults = 1,
+            |row| row.lost = 1,
+            |row| row.closes += 1,
+            |row| row.p99 = 1201.0,
+            |row| row.memory = 21,
+            |row| row.recovered = Duration::from_millis(1201),
+        ];
+        let of_items: [Change; 6] = [
+            |row| row.stats.begun -= 1,
+            |row| row.stats.refused_full -= 1,
+            |row| row.offer.accepted += 1,
+            |row| row.received -= 1,
+            |row| row.received += 1,
+            |row| row.missed = 1,
+        ];
+        let of_broadcasts: [Change; 3] = [
+            |row| row.received -= 1,
+            |row| row.stats.frames_dropped = 9,
+            |row| (row.stats.closed_slow, row.closes) = (0, 0),
+        ];
+        for way in Way::value_variants() {
+            assert_eq!(measured(*way).faults(), [""; 0]);
+            let more: &[Change] = if *way == Way::Broadcast { &of_broadcasts } else { &of_items };
+            for (index, change) in of_all.iter().chain(more).enumerate() {
+                let mut row = measured(*way);
+                change(&mut row);
+                assert_eq!(row.faults().len(), 1, "{way:?}, {index}: {:?}", row.faults());
+            }
+        }
+        let mut late = measured(Way::Push);
+        (late.p99, late.offer.late) = (1300.0, 100.0);
+        assert_eq!(late.faults(), [""; 0], "the source was late");
+    }
+
+    #[test]
+    fn a_gap_on_a_connection_is_a_fault_and_one_between_two_is_missed() {
+        let mut position = Position::default();
+        (3..6).for_each(|k| position.item(k));
+        position.has_begun = false;
+        position.item(9);
+        assert_eq!((position.missed, position.faults), (2 + 3, 0));
+        position.item(11);
+        assert_eq!((position.missed, position.faults), (2 + 3, 1), "10 is lost");
+        position.item(11);
+        assert_eq!((position.missed, position.faults), (2 + 3, 2), "twice");
+        position.has_begun = false;
+        position.item(10);
+        assert_eq!((position.missed, position.faults), (2 + 3, 3), "again on another connection");
     }
 }

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use serde::Deserialize;
 use tokio::{
+    sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
@@ -40,11 +41,12 @@ pub(crate) struct Read {
     pub(crate) ended: Ended,
 }
 
-/// Joins, and reads in a task of its own.
+/// Joins, and reads in a task of its own, except while it is asleep.
 pub(crate) async fn start(
     address: SocketAddr,
     transport: Transport,
     user: usize,
+    asleep: watch::Receiver<bool>,
 ) -> Result<JoinHandle<Read>, Ended> {
     let mut client = Client::connect(address, transport, &user.to_string()).await?;
     client.send(&format!(r#"["1","1","user:{user}","phx_join",{{}}]"#)).await?;
@@ -56,7 +58,7 @@ pub(crate) async fn start(
         reader.received(&text)?;
     }
     Ok(tokio::spawn(async move {
-        let ended = reader.read(&mut client).await;
+        let ended = reader.read(&mut client, asleep).await;
         let Reader { items, violations, .. } = reader;
         Read { user, items, violations, ended }
     }))
@@ -69,17 +71,21 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(&mut self, client: &mut Client) -> Ended {
+    async fn read(&mut self, client: &mut Client, mut asleep: watch::Receiver<bool>) -> Ended {
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beat.tick().await;
         loop {
             let done = tokio::select! {
-                received = client.receive() => received.and_then(|text| self.received(&text)),
-                _ = beat.tick() => client.send(r#"[null,"2","phoenix","heartbeat",{}]"#).await,
+                Ok(()) = asleep.changed() => None,
+                received = client.receive() => Some(received.and_then(|text| self.received(&text))),
+                _ = beat.tick() => Some(client.send(r#"[null,"2","phoenix","heartbeat",{}]"#).await),
             };
-            if let Err(ended) = done {
-                return ended;
+            match done {
+                // It wakes up at the latest when the sender is gone.
+                None => while *asleep.borrow_and_update() && asleep.changed().await.is_ok() {},
+                Some(Err(ended)) => return ended,
+                Some(Ok(())) => {}
             }
         }
     }

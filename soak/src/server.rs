@@ -69,6 +69,9 @@ const MAX_RESTARTS: usize = 1000;
 /// The events that may be in the failing stage at once, and are lost with it.
 const FAILING_DEMAND: usize = 40;
 
+/// The events that may be between the queue and the supervisor: in the failing stage and the numbering one.
+pub(crate) const WINDOWS: usize = 2 * FAILING_DEMAND;
+
 /// The number of tasks that push.
 const PUSHERS: usize = 4;
 
@@ -175,6 +178,14 @@ impl Item {
     fn new(user: usize, from: From, n: u64, pad: usize) -> Self {
         let (k, place) = (AtomicU64::new(0), AtomicU8::new(Place::Queue as u8));
         Self { user, from, n, k, at_us: unix_micros(), pad, place }
+    }
+
+    /// The item with the time at which it was due.
+    fn at(self, at_us: u64) -> Self {
+        // A type with a destructor cannot be taken apart.
+        let mut item = self;
+        item.at_us = at_us;
+        item
     }
 
     fn moved(&self, place: Place) {
@@ -429,34 +440,37 @@ struct Pushed {
     n: u64,
     #[serde(default = "one")]
     count: u64,
+    /// When the request was due.
+    at_us: Option<u64>,
 }
 
 fn one() -> u64 {
     1
 }
 
-/// Pushes `count` items, numbered from `n`, until the queue refuses one.
+/// Pushes `count` items, numbered from `n`. The queue may refuse some.
 async fn push_items(
     State(app): State<App>,
     Query(pushed): Query<Pushed>,
 ) -> (StatusCode, Json<Value>) {
     let counts = &app.shared.counts;
-    let Pushed { user, n, count } = pushed;
+    let Pushed { user, n, count, at_us } = pushed;
+    let at_us = at_us.unwrap_or_else(unix_micros);
+    let (mut accepted, mut refused) = (0, None);
     for n in n..n.saturating_add(count) {
         counts.begun.fetch_add(1, Relaxed);
-        let item = Item::new(user, From::Http, n, 0);
-        let refused = match app.shared.items.try_push(Timed::now(item)) {
+        let item = Item::new(user, From::Http, n, 0).at(at_us);
+        match app.shared.items.try_push(Timed::now(item)) {
             Ok(()) => {
                 counts.accepted.fetch_add(1, Relaxed);
-                continue;
+                accepted += 1;
             }
-            Err(error) => counts.refused(error),
-        };
-        let accepted = n - pushed.n;
-        let answer = json!({ "accepted": accepted, "refused": refused });
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(answer));
+            Err(error) => refused = Some(counts.refused(error)),
+        }
     }
-    (StatusCode::ACCEPTED, Json(json!({ "accepted": count })))
+    let status =
+        if refused.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::ACCEPTED };
+    (status, Json(json!({ "accepted": accepted, "refused": refused })))
 }
 
 /// The state of the server.
@@ -625,7 +639,7 @@ struct Broadcasts {
 
 /// Broadcasts at this rate, without a pipeline.
 async fn broadcast(State(app): State<App>, Query(asked): Query<Broadcasts>) -> Json<Value> {
-    let (began, pad) = (Instant::now(), "x".repeat(asked.pad));
+    let (began, began_us, pad) = (Instant::now(), unix_micros(), "x".repeat(asked.pad));
     let time = Duration::from_millis(asked.millis);
     let (mut n, mut tick) = (0, interval(Duration::from_millis(2)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -633,7 +647,7 @@ async fn broadcast(State(app): State<App>, Query(asked): Query<Broadcasts>) -> J
         tick.tick().await;
         while n < due(began, asked.rate) && began.elapsed() < time {
             n += 1;
-            let at_us = unix_micros();
+            let at_us = began_us + n * 1_000_000 / asked.rate;
             let message = Message { user: 0, from: 0, n, k: n, at_us, pad: &pad };
             // A payload of numbers and a text has a JSON form.
             let _ = app.endpoint.broadcast(&asked.topic, "item", message);
@@ -653,7 +667,7 @@ struct Offered {
 async fn offer(State(app): State<App>, Query(asked): Query<Offered>) -> Json<Value> {
     let counts = &app.shared.counts;
     let users = app.shared.numbers.len() as u64;
-    let began = Instant::now();
+    let (began, began_us) = (Instant::now(), unix_micros());
     let time = Duration::from_millis(asked.millis);
     let (mut n, mut tick) = (0, interval(Duration::from_millis(2)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -661,7 +675,8 @@ async fn offer(State(app): State<App>, Query(asked): Query<Offered>) -> Json<Val
         tick.tick().await;
         while n < due(began, asked.rate) && began.elapsed() < time {
             let user = usize::try_from(n % users).unwrap_or_default();
-            let item = Item::new(user, From::Pusher, n / users + 1, 0);
+            let at_us = began_us + (n + 1) * 1_000_000 / asked.rate;
+            let item = Item::new(user, From::Pusher, n / users + 1, 0).at(at_us);
             counts.begun.fetch_add(1, Relaxed);
             match app.shared.items.try_push(Timed::now(item)) {
                 Ok(()) => drop(counts.accepted.fetch_add(1, Relaxed)),

@@ -4,6 +4,7 @@ use std::{collections::HashSet, fmt, net::SocketAddr, time::Duration};
 
 use rustix::process::Signal;
 use tokio::{
+    sync::watch,
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -36,6 +37,9 @@ const USERS: usize = 40;
 /// How many clients use long polling in a run with SIGSTOP.
 const POLLING: usize = 5;
 
+/// How many clients stop reading before two signals, until the server has ended. They do not answer the close.
+const SLEEPING: usize = 2;
+
 /// The number of tasks that push by HTTP.
 const INTAKES: usize = 3;
 
@@ -57,6 +61,12 @@ struct Sums {
     left: usize,
     frames_dropped: u64,
     frames_waiting: usize,
+    /// Items that the reports have as unprocessed.
+    unprocessed: usize,
+    /// Sockets that the reports have as closed and as aborted, and clients that have read the close.
+    closed: usize,
+    aborted: usize,
+    notified: u64,
     /// Items that were delivered, although their worker had not returned.
     both: u64,
 }
@@ -75,19 +85,26 @@ impl fmt::Display for Sums {
         )?;
         writeln!(
             f,
-            "| ended in the queue or before it is numbered | before a worker | in a worker | frames dropped | \
-             frames waiting | delivered by a worker that was ended |"
+            "| ended in the queue or before it is numbered | before a worker | in a worker | unprocessed, by the \
+             reports | frames dropped | frames waiting | delivered by a worker that was ended |"
         )?;
-        writeln!(f, "| ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        writeln!(f, "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         let [queue, numbered, worker] = self.dropped;
         writeln!(
             f,
-            "| {} | {numbered} | {worker} | {} | {} | {} |",
+            "| {} | {numbered} | {worker} | {} | {} | {} | {} |\n",
             queue + self.left as u64,
+            self.unprocessed,
             self.frames_dropped,
             self.frames_waiting,
             self.both
-        )
+        )?;
+        writeln!(
+            f,
+            "| sockets closed, by the reports | aborted | clients that read the close (1012) |"
+        )?;
+        writeln!(f, "| ---: | ---: | ---: |")?;
+        writeln!(f, "| {} | {} | {} |", self.closed, self.aborted, self.notified)
     }
 }
 
@@ -128,6 +145,7 @@ struct Load {
     polling: usize,
     readers: Vec<JoinHandle<Read>>,
     intakes: Vec<JoinHandle<Accepted>>,
+    asleep: watch::Sender<bool>,
 }
 
 impl Load {
@@ -144,9 +162,13 @@ impl Load {
         };
         let server = Server::start(&options).await?;
         let mut readers = Vec::new();
+        let (asleep, sleeping) = watch::channel(false);
+        let (_awake, waking) = watch::channel(false);
         for user in 0..USERS {
             let transport = if user < polling { Transport::LongPoll } else { Transport::WebSocket };
-            let reader = timeout(PATIENCE, reader::start(server.address, transport, user)).await?;
+            let sleeps = if user < SLEEPING { &sleeping } else { &waking };
+            let starting = reader::start(server.address, transport, user, sleeps.clone());
+            let reader = timeout(PATIENCE, starting).await?;
             readers.push(reader.map_err(|ended| {
                 RunError::Violated(format!("a client could not join: {ended:?}"))
             })?);
@@ -154,14 +176,16 @@ impl Load {
         server.request("/start").await?;
         let intake = |number| tokio::spawn(push(server.address, number));
         let intakes = (0..INTAKES).map(intake).collect();
-        Ok(Self { server, polling, readers, intakes })
+        Ok(Self { server, polling, readers, intakes, asleep })
     }
 
     /// Stops the server by one signal or two.
     async fn stop(self, random: &mut Random, sums: &mut Sums) -> Result<Vec<String>, RunError> {
         sleep(Duration::from_millis(50 + random.below(500))).await;
+        let is_interrupted = random.one_in(2);
+        self.asleep.send_replace(is_interrupted);
         self.server.signal(Signal::TERM)?;
-        if random.one_in(2) {
+        if is_interrupted {
             sleep(Duration::from_millis(random.below(120))).await;
             // The server may have ended.
             let _ = self.server.signal(Signal::TERM);
@@ -192,8 +216,9 @@ impl Load {
     /// Waits for the end of everything, and compares the sums.
     async fn account(self, sums: &mut Sums) -> Result<Vec<String>, RunError> {
         let last = self.server.ended().await?;
+        self.asleep.send_replace(false);
         let mut faults = Vec::new();
-        let (mut delivered, mut by_http) = (0_u64, HashSet::new());
+        let (mut delivered, mut notified, mut by_http) = (0_u64, 0, HashSet::new());
         for reader in self.readers {
             let read = timeout(PATIENCE, reader).await?.map_err(std::io::Error::other)?;
             let violations = read.violations.iter().map(|violation| format!("{violation:?}"));
@@ -202,6 +227,7 @@ impl Load {
             if !last.interrupted && read.user >= self.polling && !is_closed {
                 faults.push(format!("a client was not closed with 1012: {:?}", read.ended));
             }
+            notified += u64::from(is_closed);
             delivered += read.items.len() as u64;
             let of_http = read.items.iter().filter(|item| item.from == Source::Http as usize);
             by_http.extend(of_http.map(|item| (read.user, item.n)));
@@ -212,7 +238,9 @@ impl Load {
         }
         let undelivered = answered.iter().filter(|item| !by_http.contains(item)).count() as u64;
         faults.extend(compare(&last, delivered, undelivered));
+        faults.extend(compare_sockets(&last, notified, self.polling));
         sums.add(&last, delivered, answered.len() as u64);
+        sums.notified += notified;
         Ok(faults)
     }
 }
@@ -236,6 +264,8 @@ fn compare(last: &Final, delivered: u64, undelivered: u64) -> Vec<String> {
     };
     expect(stats.begun == refused + stats.handled + ended, "an item is in no sum or in two");
     expect(stats.accepted <= delivered + ended + frames, "an accepted item is missing");
+    let reported = last.unprocessed as u64 == ended;
+    expect(reported, "the report has another number of unprocessed items");
     // A worker may be ended after its broadcast.
     expect(delivered <= stats.handled + last.dropped[2], "an item is delivered twice");
     expect(undelivered <= ended + frames, "an item that was answered with 2xx is missing");
@@ -247,6 +277,26 @@ fn compare(last: &Final, delivered: u64, undelivered: u64) -> Vec<String> {
     faults
 }
 
+/// Finds sockets that are in no sum of the report, or in the wrong one.
+fn compare_sockets(last: &Final, notified: u64, polling: usize) -> Option<String> {
+    let Final { closed, aborted, interrupted, .. } = last;
+    // A session over long polling is closed without a close frame.
+    let may_be_closed = notified + polling as u64;
+    let holds = closed + aborted == USERS
+        && *closed as u64 <= may_be_closed
+        && if *interrupted {
+            *aborted >= SLEEPING
+        } else {
+            *aborted == 0 && may_be_closed == USERS as u64
+        };
+    (!holds).then(|| {
+        format!(
+            "of {USERS} sockets, the report has {closed} as closed and {aborted} as aborted, and {notified} clients \
+             have read the close: {last:?}"
+        )
+    })
+}
+
 impl Sums {
     fn add(&mut self, last: &Final, delivered: u64, by_http: u64) {
         let stats = &last.stats;
@@ -256,6 +306,9 @@ impl Sums {
         self.by_http += by_http;
         self.delivered += delivered;
         self.left += last.left;
+        self.unprocessed += last.unprocessed;
+        self.closed += last.closed;
+        self.aborted += last.aborted;
         for (sum, dropped) in self.dropped.iter_mut().zip(last.dropped) {
             *sum += dropped;
         }
@@ -295,7 +348,27 @@ mod tests {
     fn last(interrupted: bool) -> Final {
         let stats =
             Stats { begun: 12, accepted: 10, refused_full: 2, handled: 8, ..Stats::default() };
-        Final { stats, interrupted, dropped: [1, 0, 1], ..Final::default() }
+        let (closed, aborted) = (USERS - 3, 3);
+        let dropped = [1, 0, 1];
+        Final { stats, interrupted, dropped, unprocessed: 2, closed, aborted, ..Final::default() }
+    }
+
+    #[test]
+    fn a_socket_that_is_in_no_sum_or_in_the_wrong_one_is_a_fault() {
+        let notified = |count: usize| (USERS - count) as u64;
+        assert_eq!(compare_sockets(&last(true), notified(3), 0), None);
+        assert_eq!(compare_sockets(&last(true), notified(0), 0), None, "aborted after the close");
+        assert!(compare_sockets(&last(true), notified(4), 0).is_some(), "closed without a close");
+        assert_eq!(compare_sockets(&last(true), notified(4), 1), None, "over long polling");
+        assert!(compare_sockets(&last(false), notified(0), 0).is_some(), "aborted");
+        let unnoticed = Final { closed: USERS - 1, aborted: 1, ..last(true) };
+        assert!(compare_sockets(&unnoticed, notified(0), 0).is_some(), "two were asleep");
+        let lost = Final { closed: USERS - 4, ..last(true) };
+        assert!(compare_sockets(&lost, notified(3), 0).is_some(), "in no sum");
+        let clean = Final { closed: USERS, aborted: 0, ..last(false) };
+        assert_eq!(compare_sockets(&clean, notified(0), 0), None);
+        assert_eq!(compare_sockets(&clean, notified(5), 5), None);
+        assert!(compare_sockets(&clean, notified(1), 0).is_some(), "a client was not notified");
     }
 
     #[test]
@@ -306,7 +379,9 @@ mod tests {
         assert_eq!(compare(&last(true), 10, 2).len(), 1, "one is too many");
         assert_eq!(compare(&last(true), 8, 3).len(), 1, "answered with 2xx, and missing");
         assert_eq!(compare(&last(false), 8, 2).len(), 1, "the shutdown was not interrupted");
-        let lost = Final { dropped: [0; 3], ..last(true) };
+        let lost = Final { dropped: [0; 3], unprocessed: 0, ..last(true) };
         assert_eq!(compare(&lost, 8, 0).len(), 2, "the server has lost two");
+        let unreported = Final { unprocessed: 1, ..last(true) };
+        assert_eq!(compare(&unreported, 8, 2).len(), 1, "the report has one less");
     }
 }

@@ -10,7 +10,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-pub(crate) use self::http::Http;
+pub(crate) use self::{http::Http, websocket::RECEIVE_BUFFER};
 use self::{longpoll::LongPoll, websocket::WebSocket};
 
 /// How long a connection may take, and how long an answer.

@@ -14,7 +14,7 @@ use super::Ended;
 
 /// The size of the buffer for received bytes in the operating system. It is small, so that a client that does not
 /// read is noticed.
-const RECEIVE_BUFFER: u32 = 64 << 10;
+pub(crate) const RECEIVE_BUFFER: u32 = 64 << 10;
 
 /// How long to wait for the server's answer to a close.
 const CLOSED_WITHIN: Duration = Duration::from_secs(10);
