@@ -13,7 +13,7 @@ pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Known {
     /// The longest time for which it was not read from.
     pub(crate) frozen: Duration,
-    /// Whether items of a burst have arrived. A burst is faster than any client.
+    /// Whether there was a burst to its user, which may be faster than any client. Its items need not have arrived.
     pub(crate) in_burst: bool,
 }
 

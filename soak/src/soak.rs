@@ -65,7 +65,7 @@ const LEAKED_BYTES: f64 = 100.0;
 const LEAKED_COUNT: f64 = 1.0 / 500.0;
 
 /// A run that is at least this long has to show that there is no such leak. In a shorter one, it may be unclear.
-const CLEAR_AFTER_MINUTES: f64 = 10.0;
+const CLEAR_AFTER_MINUTES: f64 = 20.0;
 
 /// By how much a resource may grow all the same in the second half of a run, as a part of its mean, and in all.
 const GROWTH: f64 = 0.1;
@@ -73,6 +73,9 @@ const SPARE_BYTES: f64 = 8.0 * MIB;
 const SPARE_COUNT: f64 = 100.0;
 
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// How long a burst may take: its items wait for room in the queue.
+const BURST_WITHIN: Duration = Duration::from_secs(10);
 
 /// By how many descriptors and tasks the server may exceed its start once all clients have left, and by how many bytes
 /// of the heap: its tables keep their room.
@@ -142,6 +145,8 @@ pub(crate) struct Run {
     pub(crate) bursts: u64,
     pub(crate) seed: u64,
     pub(crate) totals: Totals,
+    /// When a burst to a user was last requested.
+    bursts_at: Vec<Mutex<Option<Instant>>>,
     subscribed: AtomicUsize,
     violations: Mutex<(usize, Vec<String>)>,
 }
@@ -153,6 +158,17 @@ impl Run {
         if violations.1.len() < KEPT {
             violations.1.push(format!("client {client}: {what}"));
         }
+    }
+
+    /// Records that a client has requested a burst to a user.
+    pub(crate) fn bursts(&self, user: usize) {
+        self.totals.bursts.add();
+        *self.bursts_at[user].lock() = Some(Instant::now());
+    }
+
+    /// Whether there was a burst to a user since a time, or not long before.
+    pub(crate) fn has_burst(&self, user: usize, since: Instant) -> bool {
+        self.bursts_at[user].lock().is_some_and(|at| at + BURST_WITHIN >= since)
     }
 
     /// Counts a client that has joined everything, or has not any more.
@@ -213,6 +229,7 @@ impl Soak {
             bursts: self.bursts,
             seed: self.seed,
             totals: Totals::default(),
+            bursts_at: (0..users).map(|_| Mutex::default()).collect(),
             subscribed: AtomicUsize::default(),
             violations: Mutex::default(),
         });

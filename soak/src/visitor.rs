@@ -15,7 +15,6 @@ use crate::{
     presence::{People, Presences},
     random::Random,
     sequence::{Received, Sequence},
-    server::From,
     soak::Run,
 };
 
@@ -30,9 +29,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long the server may take to count the end of a connection that the client has noticed.
 const COUNTED_WITHIN: Duration = Duration::from_secs(10);
-
-/// The number of the source of bursts.
-const BURST: usize = From::Burst as usize;
 
 /// What the clients do.
 #[derive(Clone, Debug)]
@@ -140,10 +136,12 @@ impl Visitor {
         while !matches!(*phase.borrow_and_update(), Phase::Leave) {
             self.visit += 1;
             self.known = Known::default();
+            let began = Instant::now();
             match Client::connect(self.run.address, self.transport, &self.connection()).await {
                 Ok(client) => {
                     self.run.totals.connects.add();
                     if let Err(ended) = self.stay(client, &mut phase).await {
+                        self.known.in_burst = self.run.has_burst(self.user, began);
                         self.ended(&ended).await;
                         sleep(PAUSE).await;
                     }
@@ -292,7 +290,7 @@ impl Visitor {
             4..6 => {
                 totals.freezes.add();
                 if self.leaving.is_none() && self.random.one_in(self.run.bursts) {
-                    totals.bursts.add();
+                    self.run.bursts(self.user);
                     let (user, joining) = (self.user, self.joining);
                     let reference = self.next_reference();
                     let text = format!(r#"["{joining}","{reference}","user:{user}","burst",{{}}]"#);
@@ -340,7 +338,6 @@ impl Visitor {
                     self.run.violated(self.number, &what);
                 }
                 self.run.totals.items.add();
-                self.known.in_burst |= item.from == BURST;
                 let Item { user, from, n, k } = item;
                 self.sequence.item(Received { user, from: from.min(2), n, k })
             }
