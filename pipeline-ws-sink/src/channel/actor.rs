@@ -316,7 +316,7 @@ impl<C: Channel> RunningChannel<C> {
     async fn live(&mut self, reader: &MailboxReader) -> End {
         loop {
             // Yields to other tasks, even if there is always something to handle.
-            pay(CALLBACK).await;
+            pay(CALLBACK + self.context.connection.outbox.take_unpaid()).await;
             // Timers and messages alternate, so that neither starves the other.
             let due = self.context.timers(|timers| timers.due(Instant::now()));
             if let Some(message) = due

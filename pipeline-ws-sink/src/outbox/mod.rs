@@ -23,7 +23,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU16, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -58,6 +58,16 @@ const GATHER: usize = 64;
 
 /// The expected number of frames in a write when frames come fast.
 const IN_A_WRITE: usize = 16;
+
+/// How many bytes take as long to compress as a small frame takes to handle.
+const COMPRESSED_A_UNIT: usize = 512;
+
+/// How many bytes of a frame for one socket cost as much as a small frame.
+const BYTES_A_UNIT: usize = 8 << 10;
+
+/// The cost of a frame that waits behind others: it takes memory of its own, and if the outbox is
+/// full, an attempt to write.
+const WAITING: usize = 4;
 
 /// Which task writes a frame, if no earlier frame waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +104,9 @@ pub(crate) struct Outbox {
     /// The number of the client's channels: draining counts them, and finds the socket by its
     /// outbox.
     channels: AtomicU32,
+    /// What frames to this client have cost of a task's budget, besides that of the messages that
+    /// caused them. The client's own tasks pay it before they handle its next message.
+    unpaid: AtomicU16,
     /// Notifies senders that wait for room, if the policy is to wait.
     room: Option<Box<Notify>>,
     /// The slot at the flusher, unless only the socket's own task writes.
@@ -167,6 +180,7 @@ impl Outbox {
             send_timeout: Duration::MAX,
             compresses: false,
             channels: AtomicU32::new(0),
+            unpaid: AtomicU16::new(0),
             room: None,
             flush_slot: None,
             metrics,
@@ -525,14 +539,37 @@ impl Outbox {
 
     /// A frame for this socket alone, compressed if that was negotiated and makes it smaller.
     fn compressed<'a>(&self, frame: &'a Frame) -> Cow<'a, Frame> {
-        let deflated = if self.compresses { frame.deflated() } else { None };
-        deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
+        if !self.compresses {
+            return Cow::Borrowed(frame);
+        }
+        self.owes(frame.len() / COMPRESSED_A_UNIT);
+        frame.deflated().map_or(Cow::Borrowed(frame), Cow::Owned)
+    }
+
+    fn owes(&self, units: usize) {
+        if units > 0 {
+            let units = u16::try_from(units).unwrap_or(u16::MAX);
+            let add = |unpaid: u16| Some(unpaid.saturating_add(units));
+            let _ = self.unpaid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        }
+    }
+
+    /// What frames to this client have cost of a task's budget since the last call.
+    pub(crate) fn take_unpaid(&self) -> u64 {
+        // Usually nothing, and a load is cheaper than a swap.
+        match self.unpaid.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.unpaid.swap(0, Ordering::Relaxed).into(),
+        }
     }
 
     fn accept(self: &Arc<Self>, frame: &Frame, kind: FrameKind, timeline: Option<Timeline>) {
         let outgoing = Arc::new(Outgoing::alone(frame.clone(), timeline, kind));
         let mut unrecorded = PendingMetrics::default();
-        self.accept_in(self.state.lock(), &outgoing, WriteMode::Inline, &mut unrecorded);
+        let mut state = self.state.lock();
+        let waits = state.waiting().is_some();
+        self.owes(frame.len() / BYTES_A_UNIT + if waits { WAITING } else { 0 });
+        self.accept_in(state, &outgoing, WriteMode::Inline, &mut unrecorded);
         unrecorded.record(&self.metrics);
     }
 

@@ -279,6 +279,29 @@ async fn an_outbox_that_has_caught_up_holds_no_memory_for_frames() {
     assert!(outbox.state.lock().backlog.is_none());
 }
 
+#[tokio::test]
+async fn frames_that_are_compressed_or_large_or_have_to_wait_cost_more() {
+    let (telemetry, _) = Recorded::new();
+    let metrics = Arc::new(SocketMetrics::register(&telemetry));
+    let new = |writer| Outbox::new(writer, ROOMY, metrics.clone());
+    let (ours, _theirs) = connection(1 << 20).await;
+    let plain = Arc::new(new(Writer::Tcp(Arc::new(ours))));
+    let (ours, _theirs) = connection(1 << 20).await;
+    let compressing = Arc::new(new(Writer::Tcp(Arc::new(ours))).compressing(true));
+    for (length, price, compressed) in [(100, 0, 0), (5 << 10, 0, 10), (64 << 10, 8, 128)] {
+        plain.send(&text(length), None);
+        assert_eq!(plain.take_unpaid(), price, "{length}");
+        compressing.send(&text(length), None);
+        assert_eq!(compressing.take_unpaid(), compressed, "{length}");
+    }
+    assert_eq!(plain.take_unpaid(), 0, "it is paid once");
+    let behind = Arc::new(new(Writer::Task(Box::pin(tokio::io::empty()))));
+    for price in [0, 4, 4] {
+        behind.send(&text(100), None);
+        assert_eq!(behind.take_unpaid(), price);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn received_data_counts_as_activity() {
     let (outbox, _) = outbox(Writer::Task(Box::pin(tokio::io::sink())), ROOMY);

@@ -55,6 +55,10 @@ const OVERHEAD: usize = 256;
 /// task costs far more than a message, and 128 of them at once would occupy a thread for long.
 const JOIN_COST: u64 = 16;
 
+/// The cost of a message that is refused because the inbox is full. It is decoded twice, and its
+/// answer is written from scratch.
+const REFUSAL_COST: u64 = 8;
+
 /// How long a client with a full inbox is not read from. It is shorter than clients wait for the
 /// answer to a heartbeat.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -100,7 +104,7 @@ pub(crate) struct Session<S: Socket> {
     /// Channels that have left their topic and have not ended yet: their `terminate` runs.
     ending: Vec<JoinHandle<()>>,
     lives: u64,
-    /// What handled joins still have to pay of the task's budget.
+    /// What handled joins and refused messages still have to pay of the task's budget.
     unpaid: u64,
     /// The state of the rate limits, if there are any and once a message has counted.
     spent: Option<Box<RateState>>,
@@ -219,7 +223,7 @@ impl<S: Socket> Session<S> {
     /// What the messages until now have cost of the task's budget, besides their bytes. The
     /// transport pays it before the next message.
     pub(crate) fn unpaid(&mut self) -> u64 {
-        mem::take(&mut self.unpaid)
+        mem::take(&mut self.unpaid) + self.connection.outbox.take_unpaid()
     }
 
     /// Handles a message, unless it has to wait for room: then its count is returned. It awaits
@@ -273,6 +277,7 @@ impl<S: Socket> Session<S> {
         if has_room {
             self.route(&message, &received, held);
         } else {
+            self.unpaid += REFUSAL_COST;
             self.routes.limited.count(Scope::Inbox);
             self.answer_refused(&message, &reason("too many messages are waiting"));
         }
