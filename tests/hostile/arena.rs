@@ -41,7 +41,9 @@ pub(crate) const SALT: &str = "arena";
 /// How long a polling client may wait between two polls.
 pub(crate) const WINDOW: Duration = Duration::from_secs(1);
 
-/// A payload that takes no time to be encoded.
+/// Payloads that take no time to be encoded.
+static ANSWER: LazyLock<Payload> =
+    LazyLock::new(|| Payload::new(&json!({ "padding": "x".repeat(1 << 16) })).unwrap());
 static PUSHED: LazyLock<Payload> =
     LazyLock::new(|| Payload::new(&json!({ "padding": "x".repeat(1 << 13) })).unwrap());
 
@@ -71,7 +73,7 @@ impl Channel for Room {
     ) -> Result<Reply, Stop> {
         match event {
             "stall" => std::future::pending().await,
-            "large" => Ok(Reply::ok().with(json!({ "padding": "x".repeat(1 << 16) }))),
+            "large" => Ok(Reply::ok().with(&*ANSWER)),
             "pushes" => {
                 for _ in 0..8 {
                     cx.push("pushed", &*PUSHED)?;

@@ -274,11 +274,6 @@ impl Client {
 }
 
 impl Frame {
-    /// Whether these bytes are not part of the payload.
-    pub(crate) fn is_not(&self, bytes: &[u8]) -> bool {
-        !self.payload.windows(bytes.len()).any(|window| window == bytes)
-    }
-
     /// The message in a text.
     pub(crate) fn message(&self) -> Result<Value, String> {
         if self.first != FIN | TEXT {

@@ -31,11 +31,19 @@ fn tables() -> String {
             text += &format!("| {} | {} | {} |\n", case.id, case.what, case.expect);
         }
     }
-    text += "\n## Sustained attacks\n\nBounded: an inbox of 4 MiB and an outbox of 4 MiB for each \
-             client, which replies may double; the bytes are sampled during the attack.\n\n\
-             | case | two clients each send, without a pause |\n| --- | --- |\n";
-    for Storm { id, what, .. } in sustained::all() {
-        text += &format!("| {id} | {what} |\n");
+    text += "\n## Sustained attacks\n\nBounded: for each attack, the bytes in the server's bounded \
+             buffers, and the memory by which its process grows.\n\n\
+             | case | two clients each send, without a pause | class | in each measurement, at \
+             least | in buffers, at most | memory, at most |\n\
+             | --- | --- | --- | --- | --- | --- |\n";
+    for storm in sustained::all() {
+        let Storm { id, what, limit, attack, holds, .. } = &storm;
+        let kib = |bytes: usize| bytes.div_ceil(1 << 10);
+        let (holds, memory) = (kib(*holds), kib(storm.memory()));
+        text += &format!(
+            "| {id} | {what} | {} | {} {} | {holds} KiB | {memory} KiB |\n",
+            limit.name, attack.least, attack.unit
+        );
     }
     text
 }

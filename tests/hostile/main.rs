@@ -22,6 +22,7 @@ mod messages;
 mod others;
 mod polls;
 mod requests;
+mod server;
 mod slow;
 mod storms;
 mod sustained;

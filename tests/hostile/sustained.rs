@@ -1,54 +1,97 @@
 //! The sustained attacks.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 
-use pipeline::ws::{Mount, mount::WhenFull};
-use pipeline_test_support::AnySocket;
 use serde_json::json;
 
 use crate::{
-    arena::Options,
     case::{Act, Case, Group, POLLED, session},
     client::{
-        CONTINUE, Client, FIN, PING, RSV1, SOCKET, TEXT, TOPIC, deflated, event, frame, head,
-        heartbeat, join, json_text, upgrade,
+        CONTINUE, Client, FIN, OFFER, PING, RSV1, SOCKET, TEXT, TOPIC, beaten, deflated, event,
+        frame, head, heartbeat, join, json_text, upgrade,
     },
     deflate, frames, messages, requests,
+    server::{Kind, SMALL_OUTBOX},
     storms::{
-        Attack, BUDGET, End, HOSTILE, Signals, Storm, connects, deaf, drips, flood, silent,
-        withstands,
+        Attack, End, HOSTILE, Limit, Signals, Storm, connects, deaf, drips, flood, silent,
+        unanswered_flood, withstands,
     },
     tokens,
 };
 
 /// The size of large messages.
-const LARGE: usize = 1 << 19;
+const HALF: usize = 1 << 19;
 
-/// What one client may have in its inbox, with the message that is being read.
-const INBOX: usize = (4 << 20) + 2 * LARGE;
+/// The maximum size of a message.
+const MESSAGE: usize = 1 << 20;
 
-/// What one client may have in its outbox: twice the limit, because replies are not dropped.
-const OUTBOX: usize = 9 << 20;
+/// The limits of a client's inbox and outbox.
+const INBOX: usize = 4 << 20;
+const OUTBOX: usize = 4 << 20;
+
+/// The memory of an outbox's queue itself: a pointer to each of twice 16,384 frames, and as much
+/// again while it grows.
+const QUEUE: usize = 2 * 2 * 16_384 * size_of::<usize>();
+
+/// What both clients hold of messages of at most this size that wait for room in the inbox.
+const fn full_inboxes(size: usize) -> usize {
+    HOSTILE * (INBOX + 2 * (size + 256))
+}
+
+/// What both clients hold of replies that they do not read: twice the limit, because replies are
+/// not dropped, the one that is being written, and the queue's own memory.
+const fn full_outboxes(size: usize) -> usize {
+    HOSTILE * (2 * OUTBOX + 2 * (size + 512) + QUEUE)
+}
+
+/// What both clients hold of messages of at most this size that are handled as they come: the one
+/// that is being handled, and the next one, with what has been read behind it.
+const fn passing(size: usize) -> usize {
+    HOSTILE * 2 * (size + (16 << 10))
+}
+
+/// What both clients hold of small messages, a few hundred of which may wait for a join.
+const FEW: usize = HOSTILE << 18;
+
+/// The limits of the calm client's response times. `docs/spec/hostile.md` has their reasons.
+const IDLE: Limit = Limit::new("idle", 1, 20);
+const LIGHT: Limit = Limit::new("light", 6, 30);
+const SMALL: Limit = Limit::new("small", 12, 50);
+const LARGE: Limit = Limit::new("large", 25, 90);
+const WHOLE: Limit = Limit::new("whole", 6, 250);
 
 fn storm(id: &'static str, what: &'static str, attack: Attack) -> Storm {
-    let holds = HOSTILE * (INBOX + OUTBOX);
-    let turn = heartbeat("1").repeat(BUDGET);
-    Storm { id, what, holds, options: Options::default(), turn, attack }
+    Storm { id, what, holds: FEW, others: 0, server: Kind::Usual, limit: LIGHT, attack }
 }
 
-/// The same with other frames in a turn.
-fn turns(turn: Vec<u8>, storm: Storm) -> Storm {
-    Storm { turn, ..storm }
-}
+impl Storm {
+    /// With another limit of the response times.
+    fn within(self, limit: Limit) -> Self {
+        Self { limit, ..self }
+    }
 
-/// The same without the limit of frames for each client, which is then not the protection.
-fn unlimited(storm: Storm) -> Storm {
-    let mount = |mount: Mount<AnySocket>| mount.frame_rate_limit(u32::MAX);
-    Storm { options: Options { mount, ..Options::default() }, ..storm }
+    /// Without the limit of frames for each client, which is then not the protection.
+    fn unlimited(self) -> Self {
+        Self { server: Kind::Unlimited, ..self }
+    }
+
+    /// With this maximum of bytes in bounded buffers.
+    fn holding(self, holds: usize) -> Self {
+        Self { holds, ..self }
+    }
+
+    /// With this maximum of bytes of memory for other things.
+    fn besides(self, others: usize) -> Self {
+        Self { others, ..self }
+    }
 }
 
 fn padded() -> Vec<u8> {
-    json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(LARGE) }]).to_string().into()
+    json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(HALF) }]).to_string().into()
 }
 
 /// A heartbeat, followed by empty blocks, each of which requires its tables to be built.
@@ -63,93 +106,143 @@ fn empty_blocks(bytes: usize) -> Vec<u8> {
 
 pub(crate) fn floods() -> Vec<Storm> {
     let none = Vec::new;
+    // What each client may send at once, before it is slowed down.
+    let burst = (HOSTILE * 20_000 * beaten("1").to_string().len()) as u64;
+    let bomb = frame(FIN | RSV1 | TEXT, &deflated(&vec![b'['; 16 << 20]));
+    let bomb = [upgrade(SOCKET, OFFER), bomb].concat();
     let leave = json_text(&json!(["1", "2", "room:storm", "phx_leave", {}]));
     let joins: Vec<_> = (0..10_000).flat_map(|n| join(&format!("room:{n}"))).collect();
     let stall = event("2", "stall", &json!({}));
-    let large = event("3", "ask", &json!({ "padding": "x".repeat(LARGE) }));
+    let large = event("3", "ask", &json!({ "padding": "x".repeat(HALF) }));
     let unknown = [join(TOPIC), event("2", "unheard_of", &json!({}))].concat();
     vec![
-        storm("K-520", "heartbeats without a pause", flood(none(), heartbeat("1"))),
-        unlimited(storm(
+        storm(
+            "K-520",
+            "heartbeats without a pause",
+            flood(none(), heartbeat("1")).after(burst).at_least(5_000),
+        )
+        .within(IDLE),
+        storm(
             "K-521",
             "heartbeats without a pause, without a limit of frames",
-            flood(none(), heartbeat("1")),
-        )),
-        unlimited(storm("K-522", "pings without a pause", flood(none(), frame(FIN | PING, b"")))),
-        unlimited(storm(
+            flood(none(), heartbeat("1")).at_least(300_000),
+        )
+        .within(SMALL)
+        .unlimited(),
+        storm(
+            "K-522",
+            "pings without a pause",
+            flood(none(), frame(FIN | PING, b"")).at_least(10_000),
+        )
+        .within(SMALL)
+        .unlimited(),
+        storm(
             "K-523",
             "pings of 125 bytes without a pause",
-            flood(none(), frame(FIN | PING, &[0; 125])),
-        )),
-        unlimited(storm(
+            flood(none(), frame(FIN | PING, &[0; 125])).at_least(600_000),
+        )
+        .within(SMALL)
+        .unlimited(),
+        storm(
             "K-524",
             "empty fragments without a pause",
-            flood(vec![frame(TEXT, b"")], frame(CONTINUE, b"")),
-        )),
-        turns(
-            frame(FIN | TEXT, &padded()).repeat(2),
-            unlimited(storm(
-                "K-525",
-                "heartbeats of half a megabyte",
-                flood(none(), frame(FIN | TEXT, &padded())),
-            )),
-        ),
-        turns(
-            frame(FIN | RSV1 | TEXT, &deflated(&padded())).repeat(2),
-            unlimited(storm(
-                "K-526",
-                "messages that inflate to half a megabyte",
-                flood(none(), frame(FIN | RSV1 | TEXT, &deflated(&padded()))),
-            )),
-        ),
-        turns(
-            frame(FIN | RSV1 | TEXT, &empty_blocks(BUDGET * 5 / 4)),
-            unlimited(storm(
-                "K-527",
-                "messages that inflate to nothing",
-                flood(none(), frame(FIN | RSV1 | TEXT, &empty_blocks(16 << 10))),
-            )),
-        ),
+            unanswered_flood(vec![frame(TEXT, b"")], frame(CONTINUE, b"")).at_least(100_000),
+        )
+        .unlimited(),
+        storm(
+            "K-525",
+            "heartbeats of half a megabyte",
+            flood(none(), frame(FIN | TEXT, &padded())).at_least(3_200),
+        )
+        .holding(passing(HALF))
+        .unlimited()
+        .within(LARGE),
+        storm(
+            "K-526",
+            "messages that inflate to half a megabyte",
+            flood(none(), frame(FIN | RSV1 | TEXT, &deflated(&padded()))).at_least(3_200),
+        )
+        .holding(passing(HALF))
+        .unlimited()
+        .within(LARGE),
+        storm(
+            "K-527",
+            "messages that inflate to nothing",
+            flood(none(), frame(FIN | RSV1 | TEXT, &empty_blocks(4 << 10))).at_least(128),
+        )
+        .unlimited()
+        .within(SMALL),
         storm(
             "K-528",
             "bombs that close the socket, and new sockets",
-            flood(none(), frame(FIN | RSV1 | TEXT, &deflated(&vec![b'['; 16 << 20]))),
-        ),
-        unlimited(storm(
+            connects(bomb, End::Answered).at_least(10),
+        )
+        .within(SMALL)
+        .holding(passing(MESSAGE)),
+        storm(
             "K-529",
             "joins and leaves",
-            flood(none(), [join("room:storm"), leave].concat()),
-        )),
-        unlimited(storm("K-530", "joins of a topic that is joined", flood(none(), join(TOPIC)))),
-        unlimited(storm("K-531", "ten thousand joins of different topics", flood(none(), joins))),
-        unlimited(storm(
+            flood(none(), [join("room:storm"), leave].concat()).at_least(8_000),
+        )
+        .unlimited(),
+        storm(
+            "K-530",
+            "joins of a topic that is joined",
+            flood(none(), join(TOPIC)).at_least(8_000),
+        )
+        .unlimited(),
+        storm(
+            "K-531",
+            "ten thousand joins of different topics",
+            flood(none(), joins).at_least(25_000),
+        )
+        .besides(HOSTILE * 100 * (8 << 10))
+        .unlimited(),
+        storm(
             "K-532",
             "events before their join",
-            flood(none(), event("2", "ask", &json!({}))),
-        )),
-        unlimited(storm(
+            flood(none(), event("2", "ask", &json!({}))).at_least(400_000),
+        )
+        .within(SMALL)
+        .unlimited(),
+        storm(
             "K-533",
             "events that crash the channel, and joins",
-            flood(none(), unknown),
-        )),
-        turns(
-            frame(FIN | TEXT, &padded()).repeat(2),
-            unlimited(storm(
-                "K-534",
-                "large events for a channel that is busy",
-                flood(vec![join(TOPIC), stall.clone()], large),
-            )),
-        ),
-        unlimited(storm(
+            flood(none(), unknown).at_least(8_000),
+        )
+        .unlimited(),
+        storm(
+            "K-534",
+            "large events for a channel that is busy",
+            flood(vec![join(TOPIC), stall.clone()], large).after(5_000).at_least(5_000),
+        )
+        .holding(full_inboxes(HALF))
+        .unlimited()
+        .within(LARGE),
+        storm(
             "K-535",
             "small events for a channel that is busy",
-            flood(vec![join(TOPIC), stall], event("3", "ask", &json!({}))),
-        )),
-        unlimited(storm(
+            flood(vec![join(TOPIC), stall], event("3", "ask", &json!({})))
+                .after(100_000)
+                .at_least(200_000),
+        )
+        .within(SMALL)
+        .holding(full_inboxes(1 << 10))
+        .unlimited(),
+        storm(
             "K-536",
             "events that a channel answers",
-            flood(vec![join(TOPIC)], event("3", "ask", &json!({}))),
-        )),
+            flood(vec![join(TOPIC)], event("3", "ask", &json!({}))).at_least(100_000),
+        )
+        .holding(full_inboxes(1 << 10))
+        .unlimited(),
+        storm(
+            "K-537",
+            "events whose answers of 64 KiB are compressed",
+            flood(vec![join(TOPIC)], event("3", "large", &json!({}))).at_least(1_000),
+        )
+        .holding(full_inboxes(1 << 10) + full_outboxes(1 << 16))
+        .unlimited(),
     ]
 }
 
@@ -159,88 +252,112 @@ pub(crate) fn connections() -> Vec<Storm> {
     let long = format!("X-A: {}\r\n", "a".repeat(60_000));
     let too_long = format!("X-A: {}\r\n", "a".repeat(1 << 20));
     let pipelined = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
-    let half = head(FIN | TEXT, LARGE as u64);
+    let half = head(FIN | TEXT, HALF as u64);
     let forged = upgrade("/token/websocket?vsn=2.0.0&token=SFMyNTY.g2gDYQduBgAA.AAAA", "");
     let nested = format!("/socket/websocket?{}", "a[b][c][d]=1&".repeat(900));
-    let holds = |storm: Storm, holds| Storm { holds, ..storm };
     vec![
-        storm("K-540", "connections without a byte", connects(vec![], End::Close)),
-        storm("K-541", "connections that are reset without a byte", connects(vec![], End::Reset)),
+        storm("K-540", "connections without a byte", connects(vec![], End::Close).at_least(100)),
+        storm(
+            "K-541",
+            "connections that are reset without a byte",
+            connects(vec![], End::Reset).at_least(100),
+        ),
         storm(
             "K-542",
             "handshakes whose connection is closed at once",
-            connects(upgrade(SOCKET, ""), End::Close),
+            connects(upgrade(SOCKET, ""), End::Close).at_least(50),
         ),
         storm(
             "K-543",
             "handshakes whose connection is reset at once",
-            connects(upgrade(SOCKET, ""), End::Reset),
+            connects(upgrade(SOCKET, ""), End::Reset).at_least(50),
         ),
-        storm("K-544", "sockets that are closed at once", connects(closed(), End::Answered)),
+        storm(
+            "K-544",
+            "sockets that are closed at once",
+            connects(closed(), End::Answered).at_least(20),
+        ),
         storm(
             "K-545",
             "sockets that join and are reset",
-            connects([upgrade(SOCKET, ""), join(TOPIC)].concat(), End::Reset),
+            connects([upgrade(SOCKET, ""), join(TOPIC)].concat(), End::Reset).at_least(50),
         ),
         storm(
             "K-546",
             "handshakes of a foreign origin",
-            connects(upgrade(SOCKET, "Origin: https://evil.test\r\n"), End::Answered),
+            connects(upgrade(SOCKET, "Origin: https://evil.test\r\n"), End::Answered).at_least(20),
         ),
-        storm("K-547", "handshakes with forged tokens", connects(forged, End::Answered)),
+        storm(
+            "K-547",
+            "handshakes with forged tokens",
+            connects(forged, End::Answered).at_least(20),
+        ),
         storm(
             "K-548",
             "handshakes with a hundred headers",
-            connects(upgrade(SOCKET, &lines), End::Answered),
+            connects(upgrade(SOCKET, &lines), End::Answered).at_least(20),
         ),
         storm(
             "K-549",
             "handshakes with a header of 60,000 bytes",
-            connects(upgrade(SOCKET, &long), End::Answered),
+            connects(upgrade(SOCKET, &long), End::Answered).at_least(20),
         ),
         storm(
             "K-550",
             "handshakes with a header of a megabyte",
-            connects(upgrade(SOCKET, &too_long), End::Answered),
+            connects(upgrade(SOCKET, &too_long), End::Answered).at_least(10),
         ),
         storm(
             "K-551",
             "handshakes with a thousand nested parameters",
-            connects(upgrade(&nested, ""), End::Answered),
+            connects(upgrade(&nested, ""), End::Answered).at_least(20),
         ),
-        storm("K-552", "a thousand requests at once", connects(pipelined, End::Answered)),
-        storm("K-553", "six hundred silent connections", silent(300, None, vec![])),
+        storm(
+            "K-552",
+            "a thousand requests at once",
+            connects(pipelined, End::Answered).at_least(1),
+        ),
+        storm("K-553", "six hundred silent connections", silent(300, None, vec![]))
+            .besides(600 * (16 << 10))
+            .within(IDLE),
         storm(
             "K-554",
             "six hundred half requests",
             silent(300, None, b"GET / HTTP/1.1\r\nHost: ".to_vec()),
-        ),
-        storm("K-555", "six hundred silent sockets", silent(300, Some(SOCKET), vec![])),
-        holds(
-            storm(
-                "K-556",
-                "two hundred sockets with half a frame",
-                silent(100, Some(SOCKET), [half, vec![b'x'; 60_000]].concat()),
-            ),
-            200 * 128_000,
-        ),
-        storm("K-557", "handshakes of a byte a second", drips(500, upgrade(SOCKET, ""))),
+        )
+        .besides(600 * (16 << 10))
+        .within(IDLE),
+        storm("K-555", "six hundred silent sockets", silent(300, Some(SOCKET), vec![]))
+            .besides(600 * (8 << 10))
+            .within(IDLE),
+        storm(
+            "K-556",
+            "two hundred sockets with half a frame",
+            silent(100, Some(SOCKET), [half, vec![b'x'; 60_000]].concat()),
+        )
+        .holding(200 << 16)
+        .within(IDLE),
+        storm("K-557", "handshakes of a byte a second", drips(500, vec![], upgrade(SOCKET, "")))
+            .besides(1000 * (24 << 10))
+            .within(IDLE),
         storm(
             "K-558",
             "frames of a byte a second",
-            drips(500, [upgrade(SOCKET, ""), join(TOPIC), heartbeat("1").repeat(20)].concat()),
-        ),
+            drips(500, [upgrade(SOCKET, ""), join(TOPIC)].concat(), heartbeat("1")),
+        )
+        .besides(1000 * (16 << 10))
+        .within(IDLE),
     ]
 }
 
 /// Sends a request for each of its steps, over one connection.
 fn requests_of(request: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Attack {
-    Box::new(move |address, signals: &Signals| {
+    Attack::new("requests", move |address, signals: &Signals| {
         let token = session(address).map_err(io::Error::other)?;
         let mut client = Client::tcp(address)?;
         while signals.is_on() {
             client.request(&request(&token)).map_err(io::Error::other)?;
-            signals.acted();
+            signals.acted(1);
         }
         Ok(())
     })
@@ -260,119 +377,115 @@ pub(crate) fn polled() -> Vec<Storm> {
     let open = format!("GET {POLLED} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let poll =
         |token: &str| format!("GET {POLLED}&token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    let cancelled: Attack = Box::new(move |address, signals| {
+    let cancelled = Attack::new("requests", move |address, signals: &Signals| {
         let token = session(address).map_err(io::Error::other)?;
         for _ in 0..100 {
             Client::tcp(address)?.send(poll(&token).as_bytes())?;
-            signals.acted();
+            signals.acted(1);
         }
         Ok(())
     });
-    let sessions: Attack = Box::new(move |address, signals| {
+    let sessions = Attack::new("requests", move |address, signals: &Signals| {
         let mut client = Client::tcp(address)?;
         while signals.is_on() {
             client.request(open.as_bytes()).map_err(io::Error::other)?;
-            signals.acted();
+            signals.acted(1);
         }
         Ok(())
     });
     vec![
-        storm("K-560", "sessions that are never polled", sessions),
+        storm("K-560", "sessions that are never polled", sessions.at_least(20))
+            .besides(4000 * (4 << 10)),
         storm(
             "K-561",
             "messages of a polling client",
-            requests_of(move |token| post(token, "", &beat)),
-        ),
+            requests_of(move |token| post(token, "", &beat)).at_least(20),
+        )
+        .holding(2 * FEW),
         storm(
             "K-562",
             "a thousand messages in each request",
-            requests_of(move |token| post(token, LINES, &beats)),
+            requests_of(move |token| post(token, LINES, &beats)).at_least(2),
+        )
+        .holding(full_outboxes(1 << 10) + FEW),
+        storm(
+            "K-563",
+            "bodies of a megabyte",
+            requests_of(move |token| post(token, "", &large)).at_least(10),
+        )
+        .holding(passing(MESSAGE))
+        .within(LARGE),
+        storm(
+            "K-564",
+            "messages with forged tokens",
+            requests_of(|_| post("forged", "", "[]")).at_least(20),
         ),
-        storm("K-563", "bodies of a megabyte", requests_of(move |token| post(token, "", &large))),
-        storm("K-564", "messages with forged tokens", requests_of(|_| post("forged", "", "[]"))),
-        storm("K-565", "polls that are cancelled", cancelled),
+        storm("K-565", "polls that are cancelled", cancelled.at_least(50)),
     ]
-}
-
-/// The options of a mount with this policy and a small outbox.
-macro_rules! policy {
-    ($policy:expr) => {
-        Options {
-            mount: |mount: Mount<AnySocket>| {
-                mount.frame_rate_limit(u32::MAX).max_outbox(64, 1 << 20).when_full($policy)
-            },
-            ..Options::default()
-        }
-    };
 }
 
 pub(crate) fn slow_readers() -> Vec<Storm> {
     let pushes = || event("2", "pushes", &json!({})).repeat(50);
     // Sixteen callbacks, each of which pushes 64 KiB.
-    let large = |storm| turns(frame(FIN | TEXT, &padded()).repeat(2), storm);
-    let of = |id, what, options, reads| {
-        let attack = deaf(join(TOPIC), pushes(), reads);
-        Storm { holds: HOSTILE * (INBOX + (3 << 20)), options, ..large(storm(id, what, attack)) }
+    let of = |id, what, server, reads| {
+        let attack = deaf(join(TOPIC), pushes(), reads).at_least(100_000);
+        // Each push has 8 KiB.
+        let outboxes = HOSTILE * (SMALL_OUTBOX + (9 << 10));
+        let holds = full_inboxes(1 << 10) + outboxes;
+        Storm { server, ..storm(id, what, attack).holding(holds) }
     };
-    const BLOCK: WhenFull = WhenFull::Block { timeout: Duration::from_millis(100) };
-    let replies =
-        |id, what, again: Vec<u8>| unlimited(storm(id, what, deaf(join(TOPIC), again, false)));
+    let replies = |id, what, again: Vec<u8>| {
+        storm(id, what, deaf(join(TOPIC), again, false).at_least(300_000)).unlimited()
+    };
     vec![
-        of(
-            "K-570",
-            "pushes to clients that never read: disconnect",
-            policy!(WhenFull::Disconnect),
-            false,
-        ),
-        of(
-            "K-571",
-            "pushes to clients that never read: drop the oldest",
-            policy!(WhenFull::DropOldest),
-            false,
-        ),
-        of(
-            "K-572",
-            "pushes to clients that never read: drop the newest",
-            policy!(WhenFull::DropNewest),
-            false,
-        ),
-        of(
-            "K-573",
-            "pushes to clients that never read: keep the latest",
-            policy!(WhenFull::KeepLatest),
-            false,
-        ),
-        of("K-574", "pushes to clients that never read: block", policy!(BLOCK), false),
+        of("K-570", "pushes to clients that never read: disconnect", Kind::Disconnect, false),
+        of("K-571", "pushes to clients that never read: drop the oldest", Kind::DropOldest, false),
+        of("K-572", "pushes to clients that never read: drop the newest", Kind::DropNewest, false),
+        of("K-573", "pushes to clients that never read: keep the latest", Kind::KeepLatest, false),
+        of("K-574", "pushes to clients that never read: block", Kind::Block, false),
         of(
             "K-575",
             "pushes to clients that read a byte now and then: disconnect",
-            policy!(WhenFull::Disconnect),
+            Kind::Disconnect,
             true,
         ),
         of(
             "K-576",
             "pushes to clients that read a byte now and then: drop the oldest",
-            policy!(WhenFull::DropOldest),
+            Kind::DropOldest,
             true,
         ),
         of(
             "K-577",
             "pushes to clients that read a byte now and then: drop the newest",
-            policy!(WhenFull::DropNewest),
+            Kind::DropNewest,
             true,
         ),
         of(
             "K-578",
             "pushes to clients that read a byte now and then: keep the latest",
-            policy!(WhenFull::KeepLatest),
+            Kind::KeepLatest,
             true,
         ),
-        of("K-579", "pushes to clients that read a byte now and then: block", policy!(BLOCK), true),
-        replies("K-580", "replies to clients that never read", heartbeat("1").repeat(1000)),
+        of("K-579", "pushes to clients that read a byte now and then: block", Kind::Block, true),
+        replies("K-580", "replies to clients that never read", heartbeat("1").repeat(1000))
+            .holding(full_outboxes(1 << 10)),
+        replies(
+            "K-581",
+            "replies of 64 KiB to clients that never read",
+            event("2", "large", &json!({})).repeat(100),
+        )
+        .holding(full_inboxes(1 << 10) + full_outboxes(1 << 16)),
+        replies(
+            "K-582",
+            "pongs of 125 bytes to clients that never read",
+            frame(FIN | PING, &[0; 125]).repeat(1000),
+        )
+        .holding(full_outboxes(125)),
     ]
 }
 
-/// Sends all inputs of a group again and again.
+/// Sends all inputs of a group again and again, and counts them.
 fn all_of(group: fn() -> Group) -> Attack {
     let cases: Vec<Case> = group().cases;
     let inputs = cases.into_iter().filter_map(|case| match case.act {
@@ -384,33 +497,36 @@ fn all_of(group: fn() -> Group) -> Attack {
         Act::Posted { .. } | Act::Steps(_) => None,
     });
     let inputs: Vec<_> = inputs.collect();
-    Box::new(move |address, signals| {
-        for bytes in &inputs {
-            if !signals.is_on() {
-                return Ok(());
-            }
-            let mut client = Client::tcp(address)?;
-            client.stream.set_write_timeout(Some(Duration::from_millis(50)))?;
-            // A server that has closed need not read the rest.
-            let _ = client.send(bytes);
-            signals.acted();
-            client.finish();
-            // The server has handled it when it closes, and not before: each client has one input
-            // in progress.
-            client.stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            let _ = client.rest();
-        }
+    let (count, next) = (inputs.len(), AtomicUsize::new(0));
+    let attack = Attack::new("inputs", move |address, signals: &Signals| {
+        // The hostile clients take turns, so all inputs come, however long that takes.
+        let bytes = &inputs[next.fetch_add(1, Relaxed) % inputs.len()];
+        let mut client = Client::tcp(address)?;
+        client.stream.set_write_timeout(Some(Duration::from_millis(50)))?;
+        // A server that has closed need not read the rest.
+        let _ = client.send(bytes);
+        client.finish();
+        // The server has handled it when it closes, and not before: each client has one input in
+        // progress.
+        client.stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        client.rest().map_err(io::Error::other)?;
+        signals.acted(1);
         Ok(())
-    })
+    });
+    attack.at_least(count as u64)
 }
 
 pub(crate) fn groups() -> Vec<Storm> {
-    // The largest inputs of these groups have a megabyte.
-    let large = |storm| turns(frame(FIN | TEXT, &padded()).repeat(2), storm);
     vec![
-        large(storm("K-590", "all inputs of the group of frames", all_of(frames::group))),
-        large(storm("K-591", "all inputs of the group of compression", all_of(deflate::group))),
-        large(storm("K-592", "all inputs of the group of messages", all_of(messages::group))),
+        storm("K-590", "all inputs of the group of frames", all_of(frames::group))
+            .holding(passing(MESSAGE)),
+        storm("K-591", "all inputs of the group of compression", all_of(deflate::group))
+            .holding(passing(MESSAGE))
+            .within(LARGE),
+        storm("K-592", "all inputs of the group of messages", all_of(messages::group))
+            .besides(16 * MESSAGE)
+            .holding(passing(MESSAGE))
+            .within(WHOLE),
         storm("K-593", "all inputs of the group of requests", all_of(requests::group)),
         storm("K-594", "all inputs of the group of tokens", all_of(tokens::group)),
     ]
