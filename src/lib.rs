@@ -56,6 +56,9 @@ pub use pipeline_core::{
 /// A live view of pipelines and sockets.
 #[cfg(feature = "inspect")]
 pub use pipeline_inspect as inspect;
+/// Durable sources of messages.
+#[cfg(feature = "sqlite")]
+pub use pipeline_sources as sources;
 /// StatsD for the `metrics` facade.
 #[cfg(feature = "statsd")]
 pub use pipeline_statsd as statsd;

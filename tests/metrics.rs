@@ -16,6 +16,7 @@ use pipeline::{
     processing::{Batch, Batcher, Message, Processors},
     serve,
     source::{QueueOptions, queue},
+    sources::{Item, SourceOptions, sqlite::SqliteQueue},
     statsd::{Dialect, StatsdRecorder, cadence::MetricSink},
     step::{for_each, map},
     supervisor::ConsumerSupervisor,
@@ -73,11 +74,13 @@ async fn registered() -> Vec<Series> {
     graph.consumer("print", for_each(async |n: u64| println!("{n}")));
     graph.consumer_supervisor("push", ConsumerSupervisor::new(worker));
     let pipeline = graph.start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let orders = SqliteQueue::open(folder.path().join("orders.db"), "orders").await.unwrap();
     let messages = Pipeline::of_messages("orders")
         .telemetry(telemetry.clone())
-        .source(queue::<Message<u64>>(QueueOptions::new()).1)
-        .processors(Processors::from_fn(async |n: &mut Message<u64>| Ok(**n)))
-        .batcher(Batcher::from_fn(async |_: &mut Batch<u64, u64>| Ok(())))
+        .source(orders.source(SourceOptions::new()))
+        .processors(Processors::from_fn(async |_: &mut Message<Item>| Ok(1)))
+        .batcher(Batcher::from_fn(async |_: &mut Batch<Item, u64>| Ok(())))
         .start()
         .unwrap();
     let listener = listen("127.0.0.1:0").await.unwrap();

@@ -5,8 +5,14 @@ use std::fs;
 use crate::run::{Failure, Outcome, cargo, root, step};
 
 /// Their folders.
-const FOLDERS: [&str; 5] =
-    ["pipeline-core", "pipeline-ws-sink", "pipeline-statsd", "pipeline-inspect", "."];
+const FOLDERS: [&str; 6] = [
+    "pipeline-core",
+    "pipeline-ws-sink",
+    "pipeline-statsd",
+    "pipeline-inspect",
+    "pipeline-sources",
+    ".",
+];
 
 /// A package that can be published.
 struct Package {

@@ -281,14 +281,22 @@ fn lines_of_sockets_are_contained(files: &Files) -> Vec<String> {
     )
 }
 
-/// The wall clock may be set while the program runs. The published crates read it in one file, and no timer
-/// depends on it.
+/// The wall clock may be set while the program runs. The published crates that need it read it in one file
+/// each, and no timer depends on it. Leases of durable sources do, because processes share them.
 fn the_wall_clock_is_read_in_one_place(files: &Files) -> Vec<String> {
-    let crates = ["pipeline-core", "pipeline-ws-sink", "pipeline-statsd", "pipeline-inspect", "."];
+    let crates = [
+        "pipeline-core",
+        "pipeline-ws-sink",
+        "pipeline-statsd",
+        "pipeline-inspect",
+        "pipeline-sources",
+        ".",
+    ];
     let crates = crates.map(|folder| Path::new(folder).join("src").display().to_string());
     let crates = crates.each_ref().map(|folder| folder.trim_start_matches("./"));
     let reads = ["SystemTime::now", "UNIX_EPOCH.elapsed"];
-    uses(files, &crates, &["pipeline-ws-sink/src/clock.rs"], &reads, "reads the wall clock")
+    let clocks = ["pipeline-ws-sink/src/clock.rs", "pipeline-sources/src/clock.rs"];
+    uses(files, &crates, &clocks, &reads, "reads the wall clock")
 }
 
 /// The lines of some folders that use some code, besides those of some files.

@@ -1,0 +1,146 @@
+//! The traits of a broker: what a durable source needs from the server or the file behind it.
+
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::item::Delivery;
+
+/// A server or a file that keeps items until they are done.
+///
+/// A [`Source`](crate::Source) makes a producer of messages of it. It connects, fetches what there is
+/// demand for, settles what was acknowledged, renews leases, and connects again when a call fails. A
+/// broker only translates these calls.
+pub trait Broker: Send + Sync + 'static {
+    /// What identifies a delivery.
+    type Receipt: Clone + Eq + Hash + Send + Sync + fmt::Debug + 'static;
+    /// The half of a session that takes items.
+    type Fetch: Fetch<Receipt = Self::Receipt>;
+    /// The half of a session that says what became of them.
+    type Settle: Settle<Receipt = Self::Receipt>;
+
+    /// Opens a session. Called again, after a delay, when a call of an earlier one has failed.
+    fn connect(
+        &self,
+    ) -> impl Future<Output = Result<(Self::Fetch, Self::Settle), BrokerError>> + Send;
+
+    /// How long an item that was fetched is kept from others, if that has to be renewed.
+    fn lease(&self) -> Option<Duration>;
+}
+
+/// The half of a session that takes items.
+pub trait Fetch: Send + 'static {
+    /// What identifies a delivery.
+    type Receipt;
+
+    /// Takes up to `max` items, and waits until there is at least one. It may return none, and is then
+    /// called again.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped. Items that it had taken are delivered again later.
+    fn fetch(
+        &mut self,
+        max: usize,
+    ) -> impl Future<Output = Result<Vec<Delivery<Self::Receipt>>, BrokerError>> + Send;
+}
+
+/// The half of a session that says what became of items.
+pub trait Settle: Send + 'static {
+    /// What identifies a delivery.
+    type Receipt;
+
+    /// Stores what became of items, all of them or none. A delivery that the broker no longer knows,
+    /// because its lease is over or its session has ended, is not an error.
+    fn settle(
+        &mut self,
+        settlements: &[Settlement<Self::Receipt>],
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Renews the leases of items that are still being handled.
+    fn renew(
+        &mut self,
+        receipts: &[Self::Receipt],
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send {
+        let _ = receipts;
+        async { Ok(()) }
+    }
+
+    /// What waits at the broker. Called about once a second.
+    fn backlog(&mut self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send {
+        async { Ok(Backlog::default()) }
+    }
+}
+
+/// The outcome of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settlement<R> {
+    /// The delivery.
+    pub receipt: R,
+    /// The outcome.
+    pub outcome: Outcome,
+}
+
+/// The outcome of an item, and what the broker does with it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The item was handled. The broker forgets it.
+    Done,
+    /// The item has failed, and is to be delivered again after this delay.
+    Retry(Duration),
+    /// The item was not handled, and is to be delivered again at once.
+    Release,
+    /// The item is given up. The broker moves it to its dead letters.
+    GiveUp {
+        /// Why it has failed the last time.
+        reason: Arc<str>,
+    },
+}
+
+/// The items that wait at a broker. What it cannot tell is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Backlog {
+    /// The items that are not done, whether they were delivered or not.
+    pub items: Option<u64>,
+    /// When the oldest of them was added.
+    pub oldest: Option<SystemTime>,
+    /// The items that were given up and are kept.
+    pub dead_letters: Option<u64>,
+}
+
+/// Why a call of a broker failed.
+#[derive(Clone)]
+pub struct BrokerError(Arc<dyn Error + Send + Sync>);
+
+impl BrokerError {
+    /// An error with a message, or with a boxed error.
+    #[must_use]
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(Arc::from(cause.into()))
+    }
+}
+
+impl fmt::Display for BrokerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for BrokerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Error for BrokerError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}

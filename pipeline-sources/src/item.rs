@@ -1,0 +1,81 @@
+//! An item of a durable source.
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use pipeline_core::{processing::Metadata, timed::TraceContext};
+
+/// An item to be added to a durable source: its payload and what goes with it.
+///
+/// ```
+/// use pipeline_sources::Item;
+///
+/// let item = Item::new(r#"{"id": 7}"#).key("customer 12").header("kind", "order");
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[must_use]
+pub struct Item {
+    /// What it is about.
+    pub payload: Bytes,
+    /// Items with the same key belong together. Where a source keeps an order, it is that of a key.
+    pub key: Option<Arc<str>>,
+    /// Names and values for the handler.
+    pub headers: BTreeMap<Arc<str>, Arc<str>>,
+    /// The trace that it belongs to.
+    pub trace: Option<TraceContext>,
+}
+
+impl Item {
+    /// An item with a payload only.
+    pub fn new(payload: impl Into<Bytes>) -> Self {
+        Self { payload: payload.into(), ..Self::default() }
+    }
+
+    /// The same with a key.
+    pub fn key(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// The same with a header.
+    pub fn header(mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) -> Self {
+        self.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// The same with a trace.
+    pub fn trace(mut self, trace: TraceContext) -> Self {
+        self.trace = Some(trace);
+        self
+    }
+}
+
+/// An item as a broker delivers it.
+#[derive(Clone, Debug)]
+pub struct Delivery<R> {
+    /// What identifies this delivery to the broker.
+    pub receipt: R,
+    /// The id of the item in its source.
+    pub id: Arc<str>,
+    /// The item.
+    pub item: Item,
+    /// When it was added.
+    pub enqueued_at: Option<SystemTime>,
+    /// How often it has been delivered, this time included. 0 if the broker does not count.
+    pub deliveries: u32,
+}
+
+impl<R> Delivery<R> {
+    /// The metadata of the item's message.
+    pub(crate) fn metadata(&self) -> Metadata {
+        let mut metadata = Metadata::default();
+        metadata.id = Some(self.id.clone());
+        metadata.key = self.item.key.clone();
+        let headers = self.item.headers.iter();
+        metadata.headers = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
+        metadata.enqueued_at = self.enqueued_at;
+        metadata.deliveries = self.deliveries;
+        metadata.trace = self.item.trace;
+        metadata
+    }
+}

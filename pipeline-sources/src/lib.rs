@@ -1,0 +1,33 @@
+//! Durable sources: pipelines that read from a queue which survives them.
+//!
+//! A [`Source`] is a producer of [messages](pipeline_core::processing::Message) from a [`Broker`]. It
+//! fetches what its pipeline asks for, and stores the outcome of each item. An item is delivered at least
+//! once: also when its process is killed, or the broker.
+//!
+//! | broker | feature |
+//! | --- | --- |
+//! | a table in a SQLite file, [`sqlite`] | `sqlite` |
+//!
+//! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`].
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+mod broker;
+mod clock;
+mod demand;
+mod item;
+mod metrics;
+mod options;
+mod random;
+mod source;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub mod sqlite;
+mod worker;
+
+pub use self::{
+    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    item::{Delivery, Item},
+    options::SourceOptions,
+    source::Source,
+};

@@ -1,0 +1,94 @@
+//! The metrics of a source.
+
+use std::time::SystemTime;
+
+use metrics::{Counter, Gauge};
+use pipeline_core::telemetry::Telemetry;
+
+use crate::broker::{Backlog, Outcome};
+
+/// The metrics of a source.
+#[derive(Debug)]
+pub(crate) struct SourceMetrics {
+    pub(crate) fetched: Counter,
+    pub(crate) redelivered: Counter,
+    pub(crate) connection_errors: Counter,
+    done: Counter,
+    retried: Counter,
+    released: Counter,
+    given_up: Counter,
+    connected: Gauge,
+    held: Gauge,
+    backlog: Gauge,
+    oldest_age: Gauge,
+    dead_letters: Gauge,
+}
+
+impl SourceMetrics {
+    pub(crate) fn register(telemetry: &Telemetry, pipeline: &str, stage: &str) -> Self {
+        let labels = || [("pipeline", pipeline.to_owned()), ("stage", stage.to_owned())];
+        let counter = |name, what| telemetry.counter(name, what, labels());
+        let gauge = |name, what| telemetry.gauge(name, what, labels());
+        Self {
+            fetched: counter("pipeline.source.fetched", "Items that a source has fetched"),
+            redelivered: counter(
+                "pipeline.source.redelivered",
+                "Fetched items that had been delivered before",
+            ),
+            connection_errors: counter(
+                "pipeline.source.connection_errors",
+                "How often a source could not connect, or a call of its broker failed",
+            ),
+            done: counter("pipeline.source.done", "Items that were stored as handled"),
+            retried: counter("pipeline.source.retried", "Items that are to be delivered again"),
+            released: counter(
+                "pipeline.source.released",
+                "Items that were given back without being handled",
+            ),
+            given_up: counter("pipeline.source.given_up", "Items that were given up"),
+            connected: gauge("pipeline.source.connected", "1 while a source is connected, else 0"),
+            held: gauge(
+                "pipeline.source.held",
+                "Items that a source has fetched and whose outcome is not stored yet",
+            ),
+            backlog: gauge("pipeline.source.backlog", "Items at the broker that are not done"),
+            oldest_age: gauge(
+                "pipeline.source.oldest_age",
+                "The age of the oldest item that is not done, in seconds",
+            ),
+            dead_letters: gauge(
+                "pipeline.source.dead_letters",
+                "Items that were given up and kept",
+            ),
+        }
+    }
+
+    pub(crate) fn settled(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Done => &self.done,
+            Outcome::Retry(_) => &self.retried,
+            Outcome::Release => &self.released,
+            Outcome::GiveUp { .. } => &self.given_up,
+        }
+        .increment(1);
+    }
+
+    pub(crate) fn connected(&self, connected: bool) {
+        self.connected.set(f64::from(u8::from(connected)));
+    }
+
+    pub(crate) fn sample(&self, backlog: &Backlog, held: usize, now: SystemTime) {
+        self.held.set(held as f64);
+        let count = |gauge: &Gauge, count: Option<u64>| {
+            if let Some(count) = count {
+                gauge.set(count as f64);
+            }
+        };
+        count(&self.backlog, backlog.items);
+        count(&self.dead_letters, backlog.dead_letters);
+        if backlog.items.is_some() {
+            let age = backlog.oldest.and_then(|oldest| now.duration_since(oldest).ok());
+            self.oldest_age.set(age.unwrap_or_default().as_secs_f64());
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The producer of a broker's items.
+
+use std::{fmt, future::pending, sync::Arc};
+
+use futures::future::BoxFuture;
+use pipeline_core::{
+    ExitReason,
+    processing::{Failure, Message},
+    stage::{Emitter, Producer, ProducerHandle, StageContext},
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    broker::Broker,
+    demand::Demand,
+    item::Item,
+    metrics::SourceMetrics,
+    options::SourceOptions,
+    worker::{Worker, work},
+};
+
+/// A producer of a broker's items, as messages whose outcome the broker stores.
+///
+/// It fetches what its pipeline asks for and no more, so a backlog of any length costs nothing. Each
+/// item is delivered at least once. It is delivered again when it failed, when its process was killed,
+/// and when the outcome could not be stored; and given up after a number of deliveries
+/// ([`SourceOptions::max_deliveries`]).
+///
+/// When a call of the broker fails, the source connects again after growing delays. Meanwhile the items
+/// that were fetched are still handled, and their outcomes are stored later.
+///
+/// When its pipeline drains, it fetches nothing more and gives back the items that no stage has begun
+/// with.
+pub struct Source<B: Broker, T = Item> {
+    broker: Arc<B>,
+    options: SourceOptions,
+    decode: Arc<Decode<T>>,
+    demand: Arc<Demand>,
+    /// The items that were fetched. They are at most as many as were asked for.
+    fetched: Option<mpsc::UnboundedReceiver<Message<Item>>>,
+    received: Vec<Message<Item>>,
+    /// Whether nothing more is to be fetched.
+    stopped: watch::Sender<bool>,
+    worker: Option<Worker<B>>,
+}
+
+/// Makes the data of a message of an item.
+type Decode<T> = dyn Fn(Item) -> Result<T, Failure> + Send + Sync;
+
+impl<B: Broker> Source<B> {
+    /// A source of this broker's items.
+    #[must_use]
+    pub fn new(broker: B, options: SourceOptions) -> Self {
+        Self {
+            broker: Arc::new(broker),
+            options,
+            decode: Arc::new(Ok),
+            demand: Arc::default(),
+            fetched: None,
+            received: Vec::new(),
+            stopped: watch::Sender::new(false),
+            worker: None,
+        }
+    }
+
+    /// A source of what the payloads say in JSON. An item that is not valid is given up, with the
+    /// parser's error as its reason.
+    #[must_use]
+    pub fn json<T: DeserializeOwned + Send + Sync + 'static>(self) -> Source<B, T> {
+        self.decode(|item| {
+            serde_json::from_slice(&item.payload).map_err(|error| Failure::from(error).give_up())
+        })
+    }
+
+    /// A source of what a function makes of the items. An item for which it fails has failed; with
+    /// [`Failure::give_up`] it is given up at once.
+    #[must_use]
+    pub fn decode<T: Send + Sync + 'static>(
+        self,
+        decode: impl Fn(Item) -> Result<T, Failure> + Send + Sync + 'static,
+    ) -> Source<B, T> {
+        // A source has a destructor, so its fields are not moved out of it.
+        Source {
+            broker: self.broker.clone(),
+            options: self.options,
+            decode: Arc::new(decode),
+            demand: Arc::default(),
+            fetched: None,
+            received: Vec::new(),
+            stopped: watch::Sender::new(false),
+            worker: None,
+        }
+    }
+}
+
+impl<B: Broker, T: Send + Sync + 'static> Producer for Source<B, T> {
+    type Event = Message<T>;
+
+    fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
+        let metrics =
+            SourceMetrics::register(context.telemetry(), context.pipeline(), context.stage());
+        #[expect(clippy::disallowed_methods, reason = "the demand is the bound")]
+        let (sender, fetched) = mpsc::unbounded_channel();
+        self.fetched = Some(fetched);
+        self.worker = Some(Worker {
+            broker: self.broker.clone(),
+            options: self.options,
+            demand: self.demand.clone(),
+            fetched: sender,
+            stopped: self.stopped.subscribe(),
+            metrics,
+            source: context.stage().into(),
+        });
+        Ok(())
+    }
+
+    fn settled(&mut self) -> Option<BoxFuture<'static, ()>> {
+        let mut task = AbortOnDrop(tokio::spawn(work(self.worker.take()?)));
+        Some(Box::pin(async move {
+            // A panic of the broker is logged where it is caught.
+            let _ = (&mut task.0).await;
+        }))
+    }
+
+    async fn handle_demand(
+        &mut self,
+        demand: usize,
+        _out: &mut Emitter<'_, Message<T>>,
+    ) -> Result<(), ExitReason> {
+        self.demand.add(demand);
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        let Some(fetched) = &mut self.fetched else { return pending().await };
+        if self.received.is_empty() {
+            // None arrive if the task has ended.
+            fetched.recv_many(&mut self.received, usize::MAX).await;
+        }
+    }
+
+    async fn handle_ready(&mut self, out: &mut Emitter<'_, Message<T>>) -> Result<(), ExitReason> {
+        if self.received.is_empty() {
+            return Err(ExitReason::failed("the task of the source has ended"));
+        }
+        let before = self.received.len();
+        let messages = self.received.drain(..).filter_map(|item| item.try_map(&*self.decode));
+        let messages: Vec<_> = messages.collect();
+        // An item that could not be read answers no demand.
+        self.demand.add(before.saturating_sub(messages.len()));
+        out.emit_all(messages);
+        Ok(())
+    }
+
+    async fn handle_drain(&mut self, out: &mut Emitter<'_, Message<T>>) -> Result<(), ExitReason> {
+        self.stopped.send_replace(true);
+        // Messages that are dropped are given back.
+        self.received.clear();
+        self.fetched = None;
+        out.finish();
+        Ok(())
+    }
+
+    fn pending(&self) -> usize {
+        self.received.len()
+    }
+}
+
+impl<B: Broker, T> Drop for Source<B, T> {
+    fn drop(&mut self) {
+        self.stopped.send_replace(true);
+    }
+}
+
+impl<B: Broker + fmt::Debug, T> fmt::Debug for Source<B, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("broker", &self.broker)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A task that ends when its owner is gone.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,166 @@
+//! The thread that has a SQLite file open, and groups what is written into transactions.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{SqliteError, schema};
+
+/// How many calls wait for the thread at most. More callers wait for a place.
+const CALLS: usize = 1024;
+
+/// How long a transaction waits for one of another process.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A call on the file, which is executed in a transaction with others.
+trait Call: Send {
+    /// Executes it. Returns whether what it has written stays.
+    fn execute(&mut self, connection: &Connection) -> bool;
+
+    /// Sends its result, once its transaction was committed or has failed.
+    fn answer(self: Box<Self>, committed: Result<(), &SqliteError>);
+}
+
+/// A call with a result of type `R`.
+struct Calling<R, F, U> {
+    call: Option<F>,
+    result: Option<Result<R, SqliteError>>,
+    sender: oneshot::Sender<Result<R, SqliteError>>,
+    unheard: U,
+}
+
+impl<R, F, U> Call for Calling<R, F, U>
+where
+    R: Send,
+    F: FnOnce(&Connection) -> Result<R, SqliteError> + Send,
+    U: FnOnce(R) + Send,
+{
+    fn execute(&mut self, connection: &Connection) -> bool {
+        let call = self.call.take();
+        self.result = call.map(|call| call(connection));
+        self.result.as_ref().is_some_and(Result::is_ok)
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), &SqliteError>) {
+        let result = self.result.unwrap_or(Err(SqliteError::Closed));
+        let result = committed.map_err(Clone::clone).and(result);
+        if let Err(Ok(result)) = self.sender.send(result) {
+            (self.unheard)(result);
+        }
+    }
+}
+
+/// An open file. Its thread ends when the last handle is gone.
+#[derive(Clone, Debug)]
+pub(super) struct File {
+    calls: mpsc::Sender<Box<dyn Call>>,
+}
+
+impl File {
+    /// Opens a file, creates it and its tables if there are none, and runs its thread.
+    pub(super) async fn open(path: PathBuf) -> Result<Self, SqliteError> {
+        let (calls, waiting) = mpsc::channel::<Box<dyn Call>>(CALLS);
+        let (opened, answer) = oneshot::channel();
+        let serve = move || match open(&path) {
+            Ok(connection) => {
+                let _ = opened.send(Ok(()));
+                run(connection, waiting);
+            }
+            Err(error) => {
+                let _ = opened.send(Err(error));
+            }
+        };
+        let spawned = thread::Builder::new().name("sqlite-queue".to_owned()).spawn(serve);
+        spawned.map_err(|error| SqliteError::Thread(Arc::new(error)))?;
+        answer.await.map_err(|_| SqliteError::Closed)??;
+        Ok(Self { calls })
+    }
+
+    /// Executes a call, together with other calls that wait. When it returns, what was written is on
+    /// the disk.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the call may be executed all the same. Then `unheard` gets its result.
+    pub(super) async fn call<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
+        unheard: impl FnOnce(R) + Send + 'static,
+    ) -> Result<R, SqliteError> {
+        let (sender, answer) = oneshot::channel();
+        let call = Calling { call: Some(call), result: None, sender, unheard };
+        self.calls.send(Box::new(call)).await.map_err(|_| SqliteError::Closed)?;
+        answer.await.map_err(|_| SqliteError::Closed)?
+    }
+
+    /// Executes a call soon, without waiting for its result. If too many calls wait, it is dropped.
+    pub(super) fn call_later(
+        &self,
+        call: impl FnOnce(&Connection) -> Result<(), SqliteError> + Send + 'static,
+    ) {
+        let (sender, _) = oneshot::channel();
+        let call = Calling { call: Some(call), result: None, sender, unheard: |()| {} };
+        let _ = self.calls.try_send(Box::new(call));
+    }
+}
+
+/// Opens a connection that waits for other processes, and whose commits are on the disk.
+fn open(path: &Path) -> Result<Connection, SqliteError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let prepare = || {
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection.execute_batch(schema::TABLES)?;
+        Ok(connection)
+    };
+    prepare()
+        .map_err(|source| SqliteError::Open { path: path.to_owned(), source: Arc::new(source) })
+}
+
+/// Executes calls until the last handle is gone.
+fn run(mut connection: Connection, mut calls: mpsc::Receiver<Box<dyn Call>>) {
+    while let Some(first) = calls.blocking_recv() {
+        let mut group = vec![first];
+        let committed = execute(&mut connection, &mut group, &mut calls);
+        for call in group {
+            call.answer(committed.as_ref().copied());
+        }
+    }
+}
+
+/// Executes the calls that wait in one transaction. All of them are in the group then, executed or not.
+fn execute(
+    connection: &mut Connection,
+    group: &mut Vec<Box<dyn Call>>,
+    calls: &mut mpsc::Receiver<Box<dyn Call>>,
+) -> Result<(), SqliteError> {
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    loop {
+        let mut savepoint = transaction.savepoint()?;
+        if let Some(call) = group.last_mut()
+            && !call.execute(&savepoint)
+        {
+            // The others are kept.
+            savepoint.rollback()?;
+        }
+        savepoint.commit()?;
+        if group.len() == CALLS {
+            break;
+        }
+        let Ok(call) = calls.try_recv() else { break };
+        group.push(call);
+    }
+    transaction.commit()?;
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! The queue in a SQLite file.
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    Pipeline,
+    backoff::{Backoff, Jitter},
+    processing::{Failure, Message, Processors},
+};
+use pipeline_sources::{
+    Item, SourceOptions,
+    sqlite::{SqliteOptions, SqliteQueue, push_in},
+};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A file that is removed at the end.
+fn file() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("queue.db");
+    (folder, path)
+}
+
+fn text(message: &Message<Item>) -> String {
+    String::from_utf8(message.payload.to_vec()).unwrap()
+}
+
+/// Retries without much delay.
+fn quick() -> SourceOptions {
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
+    SourceOptions::new().redeliver_after(backoff.jitter(Jitter::None)).max_deliveries(3)
+}
+
+async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+/// Starts a pipeline that keeps the texts, and fails those for which the function says so.
+fn keep(
+    queue: &SqliteQueue,
+    options: SourceOptions,
+    fails: fn(&str) -> Option<Failure>,
+) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let text = text(message);
+        log.lock().push(text.clone());
+        fails(&text).map_or(Ok(()), Err)
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(options))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    (pipeline, seen)
+}
+
+async fn is_empty(queue: &SqliteQueue) -> bool {
+    queue.backlog().await.unwrap().items == Some(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_are_delivered_in_order_and_forgotten_when_they_are_done() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    for n in 0..50 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+    }
+    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    until("all are done", async || is_empty(&queue).await).await;
+    assert_eq!(*seen.lock(), (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_fails_is_delivered_again_and_then_given_up() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    let item = Item::new("bad").key("k").header("kind", "test");
+    let id = queue.push(item.clone()).await.unwrap();
+    queue.push(Item::new("good")).await.unwrap();
+    let fails = |text: &str| (text == "bad").then(|| Failure::new("it is bad"));
+    let (pipeline, seen) = keep(&queue, quick(), fails);
+    until("all are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(seen.lock().iter().filter(|text| *text == "bad").count(), 3);
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!((dead[0].id, dead[0].deliveries, &*dead[0].reason), (id, 3, "it is bad"));
+    assert_eq!(dead[0].item, item);
+    assert!(dead[0].enqueued_at <= dead[0].given_up_at);
+
+    // It can be replayed, and dropped.
+    assert_eq!(queue.replay(id + 100).await.unwrap(), None);
+    let new = queue.replay(id).await.unwrap().unwrap();
+    assert!(new > id);
+    assert_eq!(queue.backlog().await.unwrap().items, Some(1));
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(0));
+    assert!(!queue.drop_dead_letter(id).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_cannot_be_read_is_given_up_and_the_others_go_on() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    for text in ["1", "one", "2"] {
+        queue.push(Item::new(text)).await.unwrap();
+    }
+    let sum = Arc::new(Mutex::new(0));
+    let total = sum.clone();
+    let handle = async move |n: &mut Message<u64>| {
+        *total.lock() += **n;
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()).json::<u64>())
+        .processors(Processors::from_fn(handle))
+        .start()
+        .unwrap();
+    until("all are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(*sum.lock(), 3);
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    assert!(dead[0].reason.contains("expected value"), "{}", dead[0].reason);
+    assert_eq!(dead[0].deliveries, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_gives_back_what_no_stage_has_begun_with() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    queue.push_all((0..100).map(|n| Item::new(n.to_string())).collect()).await.unwrap();
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let (at_work, go) = (begun.clone(), Arc::new(tokio::sync::Semaphore::new(0)));
+    let gate = go.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        at_work.notify_one();
+        gate.acquire().await?.forget();
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(4))
+        .start()
+        .unwrap();
+    begun.notified().await;
+    go.add_permits(100);
+    pipeline.drain(PATIENCE).await;
+    let left = queue.backlog().await.unwrap().items.unwrap();
+    assert!(left > 0);
+    // Nothing is leased any more, and no delivery is counted.
+    let again = SqliteQueue::open(_folder.path().join("queue.db"), "numbers").await.unwrap();
+    let (pipeline, seen) = keep(&again, quick(), |_| None);
+    until("all are done", async || is_empty(&queue).await).await;
+    assert_eq!(seen.lock().len() as u64, left);
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_items_of_a_dead_process_are_delivered_again_after_their_lease() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().lease(Duration::from_millis(300));
+    let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
+    queue.push(Item::new("7")).await.unwrap();
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let at_work = begun.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        at_work.notify_one();
+        std::future::pending::<Result<(), Failure>>().await
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    begun.notified().await;
+    // The lease is renewed while the item is handled.
+    let (second, seen) = keep(&queue, quick(), |_| None);
+    sleep(Duration::from_millis(900)).await;
+    assert!(seen.lock().is_empty());
+    // Dropping a pipeline ends its tasks at once, as the death of its process does.
+    drop(pipeline);
+    until("it is done", async || is_empty(&queue).await).await;
+    assert_eq!(*seen.lock(), ["7"]);
+    second.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_of_one_key_are_handled_in_order_although_one_fails() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().ordered_by_key(true);
+    let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
+    for n in 0..20 {
+        let key = if n % 2 == 0 { "even" } else { "odd" };
+        queue.push(Item::new(n.to_string()).key(key)).await.unwrap();
+    }
+    let failed = Arc::new(Mutex::new(false));
+    let seen = Arc::new(Mutex::new(Vec::<u64>::new()));
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let n = text(message).parse::<u64>()?;
+        if n == 4 && !std::mem::replace(&mut *failed.lock(), true) {
+            return Err(Failure::new("not the first time"));
+        }
+        log.lock().push(n);
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(4))
+        .start()
+        .unwrap();
+    until("all are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    let seen = seen.lock();
+    let of = |parity| seen.iter().copied().filter(|n| n % 2 == parity).collect::<Vec<_>>();
+    assert_eq!(of(0), (0..20).step_by(2).collect::<Vec<_>>());
+    assert_eq!(of(1), (1..20).step_by(2).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_adds_items_in_its_own_transaction() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "orders").await.unwrap();
+    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    let program = rusqlite::Connection::open(&path).unwrap();
+    program.busy_timeout(PATIENCE).unwrap();
+    program.execute_batch("CREATE TABLE orders (id INTEGER)").unwrap();
+    let add = |commit: bool| {
+        let transaction = program.unchecked_transaction().unwrap();
+        transaction.execute("INSERT INTO orders VALUES (1)", []).unwrap();
+        push_in(&transaction, "orders", &Item::new(commit.to_string())).unwrap();
+        if commit { transaction.commit().unwrap() } else { transaction.rollback().unwrap() }
+    };
+    add(false);
+    add(true);
+    program
+        .execute("INSERT INTO pipeline_items (queue, payload) VALUES ('orders', 'by hand')", [])
+        .unwrap();
+    until("both are done", async || seen.lock().len() == 2 && is_empty(&queue).await).await;
+    assert_eq!(*seen.lock(), ["true", "by hand"]);
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_kills_its_process_each_time_is_given_up() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().lease(Duration::from_millis(100));
+    let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
+    queue.push(Item::new("poison")).await.unwrap();
+    for _ in 0..3 {
+        let begun = Arc::new(tokio::sync::Notify::new());
+        let at_work = begun.clone();
+        let handle = async move |_: &mut Message<Item>| {
+            at_work.notify_one();
+            std::future::pending::<Result<(), Failure>>().await
+        };
+        let pipeline = Pipeline::of_messages("test")
+            .source(queue.source(quick()))
+            .processors(Processors::from_fn(handle).concurrency(1))
+            .start()
+            .unwrap();
+        begun.notified().await;
+        drop(pipeline);
+    }
+    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    until("it is given up", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert!(seen.lock().is_empty());
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    assert_eq!(&*dead[0].reason, "delivered 4 times without an outcome");
+}
