@@ -181,9 +181,11 @@ struct Tick(f64);
 
 impl fmt::Display for Tick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            thousands if thousands >= 1000.0 => write!(f, "{},000", (thousands / 1000.0).round()),
-            number => write!(f, "{}", (number * 100.0).round() / 100.0),
+        let whole = self.0.round();
+        if whole >= 1000.0 {
+            write!(f, "{},{:03}", (whole / 1000.0).floor(), whole % 1000.0)
+        } else {
+            write!(f, "{}", (self.0 * 100.0).round() / 100.0)
         }
     }
 }
@@ -230,8 +232,8 @@ mod tests {
             assert!((above(value) - end).abs() < 1e-9, "{value}");
         }
         assert_eq!(
-            [0.2, 5.0, 1000.0, 100_000.0].map(|n| Tick(n).to_string()),
-            ["0.2", "5", "1,000", "100,000"]
+            [0.2, 5.0, 1000.0, 1600.0, 2050.0, 100_000.0].map(|n| Tick(n).to_string()),
+            ["0.2", "5", "1,000", "1,600", "2,050", "100,000"]
         );
     }
 }
