@@ -66,7 +66,17 @@ impl Drop for Admission {
 }
 
 #[cfg(test)]
+impl Admissions {
+    /// The number of admitted sockets.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use std::thread;
+
     use pipeline_test_support::{Log, Recorded};
 
     use super::*;
@@ -82,8 +92,31 @@ mod tests {
         let third = admissions.admit().unwrap();
         assert!(admissions.admit().is_none());
         drop((other, third));
-        assert_eq!(admissions.open.load(Relaxed), 0);
+        assert_eq!(admissions.open(), 0);
         assert_eq!(recorded.counters("socket.connections_refused"), [(String::new(), 3)]);
+    }
+
+    #[test]
+    fn no_more_are_admitted_at_once_than_the_limit_on_several_threads() {
+        let admissions = Arc::new(Admissions::new(2, &Telemetry::global()));
+        let (admitted, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        let Some(admission) = admissions.admit() else {
+                            refused.fetch_add(1, Relaxed);
+                            continue;
+                        };
+                        assert!(admitted.fetch_add(1, Relaxed) < 2, "more than the limit");
+                        admitted.fetch_sub(1, Relaxed);
+                        drop(admission);
+                    }
+                });
+            }
+        });
+        assert_eq!(admissions.open(), 0);
+        assert_eq!(admissions.refused(), refused.into_inner() as u64);
     }
 
     #[tokio::test(start_paused = true)]

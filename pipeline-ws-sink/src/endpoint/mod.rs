@@ -7,6 +7,8 @@ pub(crate) mod listen;
 pub(crate) mod longpoll;
 pub(crate) mod mount;
 mod sampler;
+#[cfg(test)]
+mod schedules;
 pub(crate) mod snapshot;
 pub(crate) mod sockets;
 pub(crate) mod state;

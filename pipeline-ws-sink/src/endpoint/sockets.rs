@@ -267,6 +267,14 @@ impl Drop for Registration {
 }
 
 #[cfg(test)]
+impl Sockets {
+    /// The number of ids of open sockets.
+    pub(super) fn ids(&self) -> usize {
+        self.table.lock().by_id.len()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use pipeline_test_support::Recorded;
 
