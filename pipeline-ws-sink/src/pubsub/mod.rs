@@ -5,6 +5,8 @@ pub(crate) mod broadcast;
 mod burst;
 mod by_route;
 mod filter;
+#[cfg(test)]
+mod schedules;
 mod sequence;
 mod subscription;
 mod synced_topics;

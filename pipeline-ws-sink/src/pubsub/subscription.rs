@@ -165,6 +165,14 @@ impl fmt::Debug for TopicSubscription {
 pub struct Lagged(pub u64);
 
 #[cfg(test)]
+impl TopicSubscription {
+    /// Unsubscribes, and keeps the broadcasts that wait.
+    pub(super) fn cancel(&mut self) {
+        self.listening.cancel();
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
