@@ -1,5 +1,8 @@
 //! The messages that wait for one channel.
 
+#[cfg(test)]
+mod schedules;
+
 use std::{
     collections::VecDeque,
     future::poll_fn,

@@ -126,6 +126,7 @@ fn fill(sender: u8, number: u32) -> u8 {
 async fn send(outbox: Arc<Outbox>, sender: u8, room: Room, mut schedule: Schedule) -> Accepted {
     let (mut accepted, largest) =
         (Accepted::default(), schedule.one_of(&[10, 1_000, 1_000, 20_000]));
+    let gives_up = schedule.once_in(3);
     for number in 0..u32::try_from(schedule.pick(FRAMES)).unwrap() {
         let frame = frame(sender, number, schedule.pick(..largest));
         accepted.most += u64::from(!outbox.has_ended());
@@ -137,7 +138,12 @@ async fn send(outbox: Arc<Outbox>, sender: u8, room: Room, mut schedule: Schedul
             let mode = schedule.one_of(&[WriteMode::Inline, WriteMode::Deferred]);
             while outbox.offer_and_record(&shared, mode).is_err() {
                 schedule.pause().await;
-                outbox.room().await;
+                // A sender that gives up its wait takes the room of no other.
+                tokio::select! {
+                    biased;
+                    () = outbox.room() => {}
+                    () = schedule.pause(), if gives_up => {}
+                }
             }
         }
         accepted.least += u64::from(!outbox.has_ended());
@@ -257,7 +263,7 @@ async fn case(flusher: Arc<Flusher>, seed: u64) {
         Arc::new(outbox.among(&all).flushed_by(flusher.slot()))
     };
     let (outbox, client) = if schedule.once_in(4) {
-        let (ours, theirs) = duplex(schedule.one_of(&[10, 1_000, 100_000]));
+        let (ours, theirs) = duplex(schedule.one_of(&[100, 1_000, 100_000]));
         let client = tokio::spawn(receive(theirs, schedule.fork()));
         (outbox(Writer::Task(Box::pin(ours))), client)
     } else {
