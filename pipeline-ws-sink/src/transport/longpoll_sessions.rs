@@ -1,5 +1,8 @@
 //! Long-polling sessions, which live between the client's requests.
 
+#[cfg(test)]
+mod schedules;
+
 use std::{
     collections::HashMap,
     future::poll_fn,
