@@ -401,7 +401,11 @@ fn sessions() -> Vec<Case> {
             "polls that do not read their answers of 3.5 MiB",
             "two answers count as held, and the next poll gets nothing until one of them has ended",
             |_| {
-                let arena = Arena::start(1);
+                // Long enough for a busy machine to fill the outbox between two polls.
+                let mount = |mount: pipeline::ws::Mount<_>| {
+                    mount.longpoll(LongPoll::new().window(5 * WINDOW))
+                };
+                let arena = Arena::start_with(1, &Options { mount, ..Options::default() });
                 let token = session(arena.address)?;
                 let join = json!(["1", "1", TOPIC, "phx_join", {}]).to_string();
                 has_status(&post(&arena, &token, join.as_bytes())?, 200)?;
