@@ -354,6 +354,10 @@ impl Group {
                     failed.push(format!("{} ({}), {workers} workers: {error}", case.id, case.what));
                 }
             }
+            let is_calm = |arena: &Arena| arena.endpoint.open_sockets() == 1;
+            if let Err(error) = arena.eventually("sockets stay open", is_calm) {
+                failed.push(format!("{workers} workers: {error}"));
+            }
         }
         assert!(failed.is_empty(), "{}", failed.join("\n"));
     }
