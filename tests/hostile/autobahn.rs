@@ -24,8 +24,8 @@ use crate::{
 struct Autobahn {
     id: String,
     what: String,
-    /// The offer of compression, if there is one.
-    offer: Option<&'static str>,
+    /// The offer of compression, if there is one, and whether the server accepts it.
+    offer: Option<(&'static str, bool)>,
     /// Bytes, and the size of the pieces in which they are sent; 0 is all at once.
     sends: Vec<(Vec<u8>, usize)>,
     answers: Vec<Answer>,
@@ -114,9 +114,13 @@ impl Autobahn {
 
     fn run(&self, arena: &Arena) -> Result<(), String> {
         let failed = |error: std::io::Error| error.to_string();
-        let offer = self.offer.map(|offer| format!("Sec-WebSocket-Extensions: {offer}\r\n"));
+        let offer = self.offer.map(|(offer, _)| format!("Sec-WebSocket-Extensions: {offer}\r\n"));
         let mut client = Client::open(arena.address, SOCKET, &offer.unwrap_or_default());
         let client = client.as_mut().map_err(|error| error.to_string())?;
+        let is_accepted = client.head.to_ascii_lowercase().contains("sec-websocket-extensions:");
+        if is_accepted != self.offer.is_some_and(|(_, accepts)| accepts) {
+            return Err(format!("its offer is answered: {}", client.head));
+        }
         client.join()?;
         for (bytes, size) in &self.sends {
             for piece in bytes.chunks(if *size == 0 { bytes.len().max(1) } else { *size }) {
@@ -760,7 +764,7 @@ fn compressed() -> Vec<Autobahn> {
                 if piece == 0 { String::new() } else { format!(", in fragments of {piece}") };
             let what = format!("`{offer}`: three {of} texts of {size} bytes{pieces}");
             let case = Autobahn::new(format!("{group}.{n}"), what).sends(sent.repeat(3));
-            let case = Autobahn { offer: Some(offer), ..case };
+            let case = Autobahn { offer: Some((offer, accepts)), ..case };
             cases.push(case.text(&text).text(&text).text(&text));
         }
     }
