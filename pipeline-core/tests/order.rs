@@ -49,13 +49,33 @@ impl Pushing {
     }
 }
 
+impl Pushing {
+    /// Pushes two items at once, which both wait if there is no room.
+    async fn push_both(&self, [first, second]: [Item; 2]) {
+        let (first, second) = match self {
+            Self::Plain(queue) => tokio::join!(queue.push(first), queue.push(second)),
+            Self::Fair(queue) => {
+                tokio::join!(queue.push(first.0, first), queue.push(second.0, second))
+            }
+        };
+        assert!(first.is_ok() && second.is_ok());
+    }
+}
+
 /// Pushes the items of each key from a task of its own.
 fn push_all(queue: &Pushing, keys: u64, schedule: &mut Schedule) {
     for key in 0..keys {
         let (queue, mut schedule) = (queue.clone(), schedule.fork());
         tokio::spawn(async move {
-            for number in 0..ITEMS {
-                queue.push((key, number), &mut schedule).await;
+            for number in (0..ITEMS).step_by(2) {
+                let pair = [(key, number), (key, number + 1)];
+                if schedule.once_in(2) {
+                    queue.push_both(pair).await;
+                } else {
+                    for item in pair {
+                        queue.push(item, &mut schedule).await;
+                    }
+                }
                 schedule.pause().await;
             }
         });

@@ -75,7 +75,7 @@ impl Admissions {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{sync::Barrier, thread};
 
     use pipeline_test_support::{Log, Recorded};
 
@@ -100,10 +100,12 @@ mod tests {
     fn no_more_are_admitted_at_once_than_the_limit_on_several_threads() {
         let admissions = Arc::new(Admissions::new(2, &Telemetry::global()));
         let (admitted, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let together = Barrier::new(4);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..20_000 {
+                    together.wait();
+                    for _ in 0..100_000 {
                         let Some(admission) = admissions.admit() else {
                             refused.fetch_add(1, Relaxed);
                             continue;
