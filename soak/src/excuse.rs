@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use crate::client::Ended;
 
-/// The least time without reading after which a long-polling session may expire. A poll takes at most one window, and a
-/// session expires one and a half windows after it was active: half a window is left after the last answer.
-pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(2);
+/// The time without a poll after which a long-polling session may expire: one and a half windows.
+pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(6);
 
 /// What a client knows of a connection that is over.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Known {
     /// The longest time for which it was not read from.
     pub(crate) frozen: Duration,
+    /// The longest time from one poll to the next. A client may also be late because its machine is busy.
+    pub(crate) unpolled: Duration,
     /// Whether there was a burst to its user, which may be faster than any client. Its items need not have arrived.
     pub(crate) in_burst: bool,
 }
@@ -35,7 +36,7 @@ pub(crate) fn excuse(ended: &Ended, counted: Option<&str>, known: Known) -> Resu
     match (ended, counted) {
         (Ended::Closed(1011), Some("Overflow")) if may_be_slow => Ok(Excuse::Slow),
         (Ended::Broken | Ended::Gone, Some("Overflow")) if may_be_slow => Ok(Excuse::SlowAndBroken),
-        (Ended::Gone, Some("Inactive")) if known.frozen >= EXPIRES_AFTER => Ok(Excuse::Expired),
+        (Ended::Gone, Some("Inactive")) if known.unpolled >= EXPIRES_AFTER => Ok(Excuse::Expired),
         _ => Err(format!(
             "its connection ended with {ended:?}, for which the server counted {counted:?}: {known:?}"
         )),
@@ -49,7 +50,8 @@ mod tests {
     #[test]
     fn only_the_reason_counted_for_this_connection_is_an_excuse() {
         let calm = Known::default();
-        let frozen = |millis| Known { frozen: Duration::from_millis(millis), in_burst: false };
+        let frozen = |millis| Known { frozen: Duration::from_millis(millis), ..calm };
+        let unpolled = |millis| Known { unpolled: Duration::from_millis(millis), ..calm };
         let in_burst = Known { in_burst: true, ..calm };
         let slow = Some("Overflow");
         let excused = [
@@ -57,7 +59,7 @@ mod tests {
             (Ended::Closed(1011), slow, in_burst, Excuse::Slow),
             (Ended::Broken, slow, frozen(500), Excuse::SlowAndBroken),
             (Ended::Gone, slow, frozen(500), Excuse::SlowAndBroken),
-            (Ended::Gone, Some("Inactive"), frozen(2000), Excuse::Expired),
+            (Ended::Gone, Some("Inactive"), unpolled(6000), Excuse::Expired),
         ];
         for (ended, counted, known, expected) in excused {
             assert_eq!(excuse(&ended, counted, known), Ok(expected), "{ended:?}, {counted:?}");
@@ -70,7 +72,9 @@ mod tests {
             (Ended::Broken, None, frozen(8000)),
             (Ended::Broken, Some("Lost"), frozen(8000)),
             (Ended::Gone, None, frozen(8000)),
-            (Ended::Gone, Some("Inactive"), frozen(1999)),
+            (Ended::Gone, Some("Inactive"), unpolled(5999)),
+            (Ended::Gone, Some("Inactive"), frozen(8000)),
+            (Ended::Closed(1011), slow, unpolled(8000)),
             (Ended::Gone, Some("Inactive"), in_burst),
             (Ended::Refused, slow, frozen(8000)),
         ];

@@ -74,8 +74,8 @@ const SPARE_COUNT: f64 = 100.0;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// How long a burst may take: its items wait for room in the queue.
-const BURST_WITHIN: Duration = Duration::from_secs(10);
+/// How long a burst may take: its items wait for room in the queue, and in the queue.
+const BURST_WITHIN: Duration = Duration::from_secs(60);
 
 /// By how many descriptors and tasks the server may exceed its start once all clients have left, and by how many bytes
 /// of the heap: its tables keep their room.

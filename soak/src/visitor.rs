@@ -93,6 +93,8 @@ pub(crate) struct Visitor {
     rejoin_at: Option<Instant>,
     /// What it knows of this connection.
     known: Known,
+    /// When its last poll was sent, and the longest time from one to the next.
+    polls: Option<(Instant, Duration)>,
     is_counted: bool,
 }
 
@@ -124,6 +126,7 @@ impl Visitor {
             entering: 0,
             rejoin_at: None,
             known: Known::default(),
+            polls: None,
             is_counted: false,
             run,
         }
@@ -142,6 +145,9 @@ impl Visitor {
                     self.run.totals.connects.add();
                     if let Err(ended) = self.stay(client, &mut phase).await {
                         self.known.in_burst = self.run.has_burst(self.user, began);
+                        if let Some((at, longest)) = self.polls {
+                            self.known.unpolled = longest.max(at.elapsed());
+                        }
                         self.ended(&ended).await;
                         sleep(PAUSE).await;
                     }
@@ -197,7 +203,7 @@ impl Visitor {
         mut client: Client,
         phase: &mut watch::Receiver<Phase>,
     ) -> Result<(), Ended> {
-        (self.leaving, self.rejoin_at) = (None, None);
+        (self.leaving, self.rejoin_at, self.polls) = (None, None, client.polls());
         self.join(&mut client).await?;
         if let Some(room) = self.room {
             self.enter(&mut client, room).await?;
@@ -209,11 +215,13 @@ impl Visitor {
             let rejoin_at = self.rejoin_at;
             tokio::select! {
                 received = client.receive() => {
+                    self.polls = client.polls();
                     let received = received?;
                     self.received(&received)?;
                 }
                 () = sleep_until(act_at), if churning && self.rejoin_at.is_none() => {
                     act_at = self.next_action();
+                    self.polls = client.polls();
                     client = match self.act(client).await? {
                         (Turn::Continue, Some(client)) => client,
                         _ => return Ok(()),
@@ -222,15 +230,18 @@ impl Visitor {
                 }
                 () = sleep_until(rejoin_at.unwrap_or(beat_at)), if rejoin_at.is_some() => {
                     self.rejoin_at = None;
+                    self.polls = client.polls();
                     self.join(&mut client).await?;
                 }
                 () = sleep_until(beat_at) => {
                     beat_at = Instant::now() + HEARTBEAT;
+                    self.polls = client.polls();
                     let reference = self.next_reference();
                     let text = format!(r#"[null,"{reference}","phoenix","heartbeat",{{}}]"#);
                     client.send(&text).await?;
                 }
                 Ok(()) = phase.changed() => {
+                    self.polls = client.polls();
                     let now = phase.borrow_and_update().clone();
                     match now {
                         Phase::Churn | Phase::Quiet => {}

@@ -12,6 +12,8 @@ use super::websocket::{read, reset};
 pub(crate) struct Http {
     stream: TcpStream,
     address: SocketAddr,
+    /// What is left of the request.
+    unsent: Vec<u8>,
     received: Vec<u8>,
     /// Whether a request has not been answered yet.
     pub(crate) is_pending: bool,
@@ -31,7 +33,8 @@ impl Http {
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, address, received: Vec::new(), is_pending: false, is_closing: false })
+        let (unsent, received) = (Vec::new(), Vec::new());
+        Ok(Self { stream, address, unsent, received, is_pending: false, is_closing: false })
     }
 
     /// Sends a request, and waits for the answer. Returns its status and its body.
@@ -45,7 +48,8 @@ impl Http {
         self.answer().await
     }
 
-    /// Sends a request, on a new connection if the server closes this one.
+    /// Sends a request, on a new connection if the server closes this one. If it is cancelled once the request
+    /// is pending, the rest of it is sent with the wait for the answer.
     pub(crate) async fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
         if self.is_closing {
             *self = Self::connect(self.address).await?;
@@ -55,12 +59,22 @@ impl Http {
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n\r\n{body}"
         );
+        self.unsent.extend_from_slice(request.as_bytes());
         self.is_pending = true;
-        self.stream.write_all(request.as_bytes()).await
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        while !self.unsent.is_empty() {
+            let written = self.stream.write(&self.unsent).await?;
+            self.unsent.drain(..written);
+        }
+        Ok(())
     }
 
     /// Waits for the answer to the request that was sent. Cancel safe.
     pub(crate) async fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {
+        self.flush().await?;
         loop {
             if let Some(Head { status, length, body, closes }) = parse(&self.received)?
                 && self.received.len() >= length + body

@@ -1,8 +1,9 @@
 //! A long-polling session.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::{Ended, Http};
 
@@ -13,6 +14,9 @@ pub(crate) struct LongPoll {
     messages: Http,
     path: String,
     received: VecDeque<String>,
+    /// When the last poll was sent, and the longest time from one to the next.
+    polled: Instant,
+    unpolled: Duration,
 }
 
 #[derive(Deserialize)]
@@ -42,7 +46,8 @@ impl LongPoll {
             return Err(Ended::Refused);
         };
         let path = format!("{path}&token={token}");
-        Ok(Self { polls, messages, path, received: VecDeque::new() })
+        let (polled, unpolled) = (Instant::now(), Duration::ZERO);
+        Ok(Self { polls, messages, path, received: VecDeque::new(), polled, unpolled })
     }
 
     pub(super) async fn receive(&mut self) -> Result<Vec<u8>, Ended> {
@@ -51,6 +56,9 @@ impl LongPoll {
                 return Ok(message.into_bytes());
             }
             if !self.polls.is_pending {
+                let now = Instant::now();
+                self.unpolled = self.unpolled.max(now - self.polled);
+                self.polled = now;
                 self.polls.send("GET", &self.path, "").await?;
             }
             let answered = answer(self.polls.answer().await?)?;
@@ -66,6 +74,11 @@ impl LongPoll {
     pub(super) async fn send(&mut self, text: &str) -> Result<(), Ended> {
         let answered = answer(self.messages.request("POST", &self.path, text).await?)?;
         if answered.status == 200 { Ok(()) } else { Err(Ended::Gone) }
+    }
+
+    /// When the last poll was sent, and the longest time from one to the next.
+    pub(super) fn polls(&self) -> (Instant, Duration) {
+        (self.polled, self.unpolled)
     }
 
     pub(super) fn reset(self) {

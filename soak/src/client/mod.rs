@@ -8,7 +8,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub(crate) use self::{http::Http, websocket::RECEIVE_BUFFER};
 use self::{longpoll::LongPoll, websocket::WebSocket};
@@ -27,7 +27,7 @@ pub(crate) enum Transport {
 #[derive(Debug)]
 pub(crate) enum Client {
     WebSocket(WebSocket),
-    LongPoll(LongPoll),
+    LongPoll(Box<LongPoll>),
 }
 
 /// Why a connection is over.
@@ -71,7 +71,9 @@ impl Client {
                 Transport::WebSocket => {
                     Ok(Self::WebSocket(WebSocket::connect(address, name).await?))
                 }
-                Transport::LongPoll => Ok(Self::LongPoll(LongPoll::connect(address, name).await?)),
+                Transport::LongPoll => {
+                    Ok(Self::LongPoll(Box::new(LongPoll::connect(address, name).await?)))
+                }
             }
         };
         timeout(PATIENCE, connecting).await.unwrap_or(Err(Ended::Broken))
@@ -89,6 +91,14 @@ impl Client {
         match self {
             Self::WebSocket(socket) => socket.send(text).await,
             Self::LongPoll(session) => session.send(text).await,
+        }
+    }
+
+    /// When the last poll was sent, and the longest time from one to the next. None over a WebSocket.
+    pub(crate) fn polls(&self) -> Option<(Instant, Duration)> {
+        match self {
+            Self::WebSocket(_) => None,
+            Self::LongPoll(session) => Some(session.polls()),
         }
     }
 
