@@ -160,6 +160,18 @@ impl Server {
         Ok(0)
     }
 
+    /// How long its threads have run until now, and how long they have waited for a processor. Not
+    /// known on other systems than Linux.
+    pub(crate) fn scheduled(&self) -> [u64; 2] {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id()));
+        let times = tasks.into_iter().flatten().flatten().filter_map(|task| {
+            let times = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            let mut times = times.split_whitespace().filter_map(|time| time.parse::<u64>().ok());
+            Some([times.next()?, times.next()?])
+        });
+        times.fold([0; 2], |[ran, waited]: [u64; 2], times| [ran + times[0], waited + times[1]])
+    }
+
     /// Drains the server, and returns how long that takes.
     pub(crate) fn drains(&mut self) -> Result<Duration, String> {
         self.ask_for("drain").map(Duration::from_micros)
