@@ -383,19 +383,32 @@ fn published_packages_are_complete(files: &Files) -> Vec<String> {
     faults
 }
 
-/// The table in docs/dependencies.md has the direct dependencies of the published packages, and no others.
+/// The two tables in docs/dependencies.md, of the uses and of the advisories, have the direct dependencies of the
+/// published packages, and no others.
 fn dependencies_are_explained(files: &Files) -> Vec<String> {
     const PAGE: &str = "docs/dependencies.md";
-    let rows =
-        files.text(PAGE).lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let page = files.text(PAGE);
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let explained: BTreeSet<&str> = rows.collect();
+    let read: BTreeSet<&str> = advisories(page).collect();
     let published = files
         .named("Cargo.toml")
         .filter(|(_, text)| text.contains("[package]") && !text.contains("publish = false"));
     let used: BTreeSet<&str> = published.flat_map(|(_, text)| dependencies(text)).collect();
     let missing = used.difference(&explained).map(|name| format!("{PAGE}: has no line for {name}"));
     let stale = explained.difference(&used).map(|name| format!("{PAGE}: {name} is not used"));
-    missing.chain(stale).collect()
+    let unread = used.difference(&read).map(|name| format!("{PAGE}: no advisories of {name}"));
+    let unused = read.difference(&used);
+    let unused = unused.map(|name| format!("{PAGE}: advisories of {name}, which is not used"));
+    missing.chain(stale).chain(unread).chain(unused).collect()
+}
+
+/// The crates in the table of advisories of direct dependencies. A row may have several.
+fn advisories(page: &str) -> impl Iterator<Item = &str> {
+    let table = page.split("\nDirect dependencies:\n").nth(1).unwrap_or_default();
+    let rows = table.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
+    let rows = rows.map_while(|line| line.strip_prefix("| ")?.split(" |").next());
+    rows.flat_map(|names| names.split(", "))
 }
 
 /// The dependencies of a manifest, besides those of the project and of its tests.
@@ -747,7 +760,9 @@ mod tests {
         let manifest = "[workspace.dependencies]\nclap = \"4\"\n[package]\n[dependencies]\n# A comment.\n\
                         pipeline-core.workspace = true\nserde = { version = \"1\" }\nslab.workspace = true\n\
                         [target.'cfg(unix)'.dependencies]\nrustix = \"1\"\n[dev-dependencies]\nloom = \"1\"\n";
-        let page = "| crate | for |\n| --- | --- |\n| `serde` | all |\n| `rand` | none |\n";
+        let page = "| crate | for |\n| --- | --- |\n| `serde` | all |\n| `rand` | none |\n\n\
+                    Direct dependencies:\n\n| crate | version |\n| --- | --- |\n| serde | 1 |\n\
+                    | log, slab | 1 |\n\n| crate | version |\n| --- | --- |\n| other | 1 |\n";
         let other = "[package]\npublish = false\n[dependencies]\nclap = \"4\"\n";
         let files = Files(vec![
             ("Cargo.toml".into(), manifest.to_owned()),
@@ -758,6 +773,8 @@ mod tests {
             "docs/dependencies.md: has no line for rustix",
             "docs/dependencies.md: has no line for slab",
             "docs/dependencies.md: rand is not used",
+            "docs/dependencies.md: no advisories of rustix",
+            "docs/dependencies.md: advisories of log, which is not used",
         ];
         assert_eq!(dependencies_are_explained(&files), expected);
     }
