@@ -14,6 +14,9 @@
 
 mod broker;
 mod clock;
+#[cfg(any(test, feature = "test-kit"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
+pub mod contract;
 mod demand;
 mod item;
 mod metrics;

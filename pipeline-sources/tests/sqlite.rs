@@ -1,5 +1,5 @@
 //! The queue in a SQLite file.
-#![cfg(feature = "sqlite")]
+#![cfg(all(feature = "sqlite", feature = "test-kit"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -12,6 +12,7 @@ use pipeline_core::{
 };
 use pipeline_sources::{
     Item, SourceOptions,
+    contract::{Subject, check},
     sqlite::{SqliteOptions, SqliteQueue, push_in},
 };
 use tempfile::TempDir;
@@ -68,6 +69,39 @@ fn keep(
 
 async fn is_empty(queue: &SqliteQueue) -> bool {
     queue.backlog().await.unwrap().items == Some(0)
+}
+
+/// A queue in a folder of its own.
+struct InFile(SqliteQueue, #[expect(dead_code, reason = "it is removed at the end")] TempDir);
+
+impl Subject for InFile {
+    type Broker = SqliteQueue;
+
+    fn broker(&self) -> SqliteQueue {
+        self.0.clone()
+    }
+
+    async fn push(&self, item: Item) {
+        self.0.push(item).await.unwrap();
+    }
+
+    async fn dead_letters(&self) -> Vec<String> {
+        let dead = self.0.dead_letters(0, 100).await.unwrap();
+        dead.iter().map(|dead| dead.reason.to_string()).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_in_a_file_keeps_the_contract() {
+    for ordered in [false, true] {
+        check(async || {
+            let (folder, path) = file();
+            let options = SqliteOptions::new().lease(Duration::from_millis(300));
+            let options = options.ordered_by_key(ordered);
+            InFile(SqliteQueue::open_with(path, "test", options).await.unwrap(), folder)
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,7 +173,7 @@ async fn an_item_that_cannot_be_read_is_given_up_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_gives_back_what_no_stage_has_begun_with() {
     let (_folder, path) = file();
-    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
     queue.push_all((0..100).map(|n| Item::new(n.to_string())).collect()).await.unwrap();
     let begun = Arc::new(tokio::sync::Notify::new());
     let (at_work, go) = (begun.clone(), Arc::new(tokio::sync::Semaphore::new(0)));
@@ -159,12 +193,35 @@ async fn a_drain_gives_back_what_no_stage_has_begun_with() {
     pipeline.drain(PATIENCE).await;
     let left = queue.backlog().await.unwrap().items.unwrap();
     assert!(left > 0);
-    // Nothing is leased any more, and no delivery is counted.
-    let again = SqliteQueue::open(_folder.path().join("queue.db"), "numbers").await.unwrap();
+    let again = SqliteQueue::open(&path, "numbers").await.unwrap();
     let (pipeline, seen) = keep(&again, quick(), |_| None);
     until("all are done", async || is_empty(&queue).await).await;
     assert_eq!(seen.lock().len() as u64, left);
     pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_drain_has_no_time_for_is_given_back_as_if_it_had_not_been_delivered() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    queue.push_all((0..5).map(|n| Item::new(n.to_string())).collect()).await.unwrap();
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let at_work = begun.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        at_work.notify_one();
+        std::future::pending::<Result<(), Failure>>().await
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(4))
+        .start()
+        .unwrap();
+    begun.notified().await;
+    pipeline.drain(Duration::from_millis(10)).await;
+    let file = rusqlite::Connection::open(&path).unwrap();
+    let select = "SELECT count(*), max(deliveries), count(lease) FROM pipeline_items";
+    let counts = file.query_row(select, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+    assert_eq!(counts, Ok((5, 0, 0)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
