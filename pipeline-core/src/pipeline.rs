@@ -367,8 +367,8 @@ impl Stages {
         self.report.clone()
     }
 
-    /// Waits until the sources have stored what was acknowledged to them, at least as long as stages have
-    /// to report.
+    /// Waits until the sources have stored what was acknowledged to them: after a graceful end without a
+    /// limit, else until the deadline, and at least as long as stages have to report.
     async fn settle(&mut self, drain: &mut watch::Receiver<Option<Deadline>>) {
         let settling = mem::take(&mut *self.shared.settling.lock());
         if settling.is_empty() {
@@ -378,19 +378,24 @@ impl Stages {
         let settled = settling.into_iter().map(|settled| AssertUnwindSafe(settled).catch_unwind());
         let settled = join_all(settled);
         let overdue = async {
-            let mut deadline = *drain.borrow_and_update();
+            // After a failure, this is the time that the stages had to stop.
+            let mut deadline = self.deadline;
+            let least = Deadline::from_now(KILL_TIMEOUT);
             loop {
-                let latest = Deadline::from_now(KILL_TIMEOUT);
-                let until = deadline.unwrap_or(Deadline::NEVER).max(latest);
                 tokio::select! {
-                    () = until.passed() => return,
-                    Ok(()) = drain.changed() => deadline = *drain.borrow_and_update(),
+                    () = deadline.max(least).passed() => return,
+                    Ok(()) = drain.changed() => {
+                        let within = drain.borrow_and_update().unwrap_or(Deadline::NEVER);
+                        deadline = deadline.min(within);
+                    }
                 }
             }
         };
         tokio::select! {
-            settled = settled => if settled.iter().any(Result::is_err) {
-                tracing::error!(pipeline = %self.shared.pipeline, "a source panicked while it stored acknowledgements");
+            settled = settled => for panic in settled.into_iter().filter_map(Result::err) {
+                let reason = ExitReason::from_panic(&*panic);
+                tracing::error!(pipeline = %self.shared.pipeline, reason = shown(&reason), "a source panicked while it stored acknowledgements");
+                self.report.fail_as_a_whole(reason);
             },
             () = overdue => {
                 self.report.completed = false;

@@ -159,35 +159,44 @@ impl fmt::Debug for Acknowledgement {
     }
 }
 
-/// The messages of one acknowledger.
+/// The messages of one acknowledger. They can still be lost only as failed.
 struct Group {
     acknowledger: Arc<dyn AnyAcknowledger>,
-    done: Vec<Receipt>,
-    failed: Vec<(Receipt, Failure)>,
+    outcomes: Vec<(Acknowledgement, Option<Failure>)>,
 }
 
 /// Acknowledges messages in their order, in one call for each acknowledger.
 pub(super) fn acknowledge(outcomes: impl IntoIterator<Item = (Acknowledgement, Option<Failure>)>) {
     let mut groups: Vec<Group> = Vec::new();
-    for (mut acknowledgement, failure) in outcomes {
-        let Some(Inner { acknowledger, receipt }) = acknowledgement.inner.take() else { continue };
-        let is_same = |group: &&mut Group| Arc::ptr_eq(&group.acknowledger, &acknowledger);
-        // The last group is the most likely one.
-        let group = match groups.iter_mut().rev().find(is_same) {
-            Some(group) => group,
-            None => {
-                groups.push(Group { acknowledger, done: Vec::new(), failed: Vec::new() });
-                groups.last_mut().expect("it has just been added")
-            }
+    let mut by_address = foldhash::HashMap::<usize, usize>::default();
+    for (acknowledgement, failure) in outcomes {
+        let Some(Inner { acknowledger, .. }) = &acknowledgement.inner else { continue };
+        let is_same = |group: &Group| Arc::ptr_eq(&group.acknowledger, acknowledger);
+        // Most messages have the acknowledger of the one before.
+        let place = if groups.last().is_some_and(is_same) {
+            groups.len() - 1
+        } else {
+            let address = Arc::as_ptr(acknowledger).addr();
+            *by_address.entry(address).or_insert_with(|| {
+                let acknowledger = acknowledger.clone();
+                groups.push(Group { acknowledger, outcomes: Vec::new() });
+                groups.len() - 1
+            })
         };
-        match failure {
-            None => group.done.push(receipt),
-            Some(failure) => group.failed.push((receipt, failure)),
-        }
+        groups[place].outcomes.push((acknowledgement, failure));
     }
-    for Group { acknowledger, done, failed } in groups {
-        let messages = done.len() + failed.len();
-        let called = catch_panic_now(|| {
+    for Group { acknowledger, outcomes } in groups {
+        let messages = outcomes.len();
+        // What is dropped here is dropped where a panic of its destructor is caught.
+        let called = catch_panic_now(move || {
+            let (mut done, mut failed) = (Vec::with_capacity(messages), Vec::new());
+            for (mut acknowledgement, failure) in outcomes {
+                let Some(Inner { receipt, .. }) = acknowledgement.inner.take() else { continue };
+                match failure {
+                    None => done.push(receipt),
+                    Some(failure) => failed.push((receipt, failure)),
+                }
+            }
             acknowledger.acknowledge(done, failed);
             Ok::<_, ExitReason>(())
         });

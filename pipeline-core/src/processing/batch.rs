@@ -85,8 +85,10 @@ impl<T, U> Batch<T, U> {
         self.messages.iter().map(|processed| &processed.output)
     }
 
-    pub(super) fn into_messages(self) -> impl Iterator<Item = Message<T>> {
-        self.messages.into_iter().map(|processed| processed.message)
+    /// The messages and the outputs apart.
+    pub(super) fn into_parts(self) -> (Vec<Message<T>>, Vec<U>) {
+        let parts = |Processed { message, output }| (message, output);
+        self.messages.into_iter().map(parts).unzip()
     }
 }
 
@@ -196,6 +198,8 @@ pub struct Batcher<T, U, B, K = ()> {
     pub(super) max_demand: Option<usize>,
     pub(super) key: Arc<KeyBy<T, U, K>>,
     pub(super) partition_by: Option<PartitionBy<T>>,
+    /// The limit of a batch processor's callbacks.
+    pub(super) within: Duration,
 }
 
 /// The key of a message's batch.
@@ -207,8 +211,9 @@ pub(super) struct Limits<T, U> {
     /// The size of a message in another unit, and the size at which a batch is full.
     pub(super) weight: Option<(usize, Arc<WeightOf<T, U>>)>,
     pub(super) within: Duration,
-    /// How many messages may wait in open batches.
+    /// How many messages may wait in open batches, and how much weight.
     pub(super) open: usize,
+    pub(super) open_weight: usize,
 }
 
 /// The size of a message in a unit of the program's.
@@ -216,8 +221,9 @@ type WeightOf<T, U> = dyn Fn(&Processed<T, U>) -> usize + Send + Sync;
 
 impl<T, U> Clone for Limits<T, U> {
     fn clone(&self) -> Self {
-        let Self { size, weight, within, open } = self;
-        Self { size: *size, weight: weight.clone(), within: *within, open: *open }
+        let Self { size, weight, within, open, open_weight } = self;
+        let (size, within, open, open_weight) = (*size, *within, *open, *open_weight);
+        Self { size, weight: weight.clone(), within, open, open_weight }
     }
 }
 
@@ -240,10 +246,17 @@ impl<T, U, B: BatchProcessor<T, U>> Batcher<T, U, B> {
         Self {
             processor,
             concurrency: 1,
-            limits: Limits { size: 100, weight: None, within, open: 10_000 },
+            limits: Limits {
+                size: 100,
+                weight: None,
+                within,
+                open: 10_000,
+                open_weight: usize::MAX,
+            },
             max_demand: None,
             key: Arc::new(|_| ()),
             partition_by: None,
+            within: Duration::MAX,
         }
     }
 }
@@ -304,7 +317,8 @@ impl<T, U, B: BatchProcessor<T, U>, K> Batcher<T, U, B, K> {
     }
 
     /// How many messages may wait in open batches, of all keys and partitions. Beyond it the oldest
-    /// batch is closed early, with [`BatchTrigger::Space`]. Default 10,000.
+    /// batch is closed early, with [`BatchTrigger::Space`]. Default 10,000, and at least the
+    /// [`size`](Self::size).
     ///
     /// # Panics
     ///
@@ -312,6 +326,20 @@ impl<T, U, B: BatchProcessor<T, U>, K> Batcher<T, U, B, K> {
     pub fn max_open(mut self, messages: usize) -> Self {
         assert!(messages > 0, "a batcher must be able to hold a message");
         self.limits.open = messages;
+        self
+    }
+
+    /// How much [`weight`](Self::weight) may wait in open batches, of all keys and partitions. Beyond it
+    /// the oldest batch is closed early. Default no limit. A batch that is not full has always space.
+    pub fn max_open_weight(mut self, limit: usize) -> Self {
+        self.limits.open_weight = limit;
+        self
+    }
+
+    /// How long `handle_batch` and `handle_failed` may take. Then their future is dropped, and the
+    /// messages have failed. Default no limit.
+    pub fn handle_within(mut self, limit: Duration) -> Self {
+        self.within = limit;
         self
     }
 
@@ -350,9 +378,9 @@ impl<T, U, B: BatchProcessor<T, U>, K> Batcher<T, U, B, K> {
         self,
         key: impl Fn(&Processed<T, U>) -> Q + Send + Sync + 'static,
     ) -> Batcher<T, U, B, Q> {
-        let Self { processor, concurrency, limits, max_demand, partition_by, .. } = self;
+        let Self { processor, concurrency, limits, max_demand, partition_by, within, .. } = self;
         let key = Arc::new(key);
-        Batcher { processor, concurrency, limits, max_demand, partition_by, key }
+        Batcher { processor, concurrency, limits, max_demand, partition_by, key, within }
     }
 }
 

@@ -1,6 +1,11 @@
 //! The stages of a batcher and of its batch processors.
 
-use std::{hash::Hash, marker::PhantomData, sync::Arc};
+use std::{
+    hash::{BuildHasher, Hash},
+    marker::PhantomData,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tracing::{Instrument, debug_span};
@@ -8,7 +13,7 @@ use tracing::{Instrument, debug_span};
 use super::{
     batch::{Batch, BatchInfo, BatchProcessor, KeyBy, Limits, Processed},
     batching::{BatchTrigger, Batching, Bounds, Closed},
-    handling::{acknowledge_all, contained, contained_now, settle_failed},
+    handling::{acknowledge_all, contained_now, contained_within, settle_failed},
     message::{BatchMode, Message},
     metrics::{BatchMetrics, MessageMetrics},
     processor::PartitionBy,
@@ -41,11 +46,13 @@ impl<T, U, K: Eq + Hash + Clone> BatcherStage<T, U, K> {
         messages: MessageMetrics,
         batches: BatchMetrics,
     ) -> Self {
+        let weight = limits.weight.as_ref().map_or(usize::MAX, |(limit, _)| *limit);
         let bounds = Bounds {
             size: limits.size,
-            weight: limits.weight.as_ref().map_or(usize::MAX, |(limit, _)| *limit),
+            weight,
             within: limits.within,
-            open: limits.open,
+            open: limits.open.max(limits.size),
+            open_weight: limits.open_weight.max(weight),
         };
         let batching = Batching::new(bounds);
         Self { name, batching, limits, key, partition_by, messages, batches }
@@ -54,6 +61,9 @@ impl<T, U, K: Eq + Hash + Clone> BatcherStage<T, U, K> {
     /// The key, the partition and the weight of a message.
     fn place(&self, processed: &Processed<T, U>) -> (K, Option<usize>, usize) {
         let key = (self.key)(processed);
+        // Here a panic of the key's own code fails this message, and not the batcher.
+        let _ = foldhash::fast::FixedState::default().hash_one(&key);
+        let key = Clone::clone(&key);
         let partition = self.partition_by.as_ref().map(|(partition, partitions)| {
             let place = partition(&processed.message) % *partitions as u64;
             usize::try_from(place).expect("the remainder fits a usize")
@@ -98,11 +108,11 @@ where
                     let flush = processed.message.batch_mode() == BatchMode::Flush;
                     let key = (key, partition);
                     let closed = self.batching.add(key, processed, weight, flush, now);
-                    out.emit_all(closed.into_iter().flatten().map(|closed| self.batch(closed)));
+                    out.emit_all(closed.into_iter().map(|closed| self.batch(closed)));
                 }
                 Err(failure) => {
                     processed.message.fail(failure);
-                    acknowledge_all([processed.message], &self.messages);
+                    acknowledge_all([&mut processed.message], &self.messages);
                 }
             }
         }
@@ -140,6 +150,8 @@ where
 pub(super) struct BatchProcessorStage<T, U, B> {
     pub(super) processor: Arc<B>,
     pub(super) index: usize,
+    /// The limit of each callback.
+    pub(super) within: Duration,
     pub(super) messages: MessageMetrics,
     pub(super) batches: BatchMetrics,
     pub(super) types: PhantomData<fn(T, U)>,
@@ -148,24 +160,31 @@ pub(super) struct BatchProcessorStage<T, U, B> {
 impl<T, U, B: BatchProcessor<T, U>> BatchProcessorStage<T, U, B> {
     async fn handle(&self, mut batch: Batch<T, U>) {
         let begun = Instant::now();
-        let handled = contained(async { self.processor.handle_batch(&mut batch).await }).await;
+        let handled = contained_within(self.within, "handle_batch", async {
+            self.processor.handle_batch(&mut batch).await
+        });
+        let handled = handled.await;
         self.batches.handled(begun.elapsed());
-        let mut messages: Vec<_> = batch.into_messages().collect();
-        if let Err(failure) = handled {
-            for message in &mut messages {
+        let (messages, outputs) = batch.into_parts();
+        let (mut failed, mut done) = (Vec::new(), Vec::with_capacity(messages.len()));
+        for mut message in messages {
+            if let Err(failure) = &handled
+                && message.failure().is_none()
+            {
                 message.fail(failure.clone());
             }
+            if message.failure().is_some() { failed.push(message) } else { done.push(message) }
         }
-        let is_failed = |message: &mut Message<T>| message.failure().is_some();
-        let mut failed: Vec<_> = messages.extract_if(.., is_failed).collect();
         if !failed.is_empty() {
             let span = debug_span!("handle_failed", messages = failed.len());
             let handle = async |failed: &mut [Message<T>]| {
                 self.processor.handle_failed(failed).await;
             };
-            settle_failed(&mut failed, handle).instrument(span).await;
+            settle_failed(&mut failed, self.within, handle).instrument(span).await;
         }
-        acknowledge_all(messages.into_iter().chain(failed), &self.messages);
+        acknowledge_all(done.iter_mut().chain(&mut failed), &self.messages);
+        // The program's destructors run when everything is acknowledged.
+        drop((done, failed, outputs));
     }
 }
 

@@ -44,8 +44,9 @@ pub(super) struct Bounds {
     pub(super) size: usize,
     pub(super) weight: usize,
     pub(super) within: Duration,
-    /// How many items may wait in all open batches.
+    /// How many items may wait in all open batches, and how much weight.
     pub(super) open: usize,
+    pub(super) open_weight: usize,
 }
 
 /// The open batches, by their keys.
@@ -58,8 +59,9 @@ pub(super) struct Batching<K, I> {
     ages: VecDeque<(u64, K)>,
     /// The number of the next batch.
     next: u64,
-    /// How many items wait.
+    /// How many items wait, and their weight.
     items: usize,
+    weight: usize,
     /// The keys of batches that are closed at the end of the chunk.
     flushed: Vec<K>,
 }
@@ -84,7 +86,7 @@ pub(super) struct Closed<K, I> {
 impl<K: Eq + Hash + Clone, I> Batching<K, I> {
     pub(super) fn new(bounds: Bounds) -> Self {
         let (open, ages, flushed) = Default::default();
-        Self { bounds, open, ages, next: 0, items: 0, flushed }
+        Self { bounds, open, ages, next: 0, items: 0, weight: 0, flushed }
     }
 
     /// The number of items in open batches.
@@ -92,7 +94,7 @@ impl<K: Eq + Hash + Clone, I> Batching<K, I> {
         self.items
     }
 
-    /// Adds an item, and returns the batch that is full now, and the one that had to make room.
+    /// Adds an item, and returns the batch that is full now, or those that had to make room.
     pub(super) fn add(
         &mut self,
         key: K,
@@ -100,7 +102,7 @@ impl<K: Eq + Hash + Clone, I> Batching<K, I> {
         weight: usize,
         flush: bool,
         now: Instant,
-    ) -> [Option<Closed<K, I>>; 2] {
+    ) -> Vec<Closed<K, I>> {
         let batch = self.open.entry(key.clone()).or_insert_with(|| {
             let number = self.next;
             self.next += 1;
@@ -111,14 +113,18 @@ impl<K: Eq + Hash + Clone, I> Batching<K, I> {
         batch.items.push(item);
         batch.weight = batch.weight.saturating_add(weight);
         self.items += 1;
+        self.weight = self.weight.saturating_add(weight);
         if batch.items.len() >= self.bounds.size || batch.weight >= self.bounds.weight {
-            return [self.close(&key, BatchTrigger::Size), None];
+            return self.close(&key, BatchTrigger::Size).into_iter().collect();
         }
         if flush && !mem::replace(&mut batch.flushed, true) {
             self.flushed.push(key);
         }
-        let crowded = self.items > self.bounds.open;
-        [None, if crowded { self.close_oldest(BatchTrigger::Space) } else { None }]
+        let mut closed = Vec::new();
+        while self.items > self.bounds.open || self.weight > self.bounds.open_weight {
+            closed.extend(self.close_oldest(BatchTrigger::Space));
+        }
+        closed
     }
 
     /// Closes the batches that messages of this chunk have flushed. Those that were full before are
@@ -165,8 +171,9 @@ impl<K: Eq + Hash + Clone, I> Batching<K, I> {
     }
 
     fn close(&mut self, key: &K, trigger: BatchTrigger) -> Option<Closed<K, I>> {
-        let OpenBatch { items, .. } = self.open.remove(key)?;
+        let OpenBatch { items, weight, .. } = self.open.remove(key)?;
         self.items -= items.len();
+        self.weight = self.weight.saturating_sub(weight);
         // The ages of closed batches must not outgrow those of the open ones.
         if self.ages.len() > 2 * self.open.len() + 16 {
             let open = &self.open;
@@ -187,8 +194,13 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    const BOUNDS: Bounds =
-        Bounds { size: 3, weight: usize::MAX, within: ms(100), open: usize::MAX };
+    const BOUNDS: Bounds = Bounds {
+        size: 3,
+        weight: usize::MAX,
+        within: ms(100),
+        open: usize::MAX,
+        open_weight: usize::MAX,
+    };
 
     fn closed<const N: usize>(
         key: char,
@@ -202,11 +214,11 @@ mod tests {
     fn a_batch_is_closed_when_it_is_full() {
         let now = Instant::now();
         let mut batches = Batching::new(BOUNDS);
-        assert_eq!(batches.add('a', 1, 1, false, now), [None, None]);
-        assert_eq!(batches.add('b', 2, 1, false, now), [None, None]);
-        assert_eq!(batches.add('a', 3, 1, false, now), [None, None]);
+        assert_eq!(batches.add('a', 1, 1, false, now), []);
+        assert_eq!(batches.add('b', 2, 1, false, now), []);
+        assert_eq!(batches.add('a', 3, 1, false, now), []);
         let full = closed('a', [1, 3, 4], BatchTrigger::Size);
-        assert_eq!(batches.add('a', 4, 1, false, now), [Some(full), None]);
+        assert_eq!(batches.add('a', 4, 1, false, now), [full]);
         assert_eq!(batches.len(), 1);
     }
 
@@ -214,7 +226,7 @@ mod tests {
     fn a_batch_is_closed_by_its_weight_with_the_item_that_reached_it() {
         let now = Instant::now();
         let mut batches = Batching::new(Bounds { size: 100, weight: 10, ..BOUNDS });
-        let add = |weight| batches.add('a', weight, weight, false, now)[0].take();
+        let add = |weight| batches.add('a', weight, weight, false, now).pop();
         let closed = [4, 4, 4, 9, 1, 3].map(add).map(|closed| closed.map(|closed| closed.items));
         assert_eq!(closed, [None, None, Some(vec![4, 4, 4]), None, Some(vec![9, 1]), None]);
     }
@@ -263,7 +275,7 @@ mod tests {
         batches.add('a', 1, 1, false, now);
         batches.add('b', 2, 1, false, now);
         let oldest = closed('a', [1], BatchTrigger::Space);
-        assert_eq!(batches.add('c', 3, 1, false, now), [None, Some(oldest)]);
+        assert_eq!(batches.add('c', 3, 1, false, now), [oldest]);
         assert_eq!(batches.len(), 2);
     }
 
@@ -285,7 +297,7 @@ mod tests {
             steps in prop::collection::vec((0u8..4, 1usize..4, any::<bool>(), 0u64..60), 0..80),
         ) {
             let mut now = Instant::now();
-            let mut batches = Batching::new(Bounds { size, weight: 6, within: ms(100), open });
+            let mut batches = Batching::new(Bounds { size, weight: 6, within: ms(100), open, open_weight: 9 });
             let mut left = Vec::new();
             let mut added = Vec::new();
             for (n, (key, weight, flush, wait)) in steps.into_iter().enumerate() {
@@ -294,8 +306,8 @@ mod tests {
                     left.push(due);
                 }
                 added.push((key, n));
-                left.extend(batches.add(key, n, weight, flush, now).into_iter().flatten());
-                prop_assert!(batches.len() <= open);
+                left.extend(batches.add(key, n, weight, flush, now));
+                prop_assert!(batches.len() <= open && batches.weight <= 9);
                 if wait % 3 == 0 {
                     left.extend(batches.end_of_chunk());
                 }

@@ -8,13 +8,12 @@ use tokio::time::Instant;
 use super::{
     batch::{Batch, BatchProcessor, Batcher},
     batcher_stage::{BatchProcessorStage, BatcherStage},
+    handling::contained_now,
     message::{Message, overflowed},
     messages::{MessagesHandle, SourceHandle},
     metrics::{BatchMetrics, MessageMetrics},
     processor::{PartitionBy, Processor, Processors},
-    processor_stage::{
-        Forwarded, LastProcessorStage, ProcessorStage, Route, Typed, Work, no_batcher,
-    },
+    processor_stage::{Forwarded, LastProcessorStage, ProcessorStage, Route, Work, no_batcher},
 };
 use crate::{
     backoff::{Backoff, Jitter},
@@ -71,10 +70,15 @@ pub struct Handled<T, U> {
     processors: AddProcessors<T, U>,
 }
 
-/// The state of a builder with batchers that are named by `N`.
-pub struct Batched<T, U, N> {
+/// The state of a builder whose batchers are named by `N`, and that has none yet.
+pub struct Routed<T, U, N> {
     handled: Handled<T, U>,
     route: Arc<dyn Fn(&U) -> N + Send + Sync>,
+}
+
+/// The state of a builder with batchers that are named by `N`.
+pub struct Batched<T, U, N> {
+    routed: Routed<T, U, N>,
     batchers: Vec<(N, AddBatcher<T, U>)>,
 }
 
@@ -196,7 +200,8 @@ impl<S> MessagePipelineBuilder<S> {
     }
 
     /// The maximum number of messages that leave all sources together per interval. Default no limit.
-    /// It can be changed at runtime with [`MessagesHandle::update_rate_limit`].
+    /// It can be changed at runtime with [`MessagesHandle::update_rate_limit`]. Sources then have no rate
+    /// limits of their own.
     pub fn rate_limit(mut self, limit: RateLimit) -> Self {
         self.options.rate_limit = Some(limit);
         self
@@ -280,7 +285,9 @@ impl<T: Send + Sync + 'static> MessagePipelineBuilder<Sources<T>> {
                 Some((partition, count)) => stage.dispatcher(move || {
                     let partition = partition.clone();
                     PartitionDispatcher::by_key(0..count, move |message: &Message<T>| {
-                        Some(place(partition(message), count))
+                        // The processor fails a message for which the function panics.
+                        let number = contained_now(|| partition(message)).unwrap_or_default();
+                        Some(place(number, count))
                     })
                 }),
                 None => stage,
@@ -309,11 +316,10 @@ impl<T: Send + Sync + 'static> MessagePipelineBuilder<Sources<T>> {
         self.with_state(|sources| {
             let partition_by = processors.partition_by.clone().or(sources.partition_by.clone());
             let count = processors.concurrency;
-            let partitions = partition_by.map(|partition| (partition, count));
-            let is_partitioned = partitions.is_some();
+            let partitions = partition_by.clone().map(|partition| (partition, count));
             let processors =
                 Box::new(move |adding: &mut Adding<'_>, sources: &[_], next: Option<&_>| {
-                    add_processors(adding, processors, is_partitioned, sources, next)
+                    add_processors(adding, processors, partition_by.as_ref(), sources, next)
                 });
             Handled { sources, partitions, processors }
         })
@@ -328,7 +334,7 @@ fn place(number: u64, count: usize) -> usize {
 fn add_processors<T, P>(
     adding: &mut Adding<'_>,
     processors: Processors<T, P>,
-    is_partitioned: bool,
+    partition_by: Option<&PartitionBy<T>>,
     sources: &[Arc<dyn SourceHandle<T>>],
     next: Option<&(Route<P::Output>, usize)>,
 ) -> Vec<Arc<dyn Target<Forwarded<T, P::Output>>>>
@@ -338,16 +344,21 @@ where
 {
     let Processors { processor, concurrency, demand, tries, .. } = processors;
     let (processor, metrics) = (Arc::new(processor), adding.message_metrics("processors"));
+    let is_partitioned = partition_by.is_some();
     let mut targets: Vec<Arc<dyn Target<Forwarded<T, P::Output>>>> = Vec::new();
     for index in 0..concurrency {
-        let work = Work { processor: processor.clone(), tries, metrics: metrics.clone(), index };
+        let work = Work {
+            processor: processor.clone(),
+            tries,
+            metrics: metrics.clone(),
+            partition_by: partition_by.cloned(),
+            index,
+        };
         let name = format!("processor_{index}");
         let options = adding.subscribing(demand.clone(), is_partitioned.then_some(index));
         match next {
             None => {
-                let make = move || {
-                    AsConsumer(Typed(LastProcessorStage { work: work.clone() }, PhantomData))
-                };
+                let make = move || AsConsumer(LastProcessorStage { work: work.clone() });
                 let stage = adding.stage(name, make);
                 let slot = adding.graph.add(stage).slot;
                 for source in sources {
@@ -358,7 +369,7 @@ where
                 let (route, batchers) = (route.clone(), *batchers);
                 let make = move || {
                     let (work, route) = (work.clone(), route.clone());
-                    AsProducerConsumer(Typed(ProcessorStage { work, route }, PhantomData))
+                    AsProducerConsumer(ProcessorStage { work, route })
                 };
                 let mut stage = adding.stage(name, make);
                 if batchers > 1 {
@@ -429,9 +440,9 @@ impl<T: Send + Sync + 'static, U: Send + 'static> MessagePipelineBuilder<Handled
     pub fn route<N>(
         self,
         route: impl Fn(&U) -> N + Send + Sync + 'static,
-    ) -> MessagePipelineBuilder<Batched<T, U, N>> {
+    ) -> MessagePipelineBuilder<Routed<T, U, N>> {
         let route = Arc::new(route);
-        self.with_state(|handled| Batched { handled, route, batchers: Vec::new() })
+        self.with_state(|handled| Routed { handled, route })
     }
 
     /// Starts all stages, each in a task of its own.
@@ -464,6 +475,27 @@ pub struct OnlyBatcher;
 impl fmt::Debug for OnlyBatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("default")
+    }
+}
+
+impl<T, U, N> MessagePipelineBuilder<Routed<T, U, N>>
+where
+    T: Send + Sync + 'static,
+    U: Send + 'static,
+    N: Clone + PartialEq + fmt::Debug + Send + Sync + 'static,
+{
+    /// Adds the first batcher, with this name, and its batch processors.
+    pub fn batcher<B, K>(
+        self,
+        name: N,
+        batcher: Batcher<T, U, B, K>,
+    ) -> MessagePipelineBuilder<Batched<T, U, N>>
+    where
+        B: BatchProcessor<T, U>,
+        K: Eq + Hash + Clone + Send + Sync + 'static,
+    {
+        let batched = self.with_state(|routed| Batched { routed, batchers: Vec::new() });
+        batched.batcher(name, batcher)
     }
 }
 
@@ -504,9 +536,10 @@ where
     ///
     /// As for [`start`](Self::start).
     pub fn start_with_handle(self) -> Result<(Pipeline, MessagesHandle<T>), StartError> {
-        let Self { graph, options, state: Batched { handled, route, batchers } } = self;
+        let Self { graph, options, state: Batched { routed, batchers } } = self;
+        let Routed { handled, route } = routed;
         let names: Vec<N> = batchers.iter().map(|(name, _)| name.clone()).collect();
-        let shown = |name: &N| format!("{name:?}");
+        let shown = |name: &N| format!("{name:?}").trim_matches('"').to_owned();
         let known = names.iter().map(shown).collect::<Vec<_>>().join(", ");
         let count = names.len();
         let route: Route<U> = Arc::new(move |output| {
@@ -518,7 +551,7 @@ where
         start(graph, &options, handled, Some(&(route, count)), |adding, targets| {
             for (number, (name, add)) in batchers.into_iter().enumerate() {
                 let plan = BatcherPlan {
-                    name: format!("{name:?}").into(),
+                    name: shown(&name).into(),
                     number: (count > 1).then_some(number),
                     partition_by: partition_by.clone(),
                 };
@@ -539,7 +572,7 @@ fn add_batcher<T, U, B, K>(
     B: BatchProcessor<T, U>,
     K: Eq + Hash + Clone + Send + Sync + 'static,
 {
-    let Batcher { processor, concurrency, limits, max_demand, key, partition_by } = batcher;
+    let Batcher { processor, concurrency, limits, max_demand, key, partition_by, within } = batcher;
     let BatcherPlan { name, number, partition_by: of_all } = plan;
     let partition_by = partition_by.or(of_all).map(|partition| (partition, concurrency));
     let is_partitioned = partition_by.is_some();
@@ -573,7 +606,7 @@ fn add_batcher<T, U, B, K>(
             let (processor, messages, batches) =
                 (processor.clone(), messages.clone(), batches.clone());
             let types = PhantomData;
-            AsConsumer(BatchProcessorStage { processor, index, messages, batches, types })
+            AsConsumer(BatchProcessorStage { processor, index, within, messages, batches, types })
         };
         let stage = adding.stage(format!("batch_processor_{name}_{index}"), make);
         let one = SubscribeOptions::new().max_demand(1).min_demand(0);
@@ -623,6 +656,12 @@ impl<T> fmt::Debug for Sources<T> {
 impl<T, U> fmt::Debug for Handled<T, U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handled").field("sources", &self.sources).finish_non_exhaustive()
+    }
+}
+
+impl<T, U, N> fmt::Debug for Routed<T, U, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Routed").field("handled", &self.handled).finish_non_exhaustive()
     }
 }
 

@@ -8,9 +8,9 @@ use crate::exit::ExitReason;
 
 /// Why a message failed, and what its source should do with it.
 ///
-/// Callbacks fail a message by returning one as the error of their `Result`. `?` converts any error
-/// into it, which is why this type does not implement [`Error`] itself; its cause is in
-/// [`source`](Self::source).
+/// Callbacks fail a message by returning one as the error of their `Result`. `?` converts any
+/// type that implements [`Error`] into it, which is why this type does not implement it itself; its
+/// cause is in [`source`](Self::source). For a boxed error, use `map_err(Failure::new)`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -46,7 +46,7 @@ pub enum FailureKind {
     /// The message was dropped before its outcome was known: its stage was killed, or code that had
     /// taken its acknowledgement forgot it.
     Dropped,
-    /// The buffer of the source's stage had no space for it.
+    /// The source's stage discarded it: its buffer had no space, or it had no consumers.
     Overflow,
     /// There is no batcher for the message in the pipeline.
     NoBatcher,

@@ -1,17 +1,34 @@
 //! How the callbacks of a program are called, and what becomes of messages then.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use super::{
     acknowledge::acknowledge, failure::Failure, message::Message, metrics::MessageMetrics,
 };
-use crate::stage::{catch_panic, catch_panic_now};
+use crate::{
+    deadline::Deadline,
+    shown::shown,
+    stage::{catch_panic, catch_panic_now},
+};
 
 /// Calls an async callback. A panic is a failure.
 pub(super) async fn contained<R>(
     callback: impl Future<Output = Result<R, Failure>>,
 ) -> Result<R, Failure> {
     catch_panic(async { Ok(callback.await) }).await.unwrap_or_else(|panic| Err(panicked(&panic)))
+}
+
+/// The same with a limit of time. What the callback holds is dropped where a panic is caught.
+pub(super) async fn contained_within<R>(
+    within: Duration,
+    name: &str,
+    callback: impl Future<Output = Result<R, Failure>>,
+) -> Result<R, Failure> {
+    contained(async {
+        let limited = Deadline::from_now(within).limit(callback).await;
+        limited.unwrap_or_else(|_| Err(Failure::new(format!("{name} took longer than {within:?}"))))
+    })
+    .await
 }
 
 /// The same for a synchronous callback.
@@ -25,7 +42,7 @@ fn panicked(reason: &crate::exit::ExitReason) -> Failure {
 
 /// Calls `handle_failed` with the failed messages of a chunk. It may change the failures; that the
 /// messages have failed stays.
-pub(super) async fn settle_failed<T, F>(failed: &mut [Message<T>], handle: F)
+pub(super) async fn settle_failed<T, F>(failed: &mut [Message<T>], within: Duration, handle: F)
 where
     F: AsyncFnOnce(&mut [Message<T>]),
 {
@@ -33,13 +50,15 @@ where
         return;
     }
     let failures: Vec<_> = failed.iter().map(|message| message.failure().cloned()).collect();
-    let handled = contained(async {
+    let handled = contained_within(within, "handle_failed", async {
         handle(&mut *failed).await;
         Ok(())
     });
-    let panicked = handled.await.is_err();
-    if panicked {
-        tracing::error!(messages = failed.len(), "handle_failed panicked");
+    let handled = handled.await;
+    let panicked = handled.is_err();
+    if let Err(error) = handled {
+        let messages = failed.len();
+        tracing::error!(messages, error = shown(&error), "handle_failed panicked or took too long");
     }
     for (message, failure) in failed.iter_mut().zip(failures) {
         if let Some(failure) = failure.filter(|_| panicked || message.failure().is_none()) {
@@ -48,19 +67,16 @@ where
     }
 }
 
-/// Acknowledges messages by whether they have failed, in their order.
-pub(super) fn acknowledge_all<T>(
-    messages: impl IntoIterator<Item = Message<T>>,
+/// Acknowledges messages by whether they have failed, in their order. The messages stay, because their
+/// destructors are the program's.
+pub(super) fn acknowledge_all<'a, T: 'a>(
+    messages: impl IntoIterator<Item = &'a mut Message<T>>,
     metrics: &MessageMetrics,
 ) {
-    let mut done = 0;
-    let outcomes = messages.into_iter().filter_map(|message| {
-        match message.failure() {
-            Some(failure) => metrics.failed(failure.kind()),
-            None => done += 1,
-        }
-        message.into_outcome()
-    });
+    let outcomes: Vec<_> = messages.into_iter().filter_map(Message::take_outcome).collect();
+    let failed = outcomes.iter().filter_map(|(_, failure)| failure.as_ref());
+    failed.for_each(|failure| metrics.failed(failure.kind()));
+    let done = outcomes.iter().filter(|(_, failure)| failure.is_none()).count();
     acknowledge(outcomes);
     metrics.done(done);
 }

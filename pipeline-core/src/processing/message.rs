@@ -164,15 +164,21 @@ impl<T> Message<T> {
         self.acknowledgement.as_mut().map_or(Ok(()), |own| own.configure(options))
     }
 
-    /// Its acknowledgement, and its failure if it has failed.
-    pub(super) fn into_outcome(self) -> Option<(Acknowledgement, Option<Failure>)> {
-        Some((self.acknowledgement?, self.failure))
+    /// Takes its acknowledgement, with its failure if it has failed. The rest of the message stays, so
+    /// that its destructor runs when all messages are acknowledged.
+    pub(super) fn take_outcome(&mut self) -> Option<(Acknowledgement, Option<Failure>)> {
+        Some((self.acknowledgement.take()?, self.failure.clone()))
+    }
+
+    /// Sets whether it has failed.
+    pub(super) fn set_failure(&mut self, failure: Option<Failure>) {
+        self.failure = failure;
     }
 }
 
-/// Fails a message that the buffer of its source's stage had no space for.
+/// Fails a message that its source's stage discarded.
 pub(super) fn overflowed<T>(mut message: Message<T>) {
-    let why = "the buffer of the source's stage was full";
+    let why = "the source's stage discarded it: its buffer was full, or it had no consumers";
     message.fail(Failure::of_kind(FailureKind::Overflow, why));
     message.acknowledge_now();
 }

@@ -31,6 +31,8 @@ pub(super) trait SourceHandle<T>: Send + Sync {
     fn push(&self, messages: Vec<Message<T>>) -> BoxFuture<'_, Result<(), CallError>>;
 
     fn limit_has_changed(&self);
+
+    fn is_running(&self) -> bool;
 }
 
 impl<T: Send + 'static, S: Producer<Event = Message<T>>> SourceHandle<T> for ProducerHandle<S> {
@@ -44,6 +46,10 @@ impl<T: Send + 'static, S: Producer<Event = Message<T>>> SourceHandle<T> for Pro
 
     fn limit_has_changed(&self) {
         StageHandle::limit_has_changed(self);
+    }
+
+    fn is_running(&self) -> bool {
+        StageHandle::is_running(self)
     }
 }
 
@@ -60,15 +66,18 @@ impl<T: Send + Sync + 'static> MessagesHandle<T> {
         Self { sources: sources.into(), limiter }
     }
 
-    /// Lets one of the sources, chosen at random, emit these messages. Returns when it has: they may
+    /// Lets one of the running sources, chosen at random, emit these messages. Returns when it has: they may
     /// still wait in its buffer for demand.
     ///
     /// # Errors
     ///
     /// [`CallError`] if the source is not running. The messages are then acknowledged as failed.
     pub async fn push_messages(&self, messages: Vec<Message<T>>) -> Result<(), CallError> {
-        let place = random_below(self.sources.len());
-        self.sources[place].push(messages).await
+        let count = self.sources.len();
+        let first = random_below(count);
+        let mut places = (0..count).map(|n| (first + n) % count);
+        let running = places.find(|place| self.sources[*place].is_running());
+        self.sources[running.unwrap_or(first)].push(messages).await
     }
 
     /// Pushes a message with this data, whose batch is closed at once, and returns where its outcome

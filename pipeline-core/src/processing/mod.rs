@@ -59,7 +59,7 @@ pub use self::{
     acknowledge::{Acknowledgement, Acknowledger, NotConfigurable},
     batch::{Batch, BatchInfo, BatchProcessor, Batcher, FnBatchProcessor, Processed},
     batching::BatchTrigger,
-    builder::{Batched, Handled, MessagePipelineBuilder, NoSource, OnlyBatcher, Sources},
+    builder::{Batched, Handled, MessagePipelineBuilder, NoSource, OnlyBatcher, Routed, Sources},
     failure::{Failure, FailureKind, Redelivery},
     message::{BatchMode, Message, Metadata},
     messages::{MessagesHandle, NotRateLimited, TestOutcome, TestOutcomes},

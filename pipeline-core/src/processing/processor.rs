@@ -231,7 +231,8 @@ impl<T, P: Processor<T>> Processors<T, P> {
         self
     }
 
-    /// How long a try may take. Then its future is dropped, and it has failed. Default no limit.
+    /// How long a try may take, and `prepare_messages` and `handle_failed`. Then their future is dropped,
+    /// and the messages have failed. Default no limit.
     pub fn handle_within(mut self, limit: Duration) -> Self {
         self.tries.within = limit;
         self
@@ -242,8 +243,8 @@ impl<T, P: Processor<T>> Processors<T, P> {
     ///
     /// The processor is the number modulo the [`concurrency`](Self::concurrency). A processor that is
     /// stuck eventually stops the source, as in a
-    /// [`PartitionDispatcher`](crate::dispatcher::PartitionDispatcher). If the function panics, the
-    /// source's stage fails.
+    /// [`PartitionDispatcher`](crate::dispatcher::PartitionDispatcher). If the function panics, its
+    /// message fails.
     pub fn partition_by(
         mut self,
         partition: impl Fn(&Message<T>) -> u64 + Send + Sync + 'static,

@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, sleep},
+};
 use tracing::{Instrument, debug_span};
 
 use super::{
     batch::Processed,
     failure::{Failure, FailureKind},
-    handling::{acknowledge_all, contained, contained_now, settle_failed},
+    handling::{acknowledge_all, contained_now, contained_within, settle_failed},
     message::Message,
     metrics::MessageMetrics,
-    processor::{Processor, Tries},
+    processor::{PartitionBy, Processor, Tries},
 };
 use crate::{
-    deadline::Deadline,
     exit::ExitReason,
     stage::{Consumer, Emitter, ProducerConsumer, random},
     subscription::Subscription,
@@ -31,141 +33,138 @@ pub(super) struct Forwarded<T, U> {
 pub(super) type Route<U> = Arc<dyn Fn(&U) -> Result<usize, Failure> + Send + Sync>;
 
 /// What a processor does with its messages, in the last layer or not.
-pub(super) struct Work<P> {
+pub(super) struct Work<T, P> {
     pub(super) processor: Arc<P>,
     pub(super) tries: Tries,
     pub(super) metrics: MessageMetrics,
+    /// The partition function of the sources' dispatchers.
+    pub(super) partition_by: Option<PartitionBy<T>>,
     /// The number of the processor.
     pub(super) index: usize,
 }
 
-impl<P> Clone for Work<P> {
+impl<T, P> Clone for Work<T, P> {
     fn clone(&self) -> Self {
-        let Self { processor, tries, metrics, index } = self;
+        let Self { processor, tries, metrics, partition_by, index } = self;
         Self {
             processor: processor.clone(),
             tries: *tries,
             metrics: metrics.clone(),
+            partition_by: partition_by.clone(),
             index: *index,
         }
     }
 }
 
-impl<P> Work<P> {
-    /// Handles a chunk. Returns the handled messages and the failed ones, each in order. Messages of a
-    /// dropped future are acknowledged as failed.
-    async fn handle_chunk<T>(
+/// The messages of a chunk, each kind in their order.
+struct Handled<T, U> {
+    forwarded: Vec<Forwarded<T, U>>,
+    failed: Vec<Message<T>>,
+}
+
+impl<T, P: Processor<T>> Work<T, P> {
+    /// Handles a chunk. If the future is dropped, its messages are acknowledged as failed.
+    async fn handle_chunk(
         &self,
         mut messages: Vec<Message<T>>,
-    ) -> (Vec<Processed<T, P::Output>>, Vec<Message<T>>)
-    where
-        P: Processor<T>,
-    {
-        let (mut handled, mut failed) = (Vec::with_capacity(messages.len()), Vec::new());
-        let prepared = contained(async { self.processor.prepare_messages(&mut messages).await });
-        if let Err(failure) = prepared.await {
-            for message in &mut messages {
+        route: impl Fn(&P::Output) -> Result<usize, Failure>,
+    ) -> Handled<T, P::Output> {
+        let mut handled =
+            Handled { forwarded: Vec::with_capacity(messages.len()), failed: Vec::new() };
+        let prepare = self.processor.prepare_messages(&mut messages);
+        let within = self.tries.within;
+        if let Err(failure) = contained_within(within, "prepare_messages", prepare).await {
+            for message in messages.iter_mut().filter(|message| message.failure().is_none()) {
                 message.fail(failure.clone());
             }
-            return (handled, messages);
+            handled.failed = messages;
+            return handled;
         }
         for mut message in messages {
+            // A callback that never waits must not occupy its thread for a whole chunk.
+            consume_budget().await;
             let span = debug_span!("message", failure = tracing::field::Empty);
-            let output = self.handle(&mut message).instrument(span.clone()).await;
-            match output {
-                Some(output) if message.failure().is_none() => {
-                    handled.push(Processed { message, output });
+            let outcome = self.handle(&mut message).instrument(span.clone()).await;
+            let routed = outcome.and_then(|output| {
+                let to = contained_now(|| route(&output)).and_then(|to| to)?;
+                Ok((to, output))
+            });
+            match routed {
+                Ok((to, output)) if message.failure().is_none() => {
+                    let processed = Processed { message, output };
+                    handled.forwarded.push(Forwarded { to, processed });
                 }
-                _ => {
-                    span.record("failure", message.failure().map(|failure| failure.kind().name()));
-                    failed.push(message);
+                Ok(_) => handled.failed.push(message),
+                Err(failure) => {
+                    message.fail(failure);
+                    handled.failed.push(message);
                 }
             }
+            if let Some(failed) = handled.failed.last().and_then(Message::failure) {
+                span.record("failure", failed.kind().name());
+            }
         }
-        (handled, failed)
+        handled
     }
 
-    /// Handles a message, as often as it may be tried. If there is no output, it has failed.
-    async fn handle<T>(&self, message: &mut Message<T>) -> Option<P::Output>
-    where
-        P: Processor<T>,
-    {
+    /// Handles a message, as often as it may be tried.
+    async fn handle(&self, message: &mut Message<T>) -> Result<P::Output, Failure> {
+        if let Some(partition_by) = &self.partition_by {
+            // The dispatcher has sent it to any processor if the function panics for it.
+            contained_now(|| partition_by(message))?;
+        }
+        let before = message.failure().cloned();
         let mut failures = 0;
         loop {
             let begun = Instant::now();
-            let limit = Deadline::after(begun, self.tries.within);
-            let tried =
-                limit.limit(contained(async { self.processor.handle_message(message).await }));
-            let tried = tried.await.unwrap_or_else(|_| {
-                let within = self.tries.within;
-                Err(Failure::new(format!("handle_message took longer than {within:?}")))
+            let tried = contained_within(self.tries.within, "handle_message", async {
+                self.processor.handle_message(message).await
             });
+            let tried = tried.await;
             self.metrics.handled(begun.elapsed());
             let failure = match tried {
-                Ok(output) => return Some(output),
+                Ok(output) => return Ok(output),
                 Err(failure) => failure,
             };
             failures += 1;
-            let backoff = self.tries.backoff_after(failures, &failure);
-            let Some(backoff) = backoff else {
-                message.fail(failure);
-                return None;
+            let Some(backoff) = self.tries.backoff_after(failures, &failure) else {
+                return Err(failure);
             };
             self.metrics.retries.increment(1);
             sleep(backoff.nth_delay(failures, random())).await;
+            // What an earlier try has said about the message is not said by this one.
+            message.set_failure(before.clone());
         }
     }
 
-    /// Tells the program and the sources about failed messages, and the sources about handled ones.
-    async fn settle<T>(
+    /// Tells the program about failed messages, and the sources about these and the handled ones.
+    async fn settle<'a>(
         &self,
-        mut failed: Vec<Message<T>>,
-        handled: impl IntoIterator<Item = Message<T>>,
+        failed: &'a mut [Message<T>],
+        handled: impl IntoIterator<Item = &'a mut Message<T>>,
     ) where
-        P: Processor<T>,
+        T: 'a,
     {
         if !failed.is_empty() {
             let span = debug_span!("handle_failed", messages = failed.len());
             let handle = async |failed: &mut [Message<T>]| {
                 self.processor.handle_failed(failed).await;
             };
-            settle_failed(&mut failed, handle).instrument(span).await;
+            settle_failed(failed, self.tries.within, handle).instrument(span).await;
         }
         acknowledge_all(handled.into_iter().chain(failed), &self.metrics);
     }
 }
 
 /// A processor before batchers.
-pub(super) struct ProcessorStage<P, U> {
-    pub(super) work: Work<P>,
-    pub(super) route: Route<U>,
-}
-
-impl<P, U> ProcessorStage<P, U> {
-    /// Finds the batchers of handled messages. Those without one have failed.
-    fn forward<T>(
-        &self,
-        handled: Vec<Processed<T, U>>,
-        failed: &mut Vec<Message<T>>,
-    ) -> Vec<Forwarded<T, U>> {
-        let routed = handled.into_iter().filter_map(|mut processed| {
-            let to = contained_now(|| (self.route)(&processed.output));
-            match to.and_then(|to| to) {
-                Ok(to) => Some(Forwarded { to, processed }),
-                Err(failure) => {
-                    processed.message.fail(failure);
-                    failed.push(processed.message);
-                    None
-                }
-            }
-        });
-        routed.collect()
-    }
+pub(super) struct ProcessorStage<T, P: Processor<T>> {
+    pub(super) work: Work<T, P>,
+    pub(super) route: Route<P::Output>,
 }
 
 /// A processor in the last layer.
-pub(super) struct LastProcessorStage<P> {
-    pub(super) work: Work<P>,
+pub(super) struct LastProcessorStage<T, P> {
+    pub(super) work: Work<T, P>,
 }
 
 /// The span of a chunk in a processor.
@@ -175,10 +174,7 @@ macro_rules! span_of_chunk {
     };
 }
 
-/// `T` is part of the type, because a processor may process messages with several types of data.
-pub(super) struct Typed<S, T>(pub(super) S, pub(super) std::marker::PhantomData<fn(T)>);
-
-impl<T, P> ProducerConsumer for Typed<ProcessorStage<P, P::Output>, T>
+impl<T, P> ProducerConsumer for ProcessorStage<T, P>
 where
     T: Send + Sync + 'static,
     P: Processor<T>,
@@ -192,19 +188,20 @@ where
         _from: &Subscription,
         out: &mut Emitter<'_, Self::Out>,
     ) -> Result<(), ExitReason> {
-        let span = span_of_chunk!(self.0.work, messages);
+        let span = span_of_chunk!(self.work, messages);
         let chunk = async {
-            let (handled, mut failed) = self.0.work.handle_chunk(messages).await;
-            let forwarded = self.0.forward(handled, &mut failed);
-            self.0.work.settle(failed, []).await;
-            forwarded
+            let mut handled = self.work.handle_chunk(messages, &*self.route).await;
+            self.work.settle(&mut handled.failed, []).await;
+            handled
         };
-        out.emit_all(chunk.instrument(span).await);
+        let Handled { forwarded, failed } = chunk.instrument(span).await;
+        out.emit_all(forwarded);
+        drop(failed);
         Ok(())
     }
 }
 
-impl<T, P> Consumer for Typed<LastProcessorStage<P>, T>
+impl<T, P> Consumer for LastProcessorStage<T, P>
 where
     T: Send + Sync + 'static,
     P: Processor<T>,
@@ -216,13 +213,16 @@ where
         messages: Vec<Message<T>>,
         _from: &Subscription,
     ) -> Result<(), ExitReason> {
-        let span = span_of_chunk!(self.0.work, messages);
+        let span = span_of_chunk!(self.work, messages);
         let chunk = async {
-            let (handled, failed) = self.0.work.handle_chunk(messages).await;
-            let handled = handled.into_iter().map(|processed| processed.message);
-            self.0.work.settle(failed, handled).await;
+            let mut handled = self.work.handle_chunk(messages, |_| Ok(0)).await;
+            let Handled { forwarded, failed } = &mut handled;
+            let done = forwarded.iter_mut().map(|forwarded| &mut forwarded.processed.message);
+            self.work.settle(failed, done).await;
+            handled
         };
-        chunk.instrument(span).await;
+        // The program's destructors run when everything is acknowledged.
+        drop(chunk.instrument(span).await);
         Ok(())
     }
 }

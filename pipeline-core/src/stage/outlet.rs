@@ -425,6 +425,16 @@ impl<E: 'static> Outlet<E> {
         self.allowance = events;
     }
 
+    /// The demand of all consumers, whether the allowance serves it or not.
+    pub(crate) fn demand(&self) -> usize {
+        self.dispatcher.unmet()
+    }
+
+    /// Whether consumers ask for more than the allowance serves.
+    pub(crate) fn is_short(&self) -> bool {
+        self.mode == DemandMode::Forward && self.allowance < self.dispatcher.unmet()
+    }
+
     /// The demand that could be served now.
     pub(crate) fn unmet(&self) -> usize {
         match self.mode {

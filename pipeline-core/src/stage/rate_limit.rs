@@ -59,15 +59,27 @@ pub(crate) struct RateLimiter {
     /// refill.
     limit: RateLimit,
     left: usize,
+    /// The limit of the current interval.
+    granted: usize,
+    /// The number of the interval.
+    interval: u64,
     /// When the interval ends, if it ever does.
     refill: Option<Instant>,
+}
+
+/// What was taken from a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) events: usize,
+    /// The number of the interval.
+    pub(crate) interval: u64,
 }
 
 impl RateLimiter {
     /// A limiter whose first interval begins now.
     pub(crate) fn new(limit: RateLimit, now: Instant) -> Self {
         let refill = now.checked_add(limit.interval);
-        Self { limit, left: limit.events, refill }
+        Self { limit, left: limit.events, granted: limit.events, interval: 1, refill }
     }
 
     /// How many events may pass now.
@@ -78,16 +90,18 @@ impl RateLimiter {
 
     /// Takes up to this many of the events that may pass now, so that no other user of the limit has
     /// them.
-    pub(crate) fn take(&mut self, wanted: usize, now: Instant) -> usize {
-        let taken = self.left(now).min(wanted);
-        self.left -= taken;
-        taken
+    pub(crate) fn take(&mut self, wanted: usize, now: Instant) -> Taken {
+        let events = self.left(now).min(wanted);
+        self.left -= events;
+        Taken { events, interval: self.interval }
     }
 
-    /// Gives back events that were [taken](Self::take) and did not pass. After a refill there is
-    /// nothing to give back.
-    pub(crate) fn give_back(&mut self, events: usize) {
-        self.left = self.left.saturating_add(events).min(self.limit.events);
+    /// Gives back events that were [taken](Self::take) and did not pass, if their interval has not
+    /// ended.
+    pub(crate) fn give_back(&mut self, taken: Taken) {
+        if taken.interval == self.interval {
+            self.left = self.left.saturating_add(taken.events).min(self.granted);
+        }
     }
 
     /// The limit from the next refill on.
@@ -97,12 +111,8 @@ impl RateLimiter {
 
     /// Changes the limit at once: a new interval begins now.
     pub(crate) fn reset(&mut self, limit: RateLimit, now: Instant) {
-        *self = Self::new(limit, now);
-    }
-
-    /// When the next events may pass, if none may pass now.
-    pub(crate) fn next_refill(&mut self, now: Instant) -> Option<Instant> {
-        if self.left(now) == 0 { self.refill } else { None }
+        let interval = self.interval.wrapping_add(1);
+        *self = Self { interval, ..Self::new(limit, now) };
     }
 
     /// When the interval ends, if it ever does.
@@ -121,6 +131,8 @@ impl RateLimiter {
             return;
         };
         self.left = self.limit.events;
+        self.granted = self.limit.events;
+        self.interval = self.interval.wrapping_add(1);
         // The intervals are contiguous, also while the limiter is not used.
         let since = now.duration_since(refill).as_nanos() % self.limit.interval.as_nanos();
         // Saturates after 584 years.
@@ -140,21 +152,26 @@ mod tests {
 
     /// Passes up to `events` events; returns how many passed.
     fn pass(limiter: &mut RateLimiter, events: usize, now: Instant) -> usize {
-        limiter.take(events, now)
+        limiter.take(events, now).events
+    }
+
+    /// When the next events may pass, if none may pass now.
+    fn next_refill(limiter: &mut RateLimiter, now: Instant) -> Option<Instant> {
+        if limiter.left(now) == 0 { limiter.refill() } else { None }
     }
 
     #[test]
     fn a_full_interval_passes_at_once_and_the_rest_after_each_refill() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(2, ms(200)), start);
-        assert_eq!(limiter.next_refill(start), None, "there is something left");
+        assert_eq!(next_refill(&mut limiter, start), None, "there is something left");
         assert_eq!(pass(&mut limiter, 5, start), 2);
-        assert_eq!(limiter.next_refill(start), Some(start + ms(200)));
+        assert_eq!(next_refill(&mut limiter, start), Some(start + ms(200)));
         assert_eq!(pass(&mut limiter, 3, start + ms(199)), 0);
         assert_eq!(pass(&mut limiter, 3, start + ms(200)), 2);
-        assert_eq!(limiter.next_refill(start + ms(200)), Some(start + ms(400)));
+        assert_eq!(next_refill(&mut limiter, start + ms(200)), Some(start + ms(400)));
         assert_eq!(pass(&mut limiter, 1, start + ms(400)), 1);
-        assert_eq!(limiter.next_refill(start + ms(400)), None);
+        assert_eq!(next_refill(&mut limiter, start + ms(400)), None);
     }
 
     #[test]
@@ -174,9 +191,9 @@ mod tests {
         limiter.update(RateLimit::new(5, ms(1000)), at(200));
         assert_eq!(limiter.limit, RateLimit::new(5, ms(1000)));
         assert_eq!(pass(&mut limiter, 1, at(200)), 0);
-        assert_eq!(limiter.next_refill(at(200)), Some(at(5000)), "the old interval");
+        assert_eq!(next_refill(&mut limiter, at(200)), Some(at(5000)), "the old interval");
         assert_eq!(pass(&mut limiter, 9, at(5000)), 5);
-        assert_eq!(limiter.next_refill(at(5000)), Some(at(6000)), "the new interval");
+        assert_eq!(next_refill(&mut limiter, at(5000)), Some(at(6000)), "the new interval");
     }
 
     #[test]
@@ -194,18 +211,31 @@ mod tests {
         let mut limiter = RateLimiter::new(RateLimit::new(2, ms(100)), start);
         let later = start + ms(1_000_030);
         assert_eq!(pass(&mut limiter, 9, later), 2);
-        assert_eq!(limiter.next_refill(later), Some(start + ms(1_000_100)));
+        assert_eq!(next_refill(&mut limiter, later), Some(start + ms(1_000_100)));
     }
 
     #[test]
-    fn events_that_did_not_pass_are_given_back_up_to_the_limit() {
+    fn events_that_did_not_pass_are_given_back_to_their_own_interval() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(4, ms(100)), start);
-        assert_eq!(limiter.take(3, start), 3);
-        limiter.give_back(2);
+        let taken = limiter.take(3, start);
+        limiter.give_back(Taken { events: 2, ..taken });
         assert_eq!(limiter.left(start), 3);
-        limiter.give_back(5);
-        assert_eq!(limiter.left(start), 4);
+        // The limit of the next interval is no bound for this one.
+        limiter.update(RateLimit::new(1, ms(100)), start);
+        let taken = limiter.take(3, start);
+        limiter.give_back(taken);
+        assert_eq!(limiter.left(start), 3);
+        let taken = limiter.take(3, start);
+        assert_eq!(limiter.left(start + ms(100)), 1);
+        assert_eq!(limiter.take(1, start + ms(100)).events, 1);
+        limiter.give_back(taken);
+        assert_eq!(limiter.left(start + ms(100)), 0);
+        let taken = limiter.take(1, start + ms(200));
+        limiter.reset(RateLimit::new(2, ms(100)), start + ms(200));
+        assert_eq!(limiter.take(1, start + ms(200)).events, 1);
+        limiter.give_back(taken);
+        assert_eq!(limiter.left(start + ms(200)), 1);
     }
 
     #[test]
@@ -215,7 +245,7 @@ mod tests {
         assert_eq!(pass(&mut limiter, 5, start), 1);
         limiter.reset(RateLimit::new(3, ms(1000)), start + ms(200));
         assert_eq!(pass(&mut limiter, 5, start + ms(200)), 3);
-        assert_eq!(limiter.next_refill(start + ms(200)), Some(start + ms(1200)));
+        assert_eq!(next_refill(&mut limiter, start + ms(200)), Some(start + ms(1200)));
     }
 
     #[test]
@@ -223,7 +253,7 @@ mod tests {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(1, Duration::MAX), start);
         assert_eq!(pass(&mut limiter, 1, start), 1);
-        assert_eq!(limiter.next_refill(start + ms(1 << 40)), None);
+        assert_eq!(next_refill(&mut limiter, start + ms(1 << 40)), None);
     }
 
     #[test]
@@ -270,7 +300,7 @@ mod tests {
                 }
                 prop_assert_eq!(limiter.left(now), left);
                 let expected = (left == 0).then_some(start + ms(refill));
-                prop_assert_eq!(limiter.next_refill(now), expected);
+                prop_assert_eq!(next_refill(&mut limiter, now), expected);
             }
         }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -192,7 +192,11 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
             let mut behaviour =
                 (self.make)().expect("a stage without a constructor has no restarts");
             behaviour.init(&context)?;
-            shared.settling.lock().extend(behaviour.settled());
+            let mut settling = shared.settling.lock();
+            // Those of earlier incarnations are removed when they have completed.
+            settling.retain_mut(|settled| settled.now_or_never().is_none());
+            settling.extend(behaviour.settled());
+            drop(settling);
             // This calls the program's constructor of a dispatcher.
             Ok((behaviour, self.options.outlet(B::KIND)))
         });

@@ -263,8 +263,45 @@ async fn s_214_keys_and_partitions_are_never_mixed() {
 #[tokio::test(start_paused = true)]
 async fn x_046_the_oldest_batch_is_closed_when_too_many_messages_wait() {
     let batches = Log::default();
-    let batcher = keep(&batches).key_by(|row| row.output).max_open(2);
+    let batcher = keep(&batches).size(2).key_by(|row| row.output).max_open(2);
     let (_pipeline, source) = started!(batcher);
     source.push(1..=3).await;
     assert_eq!(batches.take(), [(vec![1], Space)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_may_be_larger_than_the_space_for_open_batches() {
+    let batches = Log::default();
+    let (_pipeline, source) = started!(keep(&batches).size(5).max_open(2));
+    source.push(1..=5).await;
+    assert_eq!(batches.take(), [(vec![1, 2, 3, 4, 5], Size)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn open_batches_are_bounded_by_weight() {
+    let batches = Log::default();
+    let batcher = keep(&batches).weight(10, |_| 4).key_by(|row| row.output).max_open_weight(10);
+    let (_pipeline, source) = started!(batcher);
+    source.push(1..=3).await;
+    assert_eq!(batches.take(), [(vec![1], Space)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batcher_that_is_named_by_a_text_has_its_name() {
+    let (producer, source) = Source::new();
+    let names = Log::default();
+    let log = names.clone();
+    let write = Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+        log.add(batch.info().batcher.to_string());
+        Ok(())
+    });
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(pass())
+        .route(|_| "audit")
+        .batcher("audit", write.size(1))
+        .start()
+        .unwrap();
+    source.push([1]).await;
+    assert_eq!(names.take(), ["audit"]);
 }

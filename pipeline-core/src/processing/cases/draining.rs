@@ -265,3 +265,36 @@ async fn a_pipeline_waits_until_acknowledgements_are_stored() {
     assert!(!report.completed);
     assert!(begun.elapsed() < ms(4000));
 }
+
+/// A source that fails, and whose server takes no acknowledgements any more.
+struct Dead;
+
+impl Producer for Dead {
+    type Event = Message<u64>;
+
+    fn settled(&mut self) -> Option<BoxFuture<'static, ()>> {
+        Some(Box::pin(pending()))
+    }
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, Message<u64>>,
+    ) -> Result<(), ExitReason> {
+        Err(ExitReason::failed("the server is gone"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_pipeline_ends_although_acknowledgements_cannot_be_stored() {
+    let begun = Instant::now();
+    let mut pipeline = Pipeline::of_messages("test")
+        .stop_within(ms(500))
+        .source(Dead)
+        .processors(pass())
+        .start()
+        .unwrap();
+    let report = pipeline.join().await;
+    assert!(report.failure().is_some() && !report.completed);
+    assert!(begun.elapsed() < ms(5000));
+}

@@ -138,3 +138,69 @@ async fn x_037_messages_that_the_buffer_drops_are_acknowledged_as_failed() {
     let done = source.acks().into_iter().flat_map(|(done, _)| done).collect::<Vec<_>>();
     assert_eq!(done, [1, 2, 8, 9, 10]);
 }
+
+/// Data whose destructor panics for some numbers.
+struct Bomb(u64);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(self.0 != 3 || std::thread::panicking(), "a destructor panics");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destructor_that_panics_costs_no_acknowledgement() {
+    let (producer, script) = crate::testkit::scripted();
+    let groups = Log::default();
+    let acks = super::recorder("acks", &groups);
+    let handle = async |bomb: &mut Message<Bomb>| {
+        if bomb.0 == 2 { Err(Failure::new("two")) } else { Ok(()) }
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    script.emit((1..=5).map(|n| Message::new(Bomb(n), n, &acks))).await;
+    super::settle().await;
+    assert_eq!(groups.take(), [("acks", vec![1, 3, 4, 5], vec![2])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_a_batch_leaves_the_failures_of_its_messages() {
+    let (_pipeline, source, _) = batches(2, |batch| {
+        batch[0].message.fail(Failure::new("its own").give_up());
+        Err(Failure::new("no disk"))
+    });
+    source.push([1, 2]).await;
+    let failures = source.failures();
+    assert_eq!(failures, [(1, "its own".to_owned()), (2, "no disk".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_failed_that_never_ends_is_dropped() {
+    struct Hangs;
+
+    impl Processor<u64> for Hangs {
+        type Output = ();
+
+        async fn handle_message(&self, _: &mut Message<u64>) -> Result<(), Failure> {
+            Err(Failure::new("failed"))
+        }
+
+        async fn handle_failed(&self, _: &mut [Message<u64>]) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    let (producer, source) = Source::new();
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::new(Hangs).concurrency(1).handle_within(super::ms(20)))
+        .start()
+        .unwrap();
+    source.push([1]).await;
+    assert_eq!(source.acks(), []);
+    tokio::time::sleep(super::ms(20)).await;
+    assert_eq!(source.acks(), [(vec![], vec![1])]);
+}

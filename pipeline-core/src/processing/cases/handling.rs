@@ -255,3 +255,115 @@ async fn x_036_a_batch_keeps_all_of_its_messages() {
     source.push(1..=3).await;
     assert_eq!(source.acks(), [(vec![2, 1], vec![3])]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_try_said_about_a_message_is_forgotten_by_the_next() {
+    let (producer, source) = Source::new();
+    let tries = Log::default();
+    let handle = async move |n: &mut Message<u64>| {
+        tries.add(());
+        if tries.0.lock().len() == 1 {
+            n.fail(Failure::new("not yet"));
+            return Err(Failure::new("not yet"));
+        }
+        Ok(())
+    };
+    let backoff = Backoff::new(ms(10), ms(10));
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(1).tries(2, backoff))
+        .start()
+        .unwrap();
+    source.push([1]).await;
+    tokio::time::sleep(ms(20)).await;
+    assert_eq!(source.acks(), [(vec![1], vec![])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_messages_are_in_order_whatever_failed_them() {
+    let (producer, source) = Source::new();
+    let handle = async |n: &mut Message<u64>| {
+        if n.is_multiple_of(2) { Err(Failure::new("even")) } else { Ok(**n) }
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .route(|_| Name::Unknown)
+        .batcher(Name::Known, keep(&Log::default()))
+        .start()
+        .unwrap();
+    source.push(1..=4).await;
+    assert_eq!(source.acks(), [(vec![], vec![1, 2, 3, 4])]);
+}
+
+/// A future whose destructor panics.
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "a destructor panics");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_panics_when_it_is_dropped_fails_its_message_only() {
+    let (producer, source) = Source::new();
+    let handle = async |n: &mut Message<u64>| {
+        if **n == 2 {
+            let _held = PanicsWhenDropped;
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(1).handle_within(ms(20)))
+        .start()
+        .unwrap();
+    source.push(1..=3).await;
+    tokio::time::sleep(ms(20)).await;
+    assert_eq!(source.acks(), [(vec![1, 3], vec![2])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_function_that_panics_fails_its_message() {
+    let (producer, source) = Source::new();
+    let pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .partition_by(|n| {
+            assert!(**n != 2, "no partition");
+            **n
+        })
+        .processors(pass().concurrency(2))
+        .start()
+        .unwrap();
+    source.push(1..=4).await;
+    assert_eq!(source.failures(), [(2, "panicked: no partition".to_owned())]);
+    assert!(pipeline.snapshot().stages.iter().all(|stage| stage.restarts == 0));
+}
+
+/// A key whose hash panics for one number.
+#[derive(Clone, PartialEq, Eq)]
+struct Key(u64);
+
+impl std::hash::Hash for Key {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        assert!(self.0 != 2, "no hash");
+        self.0.hash(state);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_hash_panics_fails_its_message() {
+    let (producer, source) = Source::new();
+    let batcher = keep(&Log::default()).key_by(|row| Key(row.output)).size(1);
+    let pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(pass())
+        .batcher(batcher)
+        .start()
+        .unwrap();
+    source.push(1..=4).await;
+    assert_eq!(source.failures(), [(2, "panicked: no hash".to_owned())]);
+    assert!(pipeline.snapshot().stages.iter().all(|stage| stage.restarts == 0));
+}

@@ -1,11 +1,14 @@
 //! The rate limit that the sources share.
 
-use tokio::time::sleep;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
 
 use super::{Source, ms, pass};
 use crate::{
     Pipeline,
     processing::{Message, MessagesHandle, NotRateLimited, Processors},
+    source::from_iter,
     stage::RateLimit,
     testkit::settle,
 };
@@ -104,4 +107,40 @@ async fn s_219_a_pipeline_without_a_limit_has_none_to_change() {
     assert_eq!(handle.rate_limit(), None);
     assert_eq!(handle.update_rate_limit(RateLimit::new(1, ms(1))), Err(NotRateLimited));
     assert_eq!(handle.reset_rate_limit(RateLimit::new(1, ms(1))), Err(NotRateLimited));
+}
+
+/// On the real clock: an interval may end between any two steps of a stage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_with_very_short_intervals_stops_no_source() {
+    for (messages, nanoseconds) in [(1, 1_000), (5, 50_000), (3, 7_000)] {
+        let limit = RateLimit::new(messages, Duration::from_nanos(nanoseconds));
+        let numbers = || from_iter((0..5_000u64).map(Message::unacknowledged));
+        let mut pipeline = Pipeline::of_messages("test")
+            .rate_limit(limit)
+            .source(numbers())
+            .and_source(numbers())
+            .processors(pass().concurrency(2))
+            .start()
+            .unwrap();
+        let ended = timeout(Duration::from_secs(60), pipeline.join()).await;
+        assert!(ended.is_ok_and(|report| report.is_clean()), "{messages} in {nanoseconds} ns");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_cannot_change_the_limit_that_it_shares() {
+    let (_pipeline, handle, source) = limited(2, 200);
+    source.script.handle().rate_limit(None);
+    source.push(1..=5).await;
+    assert_eq!(handled(&source), [1, 2]);
+    assert_eq!(handle.rate_limit(), Some(RateLimit::new(2, ms(200))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lower_limit_for_the_next_interval_leaves_this_one() {
+    let (_pipeline, handle, source) = limited(10, 5000);
+    source.push(1..=2).await;
+    handle.update_rate_limit(RateLimit::new(1, ms(5000))).unwrap();
+    source.push(3..=12).await;
+    assert_eq!(handled(&source), (1..=10).collect::<Vec<_>>());
 }

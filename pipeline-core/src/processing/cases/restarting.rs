@@ -9,9 +9,8 @@ use super::{Log, Recorder, keep, ms, pass, recorder};
 use crate::{
     ExitReason, Pipeline,
     processing::{
-        Failure, Message, Processor, Processors,
-        batcher_stage::BatcherStage,
-        processor_stage::{LastProcessorStage, Typed},
+        Failure, Message, Processor, Processors, batcher_stage::BatcherStage,
+        processor_stage::LastProcessorStage,
     },
     stage::{ConsumerHandle, Emitter, Producer, ProducerConsumerHandle, Stage},
     testkit::settle,
@@ -141,7 +140,7 @@ impl Processor<u64> for StopsAtThree {
     }
 }
 
-type LastStage = ConsumerHandle<Typed<LastProcessorStage<StopsAtThree>, u64>>;
+type LastStage = ConsumerHandle<LastProcessorStage<u64, StopsAtThree>>;
 
 #[tokio::test(start_paused = true)]
 async fn s_226_a_processor_that_fails_is_restarted_and_its_messages_have_failed() {
@@ -210,7 +209,7 @@ async fn x_044_the_other_processors_are_not_touched() {
         .unwrap();
     feed.add([2, 1, 3]).await;
     assert_eq!(feed.acks(), [vec![1, 3], vec![]]);
-    let stage: ConsumerHandle<Typed<LastProcessorStage<WaitsInEven>, u64>> =
+    let stage: ConsumerHandle<LastProcessorStage<u64, WaitsInEven>> =
         pipeline.stage("processor_0").unwrap();
     stage.kill();
     settle().await;

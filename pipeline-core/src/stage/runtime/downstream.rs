@@ -11,7 +11,7 @@ use super::{
         limiting::{Limiting, SharedLimiter},
         link::{EventPort, Subscribe, ToConsumer, ToProducer},
         outlet::{Emitted, Outlet},
-        rate_limit::RateLimit,
+        rate_limit::{RateLimit, Taken},
     },
     Callback, StageTask,
     accounting::Accounting,
@@ -34,9 +34,30 @@ pub(in crate::stage) struct Downstreams<Out> {
     deliveries: Deliveries<Out>,
     /// Markers that are no longer preceded by events.
     due: VecDeque<Marker>,
-    limiter: Option<SharedLimiter>,
-    /// Whether the limit did not allow all events that could have been delivered last.
-    short: bool,
+    limit: Option<Limit>,
+}
+
+/// The rate limit of a stage.
+struct Limit {
+    limiter: SharedLimiter,
+    is_shared: bool,
+    /// When more events may pass than at the last look.
+    refill: Option<Instant>,
+}
+
+impl Limit {
+    fn start(limit: &Limiting, now: Instant) -> Self {
+        let is_shared = matches!(limit, Limiting::Shared(_));
+        Self { limiter: limit.start(now), is_shared, refill: None }
+    }
+
+    /// How many events may pass now.
+    fn look(&mut self, now: Instant) -> usize {
+        let mut limiter = self.limiter.lock();
+        let left = limiter.left(now);
+        self.refill = limiter.refill();
+        left
+    }
 }
 
 /// A subscription at its producer's end.
@@ -53,8 +74,7 @@ impl<Out: 'static> Downstreams<Out> {
             staged: VecDeque::new(),
             deliveries: Deliveries::new(),
             due: VecDeque::new(),
-            limiter: limit.map(|limit| limit.start(Instant::now())),
-            short: false,
+            limit: limit.map(|limit| Limit::start(limit, Instant::now())),
         }
     }
 
@@ -64,53 +84,55 @@ impl<Out: 'static> Downstreams<Out> {
         self.due.pop_front()
     }
 
-    /// Changes, adds or removes the rate limit.
-    pub(super) fn limit(&mut self, limit: Option<RateLimit>) {
+    /// Changes, adds or removes the stage's own rate limit. Returns `false` if it has none of its own,
+    /// because it shares that of others.
+    pub(super) fn change_limit(&mut self, limit: Option<RateLimit>) -> bool {
         let now = Instant::now();
-        match (&mut self.limiter, limit) {
-            (Some(limiter), Some(limit)) => limiter.lock().update(limit, now),
-            (limiter, limit) => *limiter = limit.map(|limit| Limiting::Own(limit).start(now)),
+        match (&mut self.limit, limit) {
+            (Some(Limit { is_shared: true, .. }), _) => return false,
+            (Some(own), Some(limit)) => own.limiter.lock().update(limit, now),
+            (own, limit) => *own = limit.map(|limit| Limit::start(&Limiting::Own(limit), now)),
         }
+        true
     }
 
     pub(super) fn is_limited(&self) -> bool {
-        self.limiter.is_some()
+        self.limit.is_some()
     }
 
-    /// When the rate limit allows more events, if that has to be waited for.
-    pub(super) fn next_refill(&mut self) -> Option<Instant> {
-        let mut limiter = self.limiter.as_ref()?.lock();
-        // Another stage may have given back meanwhile what this one lacked.
-        limiter.next_refill(Instant::now()).or(if self.short { limiter.refill() } else { None })
+    /// When the rate limit allows more events, if consumers wait for that.
+    pub(super) fn next_refill(&self) -> Option<Instant> {
+        self.limit.as_ref()?.refill.filter(|_| self.outlet.is_short())
     }
 
-    /// Updates how many events may be delivered now.
+    /// Updates how many events may be delivered now, and when there may be more. Both come from one look
+    /// at the limiter: between two looks, the interval may end, or another stage may use it.
     pub(super) fn allow(&mut self, paused: bool) {
-        let allowance = match &mut self.limiter {
-            _ if paused => 0,
-            Some(limiter) => limiter.lock().left(Instant::now()),
+        let allowance = match &mut self.limit {
+            Some(limit) => limit.look(Instant::now()),
             None => usize::MAX,
         };
-        self.outlet.allow(allowance);
+        self.outlet.allow(if paused { 0 } else { allowance });
     }
 
-    /// Lets up to this many events be delivered, and returns how many. They are taken from the limit,
-    /// which other stages may share.
-    fn take(&mut self, events: usize, paused: bool) -> usize {
-        let taken = match &mut self.limiter {
-            _ if paused => 0,
-            Some(limiter) => limiter.lock().take(events, Instant::now()),
-            None => usize::MAX,
+    /// Takes what up to this many events need of the limit, as far as there is demand for them. Other
+    /// stages may share it.
+    fn take(&mut self, events: usize, paused: bool) -> Taken {
+        let wanted = events.min(self.outlet.demand());
+        let taken = match &mut self.limit {
+            _ if paused => Taken { events: 0, interval: 0 },
+            Some(limit) => limit.limiter.lock().take(wanted, Instant::now()),
+            None => Taken { events: usize::MAX, interval: 0 },
         };
-        self.short = taken < events;
-        self.outlet.allow(taken);
+        self.outlet.allow(taken.events);
         taken
     }
 
-    /// Gives back the events that were taken from the limit and not delivered.
-    fn give_back(&mut self, taken: usize, delivered: usize, paused: bool) {
-        if let Some(limiter) = &mut self.limiter {
-            limiter.lock().give_back(taken.saturating_sub(delivered));
+    /// Gives back what was taken from the limit for events that the dispatcher did not take.
+    fn give_back(&mut self, taken: Taken, delivered: usize, paused: bool) {
+        if let Some(limit) = &mut self.limit {
+            let events = taken.events.saturating_sub(delivered);
+            limit.limiter.lock().give_back(Taken { events, ..taken });
             self.allow(paused);
         }
     }

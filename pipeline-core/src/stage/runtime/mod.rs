@@ -505,7 +505,11 @@ impl<B: Behaviour> StageTask<B> {
                 }
                 let _ = answer.send(self.downstreams.outlet.buffered());
             }
-            Control::Limit(limit) => self.downstreams.limit(limit),
+            Control::Limit(limit) => {
+                if !self.downstreams.change_limit(limit) {
+                    tracing::warn!(stage = %self.accounting.stage(), "the stage shares a rate limit, which its own handle does not change");
+                }
+            }
             // It is looked at after each message.
             Control::LimitChanged => {}
             Control::Pause(paused) => self.lifecycle.pause(paused),
