@@ -73,10 +73,14 @@ pub(super) fn acknowledge_all<'a, T: 'a>(
     messages: impl IntoIterator<Item = &'a mut Message<T>>,
     metrics: &MessageMetrics,
 ) {
-    let outcomes: Vec<_> = messages.into_iter().filter_map(Message::take_outcome).collect();
-    let failed = outcomes.iter().filter_map(|(_, failure)| failure.as_ref());
-    failed.for_each(|failure| metrics.failed(failure.kind()));
-    let done = outcomes.iter().filter(|(_, failure)| failure.is_none()).count();
+    let mut done = 0;
+    let outcomes = messages.into_iter().filter_map(|message| {
+        match message.failure() {
+            Some(failure) => metrics.failed(failure.kind()),
+            None => done += 1,
+        }
+        message.take_outcome()
+    });
     acknowledge(outcomes);
     metrics.done(done);
 }

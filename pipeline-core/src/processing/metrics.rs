@@ -30,7 +30,7 @@ impl MessageMetrics {
             let label = [("reason", kind.name().to_owned())];
             let counter = telemetry.counter(
                 "pipeline.message.failures",
-                "Messages that were acknowledged as failed, by reason",
+                "Messages that have failed, by reason",
                 labels.iter().cloned().chain(label),
             );
             (kind, counter)
@@ -48,7 +48,7 @@ impl MessageMetrics {
             ),
             done: telemetry.counter(
                 "pipeline.message.done",
-                "Messages that were acknowledged as handled",
+                "Messages that were handled to the end",
                 labels.clone(),
             ),
             failed: KINDS.map(failed),
