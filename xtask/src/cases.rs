@@ -50,6 +50,11 @@ pub(crate) fn faults<'a>(
         if cases.is_empty() {
             faults.push(format!("{}: has no cases", specification.path));
         }
+        let count = format!("There are {} cases.", cases.len());
+        let is_hostile = cases.iter().any(|(letter, _)| *letter == HOSTILE);
+        if is_hostile && !text(specification.path).contains(&count) {
+            faults.push(format!("{}: does not say: {count}", specification.path));
+        }
         let is_later = |(letter, number): &Id| {
             let mut later = specification.later.iter();
             later.any(|(of, numbers)| of == letter && numbers.contains(number))
@@ -126,7 +131,7 @@ see S-002 in the text";
 
     const ANOTHER: &str = "| C-001 | a thing |\n| C-200 | later |";
 
-    const INPUTS: &str = "| K-001 | an input |\n| K-002 | another |";
+    const INPUTS: &str = "There are 2 cases.\n| K-001 | an input |\n| K-002 | another |";
 
     fn text(path: &str) -> &'static str {
         match path {
@@ -171,6 +176,18 @@ see S-002 in the text";
         assert_eq!(faults_of_inputs(&doubled), ["two tests show K-001"]);
         let unknown = format!("{both}\n(\"K-003\", 1)");
         assert_eq!(faults_of_inputs(&unknown), ["a test shows K-003, which no specification has"]);
+    }
+
+    #[test]
+    fn the_number_of_hostile_inputs_is_stated() {
+        let sources =
+            "fn s_001_a() {}\nfn s_014_b() {}\nfn c_001_a_thing_is() {}\nws(\"K-001\", 1);";
+        let text = |path: &str| match text(path) {
+            INPUTS => "There are 2 cases.\n| K-001 | an input |",
+            other => other,
+        };
+        let expected = ["docs/spec/hostile.md: does not say: There are 1 cases."];
+        assert_eq!(faults(text, [sources].map(in_tables).into_iter()), expected);
     }
 
     #[test]
