@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use crate::{
     arena::{Arena, Calm},
-    client::{self, CLOSE, Client, FIN, OFFER, PONG, SOCKET, TOPIC, beaten, heartbeat, json_text},
+    client::{
+        self, CLOSE, Client, FIN, Frame, OFFER, PONG, SOCKET, TOPIC, beaten, heartbeat, json_text,
+    },
 };
 
 /// Sustained attacks are measured next to nothing else.
@@ -49,8 +51,8 @@ pub(crate) enum Act {
 pub(crate) enum Expect {
     /// The socket is closed with this code, and the server ends its connection.
     Close(u16),
-    /// Frames before the violation are answered, then this close.
-    ThenClose(u16),
+    /// These answers to the frames before the violation, then this close.
+    ThenClose(Vec<Answer>, u16),
     /// These messages, and the socket stays open.
     Messages(Vec<Value>),
     /// A reply with the status `ok`, and the socket stays open.
@@ -70,6 +72,14 @@ pub(crate) enum Expect {
     End,
     /// What the steps compare.
     As(&'static str),
+}
+
+/// An answer to a frame before a violation.
+pub(crate) enum Answer {
+    Message(Value),
+    /// This message, or nothing.
+    Perhaps(Value),
+    Pong(&'static [u8]),
 }
 
 /// The path of long-polling clients.
@@ -127,7 +137,9 @@ impl fmt::Display for Expect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Close(code) => write!(f, "close {code}"),
-            Self::ThenClose(code) => write!(f, "answers to the frames before, then close {code}"),
+            Self::ThenClose(_, code) => {
+                write!(f, "answers to the frames before, then close {code}")
+            }
             Self::Messages(messages) => {
                 let answer = |message: &Value| match (&message[3], &message[4]["status"]) {
                     (event, status) if event == "phx_reply" => match &message[4]["response"] {
@@ -212,13 +224,20 @@ impl Expect {
         }
     }
 
-    fn of_socket(&self, client: &mut Client) -> Result<(), String> {
+    /// Compares it with what comes over a WebSocket.
+    pub(crate) fn of_socket(&self, client: &mut Client) -> Result<(), String> {
         let mut next = || client.next().map_err(|error| format!("{error} instead of {self}"));
         match self {
-            Self::Close(expected) | Self::ThenClose(expected) => {
+            Self::Close(expected) | Self::ThenClose(_, expected) => {
+                let answers =
+                    if let Self::ThenClose(answers, _) = self { &answers[..] } else { &[] };
                 let mut frame = next()?;
-                while matches!(self, Self::ThenClose(_)) && frame.first != FIN | CLOSE {
-                    frame = next()?;
+                for expected in answers {
+                    match expected.is(&frame) {
+                        Ok(()) => frame = next()?,
+                        Err(_) if matches!(expected, Answer::Perhaps(_)) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
                 let code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
                 if frame.first != FIN | CLOSE || code != Some(*expected) {
@@ -233,10 +252,7 @@ impl Expect {
             }
             Self::Messages(messages) => {
                 for expected in messages {
-                    let message = next()?.message()?;
-                    if message != *expected {
-                        return Err(format!("{message} came instead of {expected}"));
-                    }
+                    is_message(&next()?, expected)?;
                 }
             }
             Self::Ok => {
@@ -247,10 +263,7 @@ impl Expect {
                 }
             }
             Self::Pong(payload) => {
-                let frame = next()?;
-                if frame.first != FIN | PONG || frame.payload != *payload {
-                    return Err(format!("{frame} came"));
-                }
+                Answer::Pong(payload).is(&next()?)?;
             }
             Self::Crash => {
                 let message = next()?.message()?;
@@ -270,6 +283,22 @@ impl Expect {
         let is_answer = asked[1] == "asked" && asked[3] == "phx_reply";
         if is_answer { Ok(()) } else { Err(format!("{asked} came in addition, late")) }
     }
+}
+
+impl Answer {
+    /// Compares it with a frame.
+    fn is(&self, frame: &Frame) -> Result<(), String> {
+        match self {
+            Self::Message(expected) | Self::Perhaps(expected) => is_message(frame, expected),
+            Self::Pong(payload) if frame.first == FIN | PONG && frame.payload == *payload => Ok(()),
+            Self::Pong(_) => Err(format!("{frame} came")),
+        }
+    }
+}
+
+fn is_message(frame: &Frame, expected: &Value) -> Result<(), String> {
+    let message = frame.message()?;
+    if message == *expected { Ok(()) } else { Err(format!("{message} came instead of {expected}")) }
 }
 
 /// How often the calm client is asked during a case, which is repeated meanwhile, and without it.

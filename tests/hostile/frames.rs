@@ -2,13 +2,13 @@
 
 use crate::{
     case::{
-        Case,
+        Answer, Case,
         Expect::{Close, Ignored, Ok, Pong, ThenClose},
         Group, at, ws,
     },
     client::{
-        BINARY, CLOSE, CONTINUE, FIN, PING, PONG, RSV1, RSV2, RSV3, TEXT, frame, head, head_of,
-        heartbeat, masked, text,
+        BINARY, CLOSE, CONTINUE, FIN, PING, PONG, RSV1, RSV2, RSV3, TEXT, beaten, frame, head,
+        head_of, heartbeat, masked, text,
     },
 };
 
@@ -269,7 +269,7 @@ fn fragments() -> Vec<Case> {
             "K-059",
             "a continuation after a complete message",
             [heartbeat("1"), frame(FIN | CONTINUE, b"")].concat(),
-            ThenClose(1002),
+            ThenClose(vec![Answer::Message(beaten("1"))], 1002),
         ),
         ws(
             "K-060",
@@ -321,7 +321,7 @@ fn fragments() -> Vec<Case> {
             "K-069",
             "a first fragment, a ping, and another first fragment",
             [frame(TEXT, half), frame(FIN | PING, b"?"), frame(TEXT, half)].concat(),
-            ThenClose(1002),
+            ThenClose(vec![Answer::Pong(b"?")], 1002),
         ),
     ]
 }
