@@ -1,4 +1,4 @@
-//! A process that is killed again and again while it handles the items of a queue loses none.
+//! A process that is killed again and again while it adds or handles the items of a queue loses none.
 //!
 //! `KILLS=50 ITEMS=20000 cargo test -p pipeline-sources --all-features --test kill -- --nocapture` prints
 //! the figures of a longer run.
@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     env,
     fs::{self, File, OpenOptions},
     io::Write,
@@ -34,6 +34,9 @@ const LEASE: Duration = Duration::from_millis(500);
 
 /// How many messages the pipeline asks for, and so how many a death may deliver again.
 const IN_WORK: usize = 4 * 20 + 200;
+
+/// How many tasks of a process add items.
+const PUSHERS: usize = 8;
 
 fn number(name: &str, otherwise: usize) -> usize {
     env::var(name).map_or(otherwise, |number| number.parse().unwrap())
@@ -68,6 +71,29 @@ async fn handle_until_killed(folder: PathBuf) {
     pipeline.join().await;
 }
 
+/// Adds items until it is killed, from several tasks: writes each number to a file after its `push` has returned.
+async fn push_until_killed(folder: PathBuf) {
+    let queue = open(&folder).await;
+    let pushed = OpenOptions::new().append(true).open(folder.join("pushed")).unwrap();
+    let pushed = Arc::new(pushed);
+    let tasks: Vec<_> = (0..PUSHERS)
+        .map(|task| {
+            let (queue, pushed) = (queue.clone(), pushed.clone());
+            tokio::spawn(async move {
+                for n in 0.. {
+                    let item = format!("{}-{task}-{n}", std::process::id());
+                    queue.push(Item::new(item.clone())).await.unwrap();
+                    // One write, which is whole or not at all when the process is killed.
+                    (&*pushed).write_all(format!("{item}\n").as_bytes()).unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
 /// A process that is killed at the latest when the test ends.
 struct Handler(Child);
 
@@ -99,8 +125,19 @@ fn start(test: &str, folder: &Path) -> Handler {
 
 /// The numbers in the order in which they were handled.
 fn handled(folder: &Path) -> Vec<usize> {
-    let text = fs::read_to_string(folder.join("done")).unwrap();
-    text.lines().map(|line| line.parse().unwrap()).collect()
+    lines(folder, "done").iter().map(|line| line.parse().unwrap()).collect()
+}
+
+/// The lines that were written to a file in this folder.
+fn lines(folder: &Path, name: &str) -> Vec<String> {
+    let text = fs::read_to_string(folder.join(name)).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// A random time of less than 60 ms.
+fn random() -> Duration {
+    let random = std::collections::hash_map::RandomState::new();
+    Duration::from_millis(std::hash::BuildHasher::hash_one(&random, 0) % 60)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,7 +162,7 @@ async fn a_process_that_is_killed_loses_no_item_and_keeps_the_order_of_each_key(
     });
     let test = "a_process_that_is_killed_loses_no_item_and_keeps_the_order_of_each_key";
     let begun = Instant::now();
-    for kill in 0..kills {
+    for _ in 0..kills {
         let child = start(test, folder);
         let before = handled(folder).len();
         // Each lives until it has handled something, and then for a random time.
@@ -133,9 +170,7 @@ async fn a_process_that_is_killed_loses_no_item_and_keeps_the_order_of_each_key(
             assert!(begun.elapsed() < Duration::from_secs(600), "the process handles nothing");
             sleep(Duration::from_millis(2)).await;
         }
-        let random = std::collections::hash_map::RandomState::new();
-        let random = std::hash::BuildHasher::hash_one(&random, kill) % 60;
-        sleep(Duration::from_millis(random)).await;
+        sleep(random()).await;
         child.kill();
     }
     let last = start(test, folder);
@@ -160,4 +195,44 @@ async fn a_process_that_is_killed_loses_no_item_and_keeps_the_order_of_each_key(
     let again = handled.len() - items;
     assert!(again <= kills * IN_WORK, "{again} were handled again after {kills} deaths");
     println!("{items} items, {kills} kills: {again} handled again, in {:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_whose_push_has_returned_is_delivered_although_its_process_was_killed() {
+    if let Some(folder) = env::var_os(INSIDE) {
+        return push_until_killed(folder.into()).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for name in ["pushed", "done"] {
+        File::create(folder.join(name)).unwrap();
+    }
+    let begun = Instant::now();
+    for _ in 0..number("KILLS", 6) {
+        let before = lines(folder, "pushed").len();
+        let test = "an_item_whose_push_has_returned_is_delivered_although_its_process_was_killed";
+        let child = start(test, folder);
+        // Each lives until it has added items, and then for a random time.
+        while lines(folder, "pushed").len() == before {
+            assert!(begun.elapsed() < Duration::from_secs(600), "the process adds nothing");
+            sleep(Duration::from_millis(2)).await;
+        }
+        sleep(random()).await;
+        child.kill();
+    }
+    let pushed = lines(folder, "pushed");
+    let queue = open(folder).await;
+    let mut handling = tokio::spawn(handle_until_killed(folder.to_owned()));
+    while queue.backlog().await.unwrap().items != Some(0) {
+        let ended = tokio::time::timeout(Duration::from_millis(20), &mut handling).await;
+        assert!(ended.is_err(), "the pipeline has ended");
+        assert!(begun.elapsed() < Duration::from_secs(600), "items are left");
+    }
+    handling.abort();
+
+    let delivered: HashSet<_> = lines(folder, "done").into_iter().collect();
+    let lost: Vec<_> = pushed.iter().filter(|item| !delivered.contains(*item)).collect();
+    assert!(lost.is_empty(), "{} of {} items are lost: {lost:?}", lost.len(), pushed.len());
+    // An item whose process was killed before its push had returned may be there.
+    println!("{} items were pushed, {} delivered", pushed.len(), delivered.len());
 }

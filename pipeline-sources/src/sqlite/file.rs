@@ -164,3 +164,22 @@ fn execute(
     transaction.commit()?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_commit_is_synchronized_with_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = File::open(folder.path().join("queue.db")).await.unwrap();
+        let pragmas = |connection: &Connection| {
+            let mode: String =
+                connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+            let level: u8 = connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
+            Ok((mode, level))
+        };
+        // With FULL, which is 2, the log is written to the disk at each commit.
+        assert_eq!(file.call(pragmas, |_| {}).await.unwrap(), ("wal".to_owned(), 2));
+    }
+}
