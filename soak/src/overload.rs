@@ -409,6 +409,12 @@ impl Measured {
                 );
             }
         }
+        // Of broadcasts, slow clients decide.
+        let rate = self.delivered as f64 / offer.took.as_secs_f64();
+        expect(
+            matches!(self.way, Way::Broadcast) || 2.0 * rate >= self.capacity as f64,
+            "the load has more than halved what is delivered",
+        );
         expect(self.p99 <= MARGIN * self.waits + offer.late, "items waited too long");
         expect(
             self.memory <= self.memory_bound,

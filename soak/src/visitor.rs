@@ -208,6 +208,8 @@ impl Visitor {
         if let Some(room) = self.room {
             self.enter(&mut client, room).await?;
         }
+        // A client that has connected late takes part in the phase that has begun meanwhile.
+        phase.mark_changed();
         let mut act_at = self.next_action();
         let mut beat_at = Instant::now() + HEARTBEAT;
         loop {

@@ -6,7 +6,7 @@
 //! hardly for anything else.
 
 use std::{
-    fmt, io,
+    io,
     io::{Read, Write},
     net::{Shutdown, SocketAddr},
     sync::{
@@ -22,7 +22,7 @@ use pipeline_test_support::PATIENCE;
 use tokio::time::Instant;
 
 use crate::{
-    arena::{ask, calm_connection, pause},
+    arena::{Times, ask, calm_connection, pause},
     case::ALONE,
     client::{Client, OFFER, SOCKET},
     server::{Kind, Server},
@@ -169,17 +169,8 @@ fn during<T>(
     })
 }
 
-/// Response times of the calm client.
-#[derive(Clone, Copy)]
-struct Times {
-    median: Duration,
-    p99: Duration,
-}
-
-impl Times {
-    fn are_within(self, limit: Limit) -> bool {
-        self.median <= limit.median && self.p99 <= limit.p99
-    }
+fn are_within(times: Times, limit: Limit) -> bool {
+    times.median <= limit.median && times.p99 <= limit.p99
 }
 
 /// The factor by which a server is slower because its threads have to wait for a processor, which
@@ -190,12 +181,6 @@ fn slower_by(before: [u64; 2], after: [u64; 2]) -> f64 {
     // Threads that have ended are missing.
     let [ran, waited] = [0, 1].map(|n| after[n].saturating_sub(before[n]) as f64);
     (1.0 + waited / ran.max(1.0)).min(MOST_BUSY)
-}
-
-impl fmt::Display for Times {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1?} and {:.1?}", self.median, self.p99)
-    }
 }
 
 /// Measures the calm client, at least until this is true.
@@ -213,9 +198,7 @@ fn measure(
         }
         pause(Duration::from_micros(500));
     }
-    times.sort();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-    Ok(Times { median: at(50), p99: at(99) })
+    Ok(Times::of(times))
 }
 
 /// Measures the calm client during the attack.
@@ -238,7 +221,7 @@ fn control(
 ) -> Result<Times, String> {
     let mut times = measure()?;
     for _ in 1..ROUNDS {
-        if times.are_within(limit) {
+        if are_within(times, limit) {
             return Ok(times);
         }
         times = measure()?;
@@ -296,11 +279,14 @@ impl Storm {
                 let acts = signals.acts() - acts;
                 let slower = slower_by(scheduled, server.scheduled());
                 seen += &format!("; {attacked} with {acts} {}, × {slower:.1}", attack.unit);
-                let is_in_time = attacked.are_within(Limit {
-                    median: allowed.median.mul_f64(slower),
-                    p99: allowed.p99.mul_f64(slower),
-                    ..allowed
-                });
+                let is_in_time = are_within(
+                    attacked,
+                    Limit {
+                        median: allowed.median.mul_f64(slower),
+                        p99: allowed.p99.mul_f64(slower),
+                        ..allowed
+                    },
+                );
                 *(if is_in_time { &mut passed } else { &mut failed }) += 1;
             }
             let (held, memory) = (server.held()?, server.peak()? - at_rest);
