@@ -1,6 +1,11 @@
 //! The producer of a broker's items.
 
-use std::{fmt, future::pending, sync::Arc};
+use std::{
+    fmt,
+    future::pending,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use futures::future::BoxFuture;
 use pipeline_core::{
@@ -76,8 +81,8 @@ impl<B: Broker> Source<B> {
         })
     }
 
-    /// A source of what a function makes of the items. An item for which it fails has failed; with
-    /// [`Failure::give_up`] it is given up at once.
+    /// A source of what a function makes of the items. An item for which it fails or panics has failed;
+    /// with [`Failure::give_up`] it is given up at once.
     #[must_use]
     pub fn decode<T: Send + Sync + 'static>(
         self,
@@ -148,7 +153,12 @@ impl<B: Broker, T: Send + Sync + 'static> Producer for Source<B, T> {
             return Err(ExitReason::failed("the task of the source has ended"));
         }
         let before = self.received.len();
-        let messages = self.received.drain(..).filter_map(|item| item.try_map(&*self.decode));
+        // A panic would end the stage, and its item would come again to the next one.
+        let decode = |item| {
+            catch_unwind(AssertUnwindSafe(|| (self.decode)(item)))
+                .unwrap_or_else(|panic| Err(ExitReason::from_panic(&*panic).into()))
+        };
+        let messages = self.received.drain(..).filter_map(|item| item.try_map(decode));
         let messages: Vec<_> = messages.collect();
         // An item that could not be read answers no demand.
         self.demand.add(before.saturating_sub(messages.len()));

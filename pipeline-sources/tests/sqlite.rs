@@ -2,7 +2,14 @@
 #![cfg(all(feature = "sqlite", feature = "test-kit"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use pipeline_core::{
@@ -11,9 +18,9 @@ use pipeline_core::{
     processing::{Failure, Message, Processors},
 };
 use pipeline_sources::{
-    Item, SourceOptions,
+    Backlog, Broker, BrokerError, Delivery, Fetch, Item, Settle, Settlement, Source, SourceOptions,
     contract::{Subject, check},
-    sqlite::{SqliteOptions, SqliteQueue, push_in},
+    sqlite::{SqliteFetch, SqliteOptions, SqliteQueue, SqliteReceipt, SqliteSettle, push_in},
 };
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -52,6 +59,14 @@ fn keep(
     options: SourceOptions,
     fails: fn(&str) -> Option<Failure>,
 ) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
+    keep_of(queue.source(options), fails)
+}
+
+/// The same with any source.
+fn keep_of<B: Broker>(
+    source: Source<B>,
+    fails: fn(&str) -> Option<Failure>,
+) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
     let handle = async move |message: &mut Message<Item>| {
@@ -60,7 +75,7 @@ fn keep(
         fails(&text).map_or(Ok(()), Err)
     };
     let pipeline = Pipeline::of_messages("test")
-        .source(queue.source(options))
+        .source(source)
         .processors(Processors::from_fn(handle).concurrency(1))
         .start()
         .unwrap();
@@ -337,4 +352,129 @@ async fn an_item_that_kills_its_process_each_time_is_given_up() {
     assert!(seen.lock().is_empty());
     let dead = queue.dead_letters(0, 10).await.unwrap();
     assert_eq!(&*dead[0].reason, "delivered 4 times without an outcome");
+}
+
+/// A queue whose calls panic the first time before they have done anything, and the second time after it.
+#[derive(Clone, Debug)]
+struct Panicking {
+    queue: SqliteQueue,
+    calls: Arc<[AtomicUsize; 5]>,
+}
+
+const CONNECT: usize = 0;
+const FETCH: usize = 1;
+const SETTLE: usize = 2;
+const RENEW: usize = 3;
+const BACKLOG: usize = 4;
+
+impl Panicking {
+    async fn call<R>(&self, which: usize, call: impl Future<Output = R>) -> R {
+        let nth = self.calls[which].fetch_add(1, Ordering::Relaxed);
+        assert_ne!(nth, 0, "a panic before call {which}");
+        let result = call.await;
+        assert_ne!(nth, 1, "a panic after call {which}");
+        result
+    }
+}
+
+#[derive(Debug)]
+struct PanickingHalf<H>(Panicking, H);
+
+impl Broker for Panicking {
+    type Receipt = SqliteReceipt;
+    type Fetch = PanickingHalf<SqliteFetch>;
+    type Settle = PanickingHalf<SqliteSettle>;
+
+    async fn connect(&self) -> Result<(Self::Fetch, Self::Settle), BrokerError> {
+        let (fetch, settle) = self.call(CONNECT, self.queue.connect()).await?;
+        Ok((PanickingHalf(self.clone(), fetch), PanickingHalf(self.clone(), settle)))
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        self.queue.lease()
+    }
+}
+
+impl Fetch for PanickingHalf<SqliteFetch> {
+    type Receipt = SqliteReceipt;
+
+    async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<SqliteReceipt>>, BrokerError> {
+        self.0.call(FETCH, self.1.fetch(max)).await
+    }
+}
+
+impl Settle for PanickingHalf<SqliteSettle> {
+    type Receipt = SqliteReceipt;
+
+    async fn settle(&mut self, outcomes: &[Settlement<SqliteReceipt>]) -> Result<(), BrokerError> {
+        self.0.call(SETTLE, self.1.settle(outcomes)).await
+    }
+
+    async fn renew(&mut self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
+        self.0.call(RENEW, self.1.renew(receipts)).await
+    }
+
+    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+        self.0.call(BACKLOG, self.1.backlog()).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_calls_panic_is_connected_to_again_and_loses_nothing() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().lease(Duration::from_millis(300));
+    let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
+    let broker = Panicking { queue: queue.clone(), calls: Arc::default() };
+    let reconnect = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
+    let options = quick().reconnect_after(reconnect).max_deliveries(u32::MAX);
+    let (mut pipeline, seen) = keep_of(Source::new(broker.clone(), options), |_| None);
+    let mut numbers = Vec::new();
+    // Items are added until each call has panicked twice, and has been made again.
+    while broker.calls.iter().any(|calls| calls.load(Ordering::Relaxed) < 3) {
+        assert!(numbers.len() < 3000, "called: {:?}", broker.calls);
+        numbers.push(numbers.len().to_string());
+        queue.push(Item::new(numbers[numbers.len() - 1].clone())).await.unwrap();
+        let ended = timeout(Duration::from_millis(10), pipeline.join()).await;
+        assert!(ended.is_err(), "the pipeline has ended");
+    }
+    until("all are done", async || is_empty(&queue).await).await;
+    let report = pipeline.drain(PATIENCE).await;
+    assert!(report.is_clean(), "{report:?}");
+    let mut seen = std::mem::take(&mut *seen.lock());
+    seen.sort_by_key(|text| text.parse::<usize>().unwrap());
+    seen.dedup();
+    assert_eq!(seen, numbers);
+    assert!(queue.dead_letters(0, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decoder_that_panics_fails_its_item_and_the_others_are_handled_once() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    let numbers: Vec<_> = (0..50).map(|n| n.to_string()).collect();
+    for text in &numbers {
+        queue.push(Item::new(text.clone())).await.unwrap();
+    }
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let handle = async move |text: &mut Message<String>| {
+        log.lock().push((**text).clone());
+        Ok(())
+    };
+    let decode = |item: Item| {
+        assert_ne!(&item.payload[..], b"7", "no luck");
+        Ok(String::from_utf8(item.payload.to_vec())?)
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()).decode(decode))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    until("all are done", async || is_empty(&queue).await).await;
+    let report = pipeline.drain(PATIENCE).await;
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(*seen.lock(), [&numbers[..7], &numbers[8..]].concat());
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].deliveries), (1, 3));
+    assert!(dead[0].reason.contains("no luck"), "{}", dead[0].reason);
 }
