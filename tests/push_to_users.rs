@@ -333,11 +333,12 @@ async fn a_server_at_its_limit_of_open_files_recovers_when_files_are_closed() {
     for _ in 0..FILES {
         clients.push(TcpStream::connect(&example.address).await.unwrap());
     }
-    // The server tries again at most ten times a second. One that spins fails thousands of times.
+    // The server tries again at most ten times a second, and a line has the failures of a second, or of two on
+    // a busy machine.
     for _ in 0..3 {
         let line = example.line_with("http.accept_errors:").await;
         let count = line.split(['|', ':']).rev().nth(1).unwrap();
-        assert!(count.parse::<u64>().unwrap() <= 200, "it spins: {line}");
+        assert!(count.parse::<u64>().unwrap() <= 25, "it spins: {line}");
     }
     ada.send(json!([null, "h", "phoenix", "heartbeat", {}])).await;
     assert_eq!(ada.receive().await[4]["status"], "ok");
