@@ -59,14 +59,6 @@ fn keep(
     options: SourceOptions,
     fails: fn(&str) -> Option<Failure>,
 ) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
-    keep_of(queue.source(options), fails)
-}
-
-/// The same with any source.
-fn keep_of<B: Broker>(
-    source: Source<B>,
-    fails: fn(&str) -> Option<Failure>,
-) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
     let handle = async move |message: &mut Message<Item>| {
@@ -75,7 +67,7 @@ fn keep_of<B: Broker>(
         fails(&text).map_or(Ok(()), Err)
     };
     let pipeline = Pipeline::of_messages("test")
-        .source(source)
+        .source(queue.source(options))
         .processors(Processors::from_fn(handle).concurrency(1))
         .start()
         .unwrap();
@@ -427,7 +419,19 @@ async fn a_broker_whose_calls_panic_is_connected_to_again_and_loses_nothing() {
     let broker = Panicking { queue: queue.clone(), calls: Arc::default() };
     let reconnect = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
     let options = quick().reconnect_after(reconnect).max_deliveries(u32::MAX);
-    let (mut pipeline, seen) = keep_of(Source::new(broker.clone(), options), |_| None);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        // An item is nearly always in work, so that its lease is renewed.
+        sleep(Duration::from_millis(15)).await;
+        log.lock().push(text(message));
+        Ok(())
+    };
+    let mut pipeline = Pipeline::of_messages("test")
+        .source(Source::new(broker.clone(), options))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
     let mut numbers = Vec::new();
     // Items are added until each call has panicked twice, and has been made again.
     while broker.calls.iter().any(|calls| calls.load(Ordering::Relaxed) < 3) {
