@@ -1,33 +1,7 @@
 //! The only reader of the wall clock.
 
-use std::time::{Duration, SystemTime};
-
-/// The time as a number of milliseconds since 1970.
-pub(crate) fn now_ms() -> i64 {
-    to_ms(now())
-}
+use std::time::SystemTime;
 
 pub(crate) fn now() -> SystemTime {
     SystemTime::now()
-}
-
-pub(crate) fn to_ms(time: SystemTime) -> i64 {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => ms(after),
-        Err(before) => -ms(before.duration()),
-    }
-}
-
-pub(crate) fn from_ms(ms: i64) -> Option<SystemTime> {
-    let distance = Duration::from_millis(ms.unsigned_abs());
-    if ms < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(distance)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(distance)
-    }
-}
-
-/// A duration in milliseconds, as far as they can be counted.
-pub(crate) fn ms(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -55,7 +55,7 @@ pub trait Acknowledger: Send + Sync + 'static {
     /// caught and logged, and concerns this group only.
     fn acknowledge(&self, done: Vec<Self::Receipt>, failed: Vec<(Self::Receipt, Failure)>);
 
-    /// Called by [`Message::configure_acknowledgement`], to change how a message is acknowledged. The
+    /// Called by [`Message::configure_acknowledgement`](super::Message::configure_acknowledgement), to change how a message is acknowledged. The
     /// options' type is the acknowledger's own. By default there are none.
     ///
     /// # Errors

@@ -36,6 +36,7 @@
 
 mod file;
 mod schema;
+mod unix_ms;
 
 use std::{
     collections::BTreeMap,
@@ -51,10 +52,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params, types::ValueRef};
 use thiserror::Error;
 use tokio::{sync::Notify, time::timeout};
 
-use self::file::File;
+use self::{
+    file::File,
+    unix_ms::{from_ms, ms, now_ms},
+};
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
-    clock::{from_ms, ms, now_ms},
     item::{Delivery, Item},
     options::SourceOptions,
     random::random_i64,
