@@ -118,6 +118,7 @@ pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
         sources_share_a_queue,
         a_broker_that_is_away_is_connected_to_again,
         outcomes_are_stored_after_the_broker_was_away,
+        outcomes_that_are_not_stored_stop_the_fetching,
     );
 }
 
@@ -407,4 +408,20 @@ async fn outcomes_are_stored_after_the_broker_was_away<S: Subject>(subject: Arc<
     faults.come_back();
     assert!(pipeline.drain(PATIENCE).await.completed, "the outcome is stored");
     assert_nothing_is_left(&*subject).await;
+}
+
+async fn outcomes_that_are_not_stored_stop_the_fetching<S: Subject>(subject: Arc<S>) {
+    for n in 0..60 {
+        subject.push(Item::new(n.to_string())).await;
+    }
+    let (broker, faults) = Faulty::new(subject.broker());
+    faults.stop_settling();
+    let source = Source::new(broker, quick().max_unsettled(20));
+    let (pipeline, seen) = start(source, |_| None);
+    until("it fetches what it may hold", async || faults.fetched() == 20).await;
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(faults.fetched(), 20, "no more is held than the options say");
+    faults.come_back();
+    until("all are handled", async || seen.lock().len() >= 60).await;
+    pipeline.drain(PATIENCE).await;
 }

@@ -24,6 +24,7 @@ pub struct SourceOptions {
     pub(crate) reconnect: Backoff,
     pub(crate) fetch_at_once: usize,
     pub(crate) settle_at_once: usize,
+    pub(crate) max_unsettled: usize,
 }
 
 impl Default for SourceOptions {
@@ -35,6 +36,7 @@ impl Default for SourceOptions {
             reconnect: Backoff::new(Duration::from_millis(100), second * 30),
             fetch_at_once: 100,
             settle_at_once: 1000,
+            max_unsettled: 10_000,
         }
     }
 }
@@ -77,6 +79,18 @@ impl SourceOptions {
     pub fn fetch_at_once(mut self, items: usize) -> Self {
         assert!(items > 0, "a fetch must be for at least one item");
         self.fetch_at_once = items;
+        self
+    }
+
+    /// How many items may have been fetched without a stored outcome. Beyond it nothing is fetched, as
+    /// when the broker stores outcomes more slowly than it delivers items. Default 10,000.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn max_unsettled(mut self, items: usize) -> Self {
+        assert!(items > 0, "at least one item must be held");
+        self.max_unsettled = items;
         self
     }
 

@@ -1,18 +1,19 @@
 //! The task of a source: it connects, fetches what is asked for, and stores outcomes.
 
 use std::{
-    collections::HashSet, future::pending, panic::AssertUnwindSafe, sync::Arc, time::Duration,
+    collections::HashSet, future::pending, hash::Hash, panic::AssertUnwindSafe, sync::Arc,
+    time::Duration,
 };
 
 use futures::FutureExt;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use pipeline_core::{
     ExitReason,
     processing::{Acknowledger, Failure, Message, Redelivery},
     shown::shown,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -102,14 +103,46 @@ struct State<R> {
 }
 
 /// The items that were fetched and whose outcome is not stored.
-type HeldItems<R> = Mutex<HashSet<R>>;
+struct HeldItems<R> {
+    receipts: Mutex<HashSet<R>>,
+    settled: Notify,
+}
+
+impl<R: Eq + Hash> HeldItems<R> {
+    /// Removes items whose outcome is stored.
+    fn forget(&self, receipts: impl Iterator<Item = R>) {
+        let mut held = self.receipts.lock();
+        receipts.for_each(|receipt| {
+            held.remove(&receipt);
+        });
+        drop(held);
+        self.settled.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<R>> {
+        self.receipts.lock()
+    }
+
+    /// How many more there may be, and waits until there may be one. A broker that stores outcomes more
+    /// slowly than it delivers would have them pile up here.
+    async fn room(&self, limit: usize) -> usize {
+        loop {
+            let settled = self.settled.notified();
+            let room = limit.saturating_sub(self.lock().len());
+            if room > 0 {
+                return room;
+            }
+            settled.await;
+        }
+    }
+}
 
 /// Runs the task of a source until it was stopped and has stored all outcomes.
 pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
-    #[expect(clippy::disallowed_methods, reason = "there is an outcome for each fetched item")]
+    #[expect(clippy::disallowed_methods, reason = "no more items are held than the options say")]
     let (sender, outcomes) = mpsc::unbounded_channel();
     let mut fetcher = Some(Fetcher { outcomes: Arc::new(Outcomes(sender, worker.options)) });
-    let held = HeldItems::default();
+    let held = HeldItems { receipts: Mutex::default(), settled: Notify::new() };
     let mut state = State { outcomes, unsettled: Vec::new(), ended: false, failures: 0 };
     loop {
         let session = async {
@@ -176,7 +209,8 @@ impl<B: Broker> Worker<B> {
     ) -> Result<(), BrokerError> {
         loop {
             // What is taken here is lost if the call fails, so it is given back first.
-            let wanted = self.demand.take(self.options.fetch_at_once).await;
+            let room = held.room(self.options.max_unsettled).await;
+            let wanted = self.demand.take(self.options.fetch_at_once.min(room)).await;
             let unanswered = GiveBack { demand: &self.demand, items: wanted };
             let fetched = fetch.fetch(wanted).await?;
             unanswered.answer(fetched.len());
@@ -233,11 +267,11 @@ impl<B: Broker> Worker<B> {
                 let at_once = state.unsettled.len().min(self.options.settle_at_once);
                 settle.settle(&state.unsettled[..at_once]).await?;
                 state.failures = 0;
-                let mut held = held.lock();
-                for Settlement { receipt, outcome } in state.unsettled.drain(..at_once) {
-                    held.remove(&receipt);
+                let settled = state.unsettled.drain(..at_once);
+                held.forget(settled.map(|Settlement { receipt, outcome }| {
                     self.metrics.settled(&outcome);
-                }
+                    receipt
+                }));
             }
             if state.ended {
                 return Ok(());

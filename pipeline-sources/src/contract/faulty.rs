@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep};
 
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, Settle, Settlement},
@@ -30,6 +30,7 @@ pub struct Faults(Arc<Shared>);
 struct Shared {
     away: AtomicBool,
     went_away: Notify,
+    settles_slowly: AtomicBool,
     attempts: AtomicUsize,
     fetched: AtomicUsize,
 }
@@ -60,8 +61,14 @@ impl Faults {
         self.0.went_away.notify_waiters();
     }
 
+    /// From now on, no outcome is stored until it comes back.
+    pub fn stop_settling(&self) {
+        self.0.settles_slowly.store(true, SeqCst);
+    }
+
     /// From now on, calls succeed again.
     pub fn come_back(&self) {
+        self.0.settles_slowly.store(false, SeqCst);
         self.0.away.store(false, SeqCst);
     }
 
@@ -122,6 +129,9 @@ impl<S: Settle<Receipt: Sync>> Settle for FaultySettle<S> {
     type Receipt = S::Receipt;
 
     async fn settle(&mut self, settlements: &[Settlement<S::Receipt>]) -> Result<(), BrokerError> {
+        while self.1.settles_slowly.load(SeqCst) {
+            sleep(Duration::from_millis(1)).await;
+        }
         self.1.call()?;
         self.0.settle(settlements).await
     }
