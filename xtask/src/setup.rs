@@ -21,7 +21,7 @@ struct Tool {
     install: fn() -> Outcome,
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     Tool { name: "the packages from npm", is_there: has_npm_packages, install: npm_packages },
     Tool {
         name: "the packages from PyPI",
@@ -31,6 +31,7 @@ const TOOLS: [Tool; 6] = [
     Tool { name: "Chromium and its driver", is_there: has_browser, install: browser },
     Tool { name: "netdata", is_there: has_netdata, install: netdata },
     Tool { name: "libfaketime", is_there: has_faketime, install: faketime },
+    Tool { name: "servers", is_there: has_servers, install: servers },
     Tool { name: "cargo-deny", is_there: has_cargo_deny, install: install_cargo_deny },
 ];
 
@@ -175,6 +176,57 @@ fn faketime() -> Outcome {
     unpack("libfaketime", &["libfaketime".to_owned()], &faketime_folder())
 }
 
+/// The folder into which servers are unpacked.
+fn servers_folder() -> PathBuf {
+    root().join("target/tools/servers")
+}
+
+/// Programs of the servers of durable sources, each in a folder in which `tests/support` finds it.
+const SERVERS: [(&str, &str); 4] = [
+    ("redis-server", "usr/bin/redis-server"),
+    ("nats-server", "usr/sbin/nats-server"),
+    ("postgresql", "usr/lib/postgresql"),
+    ("rabbitmq-server", "usr/lib/rabbitmq"),
+];
+
+/// The packages of the servers that are not installed.
+fn missing_servers() -> impl Iterator<Item = &'static str> {
+    let roots = [PathBuf::from("/"), servers_folder()];
+    let is_there = move |path: &str| roots.iter().any(|root| root.join(path).exists());
+    SERVERS.into_iter().filter(move |(_, path)| !is_there(path)).map(|(package, _)| package)
+}
+
+fn has_servers() -> bool {
+    missing_servers().next().is_none()
+}
+
+/// Servers of durable sources, from the system's packages. They are unpacked, not installed: on
+/// installation, they are started and enabled. Tests of the sources of a missing server are skipped.
+fn servers() -> Outcome {
+    if !is_installed("apt-get") {
+        println!("\nservers of durable sources are not installed: their tests will be skipped");
+        return Ok(());
+    }
+    apt_get_update()?;
+    let mut names: Vec<_> = missing_servers().map(str::to_owned).collect();
+    let mut next = 0;
+    while let Some(name) = names.get(next) {
+        let needed = depends(name)?.into_iter().filter(|name| is_part_of_a_server(name));
+        let new: Vec<_> = needed.filter(|name| !names.contains(name)).collect();
+        names.extend(new);
+        next += 1;
+    }
+    unpack("servers", &names, &servers_folder())
+}
+
+/// Whether a package that a server depends on is needed to run it.
+fn is_part_of_a_server(name: &str) -> bool {
+    // PostgreSQL loads LLVM only where it compiles queries.
+    let is_needed = !name.starts_with("libllvm") && name != "postgresql-common";
+    let prefixes = ["lib", "zlib", "erlang-", "postgresql-", "redis-"];
+    is_needed && prefixes.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// Downloads packages of the system, and unpacks them into a folder.
 fn unpack(tool: &str, packages: &[String], folder: &Path) -> Outcome {
     let downloads = folder.with_extension("packages");
@@ -197,6 +249,12 @@ fn unpack(tool: &str, packages: &[String], folder: &Path) -> Outcome {
 
 /// The libraries that a package depends on and that are not installed.
 fn libraries(package: &str) -> Outcome<Vec<String>> {
+    let depends = depends(package)?.into_iter();
+    Ok(depends.filter(|name| name.starts_with("lib") || name.starts_with("zlib")).collect())
+}
+
+/// The packages that a package depends on and that are not installed.
+fn depends(package: &str) -> Outcome<Vec<String>> {
     let depends = program("apt-cache").args(["depends", "--important", package]).output()?;
     let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
     let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
@@ -205,11 +263,7 @@ fn libraries(package: &str) -> Outcome<Vec<String>> {
         query.args(["--show", name]).stdout(Stdio::null()).stderr(Stdio::null());
         !query.status().is_ok_and(|status| status.success())
     };
-    Ok(names
-        .filter(|name| name.starts_with("lib") || name.starts_with("zlib"))
-        .filter(is_missing)
-        .map(str::to_owned)
-        .collect())
+    Ok(names.filter(is_missing).map(str::to_owned).collect())
 }
 
 fn apt_get_update() -> Outcome {

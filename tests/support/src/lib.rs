@@ -1,5 +1,6 @@
 //! Shared helpers of the project's tests: a scriptable client, recorders of metrics and logs, workers
-//! that wait at a gate, random schedules, sockets that accept every client, and examples as processes.
+//! that wait at a gate, random schedules, sockets that accept every client, and examples and servers as
+//! processes.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -16,6 +17,8 @@ mod http;
 mod log;
 mod recorded;
 mod schedule;
+#[cfg(unix)]
+pub mod servers;
 #[cfg(feature = "ws")]
 mod sockets;
 

@@ -1,0 +1,334 @@
+//! Servers of the system's packages as child processes: Redis, NATS, PostgreSQL and RabbitMQ.
+//!
+//! A server listens on free ports of 127.0.0.1 and keeps its files in a folder of its own, so a server
+//! that already runs on the machine is left alone.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    net::TcpListener,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use rustix::process::{Pid, Signal, getuid, kill_process, kill_process_group};
+use tempfile::TempDir;
+use tokio::time::{Duration, sleep, timeout};
+
+use crate::project;
+
+/// How long a server may take to start. RabbitMQ takes ten seconds where nothing else runs.
+const START: Duration = Duration::from_secs(120);
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Redis, with an append-only file that is synced for each command.
+    Redis,
+    /// NATS, with JetStream.
+    Nats,
+    /// PostgreSQL, with a database `test` of a user `test`.
+    Postgres,
+    /// RabbitMQ, with a user `guest`.
+    RabbitMq,
+}
+
+impl Kind {
+    /// The name of the program.
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Redis => "redis-server",
+            Self::Nats => "nats-server",
+            Self::Postgres => "postgres",
+            Self::RabbitMq => "rabbitmq-server",
+        }
+    }
+
+    /// What the server writes to its log when it accepts connections.
+    const fn ready(self) -> &'static str {
+        match self {
+            Self::Redis => "Ready to accept connections",
+            Self::Nats => "Server is ready",
+            Self::Postgres => "database system is ready to accept connections",
+            Self::RabbitMq => "Server startup complete",
+        }
+    }
+}
+
+/// A server. Killed on drop.
+#[derive(Debug)]
+pub struct Server {
+    kind: Kind,
+    program: PathBuf,
+    port: u16,
+    /// The ports of RabbitMQ for other nodes and for their names.
+    inner_ports: [u16; 2],
+    folder: TempDir,
+    running: Option<Group>,
+    /// The server of the names of Erlang's nodes. RabbitMQ would start one that outlives it.
+    names: Option<Group>,
+}
+
+impl Server {
+    /// Starts a server, and waits until it accepts connections. None if it is not installed.
+    ///
+    /// # Panics
+    ///
+    /// If it is missing and `CI` is set, or if it does not start.
+    pub async fn start(kind: Kind) -> Option<Self> {
+        let name = kind.program();
+        let Some(program) = find(name) else {
+            assert!(
+                env::var_os("CI").is_none(),
+                "{name} is missing, and CI is set: `cargo xtask setup` unpacks it"
+            );
+            println!("SKIPPED: no {name}; on Debian `cargo xtask setup` unpacks it");
+            return None;
+        };
+        let folder = tempfile::Builder::new().prefix(name).tempdir().unwrap();
+        let inner_ports = [free_port(), free_port()];
+        let mut server = Self {
+            kind,
+            program,
+            port: free_port(),
+            inner_ports,
+            folder,
+            running: None,
+            names: None,
+        };
+        if kind == Kind::Postgres {
+            server.create_database();
+        }
+        server.start_again().await;
+        Some(server)
+    }
+
+    /// The port on which it listens.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its address, with the user and the database of the test.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let port = self.port;
+        match self.kind {
+            Kind::Redis => format!("redis://127.0.0.1:{port}/"),
+            Kind::Nats => format!("nats://127.0.0.1:{port}"),
+            Kind::Postgres => format!("postgres://test@127.0.0.1:{port}/postgres"),
+            Kind::RabbitMq => format!("amqp://guest:guest@127.0.0.1:{port}/%2f"),
+        }
+    }
+
+    /// Kills it, as a failure of its machine would.
+    pub fn kill(&mut self) {
+        self.running = None;
+    }
+
+    /// Asks it to end, and waits until it has ended.
+    pub fn stop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            // PostgreSQL waits for its clients to leave when it is sent SIGTERM.
+            let is_postgres = self.kind == Kind::Postgres;
+            let signal = if is_postgres { Signal::INT } else { Signal::TERM };
+            kill_process(Pid::from_child(&running.child), signal).unwrap();
+            running.child.wait().unwrap();
+        }
+    }
+
+    /// Stops it from running, without ending it: its connections stay open.
+    pub fn freeze(&self) {
+        self.running.as_ref().unwrap().signal(Signal::STOP);
+    }
+
+    /// Lets it run on.
+    pub fn thaw(&self) {
+        self.running.as_ref().unwrap().signal(Signal::CONT);
+    }
+
+    /// Starts it again on the same port with the same files, and waits until it accepts connections.
+    pub async fn start_again(&mut self) {
+        assert!(self.running.is_none(), "it runs");
+        let path = self.folder.path().join("log");
+        let log = File::create(&path).unwrap();
+        let mut command = self.command();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.running = Some(Group::spawn(command));
+        let up = async {
+            while !fs::read_to_string(&path).unwrap_or_default().contains(self.kind.ready()) {
+                let ended = self.running.as_mut().unwrap().child.try_wait().unwrap();
+                assert!(ended.is_none(), "it has ended: {}", fs::read_to_string(&path).unwrap());
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let up = timeout(START, up).await;
+        assert!(up.is_ok(), "it does not start: {}", fs::read_to_string(&path).unwrap());
+    }
+
+    /// A file or folder of the server.
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&mut self) -> Command {
+        let port = self.port.to_string();
+        match self.kind {
+            Kind::Redis => {
+                let mut command = program(&self.program);
+                command.args(["--port", &port, "--bind", "127.0.0.1", "--save", ""]);
+                command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]);
+                command.arg(self.folder.path());
+                command
+            }
+            Kind::Nats => {
+                let mut command = program(&self.program);
+                command.args(["--port", &port, "--addr", "127.0.0.1", "--jetstream"]);
+                command.arg("--store_dir").arg(self.file("store"));
+                command
+            }
+            Kind::Postgres => {
+                let mut command = without_root(&self.program);
+                command.args(["-p", &port, "-c", "listen_addresses=127.0.0.1"]);
+                command.args(["-c", "unix_socket_directories=", "-D"]).arg(self.file("data"));
+                command
+            }
+            Kind::RabbitMq => self.rabbitmq(),
+        }
+    }
+
+    /// The first start of PostgreSQL: it makes its files.
+    fn create_database(&self) {
+        let mut command = without_root(&self.program.with_file_name("initdb"));
+        command.args(["--username=test", "--auth=trust", "--no-instructions", "-D"]);
+        let made = command.arg(self.file("data")).output().unwrap();
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    fn rabbitmq(&mut self) -> Command {
+        let [nodes, names] = self.inner_ports.map(|port| port.to_string());
+        let erlang = find("epmd").expect("Erlang is there where RabbitMQ is");
+        if self.names.is_none() {
+            let mut command = program(&erlang);
+            command.args(["-address", "127.0.0.1", "-port", &names]);
+            self.names = Some(Group::spawn(command));
+        }
+        let mut command = program(&self.program);
+        // RabbitMQ looks for Erlang in PATH, and Debian's Erlang for its files in /usr only.
+        let folder = self.file("bin");
+        start_of_erlang(&folder, erlang.ancestors().nth(2).unwrap());
+        let path = env::var_os("PATH").unwrap_or_default();
+        let path = env::join_paths([folder].into_iter().chain(env::split_paths(&path))).unwrap();
+        command.env("PATH", path).env("ERL_EPMD_PORT", names);
+        command.env("HOME", self.folder.path());
+        command.env("ERL_EPMD_ADDRESS", "127.0.0.1");
+        command.env("RABBITMQ_NODENAME", format!("test{}@localhost", self.port));
+        command.env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1");
+        command.env("RABBITMQ_NODE_PORT", self.port.to_string()).env("RABBITMQ_DIST_PORT", nodes);
+        command.env("RABBITMQ_MNESIA_BASE", self.file("data")).env("RABBITMQ_LOGS", "-");
+        command.env("RABBITMQ_LOG_BASE", self.file("logs"));
+        command.env("RABBITMQ_ENABLED_PLUGINS_FILE", self.file("plugins"));
+        command.env("RABBITMQ_CONFIG_FILE", self.file("config"));
+        // The limits of the machine are no matter of the test.
+        command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none");
+        command
+    }
+}
+
+/// A process with the processes that it has started. Killed on drop.
+#[derive(Debug)]
+struct Group {
+    child: Child,
+}
+
+impl Group {
+    fn spawn(mut command: Command) -> Self {
+        Self { child: command.process_group(0).stdin(Stdio::null()).spawn().unwrap() }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = Pid::from_child(&self.child);
+        // It may have ended.
+        let _ = kill_process_group(id, signal);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// Writes a program `erl` that runs the Erlang of this folder.
+fn start_of_erlang(folder: &Path, erlang: &Path) {
+    let inside = fs::read_dir(erlang).unwrap().flatten().map(|file| file.path());
+    let is_runtime = |path: &PathBuf| path.join("bin/erlexec").is_file();
+    let runtime = inside.into_iter().find(is_runtime).unwrap().join("bin");
+    let script = format!(
+        "#!/bin/sh\nexport ROOTDIR='{}' BINDIR='{}' EMU=beam PROGNAME=erl\nexec \"$BINDIR/erlexec\" \"$@\"\n",
+        erlang.display(),
+        runtime.display(),
+    );
+    fs::create_dir_all(folder).unwrap();
+    let program = folder.join("erl");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A port that is free now.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The folders in which `cargo xtask setup` unpacks packages, and those in which the system has them.
+fn roots() -> [PathBuf; 2] {
+    [project().join("target/tools/servers"), "/".into()]
+}
+
+/// The path of a program of these servers.
+fn find(name: &str) -> Option<PathBuf> {
+    let on_path = env::var_os("PATH").unwrap_or_default();
+    let folders = roots().into_iter().flat_map(|root| {
+        let versions = |parent: &str, inner: &'static str| {
+            let folders = fs::read_dir(root.join(parent)).into_iter().flatten().flatten();
+            folders.map(move |folder| folder.path().join(inner)).collect::<Vec<_>>()
+        };
+        let mut folders = versions("usr/lib/postgresql", "bin");
+        // The script of RabbitMQ in PATH changes the user.
+        folders.extend(versions("usr/lib/rabbitmq/lib", "sbin"));
+        folders.extend(["usr/lib/erlang/bin", "usr/bin", "usr/sbin"].map(|it| root.join(it)));
+        folders
+    });
+    let folders = folders.chain(env::split_paths(&on_path));
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// A program with the libraries that were unpacked with it.
+fn program(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.env("LD_LIBRARY_PATH", libraries());
+    command
+}
+
+fn libraries() -> OsString {
+    let [unpacked, _] = roots();
+    let folders = fs::read_dir(unpacked.join("usr/lib")).into_iter().flatten().flatten();
+    let own = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let folders = folders.map(|folder| folder.path()).filter(|folder| folder.is_dir());
+    let folders: Vec<_> = folders.chain(env::split_paths(&own)).collect();
+    env::join_paths(folders).unwrap()
+}
+
+/// A program that refuses to run as root. It gets another user in a namespace of its own, in which it may
+/// read what this process may read.
+fn without_root(path: &Path) -> Command {
+    if !getuid().is_root() {
+        return program(path);
+    }
+    let mut command = program(Path::new("unshare"));
+    command.args(["--user", "--map-user=1000", "--map-group=1000"]).arg(path);
+    command
+}
