@@ -82,6 +82,11 @@ pub trait Subject: Send + Sync + 'static {
     /// The reasons of the items that were given up.
     fn dead_letters(&self) -> impl Future<Output = Vec<String>> + Send;
 
+    /// Adds an item that the broker cannot read, as another program may. Returns false if all can be read.
+    fn push_malformed(&self) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
+
     /// Whether items are delivered in the order in which they were added, when nothing fails.
     fn is_ordered(&self) -> bool {
         true
@@ -111,6 +116,7 @@ pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
         an_item_arrives_with_all_that_belongs_to_it,
         a_failed_item_is_delivered_again_and_then_given_up,
         an_item_that_cannot_be_decoded_is_given_up_and_the_others_go_on,
+        a_malformed_item_is_given_up_and_the_others_go_on,
         nothing_is_fetched_without_demand,
         a_drain_gives_back_what_it_has_not_handled,
         a_lease_is_renewed_while_its_item_is_handled,
@@ -246,6 +252,22 @@ async fn an_item_that_cannot_be_decoded_is_given_up_and_the_others_go_on<S: Subj
     pipeline.drain(PATIENCE).await;
     let reasons = subject.dead_letters().await;
     assert!(reasons.len() == 1 && reasons[0].contains("expected value"), "{reasons:?}");
+}
+
+async fn a_malformed_item_is_given_up_and_the_others_go_on<S: Subject>(subject: Arc<S>) {
+    subject.push(Item::new("1")).await;
+    if !subject.push_malformed().await {
+        return;
+    }
+    subject.push(Item::new("2")).await;
+    let (pipeline, seen) = start(Source::new(subject.broker(), quick()), |_| None);
+    until("it is given up", async || !subject.dead_letters().await.is_empty()).await;
+    until("the others are handled", async || seen.lock().len() == 2).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(texts(&seen), ["1", "2"]);
+    let reasons = subject.dead_letters().await;
+    assert!(reasons.len() == 1 && !reasons[0].is_empty(), "{reasons:?}");
+    assert_nothing_is_left(&*subject).await;
 }
 
 async fn nothing_is_fetched_without_demand<S: Subject>(subject: Arc<S>) {

@@ -63,6 +63,27 @@ pub struct Delivery<R> {
     pub enqueued_at: Option<SystemTime>,
     /// How often it has been delivered, this time included. 0 if the broker does not count.
     pub deliveries: u32,
+    /// Why the item cannot be read, if another program has added it and it is not valid. It is given up
+    /// at once for this reason.
+    pub malformed: Option<Arc<str>>,
+}
+
+/// An item that was given up, as its broker keeps it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeadLetter<Id = i64> {
+    /// Its id among the dead letters.
+    pub id: Id,
+    /// The item.
+    pub item: Item,
+    /// When it was added to the queue.
+    pub enqueued_at: Option<SystemTime>,
+    /// When it was given up.
+    pub given_up_at: Option<SystemTime>,
+    /// How often it was delivered.
+    pub deliveries: u32,
+    /// Why it has failed the last time.
+    pub reason: Arc<str>,
 }
 
 impl<R> Delivery<R> {

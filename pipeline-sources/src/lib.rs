@@ -30,7 +30,7 @@ mod worker;
 
 pub use self::{
     broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
-    item::{Delivery, Item},
+    item::{DeadLetter, Delivery, Item},
     options::SourceOptions,
     source::Source,
 };

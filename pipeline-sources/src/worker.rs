@@ -220,7 +220,7 @@ impl<B: Broker> Worker<B> {
         }
     }
 
-    /// Hands an item to the stage, unless it was delivered too often without an outcome.
+    /// Hands an item to the stage, unless it cannot be read or was delivered too often without an outcome.
     fn deliver(
         &self,
         delivery: Delivery<B::Receipt>,
@@ -236,8 +236,11 @@ impl<B: Broker> Worker<B> {
         let receipt = Held { receipt: delivery.receipt, deliveries };
         let mut message =
             Message::new(delivery.item, receipt, &fetcher.outcomes).with_metadata(metadata);
-        if deliveries > self.options.max_deliveries {
-            let why = format!("delivered {deliveries} times without an outcome");
+        let too_often = deliveries > self.options.max_deliveries;
+        let why = delivery.malformed.map(|why| why.to_string()).or_else(|| {
+            too_often.then(|| format!("delivered {deliveries} times without an outcome"))
+        });
+        if let Some(why) = why {
             message.fail(Failure::new(why).give_up());
             message.acknowledge_now();
             self.demand.add(1);

@@ -38,13 +38,7 @@ mod file;
 mod schema;
 mod unix_ms;
 
-use std::{
-    collections::BTreeMap,
-    error::Error,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use pipeline_core::timed::TraceContext;
@@ -58,7 +52,7 @@ use self::{
 };
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
-    item::{Delivery, Item},
+    item::{DeadLetter, Delivery, Item},
     options::SourceOptions,
     random::random_i64,
     source::Source,
@@ -125,24 +119,6 @@ impl SqliteOptions {
         self.ordered = ordered;
         self
     }
-}
-
-/// An item that was given up.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct DeadLetter {
-    /// Its id, which it had in the queue.
-    pub id: i64,
-    /// The item.
-    pub item: Item,
-    /// When it was added to the queue.
-    pub enqueued_at: Option<SystemTime>,
-    /// When it was given up.
-    pub given_up_at: Option<SystemTime>,
-    /// How often it was delivered.
-    pub deliveries: u32,
-    /// Why it has failed the last time.
-    pub reason: Arc<str>,
 }
 
 /// Why a call of a SQLite queue failed.
@@ -319,7 +295,8 @@ impl SqliteQueue {
         self.file.call(read, |_| {}).await
     }
 
-    /// Up to `limit` items that were given up, by id, after the one with this id.
+    /// Up to `limit` items that were given up, by id, after the one with this id. They keep the ids which
+    /// they had in the queue.
     ///
     /// # Errors
     ///
@@ -467,6 +444,7 @@ fn lease_items(
                 item: item(row, 0)?,
                 enqueued_at: from_ms(row.get(4)?),
                 deliveries: row.get(5)?,
+                malformed: None,
             })
         })?)
     });
