@@ -2,20 +2,38 @@
 
 use std::time::Duration;
 
-use crate::client::Ended;
+use crate::{
+    client::Ended,
+    endings::End,
+    server::{BURST_BYTES, OUTBOX_BYTES},
+};
 
-/// The time without a poll after which a long-polling session may expire: one and a half windows.
+/// The time without a poll after which a long-polling session expires: one and a half windows.
 pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(6);
+
+/// The time within which a session has to take a message: a window.
+const TAKES_WITHIN: Duration = Duration::from_secs(4);
+
+/// How late a tick has to be for a message not to be taken in time.
+const DISTURBED: Duration = Duration::from_secs(1);
+
+/// The least number of items that wait for a client when its outbox is full of a burst. Some of the bytes in it may be
+/// of replies and presences.
+const FULL: u64 = (OUTBOX_BYTES / (BURST_BYTES + 1024)) as u64;
 
 /// What a client knows of a connection that is over.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Known {
+    /// How long it lasted, until the client noticed its end.
+    pub(crate) lasted: Duration,
     /// The longest time for which it was not read from.
     pub(crate) frozen: Duration,
-    /// The longest time from one poll to the next. A client may also be late because its machine is busy.
+    /// The longest time from one poll to the next, or from the last one to the end.
     pub(crate) unpolled: Duration,
-    /// Whether there was a burst to its user, which may be faster than any client. Its items need not have arrived.
-    pub(crate) in_burst: bool,
+    /// The last item of its user that it received, or that was broadcast before it subscribed.
+    pub(crate) seen: u64,
+    /// How late a tick was at most, in the clients' process, since some time before the end.
+    pub(crate) late: Duration,
 }
 
 /// A reason for which the server may have ended the connection.
@@ -27,19 +45,38 @@ pub(crate) enum Excuse {
     SlowAndBroken,
     /// The client has not polled for too long.
     Expired,
+    /// The machine was so late that the session did not take a message in time. The client has given it up.
+    Untaken,
 }
 
-/// The excuse for an end that the client has not caused. `counted` is the reason that the server has counted for this
-/// connection.
-pub(crate) fn excuse(ended: &Ended, counted: Option<&str>, known: Known) -> Result<Excuse, String> {
-    let may_be_slow = known.frozen > Duration::ZERO || known.in_burst;
-    match (ended, counted) {
-        (Ended::Closed(1011), Some("Overflow")) if may_be_slow => Ok(Excuse::Slow),
-        (Ended::Broken | Ended::Gone, Some("Overflow")) if may_be_slow => Ok(Excuse::SlowAndBroken),
-        (Ended::Gone, Some("Inactive")) if known.unpolled >= EXPIRES_AFTER => Ok(Excuse::Expired),
-        _ => Err(format!(
-            "its connection ended with {ended:?}, for which the server counted {counted:?}: {known:?}"
-        )),
+/// The excuse for an end that the client has not caused. `end` is what the server has recorded for this connection.
+///
+/// - A client was too slow if a burst was broadcast to its user while it was connected, and so many items that its
+///   outbox cannot hold more were broadcast before the end and did not arrive.
+/// - A session has expired if there was no poll for as long as a session waits, by the client's clock. Either process
+///   may have been late: that much is added.
+/// - A message is not taken only if a process was late for a second.
+pub(crate) fn excuse(ended: &Ended, end: Option<&End>, known: Known) -> Result<Excuse, String> {
+    let fault =
+        || Err(format!("its connection ended with {ended:?}, recorded as {end:?}: {known:?}"));
+    let Some(end) = end else { return fault() };
+    let late = known.late.max(Duration::from_millis(end.late_millis));
+    let is_full = end.broadcast.saturating_sub(known.seen) >= FULL;
+    let in_burst = end.burst_millis.is_some_and(|ago| Duration::from_millis(ago) <= known.lasted);
+    match (ended, &*end.reason) {
+        (Ended::Closed(1011), "Overflow") if is_full && in_burst => Ok(Excuse::Slow),
+        (Ended::Broken | Ended::Gone | Ended::NotTaken(_), "Overflow") if is_full && in_burst => {
+            Ok(Excuse::SlowAndBroken)
+        }
+        (Ended::Gone | Ended::NotTaken(_), "Inactive")
+            if known.unpolled + late >= EXPIRES_AFTER =>
+        {
+            Ok(Excuse::Expired)
+        }
+        (Ended::NotTaken(took), "Inactive") if *took >= TAKES_WITHIN && late >= DISTURBED => {
+            Ok(Excuse::Untaken)
+        }
+        _ => fault(),
     }
 }
 
@@ -47,39 +84,68 @@ pub(crate) fn excuse(ended: &Ended, counted: Option<&str>, known: Known) -> Resu
 mod tests {
     use super::*;
 
+    fn end(reason: &str) -> End {
+        let reason = reason.to_owned();
+        End { reason, broadcast: 1000, burst_millis: None, late_millis: 0 }
+    }
+
+    /// An end while a burst of which the last item was broadcast two seconds before.
+    fn slow() -> End {
+        End { burst_millis: Some(2000), ..end("Overflow") }
+    }
+
+    /// A connection of ten seconds, which has received all but so many items.
+    fn missed(items: u64) -> Known {
+        Known { lasted: Duration::from_secs(10), seen: 1000 - items, ..Known::default() }
+    }
+
     #[test]
-    fn only_the_reason_counted_for_this_connection_is_an_excuse() {
-        let calm = Known::default();
-        let frozen = |millis| Known { frozen: Duration::from_millis(millis), ..calm };
-        let unpolled = |millis| Known { unpolled: Duration::from_millis(millis), ..calm };
-        let in_burst = Known { in_burst: true, ..calm };
-        let slow = Some("Overflow");
+    fn only_what_was_recorded_for_this_connection_is_an_excuse() {
+        let unpolled = |millis| Known { unpolled: Duration::from_millis(millis), ..missed(0) };
+        let late = |known, millis| Known { late: Duration::from_millis(millis), ..known };
+        let untaken = |millis| Ended::NotTaken(Duration::from_millis(millis));
         let excused = [
-            (Ended::Closed(1011), slow, frozen(500), Excuse::Slow),
-            (Ended::Closed(1011), slow, in_burst, Excuse::Slow),
-            (Ended::Broken, slow, frozen(500), Excuse::SlowAndBroken),
-            (Ended::Gone, slow, frozen(500), Excuse::SlowAndBroken),
-            (Ended::Gone, Some("Inactive"), unpolled(6000), Excuse::Expired),
+            (Ended::Closed(1011), slow(), missed(FULL), Excuse::Slow),
+            (Ended::Broken, slow(), missed(FULL), Excuse::SlowAndBroken),
+            (Ended::Gone, slow(), missed(FULL), Excuse::SlowAndBroken),
+            (untaken(0), slow(), missed(FULL), Excuse::SlowAndBroken),
+            (Ended::Gone, end("Inactive"), unpolled(6000), Excuse::Expired),
+            (untaken(0), end("Inactive"), unpolled(6000), Excuse::Expired),
+            (Ended::Gone, end("Inactive"), late(unpolled(5500), 500), Excuse::Expired),
+            (
+                Ended::Gone,
+                End { late_millis: 500, ..end("Inactive") },
+                unpolled(5500),
+                Excuse::Expired,
+            ),
+            (untaken(4000), end("Inactive"), late(unpolled(3000), 1000), Excuse::Untaken),
         ];
-        for (ended, counted, known, expected) in excused {
-            assert_eq!(excuse(&ended, counted, known), Ok(expected), "{ended:?}, {counted:?}");
+        for (ended, end, known, expected) in excused {
+            assert_eq!(excuse(&ended, Some(&end), known), Ok(expected), "{ended:?}, {end:?}");
         }
+        let before = End { burst_millis: Some(10_001), ..slow() };
+        let frozen = Known { frozen: Duration::from_secs(8), ..missed(0) };
         let faults = [
-            (Ended::Closed(1011), slow, calm),
-            (Ended::Closed(1011), None, frozen(8000)),
-            (Ended::Closed(1011), Some("BadMessage"), frozen(8000)),
-            (Ended::Closed(1002), slow, frozen(8000)),
-            (Ended::Broken, None, frozen(8000)),
-            (Ended::Broken, Some("Lost"), frozen(8000)),
-            (Ended::Gone, None, frozen(8000)),
-            (Ended::Gone, Some("Inactive"), unpolled(5999)),
-            (Ended::Gone, Some("Inactive"), frozen(8000)),
-            (Ended::Closed(1011), slow, unpolled(8000)),
-            (Ended::Gone, Some("Inactive"), in_burst),
-            (Ended::Refused, slow, frozen(8000)),
+            (Ended::Closed(1011), slow(), missed(FULL - 1)),
+            (Ended::Closed(1011), slow(), frozen),
+            (Ended::Closed(1011), before, missed(FULL)),
+            (Ended::Closed(1011), end("Overflow"), missed(FULL)),
+            (Ended::Closed(1011), end("BadMessage"), missed(FULL)),
+            (Ended::Closed(1002), slow(), missed(FULL)),
+            (Ended::Broken, end("Lost"), missed(FULL)),
+            (Ended::Broken, end("Inactive"), unpolled(8000)),
+            (Ended::Gone, end("Inactive"), unpolled(5999)),
+            (Ended::Gone, end("Inactive"), late(unpolled(5499), 500)),
+            (Ended::Gone, end("Inactive"), frozen),
+            (Ended::Gone, end("Inactive"), late(unpolled(3000), 1000)),
+            (Ended::Closed(1011), slow(), unpolled(8000)),
+            (untaken(3999), end("Inactive"), late(unpolled(3000), 1000)),
+            (untaken(4000), end("Inactive"), late(unpolled(3000), 999)),
+            (Ended::Refused, slow(), missed(FULL)),
         ];
-        for (ended, counted, known) in faults {
-            assert!(excuse(&ended, counted, known).is_err(), "{ended:?}, {counted:?}, {known:?}");
+        for (ended, end, known) in faults {
+            assert!(excuse(&ended, Some(&end), known).is_err(), "{ended:?}, {end:?}, {known:?}");
         }
+        assert!(excuse(&Ended::Gone, None, unpolled(8000)).is_err(), "nothing was recorded");
     }
 }

@@ -6,6 +6,7 @@
 mod client;
 mod endings;
 mod excuse;
+mod lateness;
 mod overload;
 mod presence;
 mod process;

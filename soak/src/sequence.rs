@@ -95,6 +95,11 @@ impl Sequence {
         if seen < last { Err(Violation::LostAtTheEnd(seen, last)) } else { Ok(()) }
     }
 
+    /// The last item of the user that the client has received, or that was sent before it subscribed.
+    pub(crate) fn seen(&self) -> u64 {
+        self.at.unwrap_or_default().max(self.last)
+    }
+
     /// Whether the client has joined, and has the server's message after the subscription.
     pub(crate) fn is_subscribed(&self) -> bool {
         self.joined && self.at.is_some()

@@ -59,7 +59,8 @@ use tracing_subscriber::{layer::SubscriberExt, registry, util::SubscriberInitExt
 
 use crate::{
     ALLOCATOR,
-    endings::{Endings, client},
+    endings::{End, Endings, Progress, client},
+    lateness::{Lateness, Ticks},
     random::Random,
 };
 
@@ -78,10 +79,15 @@ const PUSHERS: usize = 4;
 /// The number of items in a burst to one user, and the bytes of each. Together they are more than the buffers of a
 /// connection and its outbox can hold.
 const BURST: u64 = 900;
-const BURST_BYTES: usize = 8192;
+pub(crate) const BURST_BYTES: usize = 8192;
+
+/// The bytes that may wait for a client.
+pub(crate) const OUTBOX_BYTES: usize = 1 << 20;
 
 /// How long the runtime has to end its tasks after the shutdown.
 const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The reason of planned failures.
 const PLANNED: &str = "a planned failure";
@@ -217,7 +223,9 @@ struct Shared {
     counts: Counts,
     paused: AtomicBool,
     fail: Arc<AtomicBool>,
+    broadcasts: Arc<Progress>,
     endings: Endings,
+    ticks: Ticks,
 }
 
 /// Counts of items.
@@ -322,6 +330,8 @@ impl Worker<Timed<Item>> for Push {
         }
         self.worker.run(item, context).await?;
         item.moved(Place::Broadcast);
+        let is_burst = matches!(item.from, From::Burst);
+        self.shared.broadcasts.add(item.user, item.k.load(Relaxed), is_burst);
         self.shared.counts.handled.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -374,10 +384,13 @@ impl Channel for User {
         _: Payload,
         _: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
-        if event != "burst" {
-            return Err(Stop::unknown_event(event));
-        }
         let (user, shared) = (self.user, self.shared.clone());
+        match event {
+            "burst" => {}
+            // These items are on their way to the client, in front of this answer.
+            "mark" => return Ok(Reply::ok().with(json!({ "k": shared.broadcasts.last(user) }))),
+            _ => return Err(Stop::unknown_event(event)),
+        }
         if !shared.bursts[user].swap(true, Acquire) {
             tokio::spawn(async move {
                 for _ in 0..BURST {
@@ -508,6 +521,10 @@ pub(crate) struct Stats {
     pub(crate) ended: BTreeMap<String, u64>,
     /// Long-polling sessions of which the client did not know: a poll of a session that has ended opens another.
     pub(crate) unused: u64,
+    /// How late the server's ticks came.
+    pub(crate) lateness: Lateness,
+    /// By how many milliseconds one was late at most in the last minute.
+    pub(crate) late_millis: u64,
 }
 
 impl Stats {
@@ -539,6 +556,9 @@ impl Stats {
             connected: seen.sockets.iter().map(|mount| mount.connected).sum(),
             ended: shared.endings.counts(),
             unused: shared.endings.unused(),
+            lateness: shared.ticks.lateness(),
+            late_millis: u64::try_from(shared.ticks.worst_within(MINUTE).as_millis())
+                .unwrap_or(u64::MAX),
         }
     }
 
@@ -608,8 +628,8 @@ struct Asked {
     connection: String,
 }
 
-/// The reason for the end of a connection.
-async fn ended(State(app): State<App>, Query(asked): Query<Asked>) -> Json<Option<String>> {
+/// What was recorded at the end of a connection.
+async fn ended(State(app): State<App>, Query(asked): Query<Asked>) -> Json<Option<End>> {
     Json(app.shared.endings.of(&asked.connection))
 }
 
@@ -731,10 +751,8 @@ async fn keep_failing(shared: Arc<Shared>) {
 /// Runs the server until a signal, and prints its last state as a line of JSON.
 pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let runtime = Runtime::new()?;
-    let endings = Endings::default();
-    registry().with(endings.clone()).init();
     let (report, App { shared, endpoint, pipeline, .. }) =
-        runtime.block_on(serve_until_signal(options, endings))?;
+        runtime.block_on(serve_until_signal(options))?;
     // Everything that still runs ends here, so that the numbers are final.
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     let stats = Stats::new(&shared, &endpoint, &pipeline);
@@ -742,12 +760,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn serve_until_signal(
-    options: &Options,
-    endings: Endings,
-) -> Result<(ShutdownReport, App), Box<dyn Error>> {
+async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), Box<dyn Error>> {
     let (items, producer) = timed_queue(QueueOptions::new().capacity(options.queue));
     let atomics = || (0..options.users).map(|_| AtomicU64::default()).collect::<Vec<_>>();
+    let (broadcasts, ticks) = (Arc::new(Progress::new(options.users)), Ticks::start());
+    let endings = Endings::new(broadcasts.clone(), ticks.clone());
+    registry().with(endings.clone()).init();
     let shared = Arc::new(Shared {
         items,
         presence: Presence::new(),
@@ -757,13 +775,15 @@ async fn serve_until_signal(
         counts: Counts::default(),
         paused: AtomicBool::default(),
         fail: Arc::default(),
+        broadcasts,
         endings,
+        ticks,
     });
     let mount = Mount::new(Anyone)
         .channel_with::<User>("user:*", shared.clone())
         .channel_with::<Room>("room:*", shared.clone())
         .longpoll(LongPoll::new().window(Duration::from_secs(4)))
-        .max_outbox(options.outbox, 1 << 20);
+        .max_outbox(options.outbox, OUTBOX_BYTES);
     let endpoint =
         Endpoint::builder().presence(&shared.presence).mount("/socket", mount).build()?;
 

@@ -1,6 +1,7 @@
 //! The soak: thousands of clients that misbehave, for minutes or hours.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     sync::{
@@ -21,6 +22,8 @@ use tokio::{
 
 use crate::{
     client::Http,
+    endings::user_of,
+    lateness::{Lateness, Ticks},
     presence::people,
     process::{RunError, Server},
     server::{Options, Stats},
@@ -74,9 +77,6 @@ const SPARE_COUNT: f64 = 100.0;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// How long a burst may take: its items wait for room in the queue, and in the queue.
-const BURST_WITHIN: Duration = Duration::from_secs(60);
-
 /// By how many descriptors and tasks the server may exceed its start once all clients have left, and by how many bytes
 /// of the heap: its tables keep their room.
 const LEFT_OVER: usize = 4;
@@ -127,8 +127,12 @@ pub(crate) struct Totals {
     pub(crate) slow: Count,
     pub(crate) slow_and_broken: Count,
     pub(crate) slow_and_reading: Count,
-    /// Long-polling sessions that expired while the client was frozen.
+    /// Long-polling sessions that expired, as the client had not polled.
     pub(crate) expired: Count,
+    /// Sessions that the client has given up, as they did not take a message in time.
+    pub(crate) untaken: Count,
+    /// Marks that were answered: all items until then had arrived.
+    pub(crate) marks: Count,
     /// Connections that were not accepted.
     pub(crate) refused: Count,
     /// Clients that have compared their state with the server's.
@@ -145,8 +149,10 @@ pub(crate) struct Run {
     pub(crate) bursts: u64,
     pub(crate) seed: u64,
     pub(crate) totals: Totals,
-    /// When a burst to a user was last requested.
-    bursts_at: Vec<Mutex<Option<Instant>>>,
+    /// The ticks of this process.
+    pub(crate) ticks: Ticks,
+    /// Where each client is.
+    pub(crate) places: Vec<Mutex<&'static str>>,
     subscribed: AtomicUsize,
     violations: Mutex<(usize, Vec<String>)>,
 }
@@ -160,15 +166,13 @@ impl Run {
         }
     }
 
-    /// Records that a client has requested a burst to a user.
-    pub(crate) fn bursts(&self, user: usize) {
-        self.totals.bursts.add();
-        *self.bursts_at[user].lock() = Some(Instant::now());
-    }
-
-    /// Whether there was a burst to a user since a time, or not long before.
-    pub(crate) fn has_burst(&self, user: usize, since: Instant) -> bool {
-        self.bursts_at[user].lock().is_some_and(|at| at + BURST_WITHIN >= since)
+    /// How many clients are at each place.
+    fn places(&self) -> BTreeMap<&'static str, usize> {
+        let mut places = BTreeMap::new();
+        for place in &self.places {
+            *places.entry(*place.lock()).or_default() += 1;
+        }
+        places
     }
 
     /// Counts a client that has joined everything, or has not any more.
@@ -207,7 +211,7 @@ struct Resource<'a> {
 
 impl Soak {
     pub(crate) async fn run(&self) -> Result<(), RunError> {
-        let users = (self.clients / 2).max(1);
+        let users = user_of(self.clients.max(2) + 1);
         let options = Options {
             users,
             rate: self.rate,
@@ -229,7 +233,8 @@ impl Soak {
             bursts: self.bursts,
             seed: self.seed,
             totals: Totals::default(),
-            bursts_at: (0..users).map(|_| Mutex::default()).collect(),
+            ticks: Ticks::start(),
+            places: (0..self.clients).map(|_| Mutex::default()).collect(),
             subscribed: AtomicUsize::default(),
             violations: Mutex::default(),
         });
@@ -276,10 +281,10 @@ impl Soak {
         println!(
             "\n{accepted} items accepted = {numbered} broadcast + {lost} lost and counted in {} restarts of a \
              stage; {} refused as the queue was full.\n\
-             {} deliveries checked. {} connects, {} joins, {} leaves, {} resets, {} closes, {} freezes, {} bursts.\n\
+             {} deliveries checked. {} connects, {} joins, {} leaves, {} resets, {} closes, {} freezes, {} bursts, {} marks.\n\
              The server ended {} connections as too slow, of which {} clients read the close (1011), {} only saw the \
              end, and the others had gone; {} of these clients had never paused. {} long-polling sessions \
-             expired, {} connections were refused.\n\
+             expired, {} did not take a message in time, {} connections were refused.\n\
              The server's counts: {} connections, of which ended {:?}; {} too slow, {} were sessions that no client used.\n\
              {} clients compared their last item and their presences with the server's.",
             last.stats.restarts,
@@ -292,11 +297,13 @@ impl Soak {
             totals.closes,
             totals.freezes,
             totals.bursts,
+            totals.marks,
             last.stats.closed_slow,
             totals.slow,
             totals.slow_and_broken,
             totals.slow_and_reading,
             totals.expired,
+            totals.untaken,
             totals.refused,
             last.stats.connected,
             last.stats.ended,
@@ -305,6 +312,16 @@ impl Soak {
             totals.checked,
         );
         resources.print();
+        println!(
+            "\nThe lateness of a tick of 100 ms:\n\n\
+             | process | ticks | p50 | p99 | at most |\n| --- | ---: | ---: | ---: | ---: |"
+        );
+        for (process, lateness) in
+            [("server", last.stats.lateness), ("clients", run.ticks.lateness())]
+        {
+            let Lateness { ticks, p50, p99, most } = lateness;
+            println!("| {process} | {ticks} | {p50:.1} ms | {p99:.1} ms | {most:.1} ms |");
+        }
         if faults.is_empty() {
             println!("\nNo item was lost, doubled, out of order or with another user.");
             return Ok(());
@@ -323,9 +340,9 @@ impl Soak {
         let mut sample = interval(SAMPLE);
         sample.set_missed_tick_behavior(MissedTickBehavior::Delay);
         println!(
-            "| minute | sockets | items received | restarts | too slow | heap MiB | memory MiB | descriptors | tasks |"
+            "| minute | sockets | items received | restarts | too slow | heap MiB | memory MiB | descriptors | tasks | late, server | late, clients |"
         );
-        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         while began.elapsed() < length {
             sample.tick().await;
             let stats = server.stats().await?;
@@ -344,7 +361,7 @@ impl Soak {
             if began.elapsed() >= next_line {
                 next_line += line;
                 println!(
-                    "| {at:.1} | {} | {} | {} | {} | {:.1} | {:.1} | {descriptors} | {} |",
+                    "| {at:.1} | {} | {} | {} | {} | {:.1} | {:.1} | {descriptors} | {} | {} ms | {} ms |",
                     stats.sockets,
                     run.totals.items,
                     stats.restarts,
@@ -352,6 +369,8 @@ impl Soak {
                     heap / MIB,
                     resident / MIB,
                     stats.tasks,
+                    stats.late_millis,
+                    run.ticks.worst_within(Duration::from_secs(60)).as_millis(),
                 );
             }
         }
@@ -366,7 +385,9 @@ impl Soak {
         };
         if timeout(SETTLES_WITHIN, all).await.is_err() {
             let subscribed = run.subscribed.load(Relaxed);
-            run.violated(0, &format!("{subscribed} of {} clients could join", self.clients));
+            let places = run.places();
+            let what = format!("{subscribed} of {} clients could join: {places:?}", self.clients);
+            run.violated(0, &what);
         }
     }
 
@@ -377,9 +398,10 @@ impl Soak {
             }
         };
         if timeout(SETTLES_WITHIN, all).await.is_err() {
+            let (checked, places) = (&run.totals.checked, run.places());
             run.violated(
                 0,
-                &format!("{} of {} clients could check", run.totals.checked, self.clients),
+                &format!("{checked} of {} clients could check: {places:?}", self.clients),
             );
         }
     }
@@ -412,7 +434,7 @@ fn sums(totals: &Totals, last: &Stats) -> Vec<String> {
     let connects = totals.connects.get();
     expect(totals.refused.get() == 0, "connections were refused");
     expect(
-        connects == by_client + slow + totals.expired.get(),
+        connects == by_client + slow + totals.expired.get() + totals.untaken.get(),
         "a connection has no end, or two, at its client",
     );
     expect(
@@ -430,7 +452,7 @@ fn sums(totals: &Totals, last: &Stats) -> Vec<String> {
     expect(ended("Overflow") == last.closed_slow, "the log and the counter of slow clients differ");
     expect(slow <= ended("Overflow"), "more clients were too slow than the server counts");
     expect(
-        totals.expired.get() <= ended("Inactive"),
+        totals.expired.get() + totals.untaken.get() <= ended("Inactive"),
         "more sessions expired than the server counts",
     );
     faults
@@ -626,7 +648,8 @@ mod tests {
             (&totals.closes, 2),
             (&totals.left, 2),
             (&totals.slow, 1),
-            (&totals.expired, 2),
+            (&totals.expired, 1),
+            (&totals.untaken, 1),
         ];
         for (count, times) in counts {
             (0..times).for_each(|_| count.add());

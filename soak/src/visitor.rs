@@ -10,7 +10,8 @@ use tokio::{
 };
 
 use crate::{
-    client::{Client, Ended, Http, Message, Transport},
+    client::{Client, Ended, Http, Message, PATIENCE, Transport},
+    endings::{End, user_of},
     excuse::{Excuse, Known, excuse},
     presence::{People, Presences},
     random::Random,
@@ -27,8 +28,16 @@ const ARRIVED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client waits after an unexpected end.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long the server may take to count the end of a connection that the client has noticed.
-const COUNTED_WITHIN: Duration = Duration::from_secs(10);
+/// How often the server may answer that a connection that its client has lost has not ended, and the time between. A
+/// session that did not take a message expires after some seconds.
+const ASKS: usize = 200;
+const ASKS_EVERY: Duration = Duration::from_millis(100);
+
+/// For how long a client that cannot ask tries again.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(300);
+
+/// Ticks that were late in this time before an end may have caused it.
+const LATE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the clients do.
 #[derive(Clone, Debug)]
@@ -71,6 +80,12 @@ struct Reply {
     status: String,
 }
 
+/// The answer to a mark.
+#[derive(Deserialize)]
+struct Marked {
+    response: At,
+}
+
 /// A client and what it knows.
 pub(crate) struct Visitor {
     run: Arc<Run>,
@@ -85,9 +100,13 @@ pub(crate) struct Visitor {
     presences: Presences,
     /// The last reference of a message.
     reference: u64,
-    /// The references of the user topic's last join, of its leave that is not answered, and of the room's join.
+    /// The references of the user topic's last join, of its leave and its mark that are not answered, and of the room's
+    /// join.
     joining: u64,
     leaving: Option<u64>,
+    marking: Option<u64>,
+    /// Whether it has not read for a while, and has no answer since: the server may have ended its connection.
+    is_unsure: bool,
     entering: u64,
     /// When it joins again after a leave.
     rejoin_at: Option<Instant>,
@@ -108,7 +127,7 @@ enum Turn {
 impl Visitor {
     pub(crate) fn new(run: Arc<Run>, number: usize) -> Self {
         // Two clients on each topic, and one in five over long polling.
-        let user = number / 2 % run.users;
+        let user = user_of(number);
         let room = number.is_multiple_of(2).then_some(number / 2 % run.rooms);
         let transport = if number % 5 == 4 { Transport::LongPoll } else { Transport::WebSocket };
         Self {
@@ -123,6 +142,8 @@ impl Visitor {
             reference: 0,
             joining: 0,
             leaving: None,
+            marking: None,
+            is_unsure: false,
             entering: 0,
             rejoin_at: None,
             known: Known::default(),
@@ -140,11 +161,14 @@ impl Visitor {
             self.visit += 1;
             self.known = Known::default();
             let began = Instant::now();
+            self.at("connecting");
             match Client::connect(self.run.address, self.transport, &self.connection()).await {
                 Ok(client) => {
                     self.run.totals.connects.add();
                     if let Err(ended) = self.stay(client, &mut phase).await {
-                        self.known.in_burst = self.run.has_burst(self.user, began);
+                        self.known.lasted = began.elapsed();
+                        self.known.seen = self.sequence.seen();
+                        self.known.late = self.run.ticks.worst_within(LATE_WITHIN);
                         if let Some((at, longest)) = self.polls {
                             self.known.unpolled = longest.max(at.elapsed());
                         }
@@ -168,34 +192,45 @@ impl Visitor {
         format!("{}.{}", self.number, self.visit)
     }
 
-    /// Counts an end that the client has not caused, by the reason that the server has for it.
+    /// Counts an end that the client has not caused, by what the server has recorded of it.
     async fn ended(&self, ended: &Ended) {
-        let counted = timeout(COUNTED_WITHIN, self.counted()).await.ok();
+        self.at("asking for the end");
+        let end = self.recorded().await;
         let totals = &self.run.totals;
-        match excuse(ended, counted.as_deref(), self.known) {
+        match excuse(ended, end.as_ref(), self.known) {
             Ok(Excuse::Slow) => totals.slow.add(),
             Ok(Excuse::SlowAndBroken) => totals.slow_and_broken.add(),
             Ok(Excuse::Expired) => totals.expired.add(),
+            Ok(Excuse::Untaken) => totals.untaken.add(),
             Err(fault) => self.run.violated(self.number, &fault),
         }
-        if counted.as_deref() == Some("Overflow") && self.known.frozen.is_zero() {
+        if end.is_some_and(|end| end.reason == "Overflow") && self.known.frozen.is_zero() {
             totals.slow_and_reading.add();
         }
     }
 
-    /// Waits until the server has counted the end of this connection. Returns the reason.
-    async fn counted(&self) -> String {
+    /// Waits until the server has recorded the end of this connection. A client that cannot ask tries again: only
+    /// answers count.
+    async fn recorded(&self) -> Option<End> {
         let path = format!("/ended?connection={}", self.connection());
-        loop {
+        let (until, mut asked) = (Instant::now() + ANSWERS_WITHIN, 0);
+        while asked < ASKS && Instant::now() < until {
             let asking =
                 async { Http::connect(self.run.address).await?.request("GET", &path, "").await };
-            if let Ok((200, body)) = asking.await
-                && let Ok(Some(reason)) = serde_json::from_slice(&body)
-            {
-                return reason;
+            if let Ok(Ok((200, body))) = timeout(PATIENCE, asking).await {
+                if let Ok(Some(end)) = serde_json::from_slice(&body) {
+                    return Some(end);
+                }
+                asked += 1;
             }
-            sleep(Duration::from_millis(100)).await;
+            sleep(ASKS_EVERY).await;
         }
+        None
+    }
+
+    /// Says where this client is, in case it gets no further.
+    fn at(&self, place: &'static str) {
+        *self.run.places[self.number].lock() = place;
     }
 
     async fn stay(
@@ -203,7 +238,10 @@ impl Visitor {
         mut client: Client,
         phase: &mut watch::Receiver<Phase>,
     ) -> Result<(), Ended> {
-        (self.leaving, self.rejoin_at, self.polls) = (None, None, client.polls());
+        (self.leaving, self.marking, self.rejoin_at) = (None, None, None);
+        self.polls = client.polls();
+        self.is_unsure = false;
+        self.at("joining");
         self.join(&mut client).await?;
         if let Some(room) = self.room {
             self.enter(&mut client, room).await?;
@@ -215,6 +253,7 @@ impl Visitor {
         loop {
             let churning = matches!(*phase.borrow(), Phase::Churn);
             let rejoin_at = self.rejoin_at;
+            self.at("reading");
             tokio::select! {
                 received = client.receive() => {
                     self.polls = client.polls();
@@ -224,6 +263,7 @@ impl Visitor {
                 () = sleep_until(act_at), if churning && self.rejoin_at.is_none() => {
                     act_at = self.next_action();
                     self.polls = client.polls();
+                    self.at("acting");
                     client = match self.act(client).await? {
                         (Turn::Continue, Some(client)) => client,
                         _ => return Ok(()),
@@ -241,6 +281,7 @@ impl Visitor {
                     let reference = self.next_reference();
                     let text = format!(r#"[null,"{reference}","phoenix","heartbeat",{{}}]"#);
                     client.send(&text).await?;
+                    self.mark(&mut client).await?;
                 }
                 Ok(()) = phase.changed() => {
                     self.polls = client.polls();
@@ -255,6 +296,9 @@ impl Visitor {
                         }
                     }
                 }
+            }
+            if self.is_unsure {
+                self.mark(&mut client).await?;
             }
             self.count();
         }
@@ -278,6 +322,16 @@ impl Visitor {
         client.send(&format!(r#"["{joining}","{joining}","user:{user}","phx_join",{{}}]"#)).await
     }
 
+    /// Asks for the last item that was broadcast: it has to arrive before the answer.
+    async fn mark(&mut self, client: &mut Client) -> Result<(), Ended> {
+        if !self.sequence.is_subscribed() || self.leaving.is_some() || self.marking.is_some() {
+            return Ok(());
+        }
+        let (user, joining, reference) = (self.user, self.joining, self.next_reference());
+        self.marking = Some(reference);
+        client.send(&format!(r#"["{joining}","{reference}","user:{user}","mark",{{}}]"#)).await
+    }
+
     async fn enter(&mut self, client: &mut Client, room: usize) -> Result<(), Ended> {
         self.presences = Presences::default();
         self.entering = self.next_reference();
@@ -287,7 +341,8 @@ impl Visitor {
 
     /// Does something that clients do.
     async fn act(&mut self, mut client: Client) -> Result<(Turn, Option<Client>), Ended> {
-        let totals = &self.run.totals;
+        let run = self.run.clone();
+        let totals = &run.totals;
         match self.random.below(10) {
             0..3 => {
                 totals.resets.add();
@@ -303,14 +358,18 @@ impl Visitor {
             4..6 => {
                 totals.freezes.add();
                 if self.leaving.is_none() && self.random.one_in(self.run.bursts) {
-                    self.run.bursts(self.user);
+                    self.run.totals.bursts.add();
                     let (user, joining) = (self.user, self.joining);
                     let reference = self.next_reference();
                     let text = format!(r#"["{joining}","{reference}","user:{user}","burst",{{}}]"#);
                     client.send(&text).await?;
                 }
                 let began = Instant::now();
+                self.is_unsure = true;
+                self.count();
                 sleep(Duration::from_millis(500 + self.random.below(8000))).await;
+                // An earlier answer may have waited.
+                self.marking = None;
                 self.known.frozen = self.known.frozen.max(began.elapsed());
             }
             6 => {
@@ -325,6 +384,7 @@ impl Visitor {
             }
             _ if self.leaving.is_none() => {
                 totals.leaves.add();
+                self.mark(&mut client).await?;
                 let (user, joining) = (self.user, self.joining);
                 let reference = self.next_reference();
                 self.leaving = Some(reference);
@@ -377,7 +437,15 @@ impl Visitor {
                     // Earlier diffs are those of the join before.
                     self.presences = Presences::default();
                 }
-                Ok(())
+                if reference.is_some() && reference == self.marking {
+                    (self.marking, self.is_unsure) = (None, false);
+                    let Marked { response: At { k } } =
+                        serde_json::from_str(payload).map_err(invalid)?;
+                    self.run.totals.marks.add();
+                    self.sequence.end(k)
+                } else {
+                    Ok(())
+                }
             }
             // Items may arrive until here: the reply to the leave comes before.
             (Some(("user", _)), "phx_close") => {
@@ -403,6 +471,7 @@ impl Visitor {
 
     /// Waits until the client has what the server has, and otherwise records the difference.
     async fn check(&mut self, client: &mut Client, expected: &Expected) -> Result<(), Ended> {
+        self.at("checking");
         let last = expected.numbers[self.user];
         let room = self.room.map(|room| &expected.rooms[room]);
         let agrees = |visitor: &Self| {
@@ -424,6 +493,7 @@ impl Visitor {
             let seen = self.presences.people();
             self.run.violated(self.number, &format!("presences are {room:?}, and not {seen:?}"));
         }
+        self.at("checked");
         self.run.totals.checked.add();
         Ok(())
     }
@@ -432,6 +502,7 @@ impl Visitor {
     fn count(&mut self) {
         let is_subscribed = self.sequence.is_subscribed()
             && self.leaving.is_none()
+            && !self.is_unsure
             && (self.room.is_none() || self.presences.people().is_some());
         if is_subscribed != self.is_counted {
             self.is_counted = is_subscribed;

@@ -72,8 +72,13 @@ impl LongPoll {
     }
 
     pub(super) async fn send(&mut self, text: &str) -> Result<(), Ended> {
+        let began = Instant::now();
         let answered = answer(self.messages.request("POST", &self.path, text).await?)?;
-        if answered.status == 200 { Ok(()) } else { Err(Ended::Gone) }
+        match answered.status {
+            200 => Ok(()),
+            408 => Err(Ended::NotTaken(began.elapsed())),
+            _ => Err(Ended::Gone),
+        }
     }
 
     /// When the last poll was sent, and the longest time from one to the next.

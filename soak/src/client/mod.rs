@@ -37,6 +37,8 @@ pub(crate) enum Ended {
     Closed(u16),
     /// The long-polling session does not exist any more.
     Gone,
+    /// The session did not take a message for this long, and may live. As the official client does, this one ends it.
+    NotTaken(Duration),
     /// The connection broke.
     Broken,
     /// The server refused the connection.
