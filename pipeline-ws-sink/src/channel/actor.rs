@@ -374,13 +374,13 @@ impl<C: Channel> RunningChannel<C> {
                 let stop = self.answer(&reference, reply).err().or(stop);
                 stop.map(End::Stopped)
             }
-            ChannelMessage::Intercepted(Intercepted { event, payload, timeline }) => {
+            ChannelMessage::Intercepted(Intercepted { event, payload, timeline, push }) => {
                 // With `WhenFull::Block`, a channel that intercepts waits too: its broadcasts stay
                 // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
-                context.timeline = timeline;
+                (context.timeline, context.push) = (timeline, push);
                 let outcome = catch_panic(|| channel.handle_out(&event, payload, context)).await;
-                context.timeline = None;
+                (context.timeline, context.push) = (None, None);
                 stopped(outcome)
             }
             ChannelMessage::Foreign(broadcast) => {

@@ -14,7 +14,7 @@ use super::{
     timers::{Timers, TooManyTimers},
 };
 use crate::{
-    outbox::EventKey,
+    outbox::{CountedPush, EventKey, PushOutcome},
     payload::{IntoPayload, Payload, PayloadError},
     presence::Presence,
     protocol::{
@@ -109,6 +109,8 @@ pub struct ChannelContext<C: Channel> {
     pub(super) reference: Ref,
     /// The start time of the push that is being handled, if it is timed.
     pub(super) timeline: Option<Timeline>,
+    /// The push that is being handled, if its outcome is wanted.
+    pub(super) push: Option<Arc<CountedPush>>,
     own: Mutex<Resources>,
 }
 
@@ -133,8 +135,18 @@ impl<C: Channel> ChannelContext<C> {
         // It lives as long as the channel.
         topic_json.shrink_to_fit();
         let id = SubscriberId::new();
-        let (reference, timeline, own) = (Ref::NULL, None, Mutex::default());
-        Self { connection, topic, topic_json, join_ref, id, mailbox, reference, timeline, own }
+        Self {
+            connection,
+            topic,
+            topic_json,
+            join_ref,
+            id,
+            mailbox,
+            reference: Ref::NULL,
+            timeline: None,
+            push: None,
+            own: Mutex::default(),
+        }
     }
 
     /// The topic of the channel.
@@ -228,13 +240,51 @@ impl<C: Channel> ChannelContext<C> {
     /// form, if it is binary and the client cannot receive that, or if the event's name begins with
     /// `phx_`.
     pub fn push(&self, event: &str, payload: impl IntoPayload) -> Result<(), PushError> {
+        self.send(event, payload, self.push.as_ref())?;
+        if self.connection.outbox.has_ended() { Err(PushError::Ended) } else { Ok(()) }
+    }
+
+    /// Sends an event to this client, as [`push`](Self::push) does, and reports whether the client's
+    /// socket has taken it.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{Channel, channel::{ChannelContext, Stop}};
+    /// # use serde_json::json;
+    /// async fn hand_over<C: Channel>(cx: &ChannelContext<C>) -> Result<bool, Stop> {
+    ///     let outcome = cx.deliver("ticket", json!({ "seat": 12 }))?;
+    ///     Ok(outcome.await.written == 1)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`PayloadError`], as for [`push`](Self::push). If the socket has ended, the outcome says so.
+    pub fn deliver(
+        &self,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<PushOutcome, PayloadError> {
+        let (push, outcome) = CountedPush::new();
+        self.send(event, payload, Some(&push))?;
+        Ok(outcome)
+    }
+
+    fn send(
+        &self,
+        event: &str,
+        payload: impl IntoPayload,
+        push: Option<&Arc<CountedPush>>,
+    ) -> Result<(), PayloadError> {
         if is_reserved(event) {
-            return Err(PayloadError::Reserved { event: event.to_owned() }.into());
+            return Err(PayloadError::Reserved { event: event.to_owned() });
         }
         let frame = self.address().push(event, payload)?;
         let key = EventKey::new(&self.topic, event);
-        self.connection.outbox.send_event(&frame, key, self.timeline);
-        if self.connection.outbox.has_ended() { Err(PushError::Ended) } else { Ok(()) }
+        if let Some(push) = push {
+            push.addressed(1);
+        }
+        self.connection.outbox.send_event(&frame, key, self.timeline, push);
+        Ok(())
     }
 
     /// Sends an event to all subscribers of this topic, including this client.

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::handle::BoxedMessage;
 use crate::{
+    outbox::CountedPush,
     payload::Payload,
     protocol::{message::Encoded, reference::Ref},
     pubsub::broadcast::Broadcast,
@@ -122,12 +123,15 @@ pub(crate) struct Intercepted {
     pub(crate) event: Box<str>,
     pub(crate) payload: Payload,
     pub(crate) timeline: Option<Timeline>,
+    /// The push that it is, if the outcome of that is wanted.
+    pub(crate) push: Option<Arc<CountedPush>>,
 }
 
 impl Intercepted {
     pub(crate) fn new(broadcast: &Encoded) -> Self {
         let (event, payload) = (broadcast.event().into(), broadcast.payload());
-        Self { event, payload, timeline: broadcast.timeline().copied() }
+        let push = broadcast.push().cloned();
+        Self { event, payload, timeline: broadcast.timeline().copied(), push }
     }
 }
 

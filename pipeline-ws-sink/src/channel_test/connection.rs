@@ -12,8 +12,8 @@ use super::{
 use crate::{
     endpoint::state::EndpointState,
     handshake::{Identity, Mounted, WEBSOCKET},
-    outbox::{Outbox, Writer},
-    protocol::{frame::Frame, version::Version},
+    outbox::{FetchedFrames, Outbox, Writer},
+    protocol::version::Version,
     session::{Session, end::SocketEnd},
     socket::Socket,
 };
@@ -83,8 +83,8 @@ impl TestConnection {
         };
         outbox.end(end);
         // Frames that were sent before the end arrive, as on the wire.
-        if let Some(frames) = poll_fn(|cx| outbox.poll_fetch(cx)).now_or_never() {
-            put(inbox, *number, &frames);
+        if let Some(fetched) = poll_fn(|cx| outbox.poll_fetch(cx)).now_or_never() {
+            put(inbox, *number, fetched);
         }
         inbox.closed(*number, end.close_code());
         session.end(&end.reason()).await;
@@ -124,11 +124,12 @@ async fn listen<S: Socket>(
 /// Delivers the socket's frames to the test.
 async fn deliver(inbox: &TestInbox, number: u64, outbox: &Outbox) -> SocketEnd {
     loop {
-        let frames = poll_fn(|cx| outbox.poll_fetch(cx)).await;
-        put(inbox, number, &frames);
+        let fetched = poll_fn(|cx| outbox.poll_fetch(cx)).await;
+        put(inbox, number, fetched);
     }
 }
 
-fn put(inbox: &TestInbox, number: u64, frames: &[Frame]) {
-    inbox.put(frames.iter().map(|frame| TestMessage::to_socket(number, frame)));
+fn put(inbox: &TestInbox, number: u64, mut fetched: FetchedFrames) {
+    fetched.were_written();
+    inbox.put(fetched.iter().map(|frame| TestMessage::to_socket(number, frame)));
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     late::is_late,
     outboxes::{OutboxBytes, Outboxes, SHARE},
+    outcome::{Copy, CountedPush, FetchedFrames},
     when_full::FrameKind,
     when_full::WhenFull,
 };
@@ -88,6 +89,8 @@ pub(crate) struct Outgoing {
     pub(super) frame: Frame,
     /// The times of its push so far, if it is timed.
     pub(super) timeline: Option<Timeline>,
+    /// Its push, if the outcome of that is wanted.
+    pub(super) counted: Option<Arc<CountedPush>>,
     pub(super) kind: FrameKind,
     /// Its cost in bytes for each socket that it waits for.
     weight: usize,
@@ -190,10 +193,12 @@ impl Backlog {
                 if fits_twice => {}
             (WhenFull::Disconnect | WhenFull::Block { .. }, _) => return Err(TooSlow),
             (WhenFull::DropNewest, FrameKind::Event(_)) => {
+                outgoing.was_dropped();
                 return Ok(Dropped { newest: 1, ..dropped });
             }
             // It would not fit even if all droppable frames were dropped.
             (_, FrameKind::Event(_)) if !self.undroppable().plus(new).is_within(limits) => {
+                outgoing.was_dropped();
                 return Ok(Dropped { newest: 1, ..dropped });
             }
             (_, FrameKind::Essential) if !self.undroppable().plus(new).is_within(twice) => {
@@ -373,12 +378,16 @@ impl Backlog {
     }
 
     /// Takes out all frames, and passes each to `whole`. None has been partly written.
-    pub(super) fn take(self, mut whole: impl FnMut(Option<&Timeline>)) -> Vec<Frame> {
-        let taken = self.queue.into_iter().map(|outgoing| {
+    pub(super) fn take(self, mut whole: impl FnMut(Option<&Timeline>)) -> FetchedFrames {
+        let mut fetched = FetchedFrames::default();
+        for outgoing in self.queue {
             whole(outgoing.timeline.as_ref());
-            outgoing.frame.clone()
-        });
-        taken.collect()
+            fetched.frames.push(outgoing.frame.clone());
+            let is_text = outgoing.frame.as_text().is_some();
+            let copy = outgoing.counted.clone().map(|push| Copy { push, is_text });
+            fetched.counted.extend(copy);
+        }
+        fetched
     }
 
     /// The number of partly written frames at the front: they have to be finished.
@@ -425,6 +434,7 @@ impl Backlog {
             if self.queue[at].kind == FrameKind::Essential {
                 at += 1;
             } else {
+                self.queue[at].was_dropped();
                 self.remove(at);
             }
         }
@@ -438,6 +448,7 @@ impl Backlog {
         while at > self.begun() && !self.fits(new, limits) {
             at -= 1;
             if self.queue[at].kind != FrameKind::Essential {
+                self.queue[at].was_dropped();
                 self.remove(at);
             }
         }
@@ -452,6 +463,7 @@ impl Backlog {
             let keep = at < begun || outgoing.kind != kind;
             at += 1;
             if !keep {
+                outgoing.was_dropped();
                 self.no_longer(outgoing);
             }
             keep
@@ -513,6 +525,7 @@ impl WriteBatch {
     /// Releases the written frames, and passes each to `whole`.
     pub(super) fn complete(&mut self, mut whole: impl FnMut(Option<&Timeline>)) {
         for done in self.done.drain(..) {
+            done.was_written();
             whole(done.timeline.as_ref());
         }
     }
@@ -549,13 +562,13 @@ impl Outgoing {
     /// A frame for one socket.
     pub(super) fn alone(frame: Frame, timeline: Option<Timeline>, kind: FrameKind) -> Self {
         let weight = frame.held() + OVERHEAD;
-        Self { frame, timeline, kind, weight, held: OnceLock::new() }
+        Self { frame, timeline, counted: None, kind, weight, held: OnceLock::new() }
     }
 
     /// A frame for many sockets.
     pub(super) fn shared(frame: Frame, kind: FrameKind) -> Self {
         let weight = frame.len();
-        Self { frame, timeline: None, kind, weight, held: OnceLock::new() }
+        Self { frame, timeline: None, counted: None, kind, weight, held: OnceLock::new() }
     }
 
     /// The memory of the frame.
@@ -568,6 +581,20 @@ impl Outgoing {
         self.frame.bytes()
     }
 
+    /// Counts it as written, if the outcome of its push is wanted.
+    pub(super) fn was_written(&self) {
+        if let Some(push) = &self.counted {
+            push.was_written();
+        }
+    }
+
+    /// Counts it as dropped by the policy, if the outcome of its push is wanted.
+    fn was_dropped(&self) {
+        if let Some(push) = &self.counted {
+            push.was_dropped();
+        }
+    }
+
     fn load(&self) -> Load {
         Load { frames: 1, bytes: self.frame.len() }
     }
@@ -577,7 +604,8 @@ impl Clone for Outgoing {
     /// A frame with the same bytes, which is counted separately.
     fn clone(&self) -> Self {
         let Self { timeline, kind, weight, .. } = *self;
-        Self { frame: self.frame.clone(), timeline, kind, weight, held: OnceLock::new() }
+        let (frame, counted) = (self.frame.clone(), self.counted.clone());
+        Self { frame, timeline, counted, kind, weight, held: OnceLock::new() }
     }
 }
 

@@ -4,6 +4,9 @@ mod backlog;
 mod flusher;
 pub(crate) mod late;
 mod outboxes;
+mod outcome;
+#[cfg(test)]
+mod outcome_tests;
 mod pacer;
 mod pending_metrics;
 mod room;
@@ -37,7 +40,6 @@ use tokio::{
     time::{self, Instant, Sleep},
 };
 
-pub use self::when_full::WhenFull;
 use self::{
     backlog::{Backlog, CurrentLimits, TooSlow, WriteBatch},
     late::{RECOVERY, is_late},
@@ -46,10 +48,15 @@ pub(crate) use self::{
     backlog::{Load, OutboxLimits, Outgoing},
     flusher::{FlushSlot, Flusher},
     outboxes::{OutboxBytes, Outboxes},
+    outcome::{CountedPush, FetchedFrames},
     pending_metrics::PendingMetrics,
     shared_frame::SharedFrame,
     when_full::{EventKey, FrameKind},
     writer::Writer,
+};
+pub use self::{
+    outcome::{Delivered, PushOutcome},
+    when_full::WhenFull,
 };
 use crate::{protocol::frame::Frame, session::end::SocketEnd, telemetry::SocketMetrics};
 
@@ -221,7 +228,8 @@ impl Outbox {
     /// Sends a frame that is never dropped. If `timeline` is set, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
     pub(crate) fn send(self: &Arc<Self>, frame: &Frame, timeline: Option<Timeline>) {
-        self.accept(&self.compressed(frame), FrameKind::Essential, timeline);
+        let frame = self.compressed(frame).into_owned();
+        self.accept(Outgoing::alone(frame, timeline, FrameKind::Essential));
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
@@ -230,8 +238,12 @@ impl Outbox {
         frame: &Frame,
         key: EventKey,
         timeline: Option<Timeline>,
+        push: Option<&Arc<CountedPush>>,
     ) {
-        self.accept(&self.compressed(frame), FrameKind::Event(key), timeline);
+        let mut outgoing =
+            Outgoing::alone(self.compressed(frame).into_owned(), timeline, FrameKind::Event(key));
+        outgoing.counted = push.cloned();
+        self.accept(outgoing);
     }
 
     /// Sends an event that other sockets receive too. It may be dropped if the client is behind.
@@ -518,7 +530,7 @@ impl Outbox {
 
     /// Takes all waiting frames, once there are some: for a long-polling client. The frames then
     /// count as delivered.
-    pub(crate) fn poll_fetch(&self, cx: &mut Context<'_>) -> Poll<Vec<Frame>> {
+    pub(crate) fn poll_fetch(&self, cx: &mut Context<'_>) -> Poll<FetchedFrames> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
         let Some(backlog) = state.backlog.take_if(|backlog| !backlog.is_empty()) else {
@@ -563,12 +575,12 @@ impl Outbox {
         }
     }
 
-    fn accept(self: &Arc<Self>, frame: &Frame, kind: FrameKind, timeline: Option<Timeline>) {
-        let outgoing = Arc::new(Outgoing::alone(frame.clone(), timeline, kind));
+    fn accept(self: &Arc<Self>, outgoing: Outgoing) {
+        let (length, outgoing) = (outgoing.frame.len(), Arc::new(outgoing));
         let mut unrecorded = PendingMetrics::default();
         let mut state = self.state.lock();
         let waits = state.waiting().is_some();
-        self.owes(frame.len() / BYTES_A_UNIT + if waits { WAITING } else { 0 });
+        self.owes(length / BYTES_A_UNIT + if waits { WAITING } else { 0 });
         self.accept_in(state, &outgoing, WriteMode::Inline, &mut unrecorded);
         unrecorded.record(&self.metrics);
     }

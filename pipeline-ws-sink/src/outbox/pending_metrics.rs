@@ -49,6 +49,7 @@ impl PendingMetrics {
     /// Adds a completed frame.
     pub(super) fn frame(&mut self, outgoing: &Outgoing, now: Instant) {
         self.frames += 1;
+        outgoing.was_written();
         if let Some(timeline) = &outgoing.timeline {
             let (written, delivered) = (timeline.write_time(now), timeline.total_time(now));
             self.push(Timed::Frame { written, delivered, trace: timeline.trace() });

@@ -6,6 +6,7 @@ use pipeline_core::timed::Timeline;
 
 use super::{
     backlog::Outgoing,
+    outcome::CountedPush,
     when_full::{EventKey, FrameKind},
 };
 use crate::protocol::frame::Frame;
@@ -30,6 +31,17 @@ impl SharedFrame {
         Self { plain: self.plain, deflated: OnceLock::new() }
     }
 
+    /// Sets the push that counts its copies, if the outcome is wanted.
+    pub(crate) fn counted(mut self, push: Option<Arc<CountedPush>>) -> Self {
+        Arc::make_mut(&mut self.plain).counted = push;
+        Self { plain: self.plain, deflated: OnceLock::new() }
+    }
+
+    /// The push that counts its copies, if the outcome is wanted.
+    pub(crate) fn push(&self) -> Option<&Arc<CountedPush>> {
+        self.plain.counted.as_ref()
+    }
+
     /// The frame for a socket with or without compression.
     pub(crate) fn get(&self, compressed: bool) -> &Arc<Outgoing> {
         if !compressed {
@@ -39,6 +51,7 @@ impl SharedFrame {
             let frame = self.plain.frame.deflated()?;
             let mut deflated = Outgoing::shared(frame, self.plain.kind);
             deflated.timeline = self.plain.timeline;
+            deflated.counted = self.plain.counted.clone();
             Some(Arc::new(deflated))
         };
         self.deflated.get_or_init(deflate).as_ref().unwrap_or(&self.plain)

@@ -18,7 +18,7 @@ use super::{
     version::Version,
 };
 use crate::{
-    outbox::{EventKey, SharedFrame},
+    outbox::{CountedPush, EventKey, SharedFrame},
     payload::{IntoPayload, Payload, PayloadError},
 };
 
@@ -305,6 +305,16 @@ impl Encoded {
         Self { v2: self.v2.timed(timeline), v1: OnceLock::new(), ..self }
     }
 
+    /// Sets the push that counts its copies, if the outcome is wanted.
+    pub(crate) fn counted(self, push: Option<Arc<CountedPush>>) -> Self {
+        Self { v2: self.v2.counted(push), v1: OnceLock::new(), ..self }
+    }
+
+    /// The push that counts its copies, if the outcome is wanted.
+    pub(crate) fn push(&self) -> Option<&Arc<CountedPush>> {
+        self.v2.push()
+    }
+
     pub(crate) fn topic(&self) -> &str {
         &self.topic
     }
@@ -348,7 +358,8 @@ impl Encoded {
             out.extend_from_slice(json.as_bytes());
             Ok::<_, std::convert::Infallible>(())
         });
-        Some(SharedFrame::new(written.ok()?, self.key).timed(self.timeline().copied()))
+        let frame = SharedFrame::new(written.ok()?, self.key);
+        Some(frame.timed(self.timeline().copied()).counted(self.push().cloned()))
     }
 }
 

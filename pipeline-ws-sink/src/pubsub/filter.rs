@@ -95,7 +95,7 @@ impl PubSub {
 
 impl PubSub {
     /// Whether another node may have subscribers. An unknown state counts as one.
-    fn has_subscribers_elsewhere(&self, topic: &str) -> bool {
+    pub(super) fn has_subscribers_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {
             Some(topics) => topics.may_have(topic),
             None => self.shared.adapter.is_some(),

@@ -37,8 +37,10 @@ use self::{
     table::SlowReceiver,
     turns::{TopicTurns, Turn, TurnKind},
 };
+pub use crate::outbox::{Delivered, PushOutcome};
 use crate::{
     endpoint::sockets::Sockets,
+    outbox::CountedPush,
     payload::{IntoPayload, PayloadError},
     presence::tracker::TrackerOptions,
     protocol::message::Encoded,
@@ -291,6 +293,73 @@ impl PubSub {
     ) -> Result<(), BroadcastError> {
         let turn = self.shared.turns.enter(broadcast.event.shared_topic(), TurnKind::Overtaking);
         self.send_from(&turn, broadcast).await
+    }
+
+    /// Sends an event to all subscribers of a topic as
+    /// [`broadcast_when_ready`](Self::broadcast_when_ready) does, and reports how many sockets have
+    /// taken it.
+    ///
+    /// It returns when every socket of this node has accepted the event, and the outcome completes when
+    /// every socket has taken it, dropped it or ended. The frame is still encoded once and written as
+    /// soon as it can be: the sockets only count.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_ws_sink::{Endpoint, pubsub::PreparedBroadcast};
+    /// use serde_json::json;
+    ///
+    /// let endpoint = Endpoint::builder().build()?;
+    /// let alarm = PreparedBroadcast::new("user:7", "alarm", json!({ "text": "Fire" }))?;
+    /// let outcome = endpoint.pubsub().deliver(alarm).await?;
+    /// let delivered = outcome.within(Duration::from_secs(10)).await;
+    /// if delivered.is_unheard() {
+    ///     println!("user 7 is not here: send a letter");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`broadcast_when_ready`](Self::broadcast_when_ready).
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of [`broadcast_when_ready`](Self::broadcast_when_ready).
+    pub async fn deliver(
+        &self,
+        broadcast: PreparedBroadcast,
+    ) -> Result<PushOutcome, BroadcastError> {
+        let (broadcast, outcome) = self.counted(broadcast);
+        self.broadcast_when_ready(&broadcast).await?;
+        Ok(outcome)
+    }
+
+    /// The same without waiting for room, as [`broadcast`](Self::broadcast) sends it.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError::Adapter`] if the other nodes cannot be reached. The event is then not
+    /// delivered on this node.
+    pub fn deliver_now(&self, broadcast: PreparedBroadcast) -> Result<PushOutcome, BroadcastError> {
+        let (PreparedBroadcast { event }, outcome) = self.counted(broadcast);
+        self.forward(&event)?;
+        self.shared.table.metrics().push_times.record_broadcast(&event);
+        self.deliver_locally(&event, None);
+        Ok(outcome)
+    }
+
+    /// A broadcast that counts its copies.
+    fn counted(&self, broadcast: PreparedBroadcast) -> (PreparedBroadcast, PushOutcome) {
+        let (push, outcome) = CountedPush::new();
+        let event = broadcast.event;
+        if self.has_subscribers_elsewhere(event.topic()) {
+            push.goes_elsewhere();
+        }
+        (PreparedBroadcast { event: event.counted(Some(push)) }, outcome)
     }
 
     /// Sends an event once it is its turn.

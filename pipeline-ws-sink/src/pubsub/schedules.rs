@@ -221,8 +221,8 @@ impl Listener {
         match self {
             Self::Client { outbox, .. } => {
                 let fetch = || poll_fn(|cx| outbox.poll_fetch(cx)).now_or_never();
-                while let Some(frames) = fetch() {
-                    received.extend(frames.iter().map(news));
+                while let Some(fetched) = fetch() {
+                    received.extend(fetched.iter().map(news));
                 }
             }
             Self::Task(subscription) => {

@@ -222,19 +222,25 @@ impl SubscriberTable {
         let now = Instant::now();
         let since = now.saturating_duration_since(self.epoch);
         let mode = open.bursts.mode(since, open.subscribers.len(), burst::is_one_of_many(now));
-        let (mut unrecorded, mut passes_over) = (PendingMetrics::default(), false);
+        let (mut unrecorded, mut passed_over) = (PendingMetrics::default(), 0usize);
+        let (mut addressed, mut intercepted) = (0usize, 0usize);
         for (_, (id, subscriber)) in &open.subscribers {
             if except == Some(*id) {
                 continue;
             }
             match subscriber {
                 Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
+                    intercepted += 1;
                     joined.offer_intercepted(broadcast, slow.as_deref_mut());
                 }
                 Subscriber::Joined(joined) => match (broadcast.frame(joined.version), &mut slow) {
-                    (None, _) => passes_over = true,
-                    (Some(frame), None) => joined.outbox.send_shared(frame, mode, &mut unrecorded),
+                    (None, _) => passed_over += 1,
+                    (Some(frame), None) => {
+                        addressed += 1;
+                        joined.outbox.send_shared(frame, mode, &mut unrecorded);
+                    }
                     (Some(frame), Some(slow)) => {
+                        addressed += 1;
                         if joined.outbox.offer_shared(frame, mode, &mut unrecorded).is_err() {
                             slow.push(SlowReceiver::Socket(joined.outbox.clone(), joined.version));
                         }
@@ -248,8 +254,13 @@ impl SubscriberTable {
         open.bursts.dispatched(now.saturating_duration_since(self.epoch));
         burst::note_dispatch(now);
         drop(open);
+        if let Some(push) = broadcast.push() {
+            push.addressed(addressed);
+            push.intercepted(intercepted);
+            push.unsupported(passed_over);
+        }
         unrecorded.record(&self.metrics);
-        if passes_over {
+        if passed_over > 0 {
             self.pass_over(broadcast);
         }
     }

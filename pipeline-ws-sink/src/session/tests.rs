@@ -131,8 +131,8 @@ impl Visitor {
             }
             tokio::select! {
                 () = self.session.changed() => self.session.catch_up().await,
-                frames = poll_fn(|cx| self.outbox.poll_fetch(cx)) => {
-                    let bodies = frames.iter().map(Frame::body);
+                fetched = poll_fn(|cx| self.outbox.poll_fetch(cx)) => {
+                    let bodies = fetched.iter().map(Frame::body);
                     let messages = bodies.map(|body| serde_json::from_slice(&body).unwrap());
                     self.fetched.extend(messages);
                 }

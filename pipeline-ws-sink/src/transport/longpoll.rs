@@ -272,7 +272,7 @@ async fn fetch(
     token: &str,
 ) -> Answer {
     let fetched = session.poll(polled.window).await;
-    let frames = &fetched.frames;
+    let frames = &*fetched.frames;
     let dropped = unsendable(frames);
     if dropped > 0 {
         let (lines, socket) = (&metrics.polled_lines, metrics.socket);

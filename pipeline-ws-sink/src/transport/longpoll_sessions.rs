@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     endpoint::longpoll::LongPoll,
-    outbox::{Outbox, OutboxBytes},
-    protocol::{frame::Frame, message::Received},
+    outbox::{FetchedFrames, Outbox, OutboxBytes},
+    protocol::message::Received,
     session::{
         Session,
         end::SocketEnd,
@@ -95,7 +95,7 @@ pub(super) struct SessionHandle {
 /// been written, or its connection has ended.
 #[derive(Default)]
 pub(super) struct Fetched {
-    pub(super) frames: Vec<Frame>,
+    pub(super) frames: FetchedFrames,
     turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -135,7 +135,7 @@ pub(crate) struct BodyPermit {
 
 /// A client that waits for messages.
 struct Poll {
-    answer: oneshot::Sender<Vec<Frame>>,
+    answer: oneshot::Sender<FetchedFrames>,
 }
 
 /// A client's message.
@@ -278,7 +278,8 @@ impl SessionHandle {
     }
 
     /// The body of an answer with these messages, which counts until it has been written.
-    pub(super) fn counted(&self, fetched: Fetched, body: Bytes) -> Bytes {
+    pub(super) fn counted(&self, mut fetched: Fetched, body: Bytes) -> Bytes {
+        fetched.frames.were_answered();
         let _bytes = self.outbox.count_outside(body.len());
         Bytes::from_owner(CountedBody { body, _bytes, _turn: fetched.turn })
     }
@@ -355,7 +356,7 @@ pub(super) async fn live<S: Socket>(
     let released = Released(outbox);
     let within = window.saturating_add(window / 2);
     // Frames that were taken for a poll whose client had gone by then.
-    let mut kept = Vec::new();
+    let mut kept = FetchedFrames::default();
     let end = {
         let mut delivering = pin!(deliver(&mut polls, outbox, &mut kept).fuse());
         let end = tokio::select! {
@@ -431,7 +432,7 @@ async fn listen<S: Socket>(
 async fn deliver(
     polls: &mut mpsc::Receiver<Poll>,
     outbox: &Outbox,
-    kept: &mut Vec<Frame>,
+    kept: &mut FetchedFrames,
 ) -> SocketEnd {
     loop {
         let Some(mut poll) = polls.recv().await else { return SocketEnd::Closed };
@@ -458,7 +459,7 @@ async fn deliver(
 
 /// The kept frames, or else the waiting ones, once there are some. Never both, so that no more
 /// frames are kept than may wait.
-async fn fetch(outbox: &Outbox, kept: &mut Vec<Frame>) -> Vec<Frame> {
+async fn fetch(outbox: &Outbox, kept: &mut FetchedFrames) -> FetchedFrames {
     if kept.is_empty() { poll_fn(|cx| outbox.poll_fetch(cx)).await } else { mem::take(kept) }
 }
 
@@ -469,6 +470,7 @@ mod tests {
     use super::*;
     use crate::{
         outbox::{OutboxLimits, Writer},
+        protocol::frame::Frame,
         telemetry::SocketMetrics,
     };
 
@@ -536,7 +538,9 @@ mod tests {
         let handle = polled.find(&token, now).unwrap();
         let SessionRequests { mut polls, .. } = requests;
         let session = outbox.clone();
-        tokio::spawn(async move { deliver(&mut polls, &session, &mut Vec::new()).await });
+        tokio::spawn(
+            async move { deliver(&mut polls, &session, &mut FetchedFrames::default()).await },
+        );
         let mut waiting = Vec::new();
         for _ in 0..=ANSWERS {
             let handle = handle.clone();

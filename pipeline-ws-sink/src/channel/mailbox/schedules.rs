@@ -43,7 +43,7 @@ type Numbered = (Way, u32);
 /// A broadcast with a number, and with this payload.
 fn large(number: u32, payload: &Payload) -> Intercepted {
     let event = number.to_string().into();
-    Intercepted { event, payload: payload.clone(), timeline: None }
+    Intercepted { event, payload: payload.clone(), timeline: None, push: None }
 }
 
 /// A broadcast with a number.

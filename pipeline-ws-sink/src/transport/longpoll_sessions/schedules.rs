@@ -14,7 +14,7 @@ use crate::{
     endpoint::state::{EndpointLimits, EndpointState},
     handshake::{connect_info::ConnectInfo, params::Params},
     outbox::{EventKey, Load, OutboxLimits, SharedFrame, WhenFull, WriteMode, Writer},
-    protocol::version::Version,
+    protocol::{frame::Frame, version::Version},
     session::{Connection, SessionEvents},
     socket::ConnectError,
 };
