@@ -320,6 +320,36 @@ impl PipelineObserver {
         }
     }
 
+    /// Waits until the pipeline takes no new events: it drains, it stops because a stage has failed, or
+    /// it has ended.
+    ///
+    /// ```
+    /// # use pipeline_core::{
+    /// #     Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions,
+    /// # };
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pipeline = Pipeline::builder("numbers")
+    /// #     .producer(from_iter(0..))
+    /// #     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    /// #     .start()?;
+    /// let observer = pipeline.observer();
+    /// let waiting = tokio::spawn(async move { observer.draining().await });
+    /// pipeline.drain(Duration::from_secs(1)).await;
+    /// waiting.await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn draining(&self) {
+        // An error means that the pipeline has ended.
+        let _ = self.0.phase.clone().wait_for(|phase| *phase >= Phase::Drain).await;
+    }
+
     pub(crate) fn shared_name(&self) -> Arc<str> {
         self.0.name.clone()
     }

@@ -1,6 +1,6 @@
 //! The command-line arguments.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use pipeline::statsd;
@@ -48,6 +48,11 @@ pub struct Args {
     /// standard input waits
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = at_least_one)]
     pub queue: usize,
+
+    /// Keep pushes in this SQLite file until they are handled: POST /push answers when they are on the
+    /// disk, and they survive the process. --queue is of no effect then. Needs the feature `sqlite`
+    #[arg(long, value_name = "FILE")]
+    pub durable: Option<PathBuf>,
 
     /// Send StatsD lines to this address, instead of printing them
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use pipeline::source::TimedQueue;
+use pipeline_example_support::complain;
 use serde_json::{json, value::to_raw_value};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::push::Push;
+use crate::{intake::Intake, push::Push};
 
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Pushes to users 1, 2 and 3 in turn, until the queue is closed.
-pub async fn trickle(pushes: TimedQueue<Push>) {
+pub async fn trickle(intake: Intake) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for n in 0_u64.. {
@@ -19,7 +19,8 @@ pub async fn trickle(pushes: TimedQueue<Push>) {
         let data = to_raw_value(&json!({ "n": n, "text": format!("number {n}") }));
         let data = data.expect("a literal is JSON");
         let push = Push::now(n % 3 + 1, "push_timed".to_owned(), data);
-        if pushes.push(push).await.is_err() {
+        let report = |refusal: &_| complain(format!("demo: {refusal}, trying again"));
+        if !intake.accept_when_possible(push, report).await {
             return;
         }
     }

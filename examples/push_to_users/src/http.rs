@@ -1,6 +1,7 @@
 //! The HTTP routes: the page, its tokens, and the intake of pushes.
 
 use std::{
+    mem,
     pin::pin,
     sync::{
         Arc,
@@ -25,8 +26,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use pipeline::{
-    source::{TimedQueue, TryPushError},
-    timed::TraceContext,
+    timed::{Timed, TraceContext},
     ws::token::Signer,
 };
 use pipeline_example_support::{COLORS, PhoenixClient, javascript};
@@ -35,10 +35,11 @@ use serde_json::json;
 use tokio::{
     sync::{Mutex, Notify, Semaphore, SemaphorePermit},
     task::coop::consume_budget,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
+    intake::Intake,
     lines::{LineCutter, PushLine},
     push::{Fault, MAX_BYTES, Push},
 };
@@ -72,7 +73,7 @@ const NDJSON: &str = "application/x-ndjson";
 
 #[derive(Clone)]
 struct App {
-    pushes: TimedQueue<Push>,
+    intake: Intake,
     signer: Signer,
     client: Option<PhoenixClient>,
     room: Arc<Room>,
@@ -125,7 +126,8 @@ impl Room {
     async fn piece(
         &self,
         body: &mut Body,
-        pushes: &TimedQueue<Push>,
+        intake: &Intake,
+        until: Instant,
     ) -> Result<Option<Bytes>, Stop> {
         tokio::select! {
             biased;
@@ -134,14 +136,17 @@ impl Room {
                 Some(Err(error)) => Err(has_not_arrived(&error)),
                 None => Ok(None),
             },
-            error = self.is_over(pushes) => Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, error)),
+            error = self.is_over(intake) => Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, error)),
+            () = sleep_until(until) => {
+                Err(Stop::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"))
+            }
         }
     }
 
     /// Waits until a paused request has to be answered. Returns the reason.
-    async fn is_over(&self, pushes: &TimedQueue<Push>) -> &'static str {
+    async fn is_over(&self, intake: &Intake) -> &'static str {
         sleep(PAUSE).await;
-        let mut closed = pin!(pushes.closed());
+        let mut closed = pin!(intake.closed());
         loop {
             tokio::select! {
                 biased;
@@ -175,7 +180,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-pub fn router(pushes: TimedQueue<Push>, signer: Signer, client: Option<PhoenixClient>) -> Router {
+pub fn router(intake: Intake, signer: Signer, client: Option<PhoenixClient>) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/app.js", get(script))
@@ -183,7 +188,7 @@ pub fn router(pushes: TimedQueue<Push>, signer: Signer, client: Option<PhoenixCl
         .route("/phoenix.mjs", get(phoenix))
         .route("/token", get(token))
         .route("/push", post(push))
-        .with_state(App { pushes, signer, client, room: Room::new(MAX_AT_ONCE) })
+        .with_state(App { intake, signer, client, room: Room::new(MAX_AT_ONCE) })
 }
 
 async fn page() -> impl IntoResponse {
@@ -298,23 +303,15 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     if let Some(trace) = trace {
         tracing::debug!(trace_id = %trace.trace_id(), "a request to push");
     }
-    // Outlives the timeout of the body: the client learns which lines were accepted, and does not push
-    // them again.
-    let mut outcome = Outcome::default();
-    let taking = async {
-        if many {
-            take_lines(&app, trace, &mut body, &mut outcome).await
-        } else {
-            take_one(&app, trace, &mut body, &mut outcome).await
-        }
-    };
-    let taken = timeout(BODY_WITHIN, taking).await.unwrap_or_else(|_| {
-        Err(Stop::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"))
-    });
+    // Whatever stops the request, the client learns which lines were accepted, and does not push them
+    // again.
+    let mut taking = Taking::new(&app, trace);
+    let taken = if many { taking.lines(&mut body).await } else { taking.one(&mut body).await };
+    let outcome = taking.outcome;
     // The rest of the body is skipped without a permit.
     drop(place);
     // A stopping server closes connections with requests that are not answered soon.
-    let rest_within = if app.pushes.is_closed() { PAUSE } else { REST_WITHIN };
+    let rest_within = if app.intake.is_closed() { PAUSE } else { REST_WITHIN };
     let _ = timeout(rest_within, skip_rest(&mut body)).await;
     match taken {
         Ok(()) => answer(outcome),
@@ -322,56 +319,122 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     }
 }
 
-/// Accepts each line as it arrives.
-async fn take_lines(
-    app: &App,
+/// A request whose pushes are being accepted.
+struct Taking<'a> {
+    app: &'a App,
     trace: Option<TraceContext>,
-    body: &mut Body,
-    outcome: &mut Outcome,
-) -> Result<(), Stop> {
-    let (mut lines, mut received) = (LineCutter::default(), 0);
-    while let Some(piece) = app.room.piece(body, &app.pushes).await? {
-        received += piece.len();
-        if received > MAX_BODY {
-            let error = format!("the body is longer than {MAX_BODY} bytes");
-            return Err(Stop::new(StatusCode::PAYLOAD_TOO_LARGE, error));
+    /// When the body must have arrived.
+    until: Instant,
+    outcome: Outcome,
+    /// Pushes that are accepted together.
+    group: Vec<Timed<Push>>,
+    /// The line of the first of them, and of the last.
+    lines: (usize, usize),
+}
+
+impl<'a> Taking<'a> {
+    fn new(app: &'a App, trace: Option<TraceContext>) -> Self {
+        let (outcome, group, lines) = Default::default();
+        Self { app, trace, until: Instant::now() + BODY_WITHIN, outcome, group, lines }
+    }
+
+    /// The next piece of the body.
+    async fn piece(&self, body: &mut Body) -> Result<Option<Bytes>, Stop> {
+        self.app.room.piece(body, &self.app.intake, self.until).await
+    }
+
+    /// Accepts each line as it arrives.
+    async fn lines(&mut self, body: &mut Body) -> Result<(), Stop> {
+        let (mut lines, mut received) = (LineCutter::default(), 0);
+        while let Some(piece) = self.piece(body).await? {
+            received += piece.len();
+            if received > MAX_BODY {
+                let error = format!("the body is longer than {MAX_BODY} bytes");
+                return Err(Stop::new(StatusCode::PAYLOAD_TOO_LARGE, error));
+            }
+            let mut rest = &*piece;
+            while let Some(line) = lines.next(&mut rest) {
+                self.take(line).await?;
+                consume_budget().await;
+            }
+            self.accept().await?;
         }
-        let mut rest = &*piece;
-        while let Some(line) = lines.next(&mut rest) {
-            take(&app.pushes, trace, line, outcome)?;
-            consume_budget().await;
+        if let Some(line) = lines.end() {
+            self.take(line).await?;
+        }
+        self.accept().await
+    }
+
+    /// Accepts a body that is one push.
+    async fn one(&mut self, body: &mut Body) -> Result<(), Stop> {
+        let mut json = Vec::new();
+        while let Some(piece) = self.piece(body).await? {
+            json.extend_from_slice(&piece);
+            if json.len() > MAX_BYTES {
+                break;
+            }
+        }
+        let push = Push::parse(&json);
+        if let Err(fault @ (Fault::Json { .. } | Fault::TooLong)) = &push
+            && json.trim_ascii().contains(&b'\n')
+        {
+            let hint = format!("{fault} (many pushes, one a line, need the content-type {NDJSON})");
+            self.outcome.refuse(1, &hint);
+            return Ok(());
+        }
+        self.take(PushLine { number: 1, push }).await?;
+        self.accept().await
+    }
+
+    /// Adds a push to the group, or records the error.
+    async fn take(&mut self, PushLine { number, push }: PushLine) -> Result<(), Stop> {
+        let push = match push {
+            Ok(push) => push,
+            Err(fault) => {
+                self.accept().await?;
+                self.outcome.refuse(number, &fault.to_string());
+                self.outcome.last_line = number;
+                return Ok(());
+            }
+        };
+        if self.group.is_empty() {
+            self.lines.0 = number;
+        }
+        self.lines.1 = number;
+        self.group.push(match self.trace {
+            Some(trace) => push.with_trace(trace),
+            None => push,
+        });
+        if self.group.len() >= self.app.intake.at_once() {
+            self.accept().await?;
+        }
+        Ok(())
+    }
+
+    /// Accepts the group. Stops the request if it is refused.
+    async fn accept(&mut self) -> Result<(), Stop> {
+        if self.group.is_empty() {
+            return Ok(());
+        }
+        let pushes = mem::take(&mut self.group);
+        let count = pushes.len();
+        match self.app.intake.accept(pushes).await {
+            Ok(()) => {
+                self.outcome.accepted += count;
+                self.outcome.last_line = self.lines.1;
+                Ok(())
+            }
+            Err(refusal) => {
+                // Blank lines are skipped, but count.
+                self.outcome.last_line = self.lines.0.saturating_sub(1);
+                Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()))
+            }
         }
     }
-    lines.end().map_or(Ok(()), |line| take(&app.pushes, trace, line, outcome))
 }
 
 fn has_not_arrived(error: &axum::Error) -> Stop {
     Stop::new(StatusCode::BAD_REQUEST, format!("the body has not arrived: {error}"))
-}
-
-/// Accepts a body that is one push.
-async fn take_one(
-    app: &App,
-    trace: Option<TraceContext>,
-    body: &mut Body,
-    outcome: &mut Outcome,
-) -> Result<(), Stop> {
-    let mut json = Vec::new();
-    while let Some(piece) = app.room.piece(body, &app.pushes).await? {
-        json.extend_from_slice(&piece);
-        if json.len() > MAX_BYTES {
-            break;
-        }
-    }
-    let push = Push::parse(&json);
-    if let Err(fault @ (Fault::Json { .. } | Fault::TooLong)) = &push
-        && json.trim_ascii().contains(&b'\n')
-    {
-        let hint = format!("{fault} (many pushes, one a line, need the content-type {NDJSON})");
-        outcome.refuse(1, &hint);
-        return Ok(());
-    }
-    take(&app.pushes, trace, PushLine { number: 1, push }, outcome)
 }
 
 /// Reads the rest of a body, up to a limit. A client that is still sending when the connection closes
@@ -385,39 +448,6 @@ async fn skip_rest(body: &mut Body) {
         }
         consume_budget().await;
     }
-}
-
-/// Pushes into the queue, or records the error. Stops the request if the queue is full.
-fn take(
-    pushes: &TimedQueue<Push>,
-    trace: Option<TraceContext>,
-    PushLine { number, push }: PushLine,
-    outcome: &mut Outcome,
-) -> Result<(), Stop> {
-    let push = match push {
-        Ok(push) => push,
-        Err(fault) => {
-            outcome.refuse(number, &fault.to_string());
-            outcome.last_line = number;
-            return Ok(());
-        }
-    };
-    let push = match trace {
-        Some(trace) => push.with_trace(trace),
-        None => push,
-    };
-    let full = match pushes.try_push(push) {
-        Ok(()) => {
-            outcome.accepted += 1;
-            outcome.last_line = number;
-            return Ok(());
-        }
-        Err(TryPushError::Closed(_)) => "the server is shutting down",
-        Err(_) => "the queue is full",
-    };
-    // Blank lines are skipped, but count.
-    outcome.last_line = number.saturating_sub(1);
-    Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, full))
 }
 
 fn answer(outcome: Outcome) -> Response {
@@ -439,7 +469,7 @@ mod tests {
     use std::{convert::Infallible, future::ready};
 
     use futures::{StreamExt, stream};
-    use pipeline::source::{QueueOptions, timed_queue};
+    use pipeline::source::{QueueOptions, TimedQueue, timed_queue};
     use serde_json::Value;
 
     use super::*;
@@ -448,7 +478,7 @@ mod tests {
 
     fn app(pushes: &TimedQueue<Push>, places: usize) -> App {
         App {
-            pushes: pushes.clone(),
+            intake: Intake::Memory(pushes.clone()),
             signer: Signer::new("twenty bytes at least, and secret", "user socket").unwrap(),
             client: None,
             room: Room::new(places),
@@ -479,7 +509,7 @@ mod tests {
             slow.push(tokio::spawn(post(app.clone(), half)));
             tokio::task::yield_now().await;
         }
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         for _ in 0..2 {
             let (status, response) = post(app.clone(), Body::from(LINE)).await;
             assert_eq!((status, &response["accepted"]), (StatusCode::ACCEPTED, &json!(1)));

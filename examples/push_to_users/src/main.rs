@@ -2,15 +2,18 @@
 //!
 //! `cargo run --release -p push_to_users -- --help` explains the flags.
 //!
-//! Items come from `POST /push`, standard input, or `--demo`. They wait in a bounded queue until a
-//! worker is free; the worker broadcasts to the topic of the item's user. A client that reads too slowly
+//! Items come from `POST /push`, standard input, or `--demo`. They wait in a bounded queue, or in a file
+//! that survives the process, until a worker is free; the worker broadcasts to the topic of the item's user. A client that reads too slowly
 //! is disconnected, and does not slow down other clients. The page at `/` shows pushes as they arrive,
 //! through the official Phoenix client.
 #![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod args;
 mod demo;
+#[cfg(feature = "sqlite")]
+mod durable;
 mod http;
+mod intake;
 mod lines;
 mod printed;
 mod push;
@@ -35,6 +38,7 @@ use pipeline_example_support::{PhoenixClient, complain, finish, log_to_stderr, s
 
 use self::{
     args::Args,
+    intake::Intake,
     printed::Printed,
     statsd::Statsd,
     users::{PushToUser, UserChannel, UserSocket},
@@ -93,14 +97,21 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     }
     let endpoint = endpoint.build()?;
 
-    // The pipeline: a bounded queue, and one worker per item, up to `max_demand` at once.
-    let (pushes, producer) = timed_queue(QueueOptions::new().capacity(args.queue));
+    // The pipeline: a queue, and one worker per item, up to `max_demand` at once. The queue is bounded
+    // and in memory, or in a file.
     let worker = PushToUser::new(&endpoint, Duration::from_millis(args.delay_ms));
     let demand = SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.min_demand());
-    let pipeline = Pipeline::builder("push")
-        .producer(producer)
-        .consumer_supervisor(ConsumerSupervisor::new(worker), demand)
-        .start()?;
+    let (intake, pipeline) = if let Some(queue) = intake::open(args.durable.as_deref()).await? {
+        let pipeline = queue.start(worker, demand)?;
+        (Intake::Durable(queue, pipeline.observer()), pipeline)
+    } else {
+        let (pushes, producer) = timed_queue(QueueOptions::new().capacity(args.queue));
+        let pipeline = Pipeline::builder("push")
+            .producer(producer)
+            .consumer_supervisor(ConsumerSupervisor::new(worker), demand)
+            .start()?;
+        (Intake::Memory(pushes), pipeline)
+    };
 
     // Health checks for a load balancer, and the live view. A real program restricts access to both.
     let health = Health::new().pipeline(pipeline.observer()).endpoint(endpoint.observer());
@@ -122,14 +133,14 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     }
     if args.stdin {
         say("stdin    reading NDJSON, one push per line");
-        stdin::read(pushes.clone());
+        stdin::read(intake.clone());
     }
     if args.demo {
         say("demo     pushing to users 1, 2 and 3");
-        tokio::spawn(demo::trickle(pushes.clone()));
+        tokio::spawn(demo::trickle(intake.clone()));
     }
 
-    let app = http::router(pushes, signer, client.ok())
+    let app = http::router(intake, signer, client.ok())
         .merge(health.router())
         .nest_service("/inspect", inspector)
         .fallback_service(endpoint.clone());

@@ -27,6 +27,13 @@ pub struct Delivered {
     at_us: u64,
 }
 
+#[cfg(feature = "sqlite")]
+impl Delivered {
+    pub fn at_us(&self) -> u64 {
+        self.at_us
+    }
+}
+
 /// The JSON form of a push.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +41,15 @@ struct Input {
     user_id: u64,
     event: String,
     data: Box<RawValue>,
+}
+
+/// The JSON form of a push, to be parsed again.
+#[cfg(feature = "sqlite")]
+#[derive(Serialize)]
+struct Output<'a> {
+    user_id: u64,
+    event: &'a str,
+    data: &'a RawValue,
 }
 
 /// An error in a push.
@@ -76,10 +92,30 @@ impl Push {
     }
 
     pub fn now(user: u64, event: String, data: Box<RawValue>) -> Timed<Self> {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let at_us = since_1970.as_micros().try_into().unwrap_or(u64::MAX);
+        let at_us = us(SystemTime::now());
         Timed::now(Self { user, event, payload: Delivered { data, at_us } })
     }
+
+    /// The same push as it comes out of a durable queue: it was accepted at this time.
+    #[cfg(feature = "sqlite")]
+    pub fn fetched(json: &[u8], accepted: SystemTime) -> Result<Timed<Self>, Fault> {
+        let mut push = Self::parse(json)?.into_inner();
+        push.payload.at_us = us(accepted);
+        Ok(Timed::fetched(push, accepted.elapsed().unwrap_or_default()))
+    }
+
+    /// Its JSON form.
+    #[cfg(feature = "sqlite")]
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let Self { user, event, payload } = self;
+        serde_json::to_vec(&Output { user_id: *user, event, data: &payload.data })
+    }
+}
+
+/// A time as a browser has it, but in microseconds.
+fn us(time: SystemTime) -> u64 {
+    let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since_1970.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -97,6 +133,20 @@ mod tests {
         assert_eq!((push.user, &*push.event), (7, "news"));
         let payload = serde_json::to_string(&push.payload).unwrap();
         assert!(payload.starts_with(r#"{"data":{"n": 1.0, "b":[ ]},"at_us":"#), "{payload}");
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn a_push_comes_out_of_a_queue_as_it_was_accepted() {
+        let json = r#"{"event": "a\u00e9\n", "user_id": 7, "data": {"n": 1.0, "b":[ ]}}"#;
+        let push = Push::parse(json.as_bytes()).unwrap();
+        let accepted = SystemTime::now() - std::time::Duration::from_secs(60);
+        let fetched = Push::fetched(&push.to_json().unwrap(), accepted).unwrap();
+        assert_eq!((fetched.user, &*fetched.event), (7, "a\u{e9}\n"));
+        assert_eq!(fetched.payload.data.get(), push.payload.data.get());
+        assert_eq!(fetched.payload.at_us, us(accepted));
+        let waited = fetched.timeline().queue_time().unwrap().as_secs();
+        assert!((60..120).contains(&waited), "{waited} s");
     }
 
     #[test]

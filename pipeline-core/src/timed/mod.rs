@@ -3,7 +3,7 @@
 mod timeline;
 mod trace_context;
 
-use std::ops::Deref;
+use std::{ops::Deref, time::Duration};
 
 use tokio::time::Instant;
 
@@ -35,6 +35,25 @@ impl<T> Timed<T> {
     #[must_use]
     pub fn now(item: T) -> Self {
         Self { item, timeline: Instant::now().into() }
+    }
+
+    /// Stamps an item that has waited for so long in a queue outside of the process, such as a durable
+    /// source, and leaves it now.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::timed::Timed;
+    ///
+    /// let waited = Duration::from_millis(20);
+    /// assert_eq!(Timed::fetched("hello", waited).timeline().queue_time(), Some(waited));
+    /// ```
+    #[must_use]
+    pub fn fetched(item: T, waited: Duration) -> Self {
+        let now = Instant::now();
+        let mut timeline = Timeline::from(now.checked_sub(waited).unwrap_or(now));
+        timeline.dequeued(now);
+        Self { item, timeline }
     }
 
     /// Assigns the item to a trace, to follow it in the log: at the level `trace` a line with the

@@ -66,6 +66,15 @@ impl Example {
         Self::spawn(command, flags, "page ").await
     }
 
+    /// Starts `push_to_users` with these flags and a limit of each file's size, in units of 512 bytes.
+    pub async fn with_file_size(blocks: usize, flags: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        // A write above the limit fails, instead of ending the program.
+        let limited = format!(r#"trap "" XFSZ; ulimit -f {blocks}; exec "$0" "$@""#);
+        command.args(["-c", &limited]).arg(path("push_to_users").await);
+        Self::spawn(command, flags, "page ").await
+    }
+
     /// Starts `push_to_users` with these flags and a clock of its own.
     pub async fn with_clock(clock: &WallClock, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
@@ -92,6 +101,11 @@ impl Example {
     /// Starts `room` with these flags, and waits until it is listening.
     pub async fn room(flags: &[&str]) -> Self {
         Self::spawn(Command::new(path("room").await), flags, "page ").await
+    }
+
+    /// Kills it, as a power cut would, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
     }
 
     /// The path of an example's program, for tests that start it themselves.
@@ -241,6 +255,7 @@ async fn path(example: &str) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--profile", profile]).current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo.args(EXAMPLES.iter().flat_map(|name| ["--package", name]));
+    cargo.args(["--features", "push_to_users/sqlite"]);
     assert!(cargo.status().await.unwrap().success(), "the examples do not build");
     folder.join(example)
 }

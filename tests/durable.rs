@@ -1,0 +1,240 @@
+//! The example with a durable queue, as a process.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use pipeline_test_support::{Client, Example, PATIENCE, connect};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+
+const NDJSON: &str = "application/x-ndjson";
+
+/// A folder with the file of a queue.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self) -> String {
+        self.0.path().join("pushes.db").to_str().unwrap().to_owned()
+    }
+
+    /// Starts the example with the queue and these flags.
+    async fn start(&self, flags: &[&str]) -> Example {
+        Example::start(&[&["--durable", &self.file()], flags].concat()).await
+    }
+
+    fn open(&self) -> Connection {
+        let connection = Connection::open(self.file()).unwrap();
+        connection.busy_timeout(PATIENCE).unwrap();
+        connection
+    }
+
+    /// A number out of the file.
+    fn count(&self, sql: &str) -> i64 {
+        self.open().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    fn waiting(&self) -> i64 {
+        self.count("SELECT count(*) FROM pipeline_items")
+    }
+
+    fn dead(&self) -> i64 {
+        self.count("SELECT count(*) FROM pipeline_dead_letters")
+    }
+}
+
+/// Waits until this holds.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+async fn user(example: &Example, user: u64) -> Client {
+    let mut client = connect(&example.socket_url(user).await).await.unwrap();
+    client.join("1", &format!("user:{user}")).await;
+    client
+}
+
+fn push(user: u64, data: &Value) -> String {
+    json!({"user_id": user, "event": "push_timed", "data": data}).to_string()
+}
+
+/// The number of the next push.
+async fn number(client: &mut Client) -> u64 {
+    client.receive().await[4]["data"]["n"].as_u64().unwrap()
+}
+
+fn lines(numbers: impl Iterator<Item = u64>) -> String {
+    numbers.map(|n| push(1, &json!({ "n": n }))).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn a_push_is_on_the_disk_when_it_is_accepted_and_reaches_its_user() {
+    let folder = Folder::new();
+    // Nothing is pushed while the worker waits.
+    let example = folder.start(&["--delay-ms", "3600000", "--drain-secs", "0"]).await;
+    let response = example.push(&push(7, &json!({"text": "hello"}))).await;
+    assert_eq!((response.status, response.json()), (202, json!({"accepted": 1})));
+    let stored = "SELECT CAST(payload AS TEXT), key FROM pipeline_items";
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let (payload, key): (String, String) = folder.open().query_row(stored, [], row).unwrap();
+    let payload: Value = serde_json::from_str(&payload).unwrap();
+    assert_eq!(payload, json!({"user_id": 7, "event": "push_timed", "data": {"text": "hello"}}));
+    assert_eq!(key, "7");
+    // A drain gives back what it has not handled. Nothing is lost.
+    example.signal("-TERM").await;
+    example.wait().await;
+    assert_eq!(folder.count("SELECT deliveries FROM pipeline_items WHERE available_at = 0"), 0);
+
+    let mut example = folder.start(&["--statsd-lines", "--delay-ms", "1000"]).await;
+    let mut ada = user(&example, 7).await;
+    let message = ada.receive().await;
+    assert_eq!(message[4]["data"], json!({"text": "hello"}));
+    until("it is forgotten", || folder.waiting() == 0).await;
+    // From the enqueue: both processes had it.
+    let line = example.line_with("pipeline.push_delivered:").await;
+    let ms = line.split([':', '|']).nth(2).unwrap().parse::<f64>().unwrap();
+    assert!(ms > 1000.0, "{line}");
+}
+
+#[tokio::test]
+async fn every_accepted_push_reaches_its_user_although_the_process_is_killed() {
+    const MANY: u64 = 300;
+    let folder = Folder::new();
+    let example = folder.start(&["--max-demand", "2", "--delay-ms", "5"]).await;
+    let mut ada = user(&example, 1).await;
+    let response = example.request("POST", "/push", NDJSON, &lines(0..MANY)).await;
+    assert_eq!((response.status, response.json()), (202, json!({ "accepted": MANY })));
+    let mut seen = BTreeSet::new();
+    while seen.len() < 20 {
+        seen.insert(number(&mut ada).await);
+    }
+    example.kill().await;
+    let left = u64::try_from(folder.waiting()).unwrap();
+    assert!(left > MANY / 2, "{left} were left");
+
+    // The leases of the dead process end when they would: this only brings the time forward.
+    let expire = "UPDATE pipeline_items SET available_at = 1 WHERE lease IS NOT NULL";
+    folder.open().execute(expire, []).unwrap();
+    let example = folder.start(&["--delay-ms", "1000"]).await;
+    let mut ada = user(&example, 1).await;
+    while seen.len() < usize::try_from(MANY).unwrap() {
+        seen.insert(number(&mut ada).await);
+    }
+    until("all are forgotten", || folder.waiting() == 0).await;
+    assert_eq!(folder.dead(), 0);
+}
+
+#[tokio::test]
+async fn the_pushes_of_a_user_leave_the_file_in_order() {
+    let folder = Folder::new();
+    let example = folder.start(&["--delay-ms", "1"]).await;
+    let mut ada = user(&example, 1).await;
+    let response = example.request("POST", "/push", NDJSON, &lines(0..1_000)).await;
+    assert_eq!(response.status, 202);
+    for n in 0..1_000 {
+        assert_eq!(number(&mut ada).await, n);
+    }
+}
+
+#[tokio::test]
+async fn invalid_pushes_are_refused_and_those_of_other_programs_are_given_up() {
+    let folder = Folder::new();
+    let example = folder.start(&[]).await;
+    let mut ada = user(&example, 1).await;
+    let body = [&lines(0..2), "nonsense", "", &lines(2..3)].join("\n");
+    let response = example.request("POST", "/push", NDJSON, &body).await;
+    let errors = json!([{"line": 3, "error": "expected ident, at column 2"}]);
+    assert_eq!((response.status, response.json()), (400, json!({"accepted": 3, "errors": errors})));
+    let insert = "INSERT INTO pipeline_items (queue, payload) VALUES ('pushes', ?1)";
+    for payload in ["nonsense".to_owned(), lines(3..4)] {
+        folder.open().execute(insert, [payload]).unwrap();
+    }
+    for n in 0..4 {
+        assert_eq!(number(&mut ada).await, n);
+    }
+    until("it is given up", || folder.dead() == 1).await;
+    let reason = "SELECT reason FROM pipeline_dead_letters";
+    let reason: String = folder.open().query_row(reason, [], |row| row.get(0)).unwrap();
+    assert!(reason.contains("expected ident, at column 2"), "{reason}");
+}
+
+#[tokio::test]
+async fn standard_input_and_the_demo_go_through_the_file() {
+    let folder = Folder::new();
+    let flags = ["--stdin", "--demo", "--delay-ms", "3600000", "--drain-secs", "0"];
+    let mut example = folder.start(&flags).await;
+    example.write(&format!("{}\n", push(99, &json!({})))).await;
+    example.close_stdin();
+    let of =
+        |user| folder.count(&format!("SELECT count(*) FROM pipeline_items WHERE key = '{user}'"));
+    until("both are stored", || of("99") == 1 && of("2") > 1).await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_opened_is_explained() {
+    let folder = Folder::new();
+    let start = async |file: &str| {
+        let (status, printed) = Example::run(&["--port", "0", "--durable", file]).await;
+        assert!(!status.success());
+        printed
+    };
+    let printed = start("/nowhere/pushes.db").await;
+    assert!(printed.contains("cannot open the queue in /nowhere/pushes.db: "), "{printed}");
+    assert!(printed.contains("unable to open database file"), "{printed}");
+
+    std::fs::write(folder.file(), "no database, but a text of some length".repeat(100)).unwrap();
+    let printed = start(&folder.file()).await;
+    assert!(printed.contains("file is not a database"), "{printed}");
+
+    std::fs::remove_file(Path::new(&folder.file())).unwrap();
+    folder.open().execute_batch("CREATE TABLE pipeline_items (something_else)").unwrap();
+    let printed = start(&folder.file()).await;
+    assert!(printed.contains("cannot open the queue in "), "{printed}");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_answered_with_503_and_loses_nothing() {
+    let folder = Folder::new();
+    // A megabyte for each file.
+    let flags = ["--durable", &folder.file(), "--delay-ms", "3600000", "--drain-secs", "0"];
+    let example = Example::with_file_size(2048, &flags).await;
+    let large = push(1, &json!({ "d": "x".repeat(50_000) }));
+    let mut accepted = 0;
+    let response = loop {
+        let response = example.push(&large).await;
+        if response.status != 202 {
+            break response;
+        }
+        accepted += 1;
+        assert!(accepted < 100, "there is no limit");
+    };
+    assert_eq!(response.status, 503);
+    assert!(response.head.contains("retry-after: 1"), "{}", response.head);
+    let error = response.json()["errors"][0]["error"].as_str().unwrap().to_owned();
+    assert!(error.starts_with("the queue cannot store it: "), "{error}");
+    assert!(error.ends_with(", nothing from here on was accepted"), "{error}");
+    assert!(accepted > 1, "{accepted}");
+    assert_eq!(example.request("GET", "/livez", "", "").await.status, 200);
+    example.kill().await;
+    assert_eq!(folder.waiting(), accepted);
+
+    // With space again, all arrive.
+    let release = "UPDATE pipeline_items SET available_at = 1";
+    folder.open().execute(release, []).unwrap();
+    let example = folder.start(&["--delay-ms", "1000"]).await;
+    let mut ada = user(&example, 1).await;
+    for _ in 0..accepted {
+        assert_eq!(ada.receive().await[3], "push_timed");
+    }
+    until("all are forgotten", || folder.waiting() == 0).await;
+}
