@@ -167,7 +167,7 @@ async fn a_long_polling_client_has_taken_a_push_with_the_answer_that_carries_it(
 
 #[tokio::test]
 async fn clients_of_the_first_version_are_counted_and_those_that_cannot_read_bytes_are_counted_apart()
-{
+ {
     let server = Server::start(endpoint_with(|mount| mount).0).await;
     let mut old = server.try_connect("name=ada").await.unwrap();
     old.send(json!({ "topic": T, "event": "phx_join", "payload": {}, "ref": "1" })).await;

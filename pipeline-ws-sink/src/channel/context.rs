@@ -1,16 +1,17 @@
 //! The contexts of a channel's callbacks.
 
-use std::{fmt, mem, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, mem, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_core::{Deadline, timed::Timeline};
+use serde::Deserialize;
 use thiserror::Error;
 
 use super::{
     Channel,
     handle::{ChannelHandle, HandleMessage, boxed},
     mailbox::Mailbox,
-    reply::{NoReplyExpected, SocketRef},
+    reply::{NoReplyExpected, Reply, SocketRef},
     timers::{Timers, TooManyTimers},
 };
 use crate::{
@@ -112,6 +113,13 @@ pub struct ChannelContext<C: Channel> {
     /// The push that is being handled, if its outcome is wanted.
     pub(super) push: Option<Arc<CountedPush>>,
     own: Mutex<Resources>,
+}
+
+/// What a client sends to confirm a push.
+#[derive(Deserialize)]
+struct ConfirmedPush<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
 }
 
 /// Resources that belong to the channel.
@@ -320,6 +328,41 @@ impl<C: Channel> ChannelContext<C> {
     ) -> Result<(), BroadcastError> {
         let broadcast = Encoded::by_application(&self.topic, event, payload)?.timed(self.timeline);
         self.pubsub().broadcast_encoded(&broadcast, except)
+    }
+
+    /// Confirms a push, for a client that says that it has got it: `payload` is that of its event,
+    /// `{"id": ..}` with the [id](crate::pubsub::Confirmation::id) that the push has brought. Returns
+    /// the answer: `ok`, or `error` with the reason `unknown` if nothing is waited for, because the
+    /// confirmation is late, a second one, or for a push to another topic.
+    ///
+    /// [`PubSub::confirmation`] has the other half, and the client's.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{Channel, Payload, channel::{ChannelContext, Reply, Stop}};
+    /// # struct UserChannel;
+    /// # impl UserChannel {
+    /// async fn handle_in<C: Channel>(
+    ///     &mut self,
+    ///     event: &str,
+    ///     payload: Payload,
+    ///     cx: &ChannelContext<C>,
+    /// ) -> Result<Reply, Stop> {
+    ///     match event {
+    ///         "ack" => Ok(cx.confirm(&payload)),
+    ///         other => Err(Stop::unknown_event(other)),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn confirm(&self, payload: &Payload) -> Reply {
+        let confirmations = self.pubsub().table().confirmations();
+        // Anything but an id of a push is the id of none.
+        let id = payload.parse::<ConfirmedPush<'_>>().map(|push| push.id).unwrap_or_default();
+        if confirmations.confirm(&self.topic, &id) {
+            Reply::ok()
+        } else {
+            Reply::error().with(serde_json::json!({ "reason": "unknown" }))
+        }
     }
 
     /// A reference to the message that is being handled, to answer it later.

@@ -124,7 +124,12 @@ impl Endpoint {
             adapter: None,
             presences: Vec::new(),
             synced_subscriptions: None,
-            limits: EndpointLimits { sockets: 1 << 16, inboxes: 256 << 20, outboxes: 256 << 20 },
+            limits: EndpointLimits {
+                sockets: 1 << 16,
+                inboxes: 256 << 20,
+                outboxes: 256 << 20,
+                confirmations: 10_000,
+            },
         }
     }
 
@@ -601,6 +606,16 @@ impl EndpointBuilder {
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         assert!(sockets > 0, "max_sockets must be at least 1");
         self.limits.sockets = sockets;
+        self
+    }
+
+    /// The maximum number of pushes that wait to be [confirmed](crate::PubSub::confirmation) by a
+    /// client. Default 10,000. Each takes some 200 bytes, and is removed when its client has confirmed
+    /// it, when the last client has left its topic, or when its time is over.
+    ///
+    /// The gauge `socket.confirmations_waiting` shows their number.
+    pub fn max_confirmations(mut self, pushes: usize) -> Self {
+        self.limits.confirmations = pushes;
         self
     }
 

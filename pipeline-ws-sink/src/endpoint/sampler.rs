@@ -25,6 +25,7 @@ pub(crate) struct Sampler {
     bytes_waiting: Level,
     inbox_bytes: Level,
     outbox_bytes: Level,
+    confirmations: Level,
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -42,6 +43,10 @@ impl Sampler {
             outbox_bytes: level(
                 "socket.outbox_bytes",
                 "Bytes of memory waiting to be written, beyond the first 16 KiB of each socket",
+            ),
+            confirmations: level(
+                "socket.confirmations_waiting",
+                "Pushes that wait to be confirmed by a client",
             ),
             task: Mutex::default(),
         }
@@ -76,6 +81,7 @@ impl Sampler {
         self.bytes_waiting.set(waiting.bytes);
         self.inbox_bytes.set(state.inboxes.bytes());
         self.outbox_bytes.set(state.outboxes.bytes());
+        self.confirmations.set(state.pubsub.table().confirmations().waiting());
         // A socket that opens now is either seen here, or finds no task and starts another.
         let mut task = self.task.lock();
         let continues = state.sockets.len() > 0;

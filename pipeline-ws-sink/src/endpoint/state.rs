@@ -48,6 +48,8 @@ pub(crate) struct EndpointLimits {
     pub(crate) inboxes: usize,
     /// The maximum number of bytes that wait to be written.
     pub(crate) outboxes: usize,
+    /// The maximum number of pushes that wait to be confirmed.
+    pub(crate) confirmations: usize,
 }
 
 impl EndpointState {
@@ -61,7 +63,13 @@ impl EndpointState {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));
         Self {
-            pubsub: PubSub::new(sockets.clone(), metrics.clone(), adapter, synced_subscriptions),
+            pubsub: PubSub::new(
+                sockets.clone(),
+                metrics.clone(),
+                adapter,
+                synced_subscriptions,
+                limits.confirmations,
+            ),
             sockets,
             flusher: Flusher::new(),
             metrics,

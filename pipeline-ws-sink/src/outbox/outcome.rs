@@ -98,7 +98,6 @@ impl CountedPush {
 /// # Cancel safety
 ///
 /// Cancel safe: `&mut outcome` can be awaited again.
-#[must_use = "the outcome of a push has to be awaited"]
 pub struct PushOutcome {
     tally: Arc<Tally>,
     closed: oneshot::Receiver<()>,

@@ -45,6 +45,11 @@ impl<R> ByRoute<R> {
         }
     }
 
+    /// Whether no channel has joined.
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none() && self.others.is_empty()
+    }
+
     fn count(&mut self, route: &Arc<R>) -> Option<&mut usize> {
         let mut all = self.first.iter_mut().chain(&mut self.others);
         all.find(|(other, _)| Arc::ptr_eq(other, route)).map(|(_, count)| count)

@@ -4,6 +4,7 @@ mod adapter;
 pub(crate) mod broadcast;
 mod burst;
 mod by_route;
+mod confirm;
 mod filter;
 #[cfg(test)]
 mod schedules;
@@ -26,6 +27,7 @@ pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriberTable, Subscri
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     broadcast::Broadcast,
+    confirm::{Confirmation, NotConfirmed, TooManyConfirmations},
     filter::FilterSubscribed,
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,
@@ -96,12 +98,14 @@ impl PubSub {
         metrics: Arc<SocketMetrics>,
         adapter: Option<Arc<dyn Adapter>>,
         synced_subscriptions: Option<TrackerOptions>,
+        max_confirmations: usize,
     ) -> Self {
         let topics = adapter.as_ref().zip(synced_subscriptions);
         let topics = topics
             .map(|(adapter, options)| Arc::new(SyncedTopics::new(adapter.node_name(), options)));
         let changed = topics.as_ref().map(|topics| topics.changed());
-        let (table, turns) = (Arc::new(SubscriberTable::new(metrics, changed)), Arc::default());
+        let table = Arc::new(SubscriberTable::new(metrics, changed, max_confirmations));
+        let turns = Arc::default();
         if let Some(topics) = &topics {
             topics.watch(&table);
         }

@@ -80,7 +80,7 @@ impl House {
         let telemetry = Telemetry::global();
         let metrics = Arc::new(SocketMetrics::register(&telemetry));
         Self {
-            pubsub: PubSub::new(Arc::default(), metrics.clone(), None, None),
+            pubsub: PubSub::new(Arc::default(), metrics.clone(), None, None, 0),
             metrics,
             route: Arc::new(RouteMetrics::register(&telemetry, "Any", &Arc::default())),
             topics: schedule.pick(1..=TOPICS.len()),

@@ -18,6 +18,7 @@ use super::{
     broadcast::Broadcast,
     burst::{self, BurstDetector},
     by_route::ByRoute,
+    confirm::Confirmations,
     subscription::BroadcastQueue,
     synced_topics::Changed,
 };
@@ -42,6 +43,8 @@ pub(crate) struct SubscriberTable {
     /// Whether a skipped client of version 1 has been logged.
     passed_over: AtomicBool,
     metrics: Arc<SocketMetrics>,
+    /// What clients are to confirm.
+    confirmations: Arc<Confirmations>,
     /// Records that a topic has got its first subscriber or lost its last, if the nodes share their
     /// topics.
     changed: Option<Arc<Changed>>,
@@ -160,8 +163,13 @@ impl SubscriberId {
 }
 
 impl SubscriberTable {
-    pub(super) fn new(metrics: Arc<SocketMetrics>, changed: Option<Arc<Changed>>) -> Self {
+    pub(super) fn new(
+        metrics: Arc<SocketMetrics>,
+        changed: Option<Arc<Changed>>,
+        max_confirmations: usize,
+    ) -> Self {
         Self {
+            confirmations: Arc::new(Confirmations::new(max_confirmations, metrics.clone())),
             metrics,
             changed,
             shards: std::array::from_fn(|_| RwLock::default()),
@@ -335,6 +343,11 @@ impl SubscriberTable {
         &self.metrics
     }
 
+    /// What clients are to confirm.
+    pub(crate) fn confirmations(&self) -> &Arc<Confirmations> {
+        &self.confirmations
+    }
+
     /// The number of topics with subscribers.
     pub(crate) fn topics(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
@@ -388,7 +401,11 @@ impl SubscriptionGuard {
         let was_last = route.as_ref().is_some_and(|route| listeners.by_route.leave(route));
         listeners.closed = listeners.subscribers.is_empty();
         let closed = listeners.closed;
+        let was_last_channel = route.is_some() && listeners.by_route.is_empty();
         drop(listeners);
+        if was_last_channel {
+            self.table.confirmations.end(&self.topic);
+        }
         if closed {
             self.table.remove(&self.topic, &self.listeners);
             if let Some(changed) = &self.table.changed {
@@ -416,6 +433,7 @@ impl SubscriberTable {
         Self::new(
             Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global())),
             None,
+            0,
         )
     }
 }
@@ -490,7 +508,7 @@ mod tests {
             let recorder = LockProbe::default();
             let metrics =
                 Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
-            let table = Arc::new(SubscriberTable::new(metrics.clone(), None));
+            let table = Arc::new(SubscriberTable::new(metrics.clone(), None, 0));
             // The first takes everything at once, the second on request, and the third nothing.
             let writers = [
                 Writer::Tcp(stream.clone()),
@@ -539,7 +557,7 @@ mod tests {
         let recorder = LockProbe::default();
         let metrics =
             Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
-        let table = Arc::new(SubscriberTable::new(metrics.clone(), None));
+        let table = Arc::new(SubscriberTable::new(metrics.clone(), None, 0));
         let topic: Arc<str> = "t".into();
         let _listening = [WhenFull::block(), WhenFull::DropOldest].map(|when_full| {
             let limits = OutboxLimits { frames: 2, bytes: 1000 };

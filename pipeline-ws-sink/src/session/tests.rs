@@ -84,7 +84,7 @@ impl House {
             None,
             None,
             vec![],
-            EndpointLimits { sockets: 8, inboxes: 64 << 20, outboxes: 64 << 20 },
+            EndpointLimits { sockets: 8, inboxes: 64 << 20, outboxes: 64 << 20, confirmations: 8 },
         );
         Self { state, routes: Arc::new(routes), recorded, inbox: 1 << 20 }
     }

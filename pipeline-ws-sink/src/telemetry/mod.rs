@@ -70,6 +70,16 @@ pub(crate) struct SocketMetrics {
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
+    /// Pushes that a client has confirmed.
+    pub(crate) confirmed: Counter,
+    /// Pushes that no client has confirmed in time.
+    pub(crate) confirmations_late: Counter,
+    /// Pushes that were not confirmed before the last client had left.
+    pub(crate) confirmations_left: Counter,
+    /// Pushes that were not sent because too many wait to be confirmed.
+    pub(crate) confirmations_refused: Counter,
+    /// Confirmations of nothing that is waited for.
+    pub(crate) confirmations_unknown: Counter,
 }
 
 impl SocketMetrics {
@@ -90,7 +100,20 @@ impl SocketMetrics {
                 labels,
             )
         };
+        let confirmations = |outcome: &str| {
+            let labels = [("outcome", outcome.to_owned())];
+            telemetry.counter(
+                "socket.confirmations",
+                "Pushes that clients were to confirm, and confirmations of nothing, by outcome",
+                labels,
+            )
+        };
         Self {
+            confirmed: confirmations("confirmed"),
+            confirmations_late: confirmations("late"),
+            confirmations_left: confirmations("left"),
+            confirmations_refused: confirmations("refused"),
+            confirmations_unknown: confirmations("unknown"),
             reads_paused_by_inbox: paused("inbox"),
             reads_paused_by_rate: paused("rate"),
             frames_in: counter("socket.frames_in", "Frames received from clients"),
