@@ -52,6 +52,9 @@ pub enum LoadError {
     /// A stage ended too early.
     #[error("a stage ended: {0}")]
     Stage(String),
+    /// A durable source failed.
+    #[error("a durable source failed")]
+    Broker(#[source] pipeline_sources::BrokerError),
     /// A file has no table to replace.
     #[error("{0} has no table of this kind")]
     NoTable(PathBuf),

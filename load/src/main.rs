@@ -9,6 +9,7 @@ mod figure;
 mod growth;
 mod peers;
 mod rows;
+mod sources;
 mod stages;
 mod table;
 

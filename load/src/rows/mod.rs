@@ -3,6 +3,7 @@
 mod broadcasts;
 mod connecting;
 mod pushes;
+mod sources;
 mod stages;
 
 use clap::ValueEnum;
@@ -26,6 +27,8 @@ pub(crate) enum Rows {
     Connect,
     /// Stages and dispatchers, without sockets
     Stages,
+    /// Durable sources, and the bare client libraries
+    Sources,
 }
 
 impl Rows {
@@ -38,6 +41,7 @@ impl Rows {
             Self::Paced => pushes::paced(bench),
             Self::Connect => connecting::lines(bench),
             Self::Stages => stages::lines(bench),
+            Self::Sources => sources::lines(bench),
         }
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             bench,
             "producer → consumer, demand 10/5: events/s",
             async || library::two_stages(10, window).await,
-            async || baseline::two_stages(5, window).await,
+            async || Ok(baseline::two_stages(5, window).await),
         )?
         .beam("1.7 M")
         .at_least(12e6, "≥ 12 M"),
@@ -35,7 +35,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             bench,
             "the same, 1000/500",
             async || library::two_stages(1000, window).await,
-            async || baseline::two_stages(500, window).await,
+            async || Ok(baseline::two_stages(500, window).await),
         )?
         .beam("19 M")
         .at_least(250e6, "≥ 250 M"),
@@ -43,7 +43,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             bench,
             "three stages, 1000/500",
             async || library::three_stages(1000, window).await,
-            async || baseline::three_stages(500, window).await,
+            async || Ok(baseline::three_stages(500, window).await),
         )?
         .beam("9.7 M")
         .at_least(120e6, "≥ 120 M"),
@@ -53,7 +53,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             bench,
             &format!("consumer supervisor, empty job, {at_once}: jobs/s"),
             async || library::workers(at_once, window).await,
-            async || baseline::workers(at_once, window).await,
+            async || Ok(baseline::workers(at_once, window).await),
         )?;
         let baseline = line.baseline.as_ref().map_or(f64::NAN, |figure| figure.median);
         lines.push(
@@ -65,7 +65,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             bench,
             "push from outside: events/s",
             async || library::pushes(events).await,
-            async || baseline::pushes(events).await,
+            async || Ok(baseline::pushes(events).await),
         )?
         .beam("0.4–0.48 M")
         .at_least(6e6, "≥ 6 M"),
@@ -73,7 +73,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             bench,
             "broadcast dispatcher × 4: deliveries/s",
             async || library::broadcast(CONSUMERS, window).await,
-            async || baseline::broadcast(CONSUMERS, window).await,
+            async || Ok(baseline::broadcast(CONSUMERS, window).await),
         )?
         .beam("34 M")
         .at_least(200e6, "≥ 200 M"),
@@ -81,7 +81,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             bench,
             "partition dispatcher × 4: events/s",
             async || library::partition(CONSUMERS, window).await,
-            async || baseline::partition(CONSUMERS, window).await,
+            async || Ok(baseline::partition(CONSUMERS, window).await),
         )?
         .beam("4.8 M")
         .at_least(50e6, "≥ 50 M"),
@@ -90,16 +90,16 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
 }
 
 /// Measures both in turn, each on its own runtime.
-fn line(
+pub(super) fn line(
     bench: &Bench,
     work: &str,
     library: impl AsyncFn() -> Result<f64, LoadError>,
-    baseline: impl AsyncFn() -> f64,
+    baseline: impl AsyncFn() -> Result<f64, LoadError>,
 ) -> Result<Line, LoadError> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..bench.rounds {
         ours.push(Runtime::new()?.block_on(library())?);
-        theirs.push(Runtime::new()?.block_on(baseline()));
+        theirs.push(Runtime::new()?.block_on(baseline())?);
     }
     let rounds = "there is at least one round";
     Ok(Line::new(work, Figure::new(ours).expect(rounds))
