@@ -20,6 +20,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A call on the file, which is executed in a transaction with others.
 trait Call: Send {
+    /// Whether it writes by one statement, which SQLite executes as a whole or not at all.
+    fn is_one_statement(&self) -> bool;
+
     /// Executes it. Returns whether what it has written stays.
     fn execute(&mut self, connection: &Connection) -> bool;
 
@@ -33,6 +36,7 @@ struct Calling<R, F, U> {
     result: Option<Result<R, SqliteError>>,
     sender: oneshot::Sender<Result<R, SqliteError>>,
     unheard: U,
+    is_one_statement: bool,
 }
 
 impl<R, F, U> Call for Calling<R, F, U>
@@ -41,6 +45,10 @@ where
     F: FnOnce(&Connection) -> Result<R, SqliteError> + Send,
     U: FnOnce(R) + Send,
 {
+    fn is_one_statement(&self) -> bool {
+        self.is_one_statement
+    }
+
     fn execute(&mut self, connection: &Connection) -> bool {
         let call = self.call.take();
         self.result = call.map(|call| call(connection));
@@ -93,8 +101,25 @@ impl File {
         call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
         unheard: impl FnOnce(R) + Send + 'static,
     ) -> Result<R, SqliteError> {
+        self.send(call, unheard, false).await
+    }
+
+    /// The same for a call that executes one statement. It needs no savepoint, so it costs less.
+    pub(super) async fn call_statement<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
+    ) -> Result<R, SqliteError> {
+        self.send(call, |_| {}, true).await
+    }
+
+    async fn send<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
+        unheard: impl FnOnce(R) + Send + 'static,
+        is_one_statement: bool,
+    ) -> Result<R, SqliteError> {
         let (sender, answer) = oneshot::channel();
-        let call = Calling { call: Some(call), result: None, sender, unheard };
+        let call = Calling { call: Some(call), result: None, sender, unheard, is_one_statement };
         self.calls.send(Box::new(call)).await.map_err(|_| SqliteError::Closed)?;
         answer.await.map_err(|_| SqliteError::Closed)?
     }
@@ -105,7 +130,8 @@ impl File {
         call: impl FnOnce(&Connection) -> Result<(), SqliteError> + Send + 'static,
     ) {
         let (sender, _) = oneshot::channel();
-        let call = Calling { call: Some(call), result: None, sender, unheard: |()| {} };
+        let (unheard, is_one_statement) = (|()| {}, false);
+        let call = Calling { call: Some(call), result: None, sender, unheard, is_one_statement };
         let _ = self.calls.try_send(Box::new(call));
     }
 }
@@ -147,14 +173,21 @@ fn execute(
 ) -> Result<(), SqliteError> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     loop {
-        let mut savepoint = transaction.savepoint()?;
-        if let Some(call) = group.last_mut()
-            && !call.execute(&savepoint)
-        {
-            // The others are kept.
-            savepoint.rollback()?;
+        if let Some(call) = group.last_mut() {
+            if call.is_one_statement() {
+                // Some errors end the transaction. What follows would be written for itself.
+                if !call.execute(&transaction) && transaction.is_autocommit() {
+                    return Err(SqliteError::RolledBack);
+                }
+            } else {
+                let mut savepoint = transaction.savepoint()?;
+                if !call.execute(&savepoint) {
+                    // The others are kept.
+                    savepoint.rollback()?;
+                }
+                savepoint.commit()?;
+            }
         }
-        savepoint.commit()?;
         if group.len() == CALLS {
             break;
         }
@@ -168,6 +201,39 @@ fn execute(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_statement_that_ends_the_transaction_is_an_error_of_all_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = File::open(folder.path().join("queue.db")).await.unwrap();
+        let trigger = |connection: &Connection| {
+            Ok(connection.execute_batch(
+                "CREATE TRIGGER refused BEFORE INSERT ON pipeline_items WHEN NEW.key = '5'
+                 BEGIN SELECT RAISE(ROLLBACK, 'refused'); END",
+            )?)
+        };
+        file.call(trigger, |()| {}).await.unwrap();
+        let pushes = (0..100).map(|n: usize| {
+            let file = file.clone();
+            tokio::spawn(async move {
+                let push = move |connection: &Connection| {
+                    let item = crate::Item::new("").key(n.to_string());
+                    Ok(super::super::push_in(connection, "queue", &item)?)
+                };
+                file.call_statement(push).await
+            })
+        });
+        let mut stored = 0;
+        for push in pushes.collect::<Vec<_>>() {
+            stored += i64::from(push.await.unwrap().is_ok());
+        }
+        assert!(stored < 100, "one is refused");
+        let count = |connection: &Connection| {
+            let count = "SELECT count(*) FROM pipeline_items";
+            Ok(connection.query_row(count, [], |row| row.get::<_, i64>(0))?)
+        };
+        assert_eq!(file.call(count, |_| {}).await.unwrap(), stored);
+    }
 
     #[tokio::test]
     async fn a_commit_is_synchronized_with_the_disk() {

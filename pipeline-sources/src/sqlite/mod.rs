@@ -137,6 +137,9 @@ pub enum SqliteError {
     /// A statement or a transaction failed.
     #[error("a statement of the queue failed: {0}")]
     Statement(#[source] Arc<rusqlite::Error>),
+    /// A call failed, and SQLite has rolled back what was written with it.
+    #[error("the transaction of the queue was rolled back, because a statement of it failed")]
+    RolledBack,
     /// The thread of the file could not be started.
     #[error("cannot start the thread of the queue")]
     Thread(#[source] Arc<std::io::Error>),
@@ -243,7 +246,7 @@ impl SqliteQueue {
     pub async fn push(&self, item: Item) -> Result<i64, SqliteError> {
         let queue = self.queue.clone();
         let push = move |connection: &Connection| Ok(push_in(connection, &queue, &item)?);
-        let id = self.file.call(push, |_| {}).await?;
+        let id = self.file.call_statement(push).await?;
         self.added.notify_waiters();
         Ok(id)
     }
