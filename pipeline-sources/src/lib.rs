@@ -6,6 +6,7 @@
 //!
 //! | broker | feature |
 //! | --- | --- |
+//! | a stream of NATS JetStream, [`nats`] | `nats` |
 //! | a table in a SQLite file, [`sqlite`] | `sqlite` |
 //!
 //! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`].
@@ -20,6 +21,9 @@ pub mod contract;
 mod demand;
 mod item;
 mod metrics;
+#[cfg(feature = "nats")]
+#[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
+pub mod nats;
 mod options;
 mod random;
 mod source;

@@ -1,0 +1,609 @@
+//! A durable queue in a stream of NATS JetStream.
+//!
+//! ```no_run
+//! use pipeline_core::{
+//!     Pipeline,
+//!     processing::{Message, Processors},
+//! };
+//! use pipeline_sources::{Item, SourceOptions, nats::NatsQueue};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let queue = NatsQueue::new("nats://localhost", "orders")?;
+//!
+//! // When it returns, the server has stored the item.
+//! queue.push(Item::new(r#"{"id": 7}"#)).await?;
+//!
+//! let handle = async |order: &mut Message<serde_json::Value>| {
+//!     println!("order {}", order["id"]);
+//!     Ok(())
+//! };
+//! let mut pipeline = Pipeline::of_messages("orders")
+//!     .source(queue.source(SourceOptions::new()).json::<serde_json::Value>())
+//!     .processors(Processors::from_fn(handle))
+//!     .start()?;
+//! pipeline.join().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The stream and its consumer are made if they are missing, also after the server has lost them. A stream
+//! that is there is used as it is; the consumer gets the lease of the last process that connects. It needs
+//! a server of version 2.9 or later.
+//!
+//! # Messages of other programs
+//!
+//! Any program may publish to the queue's subject; a payload is enough. Headers of the message are those of
+//! the item, except
+//!
+//! | header | what it is |
+//! | --- | --- |
+//! | `Pipeline-Key` | the key |
+//! | `traceparent` | the trace, as the W3C has defined it |
+//! | `Pipeline-Item` | a JSON object with `key` and `headers`, for those that cannot be headers of NATS: with line ends, with space around them, or of a name that is taken |
+//! | `Nats-…` | read by the server, and no part of the item |
+//!
+//! The time at which an item was added is the one of the message. A message whose `Pipeline-Item` is not
+//! valid is given up, and so is one with headers that are not text.
+//!
+//! # What JetStream promises
+//!
+//! - A message is stored when it is confirmed. The server leaves it to the system when its disk is
+//!   synchronized (`sync_interval`, two minutes): it survives the death of the server, and a loss of power
+//!   with [replicas](NatsOptions::replicas) on other machines.
+//! - An outcome is taken over when it is confirmed. The server writes outcomes to its disk a little later:
+//!   one that is killed may deliver again what was done in its last moments.
+//! - Items are delivered in the order in which they were added; after a retry or a lease that is over, later
+//!   ones may have been handled before.
+//! - JetStream counts each delivery, also one that was given back by a drain. Where drains are frequent,
+//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) has to allow for them.
+
+mod format;
+mod link;
+mod session;
+
+use std::{
+    error::Error,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use async_nats::{ConnectError, ConnectOptions, RequestError, ServerAddr};
+use serde_json::{Value, json};
+use thiserror::Error;
+use tokio::{sync::Mutex, time::timeout};
+
+use self::link::{Link, RESERVED, Stream};
+pub use self::session::{NatsFetch, NatsReceipt, NatsSettle};
+use crate::{
+    broker::{Backlog, BrokerError},
+    item::{DeadLetter, Item},
+    options::SourceOptions,
+    source::Source,
+};
+
+/// A queue in a stream of NATS JetStream.
+///
+/// Cheap to clone. It connects when it is used first. Pushes share one connection, and each source has one
+/// of its own. What different tasks push at the same time is under way together.
+#[derive(Clone, Debug)]
+pub struct NatsQueue {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    servers: Vec<ServerAddr>,
+    stream: Box<str>,
+    subject: Box<str>,
+    dead_stream: Box<str>,
+    dead_subject: Box<str>,
+    options: NatsOptions,
+    /// The connection of pushes and of calls about dead letters.
+    link: Mutex<Option<Link>>,
+    /// Whether a connection was lost while messages were on their way, so that one of them may be what the
+    /// client library cannot read.
+    suspect: AtomicBool,
+}
+
+/// Where a stream is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NatsStorage {
+    /// In files of the server.
+    #[default]
+    File,
+    /// In the server's memory. It is lost with the server, unless there are replicas.
+    Memory,
+}
+
+/// The options of a queue in a stream of NATS JetStream. Those of the stream concern one that is made.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct NatsOptions {
+    subject: Option<Box<str>>,
+    consumer: Box<str>,
+    dead_letters: Option<Box<str>>,
+    domain: Option<Box<str>>,
+    lease: Duration,
+    timeout: Duration,
+    storage: NatsStorage,
+    replicas: usize,
+    max_bytes: Option<u64>,
+    duplicate_window: Duration,
+    max_pending: u32,
+    connect: ConnectOptions,
+}
+
+impl Default for NatsOptions {
+    fn default() -> Self {
+        Self {
+            subject: None,
+            consumer: "pipeline".into(),
+            dead_letters: None,
+            domain: None,
+            lease: Duration::from_secs(30),
+            timeout: Duration::from_secs(5),
+            storage: NatsStorage::File,
+            replicas: 1,
+            max_bytes: None,
+            duplicate_window: Duration::from_secs(120),
+            max_pending: 100_000,
+            connect: ConnectOptions::new(),
+        }
+    }
+}
+
+impl NatsOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The subject of the items. Default the name of the stream.
+    pub fn subject(mut self, subject: impl Into<Box<str>>) -> Self {
+        self.subject = Some(subject.into());
+        self
+    }
+
+    /// The name of the durable consumer. Sources with the same consumer share the items. Default
+    /// `pipeline`.
+    pub fn consumer(mut self, consumer: impl Into<Box<str>>) -> Self {
+        self.consumer = consumer.into();
+        self
+    }
+
+    /// The stream of the dead letters, and their subject. Default the name of the stream with `_dead`. It
+    /// has no limit.
+    pub fn dead_letters(mut self, stream: impl Into<Box<str>>) -> Self {
+        self.dead_letters = Some(stream.into());
+        self
+    }
+
+    /// The domain of JetStream. Default that of the server.
+    pub fn domain(mut self, domain: impl Into<Box<str>>) -> Self {
+        self.domain = Some(domain.into());
+        self
+    }
+
+    /// How long after the death of a process its items are delivered again. Default 30 seconds. It is
+    /// renewed while an item is handled. The last process that connects decides.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.max(Duration::from_millis(100));
+        self
+    }
+
+    /// How long the server may take for an answer. Default 5 seconds.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout.max(Duration::from_millis(10));
+        self
+    }
+
+    /// Where the stream is kept. Default in files.
+    pub fn storage(mut self, storage: NatsStorage) -> Self {
+        self.storage = storage;
+        self
+    }
+
+    /// On how many servers of a cluster the stream is kept. Default 1.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// How large the stream may become. Beyond it a push is refused, and no item is lost. Default as large
+    /// as the server allows.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = Some(bytes);
+        self
+    }
+
+    /// How long the server remembers the ids of [`push_with_id`](NatsQueue::push_with_id). Default two
+    /// minutes.
+    pub fn duplicate_window(mut self, window: Duration) -> Self {
+        self.duplicate_window = window.max(Duration::from_millis(100));
+        self
+    }
+
+    /// How many items may be delivered and not done, in all sources together and with those that wait for
+    /// a retry. Beyond it none are delivered. Default 100,000.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn max_pending(mut self, items: u32) -> Self {
+        assert!(items > 0, "at least one item must be delivered");
+        self.max_pending = items;
+        self
+    }
+
+    /// How connections are made: users, tokens, TLS. What concerns reconnecting has no effect, for the
+    /// source connects again. The type is of the crate `async-nats`, which has features for other ways to
+    /// authenticate.
+    pub fn connect_options(mut self, options: ConnectOptions) -> Self {
+        self.connect = options;
+        self
+    }
+
+    fn api(&self) -> Arc<str> {
+        let domain = self.domain.as_deref().map(|domain| format!("$JS.{domain}.API"));
+        domain.as_deref().unwrap_or("$JS.API").into()
+    }
+}
+
+/// Why a call of a queue of NATS failed.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum NatsError {
+    /// The address of a server is not valid.
+    #[error("the address {0} of a server is not valid")]
+    Address(Arc<str>),
+    /// A name of a stream, a consumer or a subject is not valid.
+    #[error("{0:?} is no name for a stream, a consumer or a subject")]
+    Name(Arc<str>),
+    /// No server could be connected to.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] Arc<ConnectError>),
+    /// The connection was lost.
+    #[error("the connection to the server was lost")]
+    Lost,
+    /// The server did not answer in time.
+    #[error("{0}: the server has not answered in time")]
+    Timeout(&'static str),
+    /// The stream or the consumer is missing, or the server has no JetStream.
+    #[error("{0}: nothing has answered")]
+    NotThere(&'static str),
+    /// The item is too large for the server.
+    #[error("an item of {size} bytes is too large for the server, which takes {limit}")]
+    TooLarge {
+        /// Its size with its headers.
+        size: usize,
+        /// The largest.
+        limit: usize,
+    },
+    /// The server has refused a request, such as a push to a stream that is full.
+    #[error("{what}: {description} (code {code})")]
+    Refused {
+        /// What was asked for.
+        what: &'static str,
+        /// The server's code.
+        code: u64,
+        /// The server's words.
+        description: Arc<str>,
+    },
+    /// A request could not be sent.
+    #[error("a request failed: {0}")]
+    Request(#[source] Arc<RequestError>),
+    /// The server has answered something else.
+    #[error("{0}: an unexpected answer: {1}")]
+    Unexpected(&'static str, Arc<str>),
+}
+
+impl NatsError {
+    /// Whether it is for want of a stream or its consumer.
+    const fn is_missing(&self) -> bool {
+        let code = match self {
+            Self::NotThere(_) => return true,
+            Self::Refused { code, .. } => *code,
+            _ => return false,
+        };
+        matches!(code, link::STREAM_NOT_FOUND | link::CONSUMER_NOT_FOUND)
+    }
+
+    fn json(what: &'static str, error: &serde_json::Error) -> Self {
+        Self::Unexpected(what, error.to_string().into())
+    }
+}
+
+impl From<NatsError> for BrokerError {
+    fn from(error: NatsError) -> Self {
+        Self::new(Box::<dyn Error + Send + Sync>::from(error))
+    }
+}
+
+/// Makes a call on the connection of pushes. If a stream is missing, makes it and calls again.
+macro_rules! on_link {
+    ($shared:expr, $link:ident => $call:expr) => {{
+        let $link = $shared.connected().await?;
+        match { $call }.await {
+            Err(error) if error.is_missing() => {
+                $shared.prepare(&$link).await?;
+                { $call }.await
+            }
+            answered => answered,
+        }
+    }};
+}
+
+/// Whether it may be the name of a stream or a consumer.
+fn is_name(name: &str) -> bool {
+    let is_odd = |c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c);
+    !name.is_empty() && !name.contains(is_odd)
+}
+
+/// Whether items can be published to it.
+fn is_subject(subject: &str) -> bool {
+    subject.split('.').all(is_name)
+}
+
+impl NatsQueue {
+    /// A queue in the stream of this name, with default options. Several servers are separated by commas.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if the address or the name is not valid. It does not connect yet.
+    pub fn new(servers: &str, stream: &str) -> Result<Self, NatsError> {
+        Self::with(servers, stream, NatsOptions::new())
+    }
+
+    /// A queue in the stream of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if the address or a name is not valid. It does not connect yet.
+    pub fn with(servers: &str, stream: &str, options: NatsOptions) -> Result<Self, NatsError> {
+        let servers = servers
+            .split(',')
+            .map(|server| server.trim().parse().map_err(|_| NatsError::Address(server.into())))
+            .collect::<Result<Vec<ServerAddr>, _>>()?;
+        let subject = options.subject.clone().unwrap_or_else(|| stream.into());
+        let dead = options.dead_letters.clone().unwrap_or_else(|| format!("{stream}_dead").into());
+        let names =
+            [stream, &options.consumer, &dead].into_iter().map(|name| (name, is_name(name)));
+        let subjects = [(&*subject, is_subject(&subject))];
+        for (name, is_valid) in names.chain(subjects) {
+            if !is_valid {
+                return Err(NatsError::Name(name.into()));
+            }
+        }
+        let shared = Shared {
+            servers,
+            stream: stream.into(),
+            subject,
+            dead_subject: dead.clone(),
+            dead_stream: dead,
+            options,
+            link: Mutex::default(),
+            suspect: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The name of the stream.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.stream
+    }
+
+    /// Adds an item. When it returns the item's sequence in the stream, the server has stored it.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if it was not confirmed. After a [time-out](NatsError::Timeout) or a
+    /// [lost connection](NatsError::Lost) it may be there nevertheless; an
+    /// [id](NatsQueue::push_with_id) makes it safe to push it again.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the item may be added or not.
+    pub async fn push(&self, item: Item) -> Result<u64, NatsError> {
+        self.publish(&item, None).await
+    }
+
+    /// Adds an item, unless one with this id was added in the
+    /// [last two minutes](NatsOptions::duplicate_window). Returns the sequence of the one that is there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`push`](NatsQueue::push).
+    pub async fn push_with_id(&self, item: Item, id: &str) -> Result<u64, NatsError> {
+        if id.is_empty() || id.trim() != id || id.contains(char::is_control) {
+            return Err(NatsError::Name(id.into()));
+        }
+        self.publish(&item, Some(id)).await
+    }
+
+    async fn publish(&self, item: &Item, id: Option<&str>) -> Result<u64, NatsError> {
+        let headers = format::to_headers(item);
+        let size = item.payload.len() + size_of_headers(&headers);
+        on_link!(self.shared, link => {
+            let limit = link.client().max_payload().saturating_sub(RESERVED);
+            if size > limit {
+                return Err(NatsError::TooLarge { size, limit });
+            }
+            link.publish(&self.shared.subject, headers.clone(), item.payload.clone(), id)
+        })
+    }
+
+    /// A source of the queue's items. A queue may have several, in any number of processes; each item is
+    /// delivered to one of them at a time.
+    #[must_use]
+    pub fn source(&self, options: SourceOptions) -> Source<Self> {
+        Source::new(self.clone(), options)
+    }
+
+    /// How many items there are, and when the oldest was added.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if the server did not tell.
+    pub async fn backlog(&self) -> Result<Backlog, NatsError> {
+        on_link!(self.shared, link => self.shared.backlog(&link))
+    }
+
+    /// Up to `limit` items that were given up, in their order, after the one with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if the server did not tell.
+    pub async fn dead_letters(
+        &self,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<DeadLetter<u64>>, NatsError> {
+        on_link!(self.shared, link => self.shared.dead_letters(&link, after, limit))
+    }
+
+    /// Adds an item that was given up to the queue again, as a new item. Returns its new sequence, or
+    /// `None` if there is none with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if a request failed. The item may then be both in the queue and among the dead
+    /// letters.
+    pub async fn replay(&self, id: u64) -> Result<Option<u64>, NatsError> {
+        on_link!(self.shared, link => self.shared.replay(&link, id))
+    }
+
+    /// Removes an item that was given up. Returns whether there was one with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if a request failed.
+    pub async fn drop_dead_letter(&self, id: u64) -> Result<bool, NatsError> {
+        on_link!(self.shared, link => link.remove(&self.shared.dead_stream, id))
+    }
+}
+
+fn size_of_headers(headers: &async_nats::HeaderMap) -> usize {
+    let sizes = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values.iter().map(move |value| name.len() + value.as_str().len() + 4)
+    });
+    // The line of the version, and the empty one.
+    sizes.sum::<usize>() + 12
+}
+
+fn dead_letter(stored: link::Stored) -> DeadLetter<u64> {
+    let headers = format::parse_headers(&stored.headers);
+    let death = format::death(&headers);
+    let headers = format::without_death(&headers);
+    let item = format::to_item(Some(&headers), stored.payload).unwrap_or_else(|(item, _)| item);
+    DeadLetter {
+        id: stored.sequence,
+        item,
+        enqueued_at: death.enqueued_at(),
+        given_up_at: death.given_up_at(),
+        deliveries: death.deliveries,
+        reason: death.reason.into(),
+    }
+}
+
+impl Shared {
+    /// The connection of pushes.
+    async fn connected(&self) -> Result<Link, NatsError> {
+        // Waiting for others that connect counts too.
+        let link = timeout(self.options.timeout * 2, self.link());
+        link.await.map_err(|_| NatsError::Timeout("connecting"))?
+    }
+
+    async fn link(&self) -> Result<Link, NatsError> {
+        let mut kept = self.link.lock().await;
+        if let Some(link) = kept.as_ref().filter(|link| !link.is_lost()) {
+            return Ok(link.clone());
+        }
+        let link = Link::connect(&self.servers, &self.options).await?;
+        self.prepare(&link).await?;
+        Ok(kept.insert(link).clone())
+    }
+
+    /// Makes what is missing. Returns what the server tells about the stream and its consumer.
+    async fn prepare(&self, link: &Link) -> Result<[Value; 2], NatsError> {
+        let options = &self.options;
+        let max_bytes = options.max_bytes;
+        let (name, subject) = (&*self.stream, &*self.subject);
+        let stream =
+            link.stream(&Stream { name, subject, is_queue: true, max_bytes, options }).await?;
+        let (name, subject) = (&*self.dead_stream, &*self.dead_subject);
+        link.stream(&Stream { name, subject, is_queue: false, max_bytes: None, options }).await?;
+        let consumer = json!({
+            "stream_name": self.stream,
+            "config": {
+                "durable_name": options.consumer,
+                "deliver_policy": "all",
+                "ack_policy": "explicit",
+                "ack_wait": u64::try_from(options.lease.as_nanos()).unwrap_or(u64::MAX),
+                "max_deliver": -1,
+                "max_ack_pending": options.max_pending,
+                "filter_subject": self.subject,
+                "replay_policy": "instant",
+            },
+        });
+        let api = format!("CONSUMER.DURABLE.CREATE.{}.{}", self.stream, options.consumer);
+        let consumer = link.api("making the consumer", &api, &consumer).await?;
+        Ok([stream, consumer])
+    }
+
+    async fn dead_letters(
+        &self,
+        link: &Link,
+        mut after: u64,
+        limit: u32,
+    ) -> Result<Vec<DeadLetter<u64>>, NatsError> {
+        let mut dead = Vec::new();
+        while dead.len() < usize::try_from(limit).unwrap_or(usize::MAX) {
+            let wanted = json!({ "seq": after + 1, "next_by_subj": self.dead_subject });
+            let stored = link.stored(&self.dead_stream, &wanted).await?;
+            let Some(stored) = stored else { break };
+            after = stored.sequence;
+            dead.push(dead_letter(stored));
+        }
+        Ok(dead)
+    }
+
+    async fn replay(&self, link: &Link, id: u64) -> Result<Option<u64>, NatsError> {
+        let stored = link.stored(&self.dead_stream, &json!({ "seq": id })).await?;
+        let Some(stored) = stored else { return Ok(None) };
+        let headers = format::parse_headers(&stored.headers);
+        // If the dead letter cannot be removed, another replay soon after adds no second item.
+        let replayed = headers.get(format::MESSAGE_ID).map(|id| format!("replay.{}", id.as_str()));
+        let before = format::without_death(&headers);
+        let new = link.publish(&self.subject, before, stored.payload, replayed.as_deref()).await?;
+        link.remove(&self.dead_stream, id).await?;
+        Ok(Some(new))
+    }
+
+    async fn backlog(&self, link: &Link) -> Result<Backlog, NatsError> {
+        let what = "asking for the backlog";
+        let consumer = format!("CONSUMER.INFO.{}.{}", self.stream, self.options.consumer);
+        let (none, dead) = (json!({}), format!("STREAM.INFO.{}", self.dead_stream));
+        let stream = format!("STREAM.INFO.{}", self.stream);
+        let (consumer, stream, dead) = tokio::try_join!(
+            link.api::<Value>(what, &consumer, &none),
+            link.api::<Value>(what, &stream, &none),
+            link.api::<Value>(what, &dead, &none),
+        )?;
+        let count = |value: &Value| value.as_u64();
+        let pending = count(&consumer["num_pending"]);
+        let delivered = count(&consumer["num_ack_pending"]);
+        let items = pending.zip(delivered).map(|(pending, delivered)| pending + delivered);
+        // Of other streams, the first message may be done.
+        let is_queue = stream["config"]["retention"] == "workqueue";
+        let oldest = stream["state"]["first_ts"].as_str().filter(|_| is_queue && items != Some(0));
+        Ok(Backlog {
+            items,
+            oldest: oldest.and_then(format::from_rfc3339),
+            dead_letters: count(&dead["state"]["messages"]),
+        })
+    }
+}

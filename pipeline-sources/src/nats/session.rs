@@ -1,0 +1,359 @@
+//! A session of a source: pulls by demand, and outcomes that are confirmed.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::{Duration, SystemTime},
+};
+
+use async_nats::{HeaderMap, Message, Request, Subscriber};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    NatsError, NatsQueue, Shared,
+    format::{self, Death},
+    link::{Link, Stored},
+    size_of_headers,
+};
+use crate::{
+    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    clock::now,
+    item::Delivery,
+};
+
+/// How long the server keeps a pull open.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// How many requests are under way together.
+const AT_ONCE: usize = 32;
+
+/// How many messages at either end of those that are not done are looked at for one that the client library
+/// cannot read.
+const SUSPECTS: u64 = 1000;
+
+/// What identifies a delivery: where its outcome is sent, and in which life of the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NatsReceipt {
+    /// The subject of acknowledgements.
+    reply: Arc<str>,
+    /// A stream that was lost and made again has the same subjects for other items.
+    life: u64,
+}
+
+/// What the halves of a session share.
+#[derive(Debug)]
+struct Session {
+    shared: Arc<Shared>,
+    link: Link,
+    life: u64,
+}
+
+impl Broker for NatsQueue {
+    type Receipt = NatsReceipt;
+    type Fetch = NatsFetch;
+    type Settle = NatsSettle;
+
+    async fn connect(&self) -> Result<(NatsFetch, NatsSettle), BrokerError> {
+        let shared = self.shared.clone();
+        let link = Link::connect(&shared.servers, &shared.options).await?;
+        let told = shared.prepare(&link).await?;
+        let mut life = DefaultHasher::new();
+        for told in &told {
+            told["created"].as_str().hash(&mut life);
+        }
+        let session = Arc::new(Session { shared, link, life: life.finish() });
+        if session.shared.suspect.load(SeqCst) {
+            let [_, consumer] = &told;
+            session.give_up_what_is_unreadable(consumer).await?;
+            session.shared.suspect.store(false, SeqCst);
+        }
+        let fetch = NatsFetch { session: session.clone(), pulled: None };
+        Ok((fetch, NatsSettle(session)))
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        Some(self.shared.options.lease)
+    }
+}
+
+/// Takes items from a stream.
+#[derive(Debug)]
+pub struct NatsFetch {
+    session: Arc<Session>,
+    /// What pulls are answered on, while none is open.
+    pulled: Option<Pulled>,
+}
+
+#[derive(Debug)]
+struct Pulled {
+    subject: String,
+    messages: Subscriber,
+}
+
+impl Fetch for NatsFetch {
+    type Receipt = NatsReceipt;
+
+    async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<NatsReceipt>>, BrokerError> {
+        // A pull that waits for several items would be open when the first ones are handed on, and could
+        // deliver more than there is demand for then.
+        let no_wait = json!({ "batch": max, "no_wait": true });
+        let there = self.pull(&no_wait, max, Duration::ZERO).await?;
+        if !there.is_empty() {
+            return Ok(there);
+        }
+        let nanoseconds = u64::try_from(WAIT.as_nanos()).unwrap_or(u64::MAX);
+        Ok(self.pull(&json!({ "batch": 1, "expires": nanoseconds }), 1, WAIT).await?)
+    }
+}
+
+impl NatsFetch {
+    async fn pull(
+        &mut self,
+        request: &Value,
+        max: usize,
+        wait: Duration,
+    ) -> Result<Vec<Delivery<NatsReceipt>>, NatsError> {
+        let session = self.session.clone();
+        let (link, shared) = (&session.link, &session.shared);
+        let pulled = match self.pulled.take() {
+            Some(pulled) => pulled,
+            None => {
+                let subject = link.client().new_inbox();
+                let subscribed = timeout(link.timeout(), link.client().subscribe(subject.clone()));
+                let subscribed =
+                    subscribed.await.map_err(|_| NatsError::Timeout("pulling items"))?;
+                Pulled { subject, messages: subscribed.map_err(|_| NatsError::Lost)? }
+            }
+        };
+        let mut open = OpenPull { session: &session, pulled: Some(pulled) };
+        let Some(pulled) = &mut open.pulled else { return Ok(Vec::new()) };
+        let api = format!("CONSUMER.MSG.NEXT.{}.{}", shared.stream, shared.options.consumer);
+        let (api, body) = (link.api_subject(&api), Bytes::from(request.to_string()));
+        let sent = link.client().publish_with_reply(api, pulled.subject.clone(), body);
+        let sent = timeout(link.timeout(), sent).await;
+        sent.map_err(|_| NatsError::Timeout("pulling items"))?.map_err(|_| NatsError::Lost)?;
+        let mut taken = Vec::new();
+        let mut deadline = Instant::now() + wait + link.timeout();
+        while taken.len() < max {
+            let message = tokio::select! {
+                message = pulled.messages.next() => message.ok_or(NatsError::Lost),
+                lost = link.lost() => Err(lost),
+                () = sleep_until(deadline) => Err(NatsError::Timeout("pulling items")),
+            };
+            if matches!(message, Err(NatsError::Lost)) {
+                shared.suspect.store(true, SeqCst);
+            }
+            let message = message?;
+            deadline = Instant::now() + wait + link.timeout();
+            match message.status.map(|status| status.as_u16()) {
+                None => taken.push(session.delivery(message)?),
+                // A sign of life.
+                Some(100) => {}
+                // No more are there, or the time of the pull is over.
+                Some(404 | 408) => break,
+                Some(503) => return Err(NatsError::NotThere("pulling items")),
+                Some(code) => {
+                    let description = message.description.unwrap_or_default();
+                    if description.contains("MaxAckPending") {
+                        break;
+                    }
+                    return Err(NatsError::Refused {
+                        what: "pulling items",
+                        code: code.into(),
+                        description: description.into(),
+                    });
+                }
+            }
+        }
+        self.pulled = open.pulled.take();
+        Ok(taken)
+    }
+}
+
+/// A pull that is open. If it is dropped, what arrives yet is given back.
+struct OpenPull<'a> {
+    session: &'a Arc<Session>,
+    pulled: Option<Pulled>,
+}
+
+impl Drop for OpenPull<'_> {
+    fn drop(&mut self) {
+        let (Some(mut pulled), Ok(runtime)) = (self.pulled.take(), Handle::try_current()) else {
+            return;
+        };
+        let session = self.session.clone();
+        let give_back = async move {
+            // The server does not answer a pull whose subject has no subscription.
+            if pulled.messages.drain().await.is_err() {
+                return;
+            }
+            while let Some(message) = pulled.messages.next().await {
+                if let (Some(reply), None) = (message.reply, message.status) {
+                    let _ = session.link.client().publish(reply, RELEASE).await;
+                }
+            }
+        };
+        let limit = self.session.link.timeout();
+        runtime.spawn(async move { timeout(limit, give_back).await });
+    }
+}
+
+const DONE: Bytes = Bytes::from_static(b"+ACK");
+const RELEASE: Bytes = Bytes::from_static(b"-NAK");
+const GIVEN_UP: Bytes = Bytes::from_static(b"+TERM");
+const IN_WORK: Bytes = Bytes::from_static(b"+WPI");
+
+/// Stores the outcomes of a stream's items.
+#[derive(Debug)]
+pub struct NatsSettle(Arc<Session>);
+
+impl Settle for NatsSettle {
+    type Receipt = NatsReceipt;
+
+    async fn settle(&mut self, settlements: &[Settlement<NatsReceipt>]) -> Result<(), BrokerError> {
+        let session = &self.0;
+        let known = settlements.iter().filter(|known| known.receipt.life == session.life);
+        let given_up = known.clone().filter_map(|settlement| match &settlement.outcome {
+            Outcome::GiveUp { reason } => Some((settlement.receipt.reply.clone(), reason.clone())),
+            _ => None,
+        });
+        // They are dead letters before the stream forgets them.
+        stream::iter(given_up.collect::<Vec<_>>())
+            .map(|(reply, reason)| async move { session.give_up(&reply, &reason).await })
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let answers = known.map(|settlement| {
+            let answer = match &settlement.outcome {
+                Outcome::Done => DONE,
+                Outcome::Release => RELEASE,
+                Outcome::GiveUp { .. } => GIVEN_UP,
+                Outcome::Retry(delay) => {
+                    let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+                    format!("-NAK {{\"delay\": {}}}", delay.min(i64::MAX.unsigned_abs())).into()
+                }
+            };
+            (settlement.receipt.reply.clone(), answer)
+        });
+        Ok(session.answer(answers.collect()).await?)
+    }
+
+    async fn renew(&mut self, receipts: &[NatsReceipt]) -> Result<(), BrokerError> {
+        let session = &self.0;
+        let known = receipts.iter().filter(|receipt| receipt.life == session.life);
+        let answers = known.map(|receipt| (receipt.reply.clone(), IN_WORK));
+        Ok(session.answer(answers.collect()).await?)
+    }
+
+    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+        Ok(self.0.shared.backlog(&self.0.link).await?)
+    }
+}
+
+impl Session {
+    fn delivery(&self, message: Message) -> Result<Delivery<NatsReceipt>, NatsError> {
+        let reply = message.reply.as_deref().unwrap_or_default();
+        let told = format::told(reply)
+            .ok_or_else(|| NatsError::Unexpected("pulling items", reply.into()))?;
+        let receipt = NatsReceipt { reply: reply.into(), life: self.life };
+        let item = format::to_item(message.headers.as_ref(), message.payload);
+        let (item, malformed) = match item {
+            Ok(item) => (item, None),
+            Err((item, why)) => (item, Some(why)),
+        };
+        Ok(Delivery {
+            receipt,
+            id: told.sequence.to_string().into(),
+            item,
+            enqueued_at: told.enqueued_at,
+            deliveries: told.deliveries,
+            malformed,
+        })
+    }
+
+    /// Sends answers to deliveries, and returns when the server has taken them all. It reads them in their
+    /// order, so the last one alone is confirmed.
+    async fn answer(&self, mut answers: Vec<(Arc<str>, Bytes)>) -> Result<(), NatsError> {
+        let Some((last, answer)) = answers.pop() else { return Ok(()) };
+        let sending = async {
+            for (reply, answer) in answers {
+                let sent = self.link.client().publish(reply.to_string(), answer).await;
+                sent.map_err(|_| NatsError::Lost)?;
+            }
+            Ok(())
+        };
+        let sent = timeout(self.link.timeout(), sending).await;
+        sent.map_err(|_| NatsError::Timeout("storing outcomes"))??;
+        let request = Request::new().payload(answer);
+        self.link.request("storing outcomes", last.to_string(), request).await?;
+        Ok(())
+    }
+
+    /// Copies an item to the dead letters, unless it is gone.
+    async fn give_up(&self, reply: &str, reason: &str) -> Result<(), NatsError> {
+        let told = format::told(reply)
+            .ok_or_else(|| NatsError::Unexpected("giving an item up", reply.into()))?;
+        let wanted = json!({ "seq": told.sequence });
+        let stored = self.link.stored(&self.shared.stream, &wanted).await?;
+        let Some(stored) = stored else { return Ok(()) };
+        self.bury(stored, reason, told.deliveries, told.enqueued_at).await
+    }
+
+    async fn bury(
+        &self,
+        stored: Stored,
+        reason: &str,
+        deliveries: u32,
+        enqueued_at: Option<SystemTime>,
+    ) -> Result<(), NatsError> {
+        let death = Death::new(reason, deliveries, enqueued_at, now());
+        let mut headers = format::without_death(&format::parse_headers(&stored.headers));
+        format::with_death(&mut headers, &death);
+        let mut payload = stored.payload;
+        // An item of another program may be as large as the server allows.
+        let limit = self.link.client().max_payload().saturating_sub(100);
+        if payload.len() + size_of_headers(&headers) > limit {
+            headers = HeaderMap::new();
+            format::with_death(&mut headers, &death);
+            payload.truncate(limit.saturating_sub(size_of_headers(&headers)));
+        }
+        // If it is given up again because its outcome was not stored, there is one dead letter.
+        let id = format!("{:x}.{}", self.life, stored.sequence);
+        self.link.publish(&self.shared.dead_subject, headers, payload, Some(&id)).await?;
+        Ok(())
+    }
+
+    /// Gives up messages that the client library cannot read. It closes the connection at each of them, so
+    /// that they would come again and again.
+    async fn give_up_what_is_unreadable(&self, consumer: &Value) -> Result<(), NatsError> {
+        let sequence = |of: &str| consumer[of]["stream_seq"].as_u64().unwrap_or_default();
+        let (done, delivered) = (sequence("ack_floor"), sequence("delivered"));
+        let oldest = done + 1..=delivered.min(done + SUSPECTS);
+        let newest = delivered.saturating_sub(SUSPECTS).max(*oldest.end()) + 1..=delivered;
+        stream::iter(oldest.chain(newest))
+            .map(|sequence| self.give_up_if_unreadable(sequence))
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await
+    }
+
+    async fn give_up_if_unreadable(&self, sequence: u64) -> Result<(), NatsError> {
+        let wanted = json!({ "seq": sequence });
+        let stored = self.link.stored(&self.shared.stream, &wanted).await?;
+        let Some(stored) = stored else { return Ok(()) };
+        if format::is_readable(&stored.headers) {
+            return Ok(());
+        }
+        self.bury(stored, "its headers are not valid", 1, None).await?;
+        let Shared { stream, options, .. } = &*self.shared;
+        // What a delivery would have told.
+        let reply = format!("$JS.ACK.{stream}.{}.1.{sequence}.{sequence}.0.0", options.consumer);
+        self.answer(vec![(reply.into(), GIVEN_UP)]).await
+    }
+}

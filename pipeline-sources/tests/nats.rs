@@ -1,0 +1,464 @@
+//! The queue in a stream of NATS JetStream.
+#![cfg(all(feature = "nats", feature = "test-kit", unix))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+mod kills;
+mod outages;
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    Pipeline,
+    backoff::{Backoff, Jitter},
+    processing::{Failure, Message, Metadata, Processors},
+};
+use pipeline_sources::{
+    Item, Source, SourceOptions,
+    contract::{Faulty, Subject, check},
+    nats::{NatsError, NatsOptions, NatsQueue, NatsStorage},
+};
+use pipeline_test_support::servers::{Kind, Server};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::{sleep, timeout},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The server of a test, or the end of the test if there is none.
+macro_rules! server {
+    () => {
+        match Server::start(Kind::Nats).await {
+            Some(server) => server,
+            None => return,
+        }
+    };
+}
+
+/// Options with short times.
+fn short() -> NatsOptions {
+    let (lease, timeout) = (Duration::from_millis(300), Duration::from_secs(1));
+    NatsOptions::new().lease(lease).timeout(timeout)
+}
+
+fn quick() -> SourceOptions {
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
+    let backoff = backoff.jitter(Jitter::None);
+    SourceOptions::new().redeliver_after(backoff).reconnect_after(backoff).max_deliveries(3)
+}
+
+async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+type Seen = Arc<Mutex<Vec<(String, Metadata)>>>;
+
+fn texts(seen: &Seen) -> Vec<String> {
+    seen.lock().iter().map(|(text, _)| text.clone()).collect()
+}
+
+/// Starts a pipeline that keeps what arrives, and fails what is "bad".
+fn keep(queue: &NatsQueue) -> (Pipeline, Seen) {
+    let seen = Seen::default();
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let text = String::from_utf8(message.payload.to_vec())?;
+        log.lock().push((text.clone(), message.metadata().clone()));
+        if text == "bad" { Err(Failure::new("it is bad")) } else { Ok(()) }
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    (pipeline, seen)
+}
+
+async fn items(queue: &NatsQueue) -> u64 {
+    queue.backlog().await.unwrap().items.unwrap()
+}
+
+async fn reasons(queue: &NatsQueue) -> Vec<String> {
+    let dead = queue.dead_letters(0, 100).await.unwrap();
+    dead.iter().map(|dead| dead.reason.to_string()).collect()
+}
+
+/// A program that speaks NATS and knows nothing of the queue.
+struct Other(TcpStream);
+
+impl Other {
+    fn connect(server: &Server) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+        stream.write_all(b"CONNECT {\"headers\":true,\"verbose\":false}\r\n").unwrap();
+        Self(stream)
+    }
+
+    fn publish(&mut self, subject: &str, headers: &[u8], payload: &str) {
+        let head = [b"NATS/1.0\r\n", headers, b"\r\n"].concat();
+        let (inner, total) = (head.len(), head.len() + payload.len());
+        write!(self.0, "HPUB {subject} {inner} {total}\r\n").unwrap();
+        self.0.write_all(&[&head, payload.as_bytes(), b"\r\nPING\r\n"].concat()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"PONG\r\n") {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+    }
+}
+
+/// A queue of a server that the checks share.
+struct OfServer {
+    server: Arc<Server>,
+    queue: NatsQueue,
+}
+
+impl Subject for OfServer {
+    type Broker = NatsQueue;
+
+    fn broker(&self) -> NatsQueue {
+        self.queue.clone()
+    }
+
+    async fn push(&self, item: Item) {
+        self.queue.push(item).await.unwrap();
+    }
+
+    async fn push_malformed(&self) -> bool {
+        // The stream is made by the first call.
+        self.queue.backlog().await.unwrap();
+        let mut other = Other::connect(&self.server);
+        other.publish(self.queue.name(), b"Pipeline-Item: {\r\n", "x");
+        true
+    }
+
+    async fn dead_letters(&self) -> Vec<String> {
+        reasons(&self.queue).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_keeps_the_contract() {
+    let server = Arc::new(server!());
+    let made = AtomicUsize::new(0);
+    check(async || {
+        let name = format!("contract{}", made.fetch_add(1, SeqCst));
+        let queue = NatsQueue::with(&server.url(), &name, short()).unwrap();
+        OfServer { server: server.clone(), queue }
+    })
+    .await;
+}
+
+impl outages::Queue for NatsQueue {
+    type Broker = Self;
+
+    fn broker(&self) -> Self {
+        self.clone()
+    }
+
+    async fn try_push(&self, item: Item) -> Result<(), String> {
+        Self::push(self, item).await.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_loses_no_item() {
+    let mut server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    outages::killed(&mut server, queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_frozen_is_noticed_and_connected_to_again() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    outages::frozen(&server, queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_begins_when_its_server_is_there() {
+    let mut server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    outages::absent(&mut server, queue).await;
+}
+
+impl kills::Queue for NatsQueue {
+    type Broker = Self;
+
+    async fn open(address: &str) -> Self {
+        Self::with(address, "numbers", short().lease(kills::LEASE)).unwrap()
+    }
+
+    fn broker(&self) -> Self {
+        self.clone()
+    }
+
+    async fn push(&self, item: Item) {
+        Self::push(self, item).await.unwrap();
+    }
+
+    async fn is_empty(&self) -> bool {
+        items(self).await == 0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_loses_no_item() {
+    if kills::inside::<NatsQueue>().await {
+        return;
+    }
+    let server = server!();
+    let test = "a_process_that_is_killed_loses_no_item";
+    kills::handling::<NatsQueue>(test, &server.url(), kills::Order::None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_whose_push_has_returned_is_delivered_although_its_process_was_killed() {
+    if kills::inside::<NatsQueue>().await {
+        return;
+    }
+    let server = server!();
+    let test = "an_item_whose_push_has_returned_is_delivered_although_its_process_was_killed";
+    kills::pushing::<NatsQueue>(test, &server.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_listed_replayed_and_dropped() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    let item = Item::new("bad").key("k").header("kind", "test").header("lines", "a\nb");
+    for item in [item.clone(), Item::new("good"), Item::new("bad"), Item::new("bad")] {
+        queue.push(item).await.unwrap();
+    }
+    let (pipeline, seen) = keep(&queue);
+    until("three are given up", async || reasons(&queue).await.len() == 3).await;
+    until("all are done", async || items(&queue).await == 0).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(texts(&seen).iter().filter(|text| *text == "bad").count(), 9);
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(3));
+
+    let dead = queue.dead_letters(0, 2).await.unwrap();
+    assert_eq!(dead.len(), 2);
+    let first = dead.iter().find(|dead| dead.item.key.is_some()).unwrap();
+    assert_eq!((first.deliveries, &*first.reason), (3, "it is bad"));
+    assert_eq!(first.item, item);
+    assert!(first.enqueued_at.is_some() && first.enqueued_at <= first.given_up_at);
+    let rest = queue.dead_letters(dead[1].id, 100).await.unwrap();
+    assert_eq!(rest.len(), 1);
+    assert!(rest[0].id > dead[1].id);
+
+    assert_eq!(queue.replay(first.id + 1000).await.unwrap(), None);
+    let new = queue.replay(first.id).await.unwrap();
+    assert_eq!(new, Some(5));
+    assert_eq!(queue.replay(first.id).await.unwrap(), None);
+    assert_eq!(items(&queue).await, 1);
+    assert!(queue.drop_dead_letter(rest[0].id).await.unwrap());
+    assert!(!queue.drop_dead_letter(rest[0].id).await.unwrap());
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(1));
+
+    // What was replayed is delivered as a new item, and given up once more.
+    let (pipeline, seen) = keep(&queue);
+    until("it is given up again", async || reasons(&queue).await.len() == 2).await;
+    pipeline.drain(PATIENCE).await;
+    let (_, metadata) = seen.lock()[0].clone();
+    assert_eq!((metadata.key, metadata.deliveries), (item.key.clone(), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    queue.push(Item::new("first")).await.unwrap();
+    let mut other = Other::connect(&server);
+    other.publish("numbers", b"", "payload only");
+    other.publish("numbers", b"Pipeline-Key: \xd0\xba\r\nkind: a\r\nkind: b\r\n", "with headers");
+    other.publish("numbers", b"traceparent: nonsense\r\nNats-Msg-Id: 7\r\n", "odd trace");
+    other.publish("numbers", b"Pipeline-Item: [1\r\n", "not valid");
+    // The client library closes its connection at these.
+    other.publish("numbers", b"kind: \xff\xfe\r\n", "not text");
+    other.publish("numbers", b"no colon\r\n", "no header");
+    queue.push(Item::new("last")).await.unwrap();
+    let (pipeline, seen) = keep(&queue);
+    until("all are done", async || items(&queue).await == 0).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    let good = ["first", "payload only", "with headers", "odd trace", "last"];
+    let mut handled = texts(&seen);
+    handled.sort_by_key(|text| good.iter().position(|good| good == text));
+    handled.dedup();
+    assert_eq!(handled, good);
+    let seen = seen.lock().clone();
+    let (_, with_headers) = seen.iter().find(|(text, _)| text == "with headers").unwrap();
+    assert_eq!(with_headers.key.as_deref(), Some("к"));
+    assert_eq!(with_headers.headers, [("kind".into(), "a, b".into())]);
+    let (_, odd) = seen.iter().find(|(text, _)| text == "odd trace").unwrap();
+    assert!(odd.headers.is_empty() && odd.trace.is_none());
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    let mut why: Vec<_> = dead
+        .iter()
+        .map(|dead| (String::from_utf8_lossy(&dead.item.payload).into_owned(), &*dead.reason))
+        .collect();
+    why.sort_unstable();
+    let names: Vec<_> = why.iter().map(|(text, _)| &**text).collect();
+    assert_eq!(names, ["no header", "not text", "not valid"]);
+    assert!(why[..2].iter().all(|(_, why)| *why == "its headers are not valid"), "{why:?}");
+    assert!(why[2].1.starts_with("the header Pipeline-Item is not valid"), "{why:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_stream_refuses_items_and_keeps_those_that_it_has() {
+    let server = server!();
+    let options = short().max_bytes(10_000);
+    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    let mut stored = 0;
+    let refused = loop {
+        match queue.push(Item::new(vec![b'x'; 1000])).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(stored < 20, "it is never full");
+    };
+    assert!(matches!(refused, NatsError::Refused { .. }), "{refused:?}");
+    assert_eq!(items(&queue).await, stored);
+    let (pipeline, seen) = keep(&queue);
+    until("all are done", async || items(&queue).await == 0).await;
+    queue.push(Item::new("space")).await.unwrap();
+    until("all are done", async || items(&queue).await == 0).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(seen.lock().len() as u64, stored + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_with_an_id_is_added_once() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    let first = queue.push_with_id(Item::new("7"), "order 7").await.unwrap();
+    let second = queue.push_with_id(Item::new("7"), "order 7").await.unwrap();
+    assert_eq!(first, second);
+    assert_eq!(items(&queue).await, 1);
+    for odd in ["", " 7", "a\r\nb"] {
+        let refused = queue.push_with_id(Item::new("7"), odd).await;
+        assert!(matches!(refused, Err(NatsError::Name(_))), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_is_too_large_is_refused() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    let refused = queue.push(Item::new(vec![0; 1 << 20])).await;
+    assert!(matches!(refused, Err(NatsError::TooLarge { .. })), "{refused:?}");
+    // One that another program has added becomes a dead letter nevertheless.
+    let (large, longest) = ("x".repeat((1 << 20) - 100), 1 << 20);
+    Other::connect(&server).publish("numbers", b"Pipeline-Item: {\r\n", &large);
+    let (pipeline, _) = keep(&queue);
+    until("it is given up", async || !reasons(&queue).await.is_empty()).await;
+    pipeline.drain(PATIENCE).await;
+    let dead = queue.dead_letters(0, 1).await.unwrap();
+    let kept = dead[0].item.payload.len();
+    assert!((longest - 1000..longest).contains(&kept), "{kept}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_costs_nothing_until_it_is_asked_for() {
+    const ITEMS: u64 = 20_000;
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    // Pushes are under way together.
+    let pushing = (0..100).map(|task| {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for n in 0..ITEMS / 100 {
+                queue.push(Item::new(format!("{task} {n}"))).await.unwrap();
+            }
+        })
+    });
+    for task in pushing.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let backlog = queue.backlog().await.unwrap();
+    assert_eq!((backlog.items, backlog.dead_letters), (Some(ITEMS), Some(0)));
+    assert!(backlog.oldest.is_some());
+    let (broker, faults) = Faulty::new(queue.clone());
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        gate.acquire().await?.forget();
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(Source::new(broker, quick()))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(10))
+        .start()
+        .unwrap();
+    until("it fetches what is asked for", async || faults.fetched() == 10).await;
+    opened.add_permits(1000);
+    until("the backlog shrinks", async || items(&queue).await <= ITEMS - 1000).await;
+    assert!(faults.fetched() <= 1010, "{}", faults.fetched());
+    opened.add_permits(20_000);
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_from_before_the_server_lost_its_data_concerns_no_other_item() {
+    let mut server = server!();
+    let options = short().storage(NatsStorage::Memory);
+    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    let (begun, gate) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
+    let (at_work, opened) = (begun.clone(), gate.clone());
+    let handle = async move |message: &mut Message<Item>| {
+        at_work.notify_one();
+        if message.payload == "old" {
+            gate.acquire().await?.forget();
+            return Ok(());
+        }
+        std::future::pending::<Result<(), Failure>>().await
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(2).max_demand(1))
+        .start()
+        .unwrap();
+    assert_eq!(queue.push(Item::new("old")).await.unwrap(), 1);
+    begun.notified().await;
+    server.kill();
+    server.start_again().await;
+    // The stream is made again, and begins with the same sequence.
+    until("an item is added", async || match queue.push(Item::new("new")).await {
+        Ok(sequence) => sequence == 1,
+        Err(_) => false,
+    })
+    .await;
+    begun.notified().await;
+    opened.add_permits(1);
+    // A source asks for the backlog after each outcome that it has stored.
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(items(&queue).await, 1, "the new item is not done");
+    drop(pipeline);
+    let (pipeline, seen) = keep(&queue);
+    until("it is delivered again", async || texts(&seen) == ["new"]).await;
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn odd_names_and_addresses_are_refused() {
+    for (address, stream) in [("http://localhost", "a"), ("localhost", "a.b"), ("localhost", "")] {
+        assert!(NatsQueue::new(address, stream).is_err(), "{address} {stream}");
+    }
+    let subject = NatsOptions::new().subject("orders.*");
+    assert!(NatsQueue::with("localhost", "orders", subject).is_err());
+    NatsQueue::new("nats://a:4222, nats://b:4222", "orders").unwrap();
+}
