@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | a stream of NATS JetStream, [`nats`] | `nats` |
 //! | a table in a SQLite file, [`sqlite`] | `sqlite` |
+//! | a stream of Redis, [`redis`] | `redis` |
 //!
 //! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -19,6 +20,8 @@ mod clock;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod contract;
 mod demand;
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+mod heard;
 mod item;
 mod metrics;
 #[cfg(feature = "nats")]
@@ -26,10 +29,15 @@ mod metrics;
 pub mod nats;
 mod options;
 mod random;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub mod redis;
 mod source;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub mod sqlite;
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+mod unix_ms;
 mod worker;
 
 pub use self::{

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{SqliteError, schema};
+use crate::heard::{Answer, heard};
 
 /// How many calls wait for the thread at most. More callers wait for a place.
 const CALLS: usize = 1024;
@@ -34,8 +35,7 @@ trait Call: Send {
 struct Calling<R, F, U> {
     call: Option<F>,
     result: Option<Result<R, SqliteError>>,
-    sender: oneshot::Sender<Result<R, SqliteError>>,
-    unheard: U,
+    answer: Answer<Result<R, SqliteError>, U>,
     is_one_statement: bool,
 }
 
@@ -43,7 +43,7 @@ impl<R, F, U> Call for Calling<R, F, U>
 where
     R: Send,
     F: FnOnce(&Connection) -> Result<R, SqliteError> + Send,
-    U: FnOnce(R) + Send,
+    U: FnOnce(Result<R, SqliteError>) + Send,
 {
     fn is_one_statement(&self) -> bool {
         self.is_one_statement
@@ -57,10 +57,7 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), &SqliteError>) {
         let result = self.result.unwrap_or(Err(SqliteError::Closed));
-        let result = committed.map_err(Clone::clone).and(result);
-        if let Err(Ok(result)) = self.sender.send(result) {
-            (self.unheard)(result);
-        }
+        self.answer.send(committed.map_err(Clone::clone).and(result));
     }
 }
 
@@ -99,7 +96,7 @@ impl File {
     pub(super) async fn call<R: Send + 'static>(
         &self,
         call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
-        unheard: impl FnOnce(R) + Send + 'static,
+        unheard: impl FnOnce(R) + Clone + Send + Unpin + 'static,
     ) -> Result<R, SqliteError> {
         self.send(call, unheard, false).await
     }
@@ -115,13 +112,14 @@ impl File {
     async fn send<R: Send + 'static>(
         &self,
         call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
-        unheard: impl FnOnce(R) + Send + 'static,
+        unheard: impl FnOnce(R) + Clone + Send + Unpin + 'static,
         is_one_statement: bool,
     ) -> Result<R, SqliteError> {
-        let (sender, answer) = oneshot::channel();
-        let call = Calling { call: Some(call), result: None, sender, unheard, is_one_statement };
+        let unheard = |result: Result<R, _>| result.map_or((), unheard);
+        let (answer, heard) = heard(unheard);
+        let call = Calling { call: Some(call), result: None, answer, is_one_statement };
         self.calls.send(Box::new(call)).await.map_err(|_| SqliteError::Closed)?;
-        answer.await.map_err(|_| SqliteError::Closed)?
+        heard.await.unwrap_or(Err(SqliteError::Closed))
     }
 
     /// Executes a call soon, without waiting for its result. If too many calls wait, it is dropped.
@@ -129,9 +127,8 @@ impl File {
         &self,
         call: impl FnOnce(&Connection) -> Result<(), SqliteError> + Send + 'static,
     ) {
-        let (sender, _) = oneshot::channel();
-        let (unheard, is_one_statement) = (|()| {}, false);
-        let call = Calling { call: Some(call), result: None, sender, unheard, is_one_statement };
+        let (answer, _) = heard(|_| {});
+        let call = Calling { call: Some(call), result: None, answer, is_one_statement: false };
         let _ = self.calls.try_send(Box::new(call));
     }
 }

@@ -36,7 +36,6 @@
 
 mod file;
 mod schema;
-mod unix_ms;
 
 use std::{collections::BTreeMap, error::Error, path::PathBuf, sync::Arc, time::Duration};
 
@@ -46,16 +45,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params, types::ValueRef};
 use thiserror::Error;
 use tokio::{sync::Notify, time::timeout};
 
-use self::{
-    file::File,
-    unix_ms::{from_ms, ms, now_ms},
-};
+use self::file::File;
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
     item::{DeadLetter, Delivery, Item},
     options::SourceOptions,
     random::random_i64,
     source::Source,
+    unix_ms::{from_ms, ms, now_ms},
 };
 
 /// A queue in a SQLite file.

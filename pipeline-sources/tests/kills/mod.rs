@@ -202,15 +202,18 @@ pub(crate) async fn handling<Q: Queue>(test: &str, address: &str, order: Order) 
     let folder = folder.path();
     File::create(folder.join("done")).unwrap();
     let queue = Q::open(address).await;
-    let pushing = tokio::spawn({
-        let queue = queue.clone();
-        async move {
-            for n in 0..items {
-                let item = Item::new(n.to_string()).key((n % KEYS).to_string());
-                queue.push(item).await;
-            }
-        }
-    });
+    // A task adds all items of a key, in their order.
+    let pushing: Vec<_> = (0..PUSHERS)
+        .map(|task| {
+            let queue = queue.clone();
+            tokio::spawn(async move {
+                for n in (0..items).filter(|n| n % KEYS % PUSHERS == task) {
+                    let item = Item::new(n.to_string()).key((n % KEYS).to_string());
+                    queue.push(item).await;
+                }
+            })
+        })
+        .collect();
     let start = || Killed::start(test, "handle", address, folder);
     let begun = Instant::now();
     for _ in 0..kills {
@@ -225,7 +228,9 @@ pub(crate) async fn handling<Q: Queue>(test: &str, address: &str, order: Order) 
         child.kill();
     }
     let last = start();
-    pushing.await.unwrap();
+    for pushing in pushing {
+        pushing.await.unwrap();
+    }
     while !queue.is_empty().await {
         assert!(begun.elapsed() < PATIENCE, "items are left");
         sleep(Duration::from_millis(20)).await;

@@ -1,14 +1,17 @@
-//! Times as the file has them: in milliseconds since 1970.
+//! Times as brokers have them: in milliseconds since 1970.
 
 use std::time::{Duration, SystemTime};
 
+#[cfg(feature = "sqlite")]
 use crate::clock::now;
 
 /// The time now.
-pub(super) fn now_ms() -> i64 {
+#[cfg(feature = "sqlite")]
+pub(crate) fn now_ms() -> i64 {
     to_ms(now())
 }
 
+#[cfg(feature = "sqlite")]
 fn to_ms(time: SystemTime) -> i64 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => ms(after),
@@ -16,7 +19,7 @@ fn to_ms(time: SystemTime) -> i64 {
     }
 }
 
-pub(super) fn from_ms(ms: i64) -> Option<SystemTime> {
+pub(crate) fn from_ms(ms: i64) -> Option<SystemTime> {
     let distance = Duration::from_millis(ms.unsigned_abs());
     if ms < 0 {
         SystemTime::UNIX_EPOCH.checked_sub(distance)
@@ -26,6 +29,6 @@ pub(super) fn from_ms(ms: i64) -> Option<SystemTime> {
 }
 
 /// A duration in milliseconds, as far as they can be counted.
-pub(super) fn ms(duration: Duration) -> i64 {
+pub(crate) fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

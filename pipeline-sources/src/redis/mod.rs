@@ -1,0 +1,471 @@
+//! A durable queue in a stream of Redis, or of a server that speaks its protocol.
+//!
+//! ```no_run
+//! use pipeline_core::{
+//!     Pipeline,
+//!     processing::{Message, Processors},
+//! };
+//! use pipeline_sources::{Item, SourceOptions, redis::RedisQueue};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let queue = RedisQueue::open("redis://127.0.0.1/", "orders")?;
+//! queue.push(Item::new(r#"{"id": 7}"#)).await?;
+//!
+//! let handle = async |order: &mut Message<serde_json::Value>| {
+//!     println!("order {}", order["id"]);
+//!     Ok(())
+//! };
+//! let pipeline = Pipeline::of_messages("orders")
+//!     .source(queue.source(SourceOptions::new()).json::<serde_json::Value>())
+//!     .processors(Processors::from_fn(handle))
+//!     .start()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is at the server
+//!
+//! | key | what |
+//! | --- | --- |
+//! | `NAME` | the stream of the items, with a consumer group, `pipeline` |
+//! | `NAME:GROUP:later` | a sorted set: the ids of items that are delivered again, and when |
+//! | `NAME:GROUP:dead` | a stream of the items that were given up |
+//!
+//! An item that is done is removed from the stream, so what is in it is not done. Any program may add an
+//! item: `XADD orders * payload '{"id": 7}'`. These are the fields:
+//!
+//! | field | what |
+//! | --- | --- |
+//! | `payload` | the payload, in any bytes. It must be there |
+//! | `key` | the key, in UTF-8 |
+//! | `headers` | a JSON object of texts |
+//! | `trace` | a `traceparent` of W3C |
+//! | `enqueued_at` | when it was added, in milliseconds since 1970, if the time in its id is not right |
+//! | any other | a header, in UTF-8 |
+//!
+//! An item without a payload, or with something that is not as said here, is given up with its reason. A
+//! dead letter has the fields of its item, and `dead:id`, `dead:reason`, `dead:deliveries` and `dead:at`.
+//!
+//! # What is promised
+//!
+//! A [push](RedisQueue::push) that has returned was accepted by the server. Whether the item survives the
+//! death of the server is its configuration: with `appendonly yes` and `appendfsync always` it is on the
+//! disk, with `everysec` the last second may be lost, and without `appendonly` all. A replica that takes
+//! over may lack the last items too. The same holds for outcomes: what is lost of them is delivered again.
+//! Set `maxmemory-policy noeviction`, with which a full server refuses a push instead of removing items.
+//!
+//! Items are delivered in the order in which they were added. An item that was delivered before may come
+//! after later ones, and so may one of several sources or processors: there is no order by key.
+//!
+//! The server is one, of version 6.2 or newer, in its own words "standalone", or the primary one of
+//! several. In a cluster a name in braces keeps the keys together, but the address must be that of their
+//! node. For TLS, use the crate `redis` with the feature `tokio-rustls-comp` in the program, and an address
+//! that begins with `rediss`.
+
+mod entry;
+mod link;
+mod scripts;
+mod session;
+
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use redis::{Client, FromRedisValue, RedisError, Value};
+use thiserror::Error;
+use tokio::{sync::Mutex, time::timeout};
+
+pub use self::session::{RedisFetch, RedisReceipt, RedisSettle};
+use self::{
+    entry::Entry,
+    link::{Link, Script},
+    session::optional,
+};
+use crate::{
+    broker::{Backlog, BrokerError},
+    item::{DeadLetter, Item},
+    options::SourceOptions,
+    source::Source,
+    unix_ms::from_ms,
+};
+
+/// A queue in a stream of Redis.
+///
+/// Cheap to clone. What different tasks push at the same time goes over one connection, without waiting
+/// for each other's answers. The queue connects when it is used, and again after a call has failed.
+#[derive(Clone)]
+pub struct RedisQueue(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    stream: String,
+    later: String,
+    dead: String,
+    options: RedisOptions,
+    /// The connection for what is not of a source, and how many there were.
+    link: Mutex<(u64, Option<Link>)>,
+}
+
+/// The options of a queue in a stream of Redis.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RedisOptions {
+    lease: Duration,
+    poll: Duration,
+    call_timeout: Duration,
+    group: String,
+    shared: bool,
+    max_items: Option<u64>,
+}
+
+impl Default for RedisOptions {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            poll: Duration::from_millis(200),
+            call_timeout: Duration::from_secs(10),
+            group: "pipeline".to_owned(),
+            shared: false,
+            max_items: None,
+        }
+    }
+}
+
+impl RedisOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long after the death of a process its items are delivered again. Default 30 seconds. It is
+    /// renewed while an item is handled. The server's clock measures it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.max(Duration::from_millis(100));
+        self
+    }
+
+    /// How often a waiting source looks for items whose time has come and for those of dead processes.
+    /// Default 200 milliseconds. New items wake it at once.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// How long the server may take to connect or to answer. Default 10 seconds. Later the call has
+    /// failed, and a source connects again.
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout.max(Duration::from_millis(10));
+        self
+    }
+
+    /// The consumer group. Default `pipeline`.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = group.into();
+        self
+    }
+
+    /// Whether several groups read the stream, each of which gets each item. Default no: an item that is
+    /// done is removed. Otherwise it stays until it is done in all groups of the stream, and is removed
+    /// within a second then. All groups have to exist before an item is added that they are to get.
+    ///
+    /// A dead letter that is replayed goes to all groups.
+    pub fn shared(mut self, shared: bool) -> Self {
+        self.shared = shared;
+        self
+    }
+
+    /// How many items there may be. A push beyond it is refused, with [`RedisQueueError::Full`]; nothing
+    /// that is not done is ever removed to make space. Default no limit but the server's memory.
+    pub fn max_items(mut self, items: u64) -> Self {
+        self.max_items = Some(items.max(1));
+        self
+    }
+}
+
+/// Why a call of a queue in Redis failed.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum RedisQueueError {
+    /// The address is not valid.
+    #[error("the address of the server is not valid")]
+    Address(#[source] RedisError),
+    /// The server could not be reached, or has refused a command.
+    #[error("a call of the queue failed: {0}")]
+    Call(#[source] RedisError),
+    /// The server did not answer in time.
+    #[error("the server of the queue does not answer")]
+    TimedOut,
+    /// There are as many items as there may be.
+    #[error("the queue has its {max} items")]
+    Full {
+        /// How many there may be.
+        max: u64,
+    },
+    /// The runtime has ended.
+    #[error("the task of the call has ended")]
+    Closed,
+}
+
+impl From<RedisError> for RedisQueueError {
+    fn from(error: RedisError) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl From<RedisQueueError> for BrokerError {
+    fn from(error: RedisQueueError) -> Self {
+        Self::new(Box::<dyn Error + Send + Sync>::from(error))
+    }
+}
+
+impl RedisQueue {
+    /// A queue at this address, with default options. Its name is that of the stream. The server need not
+    /// be there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError::Address`] if the address is not valid.
+    pub fn open(address: &str, name: impl Into<String>) -> Result<Self, RedisQueueError> {
+        Self::open_with(address, name, RedisOptions::new())
+    }
+
+    /// A queue at this address, such as `redis://user:password@host:6379/0`.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError::Address`] if the address is not valid.
+    pub fn open_with(
+        address: &str,
+        name: impl Into<String>,
+        options: RedisOptions,
+    ) -> Result<Self, RedisQueueError> {
+        let client = Client::open(address).map_err(RedisQueueError::Address)?;
+        let (stream, group) = (name.into(), &options.group);
+        let later = format!("{stream}:{group}:later");
+        let dead = format!("{stream}:{group}:dead");
+        Ok(Self(Arc::new(Inner { client, stream, later, dead, options, link: Mutex::default() })))
+    }
+
+    /// The name of the queue.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.stream
+    }
+
+    /// Adds an item. When it returns the item's id, the server has accepted it.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError`] if it could not be added. If the server has not answered, the item may have
+    /// been added all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the item may be added or not.
+    pub async fn push(&self, item: Item) -> Result<Arc<str>, RedisQueueError> {
+        let ids = self.push_items(&[item]).await?;
+        // One was added.
+        ids.into_iter().next().ok_or(RedisQueueError::Closed)
+    }
+
+    /// Adds items, all of them or none. When it returns their ids, the server has accepted them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push).
+    pub async fn push_all(&self, items: Vec<Item>) -> Result<Vec<Arc<str>>, RedisQueueError> {
+        self.push_items(&items).await
+    }
+
+    async fn push_items(&self, items: &[Item]) -> Result<Vec<Arc<str>>, RedisQueueError> {
+        let Inner { stream, options, .. } = &*self.0;
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<String> = self
+            .call(async |link| {
+                let mut push = link.script(Script::Push, &[stream]);
+                push.arg(options.max_items.unwrap_or(0)).arg(u8::from(options.shared));
+                for item in items {
+                    let fields = entry::fields(item);
+                    push.arg(fields.len());
+                    fields.iter().for_each(|field| {
+                        push.arg(&field[..]);
+                    });
+                }
+                link.query(&push).await
+            })
+            .await?;
+        match options.max_items {
+            Some(max) if ids.is_empty() => Err(RedisQueueError::Full { max }),
+            _ => Ok(ids.into_iter().map(Into::into).collect()),
+        }
+    }
+
+    /// A source of the queue's items. A queue may have several, in any number of processes; each item is
+    /// delivered to one of them at a time.
+    #[must_use]
+    pub fn source(&self, options: SourceOptions) -> Source<Self> {
+        Source::new(self.clone(), options)
+    }
+
+    /// How many items there are, and how old the first one is.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError`] if the server does not say it.
+    pub async fn backlog(&self) -> Result<Backlog, RedisQueueError> {
+        self.call(async |link| self.0.backlog(&link).await).await
+    }
+
+    /// Up to `limit` items that were given up, by id, after the one with this id, or from the first one
+    /// if it is empty. They have ids of their own.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError`] if the server does not say them.
+    pub async fn dead_letters(
+        &self,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<DeadLetter<Arc<str>>>, RedisQueueError> {
+        let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
+        let mut range = redis::cmd("XRANGE");
+        range.arg(&self.0.dead).arg(from).arg("+").arg("COUNT").arg(limit);
+        let entries: Vec<Entry> = self.call(async |link| link.query(&range).await).await?;
+        Ok(entries.into_iter().map(entry::dead_letter).collect())
+    }
+
+    /// Adds an item that was given up to the queue again, as a new item. Returns its new id, or `None`
+    /// if there is none with this id. It is added also if there are [`RedisOptions::max_items`].
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError`] if the server does not do it.
+    pub async fn replay(&self, id: &str) -> Result<Option<Arc<str>>, RedisQueueError> {
+        let Inner { stream, dead, .. } = &*self.0;
+        let new: Option<String> = self
+            .call(async |link| {
+                let mut replay = link.script(Script::Replay, &[stream, dead]);
+                link.query(replay.arg(id)).await
+            })
+            .await?;
+        Ok(new.map(Into::into))
+    }
+
+    /// Removes an item that was given up. Returns whether there was one with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError`] if the server does not do it.
+    pub async fn drop_dead_letter(&self, id: &str) -> Result<bool, RedisQueueError> {
+        let mut drop = redis::cmd("XDEL");
+        drop.arg(&self.0.dead).arg(id);
+        let dropped: u64 = self.call(async |link| link.query(&drop).await).await?;
+        Ok(dropped > 0)
+    }
+
+    /// Makes a call on the connection of the queue, and connects first if there is none.
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(Link) -> Result<T, RedisError>,
+    ) -> Result<T, RedisQueueError> {
+        let mut used = None;
+        let called = async {
+            let (number, link) = self.link().await?;
+            used = Some(number);
+            Ok(call(link).await?)
+        };
+        let called = timeout(self.0.options.call_timeout, called).await;
+        let answer = called.unwrap_or(Err(RedisQueueError::TimedOut));
+        if let (Err(_), Some(number)) = (&answer, used) {
+            self.disconnect(number);
+        }
+        answer
+    }
+
+    /// The connection, and its number.
+    async fn link(&self) -> Result<(u64, Link), RedisError> {
+        let mut slot = self.0.link.lock().await;
+        let (number, link) = &mut *slot;
+        if let Some(link) = link {
+            return Ok((*number, link.clone()));
+        }
+        let opened = Link::open(&self.0.client, self.0.options.call_timeout).await?;
+        *number += 1;
+        *link = Some(opened.clone());
+        Ok((*number, opened))
+    }
+
+    /// Drops the connection with this number, so that the next call connects again.
+    fn disconnect(&self, failed: u64) {
+        // If it is locked by a call that connects, that one has seen that there is none.
+        if let Ok(mut slot) = self.0.link.try_lock()
+            && slot.0 == failed
+        {
+            slot.1 = None;
+        }
+    }
+}
+
+impl Inner {
+    async fn backlog(&self, link: &Link) -> Result<Backlog, RedisError> {
+        let mut first = redis::cmd("XRANGE");
+        first.arg(&self.stream).arg("-").arg("+").arg("COUNT").arg(1);
+        let first: Vec<Entry> = link.query(&first).await?;
+        let length = async |key: &str| link.query::<u64>(redis::cmd("XLEN").arg(key)).await;
+        let oldest = first.first().and_then(|(id, _)| id.split('-').next()?.parse().ok());
+        let items = if self.options.shared {
+            self.not_done(link).await?
+        } else {
+            Some(length(&self.stream).await?)
+        };
+        Ok(Backlog {
+            items,
+            oldest: oldest.and_then(from_ms).filter(|_| items != Some(0)),
+            dead_letters: Some(length(&self.dead).await?),
+        })
+    }
+
+    /// How many items of a stream that several groups read are not done in this one. Servers before
+    /// version 7 do not say it.
+    async fn not_done(&self, link: &Link) -> Result<Option<u64>, RedisError> {
+        let mut info = redis::cmd("XINFO");
+        let groups: Vec<Vec<Value>> = match link.query(info.arg("GROUPS").arg(&self.stream)).await {
+            Ok(groups) => groups,
+            // There is no stream yet.
+            Err(error) if error.code() == Some("ERR") => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let group = groups.into_iter().find_map(|group| {
+            let field = |name: &str| {
+                let mut fields = group.chunks_exact(2);
+                let named =
+                    |pair: &&[Value]| optional::<String>(pair[0].clone()).as_deref() == Some(name);
+                fields.find(named).map(|pair| pair[1].clone())
+            };
+            let name = optional::<String>(field("name")?)?;
+            (name == self.options.group).then(|| (count(field("lag")), count(field("pending"))))
+        });
+        Ok(group.and_then(|(lag, pending)| Some(lag? + pending?)))
+    }
+}
+
+fn count(value: Option<Value>) -> Option<u64> {
+    u64::from_redis_value(value?).ok()
+}
+
+impl fmt::Debug for RedisQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The address may have a password in it.
+        f.debug_struct("RedisQueue")
+            .field("name", &self.stream)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

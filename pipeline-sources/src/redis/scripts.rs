@@ -1,0 +1,217 @@
+//! What is done at the server in one step.
+//!
+//! A script reads the server's clock, so that processes whose clocks differ agree about leases and delays.
+
+/// Takes items for a consumer: first those whose delay is over, then those of dead consumers, then new
+/// ones. Keys: stream, later. Arguments: group, consumer, the most, lease, and where the search for items of
+/// dead consumers begins, or nothing.
+///
+/// Returns the items with their deliveries, where the next search begins, and in how many milliseconds the
+/// next delay is over.
+pub(super) const TAKE: &str = "
+local stream, later = KEYS[1], KEYS[2]
+local group, consumer, cursor = ARGV[1], ARGV[2], ARGV[5]
+local most = tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local taken = {}
+local function take(id)
+    local entry = redis.call('XCLAIM', stream, group, consumer, 0, id)[1]
+    if entry then
+        local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
+        taken[#taken + 1] = {entry[1], pending[4], entry[2]}
+    else
+        -- An operator has removed it.
+        redis.call('XACK', stream, group, id)
+    end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, most)) do
+    redis.call('ZREM', later, id)
+    take(id)
+end
+local left = most - #taken
+if cursor ~= '' and left > 0 then
+    local found = redis.call(
+        'XAUTOCLAIM', stream, group, consumer, ARGV[4], cursor, 'COUNT', left, 'JUSTID')
+    cursor = found[1]
+    for _, id in ipairs(found[2]) do
+        -- An item that waits for its delay is in no consumer's work.
+        if not redis.call('ZSCORE', later, id) then take(id) end
+    end
+end
+left = most - #taken
+if left > 0 then
+    local read = redis.call(
+        'XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', stream, '>')
+    if read then
+        for _, entry in ipairs(read[1][2]) do taken[#taken + 1] = {entry[1], 1, entry[2]} end
+    end
+end
+local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+local due = -1
+if first[2] then due = math.max(tonumber(first[2]) - now, 0) end
+return {taken, cursor, due}
+";
+
+/// Stores outcomes. Keys: stream, later, dead letters. Arguments: group, whether items that are done stay,
+/// and of each outcome its name, the item's id, its consumer, its deliveries, and a delay or a reason.
+///
+/// An item that another consumer has taken over is left to it, unless it is done.
+pub(super) const SETTLE: &str = "
+local stream, later, dead = KEYS[1], KEYS[2], KEYS[3]
+local group, stays = ARGV[1], ARGV[2] == '1'
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function done(id)
+    redis.call('XACK', stream, group, id)
+    redis.call('ZREM', later, id)
+    if not stays then redis.call('XDEL', stream, id) end
+end
+for i = 3, #ARGV, 5 do
+    local outcome, id, consumer, deliveries = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    if outcome == 'done' then
+        done(id)
+    else
+        local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
+        if pending and pending[2] == consumer and pending[4] == tonumber(deliveries) then
+            if outcome == 'retry' then
+                redis.call('ZADD', later, now + ARGV[i + 4], id)
+            elseif outcome == 'release' then
+                redis.call('XCLAIM', stream, group, consumer, 0, id,
+                    'RETRYCOUNT', math.max(deliveries - 1, 0), 'JUSTID')
+                redis.call('ZADD', later, 0, id)
+            else
+                local entry = redis.call('XRANGE', stream, id, id)[1]
+                if entry then
+                    local fields = {
+                        'dead:id', id, 'dead:reason', ARGV[i + 4],
+                        'dead:deliveries', deliveries, 'dead:at', string.format('%d', now),
+                    }
+                    -- So many values can be passed to a command here.
+                    for n = 1, math.min(#entry[2], 4000) do
+                        fields[#fields + 1] = entry[2][n]
+                    end
+                    redis.call('XADD', dead, '*', unpack(fields))
+                end
+                done(id)
+            end
+        end
+    end
+end
+return redis.status_reply('OK')
+";
+
+/// Renews leases. Keys: stream. Arguments: group, and of each item its id, its consumer and its deliveries.
+pub(super) const RENEW: &str = "
+local stream, group = KEYS[1], ARGV[1]
+for i = 2, #ARGV, 3 do
+    local id, consumer = ARGV[i], ARGV[i + 1]
+    local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
+    if pending and pending[2] == consumer and pending[4] == tonumber(ARGV[i + 2]) then
+        redis.call('XCLAIM', stream, group, consumer, 0, id, 'JUSTID')
+    end
+end
+return redis.status_reply('OK')
+";
+
+/// Removes what all groups of a stream have done, of a stream that several read. Keys: stream.
+///
+/// What is before the oldest item in work and before the last delivered one of each group has been done in
+/// all of them.
+pub(super) const TRIM: &str = "
+local function numbers(id)
+    local ms, seq = string.match(id, '([0-9]+)-([0-9]+)')
+    return tonumber(ms), tonumber(seq)
+end
+local function trim(stream)
+    if redis.call('EXISTS', stream) == 0 then return end
+    local first
+    for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+        local group = {}
+        for i = 1, #flat, 2 do group[flat[i]] = flat[i + 1] end
+        local oldest = group['last-delivered-id']
+        local ms, seq = numbers(oldest)
+        -- The last delivered one itself may be removed if it is done.
+        seq = seq + 1
+        if group['pending'] > 0 then
+            ms, seq = numbers(redis.call('XPENDING', stream, group['name'])[2])
+        end
+        if not first or ms < first[1] or (ms == first[1] and seq < first[2]) then
+            first = {ms, seq}
+        end
+    end
+    if first then
+        redis.call('XTRIM', stream, 'MINID', string.format('%d', first[1]) .. '-' .. string.format('%d', first[2]))
+    end
+end
+";
+
+/// The rest of the script that trims.
+pub(super) const TRIM_NOW: &str = "
+trim(KEYS[1])
+return redis.status_reply('OK')
+";
+
+/// Adds items, or none if there are too many, after the functions of [`TRIM`]. Keys: stream. Arguments: the
+/// most items or 0, whether items that are done stay, and of each item the number of its values and the
+/// values.
+pub(super) const PUSH: &str = "
+local most = tonumber(ARGV[1])
+if most > 0 then
+    local items, i = 0, 3
+    while i <= #ARGV do
+        items = items + 1
+        i = i + ARGV[i] + 1
+    end
+    if redis.call('XLEN', KEYS[1]) + items > most then
+        if ARGV[2] == '1' then trim(KEYS[1]) end
+        if redis.call('XLEN', KEYS[1]) + items > most then return {} end
+    end
+end
+local ids, i = {}, 3
+while i <= #ARGV do
+    local last = i + ARGV[i]
+    ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 1, last))
+    i = last + 1
+end
+return ids
+";
+
+/// Adds a dead letter to the stream again. Keys: stream, dead letters. Arguments: its id.
+pub(super) const REPLAY: &str = "
+local entry = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])[1]
+if not entry then return false end
+local fields, enqueued_at = {}, nil
+for i = 1, #entry[2], 2 do
+    local name, value = entry[2][i], entry[2][i + 1]
+    if name == 'dead:id' then
+        enqueued_at = enqueued_at or string.match(value, '[0-9]+')
+    elseif string.sub(name, 1, 5) ~= 'dead:' then
+        if name == 'enqueued_at' then enqueued_at = value end
+        fields[#fields + 1] = name
+        fields[#fields + 1] = value
+    end
+end
+local has_time = false
+for i = 1, #fields, 2 do has_time = has_time or fields[i] == 'enqueued_at' end
+if enqueued_at and not has_time then
+    fields[#fields + 1] = 'enqueued_at'
+    fields[#fields + 1] = enqueued_at
+end
+local id = redis.call('XADD', KEYS[1], '*', unpack(fields))
+redis.call('XDEL', KEYS[2], ARGV[1])
+return id
+";
+
+/// Removes consumers that have nothing in work and have not been seen for a while. Keys: stream. Arguments:
+/// group, and how long in milliseconds.
+pub(super) const FORGET: &str = "
+for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local consumer = {}
+    for i = 1, #flat, 2 do consumer[flat[i]] = flat[i + 1] end
+    if consumer['pending'] == 0 and consumer['idle'] > tonumber(ARGV[2]) then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer['name'])
+    end
+end
+return redis.status_reply('OK')
+";

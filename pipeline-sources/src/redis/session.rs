@@ -1,0 +1,290 @@
+//! A session of a source: what it takes, and what became of it.
+
+use std::{sync::Arc, time::Duration};
+
+use redis::{FromRedisValue, RedisError, aio::MultiplexedConnection};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
+
+use super::{
+    Inner, RedisQueue, RedisQueueError,
+    entry::{self, Entry},
+    link::{Link, Script, connect},
+};
+use crate::{
+    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    heard::heard,
+    item::Delivery,
+    random::random_i64,
+    unix_ms::ms,
+};
+
+/// How many items one call of a script concerns at most, so that the server is not kept busy for long.
+const AT_ONCE: usize = 1000;
+
+/// How long a consumer with nothing in work is kept.
+const FORGET_AFTER: Duration = Duration::from_secs(3600);
+
+/// The end and the start of a search for items of dead consumers.
+const START: &str = "0-0";
+
+/// What identifies a delivery: the item, and which delivery of it to which consumer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RedisReceipt {
+    pub(super) id: Arc<str>,
+    pub(super) consumer: Arc<str>,
+    pub(super) deliveries: u32,
+}
+
+type Taken = Vec<Delivery<RedisReceipt>>;
+
+/// A connected consumer.
+#[derive(Clone, Debug)]
+struct Session {
+    queue: Arc<Inner>,
+    link: Link,
+    consumer: Arc<str>,
+}
+
+impl Broker for RedisQueue {
+    type Receipt = RedisReceipt;
+    type Fetch = RedisFetch;
+    type Settle = RedisSettle;
+
+    async fn connect(&self) -> Result<(RedisFetch, RedisSettle), BrokerError> {
+        let Self(queue) = self;
+        let patience = queue.options.call_timeout;
+        let link = timeout(patience, Link::open(&queue.client, patience)).await;
+        let link = link.map_err(|_| RedisQueueError::TimedOut)??;
+        // It is there again after a server has lost its data, and gets what was added since.
+        let mut create = redis::cmd("XGROUP");
+        create.arg("CREATE").arg(&queue.stream).arg(&queue.options.group).arg(0).arg("MKSTREAM");
+        if let Err(error) = link.query::<()>(&create).await
+            && error.code() != Some("BUSYGROUP")
+        {
+            return Err(error.into());
+        }
+        let mut forget = link.script(Script::Forget, &[&queue.stream]);
+        forget.arg(&queue.options.group).arg(ms(FORGET_AFTER));
+        link.query::<()>(&forget).await?;
+        // A waiting call answers after the interval at the latest.
+        let slowest = queue.options.poll.saturating_add(patience);
+        let mut waiting = connect(&queue.client, patience, slowest).await?;
+        let id = redis::cmd("CLIENT").arg("ID").query_async(&mut waiting).await?;
+        let consumer = format!("{:016x}", random_i64()).into();
+        let session = Session { queue: queue.clone(), link, consumer };
+        let next_search = Instant::now();
+        let fetch =
+            RedisFetch { session: session.clone(), waiting, id, cursor: START.into(), next_search };
+        Ok((fetch, RedisSettle(session)))
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        Some(self.0.options.lease)
+    }
+}
+
+impl From<RedisError> for BrokerError {
+    fn from(error: RedisError) -> Self {
+        RedisQueueError::from(error).into()
+    }
+}
+
+/// Takes items from a stream.
+#[derive(Debug)]
+pub struct RedisFetch {
+    session: Session,
+    /// The connection on which it waits for new items.
+    waiting: MultiplexedConnection,
+    /// The server's number of that connection.
+    id: i64,
+    /// Where the search for items of dead consumers begins next.
+    cursor: String,
+    next_search: Instant,
+}
+
+impl Fetch for RedisFetch {
+    type Receipt = RedisReceipt;
+
+    async fn fetch(&mut self, max: usize) -> Result<Taken, BrokerError> {
+        let poll = self.session.queue.options.poll;
+        loop {
+            let (taken, due) = self.take(max).await?;
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+            let wait = due.map_or(poll, |due| due.min(poll)).max(Duration::from_millis(1));
+            let taken = self.wait(max, wait).await?;
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
+    }
+}
+
+impl RedisFetch {
+    /// Takes what there is, and tells when the next delay is over.
+    async fn take(&mut self, max: usize) -> Result<(Taken, Option<Duration>), RedisQueueError> {
+        let queue = &self.session.queue;
+        let lease = queue.options.lease;
+        let now = Instant::now();
+        let searches = self.cursor != START || self.next_search <= now;
+        if searches {
+            self.next_search = now + lease / 4;
+        }
+        let mut take = self.session.link.script(Script::Take, &[&queue.stream, &queue.later]);
+        take.arg(&queue.options.group).arg(&*self.session.consumer).arg(max).arg(ms(lease));
+        take.arg(if searches { &self.cursor } else { "" });
+        let session = self.session.clone();
+        let call = async move {
+            type Answer = (Vec<(String, u32, Vec<Vec<u8>>)>, String, i64);
+            let (taken, cursor, due): Answer = session.link.query(&take).await?;
+            let delivery = |(id, deliveries, fields): (String, u32, _)| {
+                entry::delivery((id, fields), deliveries, &session.consumer)
+            };
+            Ok((taken.into_iter().map(delivery).collect(), (cursor, due)))
+        };
+        let (taken, (cursor, due)) = kept(&self.session, call).await?;
+        if searches {
+            self.cursor = cursor;
+        }
+        Ok((taken, u64::try_from(due).ok().map(Duration::from_millis)))
+    }
+
+    /// Waits for new items.
+    async fn wait(&self, max: usize, wait: Duration) -> Result<Taken, RedisQueueError> {
+        let queue = &self.session.queue;
+        let mut read = redis::cmd("XREADGROUP");
+        read.arg("GROUP").arg(&queue.options.group).arg(&*self.session.consumer);
+        read.arg("COUNT").arg(max).arg("BLOCK").arg(ms(wait));
+        read.arg("STREAMS").arg(&queue.stream).arg(">");
+        let (mut waiting, consumer) = (self.waiting.clone(), self.session.consumer.clone());
+        let call = async move {
+            let read: Option<Vec<(String, Vec<Entry>)>> = read.query_async(&mut waiting).await?;
+            let entries = read.into_iter().flatten().flat_map(|(_, entries)| entries);
+            let taken = entries.map(|entry| entry::delivery(entry, 1, &consumer)).collect();
+            Ok((taken, ()))
+        };
+        let mut unblock = Unblock { session: &self.session, id: Some(self.id) };
+        let (taken, ()) = kept(&self.session, call).await?;
+        unblock.id = None;
+        Ok(taken)
+    }
+}
+
+/// Completes a call also if it is dropped, and gives back then what it has taken.
+async fn kept<T: Send + 'static>(
+    session: &Session,
+    call: impl Future<Output = Result<(Taken, T), RedisQueueError>> + Send + 'static,
+) -> Result<(Taken, T), RedisQueueError> {
+    let session = session.clone();
+    let unheard = move |result: Result<(Taken, T), _>| {
+        let (Ok((taken, _)), Ok(runtime)) = (result, Handle::try_current()) else { return };
+        runtime.spawn(async move {
+            let release = |taken: Delivery<_>| Settlement {
+                receipt: taken.receipt,
+                outcome: Outcome::Release,
+            };
+            let taken: Vec<_> = taken.into_iter().map(release).collect();
+            // If it fails, they are delivered again after their lease.
+            let _ = session.settle(&taken).await;
+        });
+    };
+    let (answer, heard) = heard(unheard);
+    tokio::spawn(async move { answer.send(call.await) });
+    heard.await.unwrap_or(Err(RedisQueueError::Closed))
+}
+
+/// Ends a waiting call that is dropped, so that it takes nothing more.
+struct Unblock<'a> {
+    session: &'a Session,
+    id: Option<i64>,
+}
+
+impl Drop for Unblock<'_> {
+    fn drop(&mut self) {
+        if let (Some(id), Ok(runtime)) = (self.id, Handle::try_current()) {
+            let link = self.session.link.clone();
+            runtime.spawn(async move {
+                let mut unblock = redis::cmd("CLIENT");
+                // If it fails, the call ends after its time.
+                let _ = link.query::<i64>(unblock.arg("UNBLOCK").arg(id)).await;
+            });
+        }
+    }
+}
+
+/// Stores the outcomes of a stream's items.
+#[derive(Debug)]
+pub struct RedisSettle(Session);
+
+impl Session {
+    async fn settle(
+        &self,
+        settlements: &[Settlement<RedisReceipt>],
+    ) -> Result<(), RedisQueueError> {
+        let Inner { stream, later, dead, options, .. } = &*self.queue;
+        // A server without memory stores no dead letters, and forgets items all the same.
+        let mut settlements: Vec<_> = settlements.iter().collect();
+        settlements.sort_by_key(|it| match it.outcome {
+            Outcome::Done => 0,
+            Outcome::Retry(_) | Outcome::Release => 1,
+            Outcome::GiveUp { .. } => 2,
+        });
+        for settlements in settlements.chunks(AT_ONCE) {
+            let mut settle = self.link.script(Script::Settle, &[stream, later, dead]);
+            settle.arg(&options.group).arg(u8::from(options.shared));
+            for Settlement { receipt, outcome } in settlements {
+                let RedisReceipt { id, consumer, deliveries } = receipt;
+                let (name, more) = match outcome {
+                    Outcome::Done => ("done", String::new()),
+                    Outcome::Retry(delay) => ("retry", ms(*delay).to_string()),
+                    Outcome::Release => ("release", String::new()),
+                    Outcome::GiveUp { reason } => ("give up", reason.to_string()),
+                };
+                settle.arg(name).arg(&**id).arg(&**consumer).arg(*deliveries).arg(more);
+            }
+            self.link.query::<()>(&settle).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Settle for RedisSettle {
+    type Receipt = RedisReceipt;
+
+    async fn settle(
+        &mut self,
+        settlements: &[Settlement<RedisReceipt>],
+    ) -> Result<(), BrokerError> {
+        Ok(self.0.settle(settlements).await?)
+    }
+
+    async fn renew(&mut self, receipts: &[RedisReceipt]) -> Result<(), BrokerError> {
+        let Session { queue, link, .. } = &self.0;
+        for receipts in receipts.chunks(AT_ONCE) {
+            let mut renew = link.script(Script::Renew, &[&queue.stream]);
+            renew.arg(&queue.options.group);
+            for RedisReceipt { id, consumer, deliveries } in receipts {
+                renew.arg(&**id).arg(&**consumer).arg(*deliveries);
+            }
+            link.query::<()>(&renew).await?;
+        }
+        Ok(())
+    }
+
+    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+        let Session { queue, link, .. } = &self.0;
+        if queue.options.shared {
+            link.query::<()>(&link.script(Script::Trim, &[&queue.stream])).await?;
+        }
+        Ok(queue.backlog(link).await?)
+    }
+}
+
+/// A value that the server says, or nothing.
+pub(super) fn optional<T: FromRedisValue>(value: redis::Value) -> Option<T> {
+    redis::from_redis_value(value).ok()
+}
