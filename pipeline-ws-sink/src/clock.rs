@@ -39,6 +39,12 @@ impl Clock {
         self.since_1970.saturating_add(self.started.elapsed())
     }
 
+    /// The time since a moment of the wall clock; zero if that is in the future.
+    pub(crate) fn since(&self, moment: SystemTime) -> Duration {
+        let at = moment.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.since_1970().saturating_sub(at)
+    }
+
     /// A version for a replica that starts with this clock. It is greater than those of earlier
     /// starts, unless the wall clock was set back, and different from them in any case.
     pub(crate) fn version(&self) -> u64 {
@@ -70,6 +76,8 @@ mod tests {
         tokio::time::advance(DAY).await;
         assert_eq!(clock.since_1970(), 2 * DAY);
         let early = Clock::start_at(UNIX_EPOCH - DAY);
+        assert_eq!(clock.since(UNIX_EPOCH + DAY / 2), 3 * DAY / 2);
+        assert_eq!(clock.since(UNIX_EPOCH + 3 * DAY), Duration::ZERO);
         assert_eq!(early.since_1970(), Duration::ZERO, "a time before 1970 counts as 1970");
     }
 

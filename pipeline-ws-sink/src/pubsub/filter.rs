@@ -94,6 +94,11 @@ impl PubSub {
 }
 
 impl PubSub {
+    /// Whether clients have joined a topic, here or, as far as is known, elsewhere.
+    pub(super) fn may_have_clients(&self, topic: &str) -> bool {
+        self.shared.table.has_clients(topic) || self.has_subscribers_elsewhere(topic)
+    }
+
     /// Whether another node may have subscribers. An unknown state counts as one.
     pub(super) fn has_subscribers_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {

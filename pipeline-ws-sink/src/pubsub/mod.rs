@@ -6,6 +6,7 @@ mod burst;
 mod by_route;
 mod confirm;
 mod filter;
+mod push_messages;
 #[cfg(test)]
 mod schedules;
 mod sequence;
@@ -29,6 +30,7 @@ pub use self::{
     broadcast::Broadcast,
     confirm::{Confirmation, NotConfirmed, TooManyConfirmations},
     filter::FilterSubscribed,
+    push_messages::{Acknowledge, Expired, NoSubscribers, Push, PushMessages},
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,
     topic::Topic,

@@ -333,6 +333,12 @@ impl SubscriberTable {
         self.shard(topic).read().contains_key(topic)
     }
 
+    /// Whether a channel has joined this topic.
+    pub(super) fn has_clients(&self, topic: &str) -> bool {
+        let listeners = self.shard(topic).read().get(topic).cloned();
+        listeners.is_some_and(|listeners| !listeners.read().by_route.is_empty())
+    }
+
     /// The number of subscribers of this topic.
     pub(crate) fn listeners(&self, topic: &str) -> usize {
         let listeners = self.shard(topic).read().get(topic).cloned();

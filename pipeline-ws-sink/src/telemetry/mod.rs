@@ -9,9 +9,12 @@ mod line_limit;
 mod lock_probe;
 pub(crate) mod log;
 mod mount_metrics;
+mod push_metrics;
 pub(crate) mod push_times;
 mod tally;
 mod timers;
+
+use std::sync::Arc;
 
 use metrics::Counter;
 pub(crate) use pipeline_core::shown::{described, shown};
@@ -25,6 +28,7 @@ pub(crate) use self::{
     latency_histogram::LatencyHistogram,
     line_limit::{LineLimit, limited},
     mount_metrics::{LimitMetrics, MountMetrics, RouteMetrics},
+    push_metrics::PushMetrics,
     tally::{Level, Tally},
     timers::{Outcome, begin_event},
 };
@@ -70,6 +74,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
+    /// Messages that pipelines have pushed.
+    pub(crate) pushes: Arc<PushMetrics>,
     /// Pushes that a client has confirmed.
     pub(crate) confirmed: Counter,
     /// Pushes that no client has confirmed in time.
@@ -109,6 +115,7 @@ impl SocketMetrics {
             )
         };
         Self {
+            pushes: Arc::new(PushMetrics::register(telemetry)),
             confirmed: confirmations("confirmed"),
             confirmations_late: confirmations("late"),
             confirmations_left: confirmations("left"),

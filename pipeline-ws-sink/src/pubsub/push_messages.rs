@@ -1,0 +1,399 @@
+//! The end of a pipeline of messages: it pushes each to a topic, and acknowledges it when its push has
+//! come far enough.
+
+use std::{borrow::Cow, fmt, pin::pin, sync::Arc, time::Duration};
+
+use pipeline_core::{
+    backoff::{Backoff, Jitter},
+    processing::{Failure, Message, Processor},
+};
+use thiserror::Error;
+
+use super::{Confirmation, Delivered, NotConfirmed, PreparedBroadcast, PubSub, PushOutcome};
+use crate::{
+    clock::Clock,
+    payload::{IntoPayload, PayloadError},
+    telemetry::PushMetrics,
+};
+
+/// How long a push may take to be written, by default.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How far a push has to come before its message is acknowledged.
+///
+/// Until then the message is its source's: after a crash it is delivered again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// The pipeline has taken it over. A crash loses it.
+    TakenOver,
+    /// The push was handed to the outboxes of all sockets. What waits there is lost with the process,
+    /// and with its socket.
+    Handled,
+    /// Every socket that had joined the topic has taken the push, or has ended. The default.
+    ///
+    /// The operating system has its bytes then; the client may still lose its connection before it has
+    /// read them.
+    #[default]
+    Written,
+    /// A client has confirmed it: see [`PubSub::confirmation`]. The payload, which has to be a JSON
+    /// object, gets the member `ack`, and the client sends the event `ack` with `{id: payload.ack}` on
+    /// its channel.
+    Confirmed {
+        /// How long the client may take. Then the message has failed.
+        within: Duration,
+    },
+}
+
+/// What becomes of a message if no client has joined its topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoSubscribers {
+    /// The message is done: a user who is not there misses it. The default.
+    #[default]
+    Done,
+    /// Its source keeps it, and delivers it again until a client is there.
+    Keep {
+        /// For how long, since it was added to its source.
+        keep_for: Duration,
+        /// What becomes of it afterwards.
+        then: Expired,
+    },
+}
+
+/// What becomes of a message that was kept for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// The message is done.
+    Done,
+    /// The message is given up: a source with dead letters puts it there.
+    GiveUp,
+}
+
+/// An event to be pushed to a topic.
+///
+/// ```
+/// use pipeline_ws_sink::pubsub::Push;
+/// use serde_json::json;
+///
+/// let push = Push::new("user:7", "alarm", json!({ "text": "Fire" }));
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Push<P> {
+    topic: Cow<'static, str>,
+    event: Cow<'static, str>,
+    payload: P,
+}
+
+impl<P: IntoPayload> Push<P> {
+    /// An event for all clients that have joined a topic.
+    pub fn new(
+        topic: impl Into<Cow<'static, str>>,
+        event: impl Into<Cow<'static, str>>,
+        payload: P,
+    ) -> Self {
+        Self { topic: topic.into(), event: event.into(), payload }
+    }
+}
+
+/// A processor that pushes each message to a topic, and is done with it when the push has come [far
+/// enough](Acknowledge). Made by [`PubSub::push_messages`].
+pub struct PushMessages<F> {
+    pubsub: PubSub,
+    push: F,
+    acknowledge: Acknowledge,
+    no_subscribers: NoSubscribers,
+    written_within: Duration,
+    look_again: Backoff,
+    clock: Clock,
+    metrics: Arc<PushMetrics>,
+}
+
+/// Why a push has not come far enough.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+enum Stuck {
+    #[error("no client has joined the topic")]
+    Absent,
+    #[error("the outbox of a socket has dropped the push")]
+    Dropped,
+    #[error("a socket has not taken the push in time")]
+    Slow,
+}
+
+impl PubSub {
+    /// The end of a pipeline of messages: this function turns each message into a push, and the message
+    /// is acknowledged when its push has come [far enough](PushMessages::acknowledge).
+    ///
+    /// A processor waits for one push at a time. So the number of pushes on the way is the
+    /// [concurrency](pipeline_core::processing::Processors::concurrency), and a client that is slow to
+    /// confirm occupies one processor: use many. The pushes of one user keep their order if the messages
+    /// are [partitioned](pipeline_core::processing::Processors::partition_by) by user.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::{Pipeline, processing::{Message, Processors}, source::from_iter};
+    /// use pipeline_ws_sink::{
+    ///     Endpoint,
+    ///     pubsub::{Acknowledge, Expired, NoSubscribers, Push},
+    /// };
+    /// use serde_json::json;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let endpoint = Endpoint::builder().build()?;
+    /// let a_day = Duration::from_secs(86_400);
+    /// let push = endpoint
+    ///     .pubsub()
+    ///     .push_messages(|ticket: &Message<u64>| {
+    ///         Ok(Push::new(format!("user:{}", **ticket), "ticket", json!({ "seat": 12 })))
+    ///     })
+    ///     .acknowledge(Acknowledge::Confirmed { within: Duration::from_secs(10) })
+    ///     .no_subscribers(NoSubscribers::Keep { keep_for: a_day, then: Expired::GiveUp });
+    /// # let tickets = (0..3).map(Message::unacknowledged);
+    /// let mut pipeline = Pipeline::of_messages("tickets")
+    ///     .source(from_iter(tickets))
+    ///     .processors(Processors::new(push).concurrency(200))
+    ///     .start()?;
+    /// # pipeline.join().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn push_messages<T, P, F>(&self, push: F) -> PushMessages<F>
+    where
+        P: IntoPayload + Send,
+        F: Fn(&Message<T>) -> Result<Push<P>, Failure> + Send + Sync + 'static,
+    {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        PushMessages {
+            pubsub: self.clone(),
+            push,
+            acknowledge: Acknowledge::default(),
+            no_subscribers: NoSubscribers::default(),
+            written_within: WRITTEN_WITHIN,
+            look_again: Backoff::new(second, minute).jitter(Jitter::None),
+            clock: Clock::start(),
+            metrics: self.shared.table.metrics().pushes.clone(),
+        }
+    }
+}
+
+impl<F> PushMessages<F> {
+    /// How far a push has to come. Default [`Acknowledge::Written`].
+    #[must_use]
+    pub fn acknowledge(self, acknowledge: Acknowledge) -> Self {
+        Self { acknowledge, ..self }
+    }
+
+    /// What becomes of a message if no client has joined its topic. Default [`NoSubscribers::Done`].
+    ///
+    /// A client that had joined and has ended before it has taken the push was not there either. With an
+    /// [`Adapter`](crate::pubsub::Adapter), clients of other nodes count as there as long as
+    /// [`PubSub::has_subscribers`] says so.
+    ///
+    /// Each delivery of a kept message counts for its source, which gives it up after
+    /// `SourceOptions::max_deliveries`: allow for `keep_for` divided by the delay of
+    /// [`look_again`](Self::look_again). A message without a time of its own is kept until the source
+    /// gives it up.
+    #[must_use]
+    pub fn no_subscribers(self, no_subscribers: NoSubscribers) -> Self {
+        Self { no_subscribers, ..self }
+    }
+
+    /// When a message that is kept is delivered again. Default from a second to a minute.
+    #[must_use]
+    pub fn look_again(self, backoff: Backoff) -> Self {
+        Self { look_again: backoff, ..self }
+    }
+
+    /// How long the sockets may take for a push, with [`Acknowledge::Written`]. Then the message has
+    /// failed. Default a minute.
+    #[must_use]
+    pub fn written_within(self, limit: Duration) -> Self {
+        Self { written_within: limit, ..self }
+    }
+
+    /// Sends a push and waits until it has come far enough.
+    async fn send<T, P>(
+        &self,
+        push: Push<P>,
+        message: &mut Message<T>,
+    ) -> Result<Delivered, Failure>
+    where
+        P: IntoPayload + Send,
+    {
+        let Push { topic, event, payload } = push;
+        match self.acknowledge {
+            Acknowledge::TakenOver => {
+                if matches!(self.no_subscribers, NoSubscribers::Keep { .. })
+                    && !self.pubsub.may_have_clients(&topic)
+                {
+                    return self.absent(Delivered::default(), message);
+                }
+                message.acknowledge_now();
+                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                self.metrics.taken_over.increment(1);
+                Ok(outcome.so_far())
+            }
+            Acknowledge::Handled => {
+                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                let delivered = outcome.so_far();
+                if delivered.is_unheard() {
+                    return self.absent(delivered, message);
+                }
+                self.metrics.handled.increment(1);
+                Ok(delivered)
+            }
+            Acknowledge::Written => {
+                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                let delivered = outcome.within(self.written_within).await;
+                if delivered.is_unheard() {
+                    return self.absent(delivered, message);
+                }
+                if delivered.pending > 0 || delivered.dropped > 0 {
+                    self.metrics.stuck.increment(1);
+                    let why = if delivered.dropped > 0 { Stuck::Dropped } else { Stuck::Slow };
+                    return Err(why.into());
+                }
+                self.metrics.written.increment(1);
+                Ok(delivered)
+            }
+            Acknowledge::Confirmed { within } => {
+                let confirmation = self.pubsub.confirmation(&topic)?;
+                let payload = WithAck { payload, id: confirmation.id() };
+                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                match confirmed(confirmation, outcome, within).await {
+                    Ok(delivered) => {
+                        self.metrics.confirmed.increment(1);
+                        Ok(delivered)
+                    }
+                    Err(Unconfirmed::Absent(delivered)) => self.absent(delivered, message),
+                    Err(Unconfirmed::Not(why)) => {
+                        self.metrics.unconfirmed.increment(1);
+                        Err(why.into())
+                    }
+                }
+            }
+        }
+    }
+
+    async fn deliver(&self, broadcast: PreparedBroadcast) -> Result<PushOutcome, Failure> {
+        Ok(self.pubsub.deliver(broadcast).await?)
+    }
+
+    /// What becomes of a message whose push has reached no client.
+    fn absent<T>(&self, delivered: Delivered, message: &Message<T>) -> Result<Delivered, Failure> {
+        let NoSubscribers::Keep { keep_for, then } = self.no_subscribers else {
+            self.metrics.absent.increment(1);
+            return Ok(delivered);
+        };
+        let added = message.metadata().enqueued_at.map(|at| self.clock.since(at));
+        // A message without a time is as young as it can be.
+        let left = keep_for.saturating_sub(added.unwrap_or_default());
+        if !left.is_zero() {
+            self.metrics.kept.increment(1);
+            let deliveries = message.metadata().deliveries.max(1);
+            // Its last delivery is at its deadline.
+            let delay = self.look_again.nth_delay(deliveries, 0.5).min(left);
+            return Err(Failure::from(Stuck::Absent).retry_after(delay));
+        }
+        self.metrics.expired.increment(1);
+        match then {
+            Expired::Done => Ok(delivered),
+            Expired::GiveUp => Err(Failure::from(Stuck::Absent).give_up()),
+        }
+    }
+}
+
+/// Encodes a push. Another try of one that cannot be encoded would not help.
+fn prepared(
+    topic: &str,
+    event: &str,
+    payload: impl IntoPayload,
+) -> Result<PreparedBroadcast, Failure> {
+    PreparedBroadcast::new(topic, event, payload).map_err(|error| Failure::from(error).give_up())
+}
+
+/// Why a push was not confirmed.
+enum Unconfirmed {
+    /// No client has got it.
+    Absent(Delivered),
+    Not(NotConfirmed),
+}
+
+/// Waits for a client to confirm, or until it is known that none has got the push.
+async fn confirmed(
+    confirmation: Confirmation,
+    mut outcome: PushOutcome,
+    within: Duration,
+) -> Result<Delivered, Unconfirmed> {
+    let mut confirmed = pin!(confirmation.within(within));
+    tokio::select! {
+        biased;
+        confirmed = &mut confirmed => {
+            return confirmed.map(|()| outcome.so_far()).map_err(Unconfirmed::Not);
+        }
+        delivered = &mut outcome => {
+            if delivered.is_unheard() {
+                return Err(Unconfirmed::Absent(delivered));
+            }
+        }
+    }
+    confirmed.await.map(|()| outcome.so_far()).map_err(Unconfirmed::Not)
+}
+
+impl<T, P, F> Processor<T> for PushMessages<F>
+where
+    T: Send + Sync + 'static,
+    P: IntoPayload + Send,
+    F: Fn(&Message<T>) -> Result<Push<P>, Failure> + Send + Sync + 'static,
+{
+    type Output = Delivered;
+
+    async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
+        let push = (self.push)(message)?;
+        self.send(push, message).await
+    }
+}
+
+impl<F> fmt::Debug for PushMessages<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PushMessages")
+            .field("acknowledge", &self.acknowledge)
+            .field("no_subscribers", &self.no_subscribers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A payload with the id that its client is to send back.
+struct WithAck<'a, P> {
+    payload: P,
+    id: &'a str,
+}
+
+impl<P: IntoPayload> IntoPayload for WithAck<'_, P> {
+    /// Appends the object with another member.
+    fn write(self, out: &mut Vec<u8>) -> Result<(), PayloadError> {
+        if self.payload.is_binary() {
+            return Err(PayloadError::NotAnObject);
+        }
+        let start = out.len();
+        self.payload.write(out)?;
+        let end = out.iter().rposition(|byte| !byte.is_ascii_whitespace());
+        let first = out[start..].iter().position(|byte| !byte.is_ascii_whitespace());
+        let (Some(end), Some(first)) = (end, first) else { return Err(PayloadError::NotAnObject) };
+        let first = start.saturating_add(first);
+        if out[first] != b'{' {
+            return Err(PayloadError::NotAnObject);
+        }
+        let is_empty = out[first..end][1..].iter().all(u8::is_ascii_whitespace);
+        // Last, so that it replaces a member of the same name.
+        out.truncate(end);
+        if !is_empty {
+            out.push(b',');
+        }
+        out.extend_from_slice(b"\"ack\":\"");
+        out.extend_from_slice(self.id.as_bytes());
+        out.extend_from_slice(b"\"}");
+        Ok(())
+    }
+}

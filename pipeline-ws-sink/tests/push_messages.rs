@@ -1,0 +1,277 @@
+//! The end of a pipeline of messages: when it is done with a push.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::poll;
+use parking_lot::Mutex;
+use pipeline_core::{
+    backoff::{Backoff, Jitter},
+    processing::{Acknowledger, Failure, Message, Metadata, Processor, Redelivery},
+};
+use pipeline_test_support::{Client, Recorded, settle};
+use pipeline_ws_sink::{
+    Channel, Endpoint, Mount, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    mount::WhenFull,
+    pubsub::{Acknowledge, Delivered, Expired, NoSubscribers, Push, PushMessages},
+};
+use serde_json::{Value, json};
+use support::{channels::NamedSocket, memory::MemoryServer};
+use tokio::{io::DuplexStream, time::Instant};
+
+const T: &str = "user:ada";
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const CONFIRMED: Acknowledge = Acknowledge::Confirmed { within: SECOND };
+const ALL: [Acknowledge; 4] =
+    [Acknowledge::TakenOver, Acknowledge::Handled, Acknowledge::Written, CONFIRMED];
+
+/// A user's channel, whose client confirms.
+struct User;
+
+impl Channel for User {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "ack" => Ok(cx.confirm(&payload)),
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+}
+
+fn server(options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>) -> MemoryServer {
+    let mount = Mount::new(NamedSocket).channel::<User>("user:*");
+    MemoryServer::start(Endpoint::builder().mount("/socket", options(mount)))
+}
+
+/// A client whose stream takes this many bytes unread.
+async fn ada(server: &MemoryServer, holds: usize) -> Client<DuplexStream> {
+    let mut client = server.connect(holds).await;
+    client.join("1", T).await;
+    client
+}
+
+/// Keeps what becomes of messages.
+#[derive(Default)]
+struct Acks(Mutex<Vec<Result<u32, (u32, Failure)>>>);
+
+impl Acknowledger for Acks {
+    type Receipt = u32;
+
+    fn acknowledge(&self, done: Vec<u32>, failed: Vec<(u32, Failure)>) {
+        let mut all = self.0.lock();
+        all.extend(done.into_iter().map(Ok));
+        all.extend(failed.into_iter().map(Err));
+    }
+}
+
+/// A message of a hundred bytes that was added so long ago, for the `nth` time.
+fn message(age: Duration, nth: u32) -> Message<Value> {
+    let mut metadata = Metadata::default();
+    metadata.enqueued_at = SystemTime::now().checked_sub(age);
+    metadata.deliveries = nth;
+    Message::unacknowledged(json!({ "text": "x".repeat(100) })).with_metadata(metadata)
+}
+
+trait Pushing: Processor<Value, Output = Delivered> {}
+
+impl<P: Processor<Value, Output = Delivered>> Pushing for P {}
+
+type PushValue = fn(&Message<Value>) -> Result<Push<Value>, Failure>;
+
+/// Pushes to the user.
+fn pushing(server: &MemoryServer) -> PushMessages<PushValue> {
+    let push: PushValue = |message| Ok(Push::new(T, "ticket", message.data().clone()));
+    server.endpoint.pubsub().push_messages(push)
+}
+
+async fn push(to: &impl Pushing) -> Result<Delivered, Failure> {
+    to.handle_message(&mut message(Duration::ZERO, 1)).await
+}
+
+/// What has become of messages, by the metric.
+fn counted(recorded: &Recorded) -> Vec<(String, u64)> {
+    recorded.counters("socket.messages_pushed")
+}
+
+fn outcomes(of: &[(&str, u64)]) -> Vec<(String, u64)> {
+    of.iter().map(|(outcome, count)| (format!("outcome={outcome}"), *count)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_taken_over_is_done_before_its_push() {
+    let server = server(|mount| mount);
+    let to = pushing(&server).acknowledge(Acknowledge::TakenOver);
+    let acks = Arc::new(Acks::default());
+    let mut message = Message::new(json!({}), 7, &acks);
+    let pushed = to.handle_message(&mut message).await;
+    assert!(pushed.is_ok());
+    assert!(matches!(acks.0.lock()[..], [Ok(7)]));
+    assert_eq!(counted(&server.recorded), outcomes(&[("taken_over", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_handled_is_done_although_its_client_has_read_nothing() {
+    let server = server(|mount| mount);
+    let _client = ada(&server, 64).await;
+    push(&pushing(&server).acknowledge(Acknowledge::Handled)).await.unwrap();
+    assert_eq!(counted(&server.recorded), outcomes(&[("handled", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_to_be_written_is_done_when_all_clients_have_taken_it() {
+    let server = server(|mount| mount);
+    let (mut one, mut other) = (ada(&server, 64).await, ada(&server, 64).await);
+    let to = pushing(&server);
+    let mut pushed = std::pin::pin!(push(&to));
+    for client in [&mut one, &mut other] {
+        settle().await;
+        assert!(poll!(&mut pushed).is_pending());
+        assert_eq!(client.receive().await[3], "ticket");
+    }
+    assert_eq!(pushed.await.unwrap().written, 2);
+    assert_eq!(counted(&server.recorded), outcomes(&[("written", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_to_be_confirmed_is_done_when_a_client_has_confirmed_it() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = pushing(&server).acknowledge(CONFIRMED);
+    for payload in [json!({}), json!({ "seat": 12 }), json!({ "ack": "my own" })] {
+        let mut message = Message::unacknowledged(payload.clone());
+        let mut pushed = std::pin::pin!(to.handle_message(&mut message));
+        assert!(poll!(&mut pushed).is_pending());
+        settle().await;
+        assert!(poll!(&mut pushed).is_pending());
+        let received = client.receive().await;
+        assert_eq!(received[4]["seat"], payload["seat"]);
+        client.send(json!(["1", "2", T, "ack", { "id": received[4]["ack"] }])).await;
+        assert_eq!(client.receive().await[4]["status"], "ok");
+        pushed.await.unwrap();
+    }
+    assert_eq!(counted(&server.recorded), outcomes(&[("confirmed", 3)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_not_confirmed_in_time_or_before_its_client_leaves_has_failed() {
+    let server = server(|mount| mount);
+    for leaves in [false, true] {
+        let mut client = ada(&server, 1 << 16).await;
+        let to = pushing(&server).acknowledge(CONFIRMED);
+        let begun = Instant::now();
+        let mut pushed = std::pin::pin!(push(&to));
+        assert!(poll!(&mut pushed).is_pending());
+        client.receive().await;
+        if leaves {
+            drop(client);
+        }
+        let failure = pushed.await.unwrap_err();
+        assert_eq!(failure.redelivery(), Redelivery::Usual);
+        assert_eq!(begun.elapsed() < SECOND, leaves, "{failure}");
+    }
+    assert_eq!(counted(&server.recorded), outcomes(&[("unconfirmed", 2)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_cannot_carry_an_id_is_given_up() {
+    let server = server(|mount| mount);
+    let _client = ada(&server, 1 << 16).await;
+    for payload in [Payload::binary(vec![1]), Payload::new(&[1]).unwrap()] {
+        let to = server
+            .endpoint
+            .pubsub()
+            .push_messages(move |_: &Message<Value>| Ok(Push::new(T, "ticket", payload.clone())));
+        let failure = push(&to.acknowledge(CONFIRMED)).await.unwrap_err();
+        assert_eq!(failure.redelivery(), Redelivery::Never);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_who_is_not_there_misses_a_message_at_any_level_if_that_is_the_choice() {
+    let server = server(|mount| mount);
+    for level in ALL {
+        let begun = Instant::now();
+        let delivered = push(&pushing(&server).acknowledge(level)).await.unwrap();
+        assert!(delivered.is_unheard());
+        assert_eq!(begun.elapsed(), Duration::ZERO, "{level:?}");
+    }
+    assert_eq!(counted(&server.recorded), outcomes(&[("absent", 3), ("taken_over", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_for_a_user_who_is_not_there_is_kept_until_its_time_is_over() {
+    let server = server(|mount| mount);
+    let backoff = Backoff::new(SECOND, 60 * SECOND).jitter(Jitter::None);
+    for level in ALL {
+        for then in [Expired::Done, Expired::GiveUp] {
+            let to = pushing(&server)
+                .acknowledge(level)
+                .no_subscribers(NoSubscribers::Keep { keep_for: HOUR, then })
+                .look_again(backoff);
+            for (age, nth, delay) in
+                [(Duration::ZERO, 1, 1), (SECOND, 2, 2), (HOUR / 2, 20, 60), (HOUR - SECOND, 20, 1)]
+            {
+                let failure = to.handle_message(&mut message(age, nth)).await.unwrap_err();
+                let Redelivery::After(after) = failure.redelivery() else {
+                    unreachable!("{failure:?}")
+                };
+                // Some milliseconds pass on the wall clock.
+                let expected = Duration::from_secs(delay);
+                assert!(after.abs_diff(expected) < SECOND / 2, "{after:?}");
+            }
+            let expired = to.handle_message(&mut message(2 * HOUR, 20)).await;
+            match then {
+                Expired::Done => assert!(expired.unwrap().is_unheard()),
+                Expired::GiveUp => {
+                    assert_eq!(expired.unwrap_err().redelivery(), Redelivery::Never);
+                }
+            }
+        }
+    }
+    assert_eq!(counted(&server.recorded), outcomes(&[("expired", 8), ("kept", 32)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_is_kept_if_its_only_client_ends_before_it_has_taken_it() {
+    let server = server(|mount| mount);
+    let client = ada(&server, 64).await;
+    let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };
+    let to = pushing(&server).no_subscribers(keep);
+    let mut pushed = std::pin::pin!(push(&to));
+    assert!(poll!(&mut pushed).is_pending());
+    drop(client);
+    assert!(matches!(pushed.await.unwrap_err().redelivery(), Redelivery::After(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_a_socket_drops_or_does_not_take_in_time_has_failed() {
+    let server = server(|mount| mount.max_outbox(2, 1 << 20).when_full(WhenFull::DropNewest));
+    let _client = ada(&server, 64).await;
+    let to = pushing(&server).written_within(5 * SECOND);
+    let pushes = (0..5).map(|_| push(&to));
+    let failures = futures::future::join_all(pushes).await;
+    let failures: Vec<_> = failures.into_iter().map(|pushed| pushed.unwrap_err()).collect();
+    assert!(failures.iter().all(|failure| failure.redelivery() == Redelivery::Usual));
+    let of = |what: &str| failures.iter().filter(|why| why.to_string().contains(what)).count();
+    assert_eq!(of("in time") + of("dropped"), 5);
+    assert!((1..=3).contains(&of("dropped")), "{failures:?}");
+    assert_eq!(counted(&server.recorded), outcomes(&[("stuck", 5)]));
+}

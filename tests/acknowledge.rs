@@ -1,0 +1,170 @@
+//! From a durable source to a user's socket: an item is gone when its push has come far enough, and not
+//! before.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::{path::PathBuf, time::Duration};
+
+use pipeline::{
+    Pipeline,
+    backoff::{Backoff, Jitter},
+    processing::{Message, Processors},
+    sources::{
+        Item, SourceOptions,
+        sqlite::{SqliteOptions, SqliteQueue},
+    },
+    ws::{
+        Channel, Endpoint, Mount, Payload, Topic,
+        channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+        channel_test::{TestChannel, TestEndpoint, assert_push, assert_reply, refute_push},
+        pubsub::{Acknowledge, Expired, NoSubscribers, Push},
+    },
+};
+use pipeline_test_support::{AnySocket, PATIENCE};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+
+/// A user's channel, whose client confirms.
+struct User;
+
+impl Channel for User {
+    type Socket = AnySocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "ack" => Ok(cx.confirm(&payload)),
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+}
+
+fn endpoint() -> TestEndpoint {
+    let mount = Mount::new(AnySocket).channel::<User>("user:*");
+    TestEndpoint::of(Endpoint::builder().mount("/socket", mount).build().unwrap())
+}
+
+async fn join(kit: &TestEndpoint, topic: &str) -> TestChannel {
+    kit.connect(json!({})).await.unwrap().join(topic, json!({})).await.unwrap()
+}
+
+/// A queue whose items are delivered again quickly.
+async fn queue(path: PathBuf) -> SqliteQueue {
+    let options = SqliteOptions::new().lease(Duration::from_millis(300));
+    SqliteQueue::open_with(path, "pushes", options).await.unwrap()
+}
+
+fn file() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("queue.db");
+    (folder, path)
+}
+
+fn quick() -> Backoff {
+    Backoff::new(Duration::from_millis(20), Duration::from_millis(20)).jitter(Jitter::None)
+}
+
+/// Pushes the items of a queue to the users that are their keys.
+fn pushing(
+    queue: &SqliteQueue,
+    kit: &TestEndpoint,
+    level: Acknowledge,
+    absent: NoSubscribers,
+) -> Pipeline {
+    let push = kit.endpoint().pubsub().push_messages(|item: &Message<Item>| {
+        let user = item.key.as_deref().unwrap_or_default();
+        let text = String::from_utf8(item.payload.to_vec())?;
+        Ok(Push::new(format!("user:{user}"), "news", json!({ "text": text })))
+    });
+    let push = push.acknowledge(level).no_subscribers(absent).look_again(quick());
+    let options = SourceOptions::new().redeliver_after(quick()).max_deliveries(10_000);
+    Pipeline::of_messages("pushes")
+        .source(queue.source(options))
+        .processors(Processors::new(push).concurrency(4))
+        .start()
+        .unwrap()
+}
+
+async fn items(queue: &SqliteQueue) -> Option<u64> {
+    queue.backlog().await.unwrap().items
+}
+
+async fn until_empty(queue: &SqliteQueue) {
+    let waiting = async {
+        while items(queue).await != Some(0) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_is_pushed_again_after_a_death_and_gone_once_it_is_confirmed() {
+    let ((_folder, path), kit) = (file(), endpoint());
+    let (queue, ada) = (queue(path).await, join(&kit, "user:ada").await);
+    queue.push(Item::new("hello").key("ada")).await.unwrap();
+    let level = Acknowledge::Confirmed { within: PATIENCE };
+    let killed = pushing(&queue, &kit, level, NoSubscribers::Done);
+    let before = assert_push!(ada, "news", { "text": "hello", "ack": _ }, within: PATIENCE);
+    // Dropping a pipeline ends its tasks at once, as the death of its process does.
+    drop(killed);
+    let second = pushing(&queue, &kit, level, NoSubscribers::Done);
+    let after = assert_push!(ada, "news", { "text": "hello", "ack": _ }, within: PATIENCE);
+    assert_ne!(before["ack"], after["ack"]);
+    let late = ada.push("ack", json!({ "id": before["ack"] }));
+    assert_reply!(ada, late, "error", { "reason": "unknown" });
+    assert_eq!(items(&queue).await, Some(1));
+    let ack = ada.push("ack", json!({ "id": after["ack"] }));
+    assert_reply!(ada, ack, "ok");
+    until_empty(&queue).await;
+    second.drain(PATIENCE).await;
+    refute_push!(ada, "news");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_are_gone_once_they_are_written() {
+    let ((_folder, path), kit) = (file(), endpoint());
+    let (queue, ada) = (queue(path).await, join(&kit, "user:ada").await);
+    for n in 0..100 {
+        queue.push(Item::new(n.to_string()).key("ada")).await.unwrap();
+    }
+    let pipeline = pushing(&queue, &kit, Acknowledge::Written, NoSubscribers::Done);
+    until_empty(&queue).await;
+    pipeline.drain(PATIENCE).await;
+    for n in 0..100 {
+        assert_push!(ada, "news", { "text": n.to_string() });
+    }
+    refute_push!(ada, "news");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_for_a_user_who_is_not_there_waits_for_the_user_or_is_given_up() {
+    let ((_folder, path), kit) = (file(), endpoint());
+    let queue = queue(path).await;
+    let keep = |keep_for| NoSubscribers::Keep { keep_for, then: Expired::GiveUp };
+    queue.push(Item::new("hello").key("ada")).await.unwrap();
+    let pipeline = pushing(&queue, &kit, Acknowledge::Written, keep(PATIENCE * 10));
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(items(&queue).await, Some(1));
+    let ada = join(&kit, "user:ada").await;
+    assert_push!(ada, "news", { "text": "hello" }, within: PATIENCE);
+    until_empty(&queue).await;
+    pipeline.drain(PATIENCE).await;
+
+    queue.push(Item::new("too late").key("joe")).await.unwrap();
+    let pipeline = pushing(&queue, &kit, Acknowledge::Written, keep(Duration::from_millis(100)));
+    until_empty(&queue).await;
+    pipeline.drain(PATIENCE).await;
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    let reasons: Vec<_> = dead.iter().map(|dead| &*dead.reason).collect();
+    assert_eq!(reasons, ["no client has joined the topic"]);
+}
