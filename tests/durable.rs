@@ -238,3 +238,28 @@ async fn a_full_disk_is_answered_with_503_and_loses_nothing() {
     }
     until("all are forgotten", || folder.waiting() == 0).await;
 }
+
+#[tokio::test]
+async fn the_queue_is_shown_in_statsd_the_inspector_and_the_terminal() {
+    let folder = Folder::new();
+    let flags = ["--statsd-lines", "--delay-ms", "3600000", "--drain-secs", "0"];
+    let mut example = folder.start(&flags).await;
+    let insert = "INSERT INTO pipeline_items (queue, payload) VALUES ('pushes', 'nonsense')";
+    folder.open().execute(insert, []).unwrap();
+    assert_eq!(example.push(&push(1, &json!({}))).await.status, 202);
+    for gauge in ["dead_letters:1|g", "backlog:1|g"] {
+        example.line_with(&format!("pipeline.source.{gauge}|#pipeline:push,stage:source")).await;
+    }
+    let view = example.request("GET", "/inspect/data.json", "", "").await.json();
+    let seen = &view["pipelines"][0]["stages"][0]["source"];
+    assert_eq!(seen["broker"], "the queue pushes in a SQLite file");
+    let counts = ["fetched", "given_up", "redelivered", "connection_errors"];
+    assert_eq!(counts.map(|name| seen[name].as_u64().unwrap()), [2, 1, 0, 0]);
+
+    let url = format!("http://{}/inspect", example.address);
+    let top =
+        tokio::process::Command::new(Example::program("top").await).args([&url, "--once"]).output();
+    let shown = String::from_utf8(timeout(PATIENCE, top).await.unwrap().unwrap().stdout).unwrap();
+    assert!(shown.contains("source reads the queue pushes in a SQLite file"), "{shown}");
+    assert!(shown.lines().any(|line| line.contains("source") && line.contains("connected")));
+}

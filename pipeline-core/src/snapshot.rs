@@ -78,6 +78,8 @@ pub struct StageSnapshot {
     pub queued: usize,
     /// The capacity of that queue; `None` if there is no queue.
     pub queue_capacity: Option<usize>,
+    /// What it reports about what it reads from, if it is a durable source.
+    pub source: Option<SourceSnapshot>,
     /// Events that were received and wait to be handled.
     pub waiting: usize,
     /// Events that were emitted and wait for demand, in its buffer or its dispatcher.
@@ -117,6 +119,39 @@ pub struct StageSnapshot {
     /// The subscriptions of its consumers. Not serialized.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub subscriptions: Vec<SubscriptionSnapshot>,
+}
+
+/// The state of a durable source, as far as its producer knows and
+/// [reports](crate::stage::StageContext::source_report) it. Counts continue across restarts.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
+#[non_exhaustive]
+pub struct SourceSnapshot {
+    /// What it reads from, such as the kind of a broker and the name of a queue.
+    pub broker: Arc<str>,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// The items at the broker that are not done.
+    pub backlog: Option<u64>,
+    /// The age of the oldest of them, serialized as `oldest_age_seconds`.
+    #[cfg_attr(feature = "serde", serde(rename = "oldest_age_seconds", with = "optional_seconds"))]
+    pub oldest_age: Option<Duration>,
+    /// The items that were given up and are kept at the broker.
+    pub dead_letters: Option<u64>,
+    /// The items that it has fetched and whose outcome is not stored yet.
+    pub held: u64,
+    /// The items that it has fetched.
+    pub fetched: u64,
+    /// Those of them that had been delivered before.
+    pub redelivered: u64,
+    /// The items that were stored as handled.
+    pub done: u64,
+    /// The items that were given up.
+    pub given_up: u64,
+    /// How often it could not connect, or a call of its broker failed.
+    pub connection_errors: u64,
+    /// The text of the last of these errors. It may name the broker's address.
+    pub last_error: Option<Arc<str>>,
 }
 
 /// A subscription, as seen by its producer.
@@ -369,6 +404,28 @@ impl PipelineObserver {
         } else {
             PipelinePhase::Starting
         }
+    }
+}
+
+/// A duration as seconds with fractions, if there is one.
+#[cfg(feature = "serde")]
+mod optional_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.map(|time| time.as_secs_f64()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let seconds = Option::<f64>::deserialize(from)?;
+        seconds.map(|s| Duration::try_from_secs_f64(s).map_err(D::Error::custom)).transpose()
     }
 }
 

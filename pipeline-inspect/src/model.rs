@@ -261,6 +261,7 @@ pub struct PercentilesView {
 
 #[cfg(test)]
 mod tests {
+    use pipeline_core::snapshot::SourceSnapshot;
     use serde_json::{Value, json};
 
     use super::*;
@@ -278,8 +279,10 @@ mod tests {
             channels: vec![ChannelView::default()],
             ..EndpointView::default()
         };
+        let mut stage = StageView::default();
+        stage.snapshot.source = Some(SourceSnapshot::default());
         let pipeline = PipelineView {
-            stages: vec![StageView::default()],
+            stages: vec![stage],
             edges: vec![EdgeView::default()],
             ..PipelineView::default()
         };
@@ -292,9 +295,14 @@ mod tests {
             fields(&pipeline["stages"][0]),
             "activity buffer_capacity buffered busy busy_seconds demand discarded discarded_by \
              discarded_per_second events_in events_out failures given_up in_per_second kind layer \
-             mostly name out_per_second queue_capacity queued restarts waiting waiting_for_demand \
+             mostly name out_per_second queue_capacity queued restarts source waiting waiting_for_demand \
              waiting_for_demand_seconds waiting_for_events waiting_for_events_seconds \
              worker_failures workers"
+        );
+        assert_eq!(
+            fields(&pipeline["stages"][0]["source"]),
+            "backlog broker connected connection_errors dead_letters done fetched given_up held \
+             last_error oldest_age_seconds redelivered"
         );
         assert_eq!(fields(&pipeline["edges"][0]), "from pending_demand per_second sent to");
         assert_eq!(

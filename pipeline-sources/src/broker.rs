@@ -1,6 +1,8 @@
 //! The traits of a broker: what a durable source needs from the server or the file behind it.
 
 use std::{
+    any::type_name,
+    borrow::Cow,
     error::Error,
     fmt,
     future::Future,
@@ -23,6 +25,14 @@ pub trait Broker: Send + Sync + 'static {
     type Fetch: Fetch<Receipt = Self::Receipt>;
     /// The half of a session that says what became of them.
     type Settle: Settle<Receipt = Self::Receipt>;
+
+    /// What it is called where its sources are shown, such as its kind and the name of its queue, without
+    /// passwords. By default the name of its type.
+    fn description(&self) -> Cow<'_, str> {
+        let name = type_name::<Self>();
+        let name = name.split('<').next().unwrap_or(name);
+        name.rsplit("::").next().unwrap_or(name).into()
+    }
 
     /// Opens a session. Called again, after a delay, when a call of an earlier one has failed.
     fn connect(

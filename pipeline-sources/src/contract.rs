@@ -124,6 +124,7 @@ pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
         sources_share_a_queue,
         a_broker_that_is_away_is_connected_to_again,
         outcomes_are_stored_after_the_broker_was_away,
+        a_snapshot_shows_the_source,
         outcomes_that_are_not_stored_stop_the_fetching,
     );
 }
@@ -399,6 +400,36 @@ async fn a_broker_that_is_away_is_connected_to_again<S: Subject>(subject: Arc<S>
     subject.push(Item::new("2")).await;
     faults.come_back();
     until("the second is handled", async || texts(&seen).contains(&"2".to_owned())).await;
+    pipeline.drain(PATIENCE).await;
+    assert_nothing_is_left(&*subject).await;
+}
+
+async fn a_snapshot_shows_the_source<S: Subject>(subject: Arc<S>) {
+    let broker = subject.broker();
+    let description = broker.description().into_owned();
+    let (broker, faults) = Faulty::new(broker);
+    let fails = |text: &str| (text == "bad").then(|| Failure::new("it is bad").give_up());
+    let (pipeline, _) = start(Source::new(broker, quick()), fails);
+    for text in ["good", "bad"] {
+        subject.push(Item::new(text)).await;
+    }
+    let source = || {
+        let first = pipeline.snapshot().stages.swap_remove(0);
+        first.source.expect("it is a durable source")
+    };
+    until("it shows what was handled", async || {
+        let seen = source();
+        seen.connected && seen.done == 1 && seen.given_up == 1
+    })
+    .await;
+    assert_eq!((&*source().broker, source().last_error), (&*description, None));
+    faults.go_away();
+    until("it shows that the broker is away", async || source().connection_errors > 0).await;
+    let error = source().last_error.unwrap_or_default();
+    assert!(error.contains("away"), "the last error: {error}");
+    until("it is not connected", async || !source().connected).await;
+    faults.come_back();
+    until("it is connected again", async || source().connected).await;
     pipeline.drain(PATIENCE).await;
     assert_nothing_is_left(&*subject).await;
 }

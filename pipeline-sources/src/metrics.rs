@@ -3,16 +3,16 @@
 use std::time::SystemTime;
 
 use metrics::{Counter, Gauge};
-use pipeline_core::telemetry::Telemetry;
+use pipeline_core::stage::{SourceReport, StageContext};
 
 use crate::broker::{Backlog, Outcome};
 
 /// The metrics of a source.
 #[derive(Debug)]
 pub(crate) struct SourceMetrics {
-    pub(crate) fetched: Counter,
-    pub(crate) redelivered: Counter,
-    pub(crate) connection_errors: Counter,
+    fetched: Counter,
+    redelivered: Counter,
+    connection_errors: Counter,
     done: Counter,
     retried: Counter,
     released: Counter,
@@ -22,11 +22,18 @@ pub(crate) struct SourceMetrics {
     backlog: Gauge,
     oldest_age: Gauge,
     dead_letters: Gauge,
+    /// The same numbers for snapshots.
+    report: SourceReport,
 }
 
 impl SourceMetrics {
-    pub(crate) fn register(telemetry: &Telemetry, pipeline: &str, stage: &str) -> Self {
+    /// Those of a source of this broker.
+    pub(crate) fn register<H>(context: &StageContext<H>, broker: &str) -> Self {
+        let telemetry = context.telemetry();
+        let (pipeline, stage) = (context.pipeline(), context.stage());
         let labels = || [("pipeline", pipeline.to_owned()), ("stage", stage.to_owned())];
+        let report = context.source_report();
+        report.update(|source| source.broker = broker.into());
         let counter = |name, what| telemetry.counter(name, what, labels());
         let gauge = |name, what| telemetry.gauge(name, what, labels());
         Self {
@@ -60,10 +67,40 @@ impl SourceMetrics {
                 "pipeline.source.dead_letters",
                 "Items that were given up and kept",
             ),
+            report,
         }
     }
 
+    pub(crate) fn fetched(&self, redelivered: bool) {
+        self.fetched.increment(1);
+        self.redelivered.increment(redelivered.into());
+        self.report.update(|source| {
+            source.fetched += 1;
+            source.redelivered += u64::from(redelivered);
+        });
+    }
+
+    /// Records that the broker could not be connected to, or a call of it has failed.
+    pub(crate) fn failed(&self, error: &str, held: usize) {
+        self.connection_errors.increment(1);
+        self.held(held);
+        self.report.update(|source| {
+            source.connection_errors += 1;
+            source.last_error = Some(error.into());
+        });
+    }
+
+    fn held(&self, held: usize) {
+        self.held.set(held as f64);
+        self.report.update(|source| source.held = held as u64);
+    }
+
     pub(crate) fn settled(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Done => self.report.update(|source| source.done += 1),
+            Outcome::GiveUp { .. } => self.report.update(|source| source.given_up += 1),
+            Outcome::Retry(_) | Outcome::Release => {}
+        }
         match outcome {
             Outcome::Done => &self.done,
             Outcome::Retry(_) => &self.retried,
@@ -75,10 +112,17 @@ impl SourceMetrics {
 
     pub(crate) fn connected(&self, connected: bool) {
         self.connected.set(f64::from(u8::from(connected)));
+        self.report.update(|source| source.connected = connected);
     }
 
     pub(crate) fn sample(&self, backlog: &Backlog, held: usize, now: SystemTime) {
-        self.held.set(held as f64);
+        self.held(held);
+        let age = backlog.oldest.and_then(|oldest| now.duration_since(oldest).ok());
+        self.report.update(|source| {
+            source.backlog = backlog.items;
+            source.oldest_age = age;
+            source.dead_letters = backlog.dead_letters;
+        });
         let count = |gauge: &Gauge, count: Option<u64>| {
             if let Some(count) = count {
                 gauge.set(count as f64);
@@ -87,7 +131,6 @@ impl SourceMetrics {
         count(&self.backlog, backlog.items);
         count(&self.dead_letters, backlog.dead_letters);
         if backlog.items.is_some() {
-            let age = backlog.oldest.and_then(|oldest| now.duration_since(oldest).ok());
             self.oldest_age.set(age.unwrap_or_default().as_secs_f64());
         }
     }

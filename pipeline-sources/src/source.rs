@@ -106,8 +106,7 @@ impl<B: Broker, T: Send + Sync + 'static> Producer for Source<B, T> {
     type Event = Message<T>;
 
     fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
-        let metrics =
-            SourceMetrics::register(context.telemetry(), context.pipeline(), context.stage());
+        let metrics = SourceMetrics::register(context, &self.broker.description());
         #[expect(clippy::disallowed_methods, reason = "the demand is the bound")]
         let (sender, fetched) = mpsc::unbounded_channel();
         self.fetched = Some(fetched);

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use pipeline_core::{
     ExitReason,
     processing::{Acknowledger, Failure, Message, Redelivery},
-    shown::shown,
+    shown::{described, shown},
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -162,7 +162,7 @@ pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
             Ok(Err(error)) => error,
             Err(panic) => BrokerError::new(ExitReason::from_panic(&*panic).to_string()),
         };
-        worker.metrics.connection_errors.increment(1);
+        worker.metrics.failed(&described(&error), held.lock().len());
         state.failures = state.failures.saturating_add(1);
         let delay = worker.options.reconnect.nth_delay(state.failures, random());
         tracing::warn!(
@@ -227,10 +227,7 @@ impl<B: Broker> Worker<B> {
         fetcher: &Fetcher<B::Receipt>,
         held: &HeldItems<B::Receipt>,
     ) {
-        self.metrics.fetched.increment(1);
-        if delivery.deliveries > 1 {
-            self.metrics.redelivered.increment(1);
-        }
+        self.metrics.fetched(delivery.deliveries > 1);
         held.lock().insert(delivery.receipt.clone());
         let (metadata, deliveries) = (delivery.metadata(), delivery.deliveries);
         let receipt = Held { receipt: delivery.receipt, deliveries };

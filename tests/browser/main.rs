@@ -4,6 +4,7 @@
 mod driver;
 mod live_view;
 mod room;
+mod sources;
 
 use fantoccini::Locator;
 use pipeline_test_support::{Example, PATIENCE};

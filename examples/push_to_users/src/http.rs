@@ -187,6 +187,7 @@ pub fn router(intake: Intake, signer: Signer, client: Option<PhoenixClient>) -> 
         .route("/style.css", get(style))
         .route("/phoenix.mjs", get(phoenix))
         .route("/token", get(token))
+        .route("/queue", get(queue))
         .route("/push", post(push))
         .with_state(App { intake, signer, client, room: Room::new(MAX_AT_ONCE) })
 }
@@ -223,6 +224,20 @@ async fn token(State(app): State<App>, Query(SignIn { user }): Query<SignIn>) ->
         Ok(token) => Json(json!({ "user": user, "token": token })).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// The state of the durable queue for the page, or null without one. The inspector shows more.
+async fn queue(State(app): State<App>) -> Response {
+    let shown = app.intake.queue().map(|queue| {
+        json!({
+            "connected": queue.connected,
+            "backlog": queue.backlog,
+            "oldest_seconds": queue.oldest_age.map(|age| age.as_secs_f64()),
+            "redelivered": queue.redelivered,
+            "dead_letters": queue.dead_letters,
+        })
+    });
+    Json(shown).into_response()
 }
 
 /// The result of a push request.

@@ -5,7 +5,7 @@ use std::{error::Error, future::Future, pin::Pin, sync::Arc, time::Duration};
 use pipeline::{
     Pipeline,
     builder::StartError,
-    snapshot::{PipelineObserver, PipelinePhase},
+    snapshot::{PipelineObserver, PipelinePhase, SourceSnapshot},
     source::{TimedQueue, TryPushError},
     subscription::SubscribeOptions,
     timed::Timed,
@@ -105,6 +105,16 @@ impl Intake {
             Self::Durable(_, pipeline) => {
                 let phase = pipeline.snapshot().phase;
                 matches!(phase, PipelinePhase::Draining | PipelinePhase::Ended)
+            }
+        }
+    }
+
+    /// The state of the durable queue, if it is one: at most a second old.
+    pub fn queue(&self) -> Option<SourceSnapshot> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Durable(_, pipeline) => {
+                pipeline.snapshot().stages.into_iter().find_map(|stage| stage.source)
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use pipeline::{
     inspect::{EndpointView, PercentilesView, PipelineView, StageView, View},
-    snapshot::{Activity, PipelinePhase, StageKind},
+    snapshot::{Activity, PipelinePhase, SourceSnapshot, StageKind},
 };
 use ratatui::{
     Frame,
@@ -28,6 +28,10 @@ impl Screen {
         rows.extend(
             view.pipelines.iter().map(|pipeline| Constraint::Length(pipeline_rows(pipeline))),
         );
+        let sources: Vec<_> = sources(view).collect();
+        if !sources.is_empty() {
+            rows.push(Constraint::Length(source_rows(sources.len())));
+        }
         if let Some(endpoint) = &view.endpoint {
             rows.push(Constraint::Length(6));
             rows.push(Constraint::Length(endpoint_rows(endpoint)));
@@ -38,8 +42,12 @@ impl Screen {
         for (pipeline, area) in view.pipelines.iter().zip(&areas[1..]) {
             frame.render_widget(stages(pipeline, area.width), *area);
         }
+        let mut at = 1 + view.pipelines.len();
+        if !sources.is_empty() {
+            durable(frame, areas[at], &sources);
+            at += 1;
+        }
         if let Some(endpoint) = &view.endpoint {
-            let at = 1 + view.pipelines.len();
             delivery(frame, areas[at], endpoint);
             frame.render_widget(sockets(endpoint), areas[at + 1]);
         }
@@ -50,7 +58,11 @@ impl Screen {
         let Some(view) = &self.view else { return 2 };
         let pipelines: u16 = view.pipelines.iter().map(pipeline_rows).sum();
         let endpoint = view.endpoint.as_ref().map_or(0, |endpoint| 6 + endpoint_rows(endpoint));
-        1 + pipelines + endpoint
+        let sources = match sources(view).count() {
+            0 => 0,
+            count => source_rows(count),
+        };
+        1 + pipelines + sources + endpoint
     }
 
     fn head(&self) -> Paragraph<'_> {
@@ -71,6 +83,62 @@ fn pipeline_rows(pipeline: &PipelineView) -> u16 {
 fn endpoint_rows(endpoint: &EndpointView) -> u16 {
     let rows = endpoint.sockets.len() + endpoint.channels.len() + endpoint.snapshot.dropped.len();
     u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(3)
+}
+
+/// The durable sources, with the names of their stages.
+fn sources(view: &View) -> impl Iterator<Item = (&str, &SourceSnapshot)> {
+    let stages = view.pipelines.iter().flat_map(|pipeline| &pipeline.stages);
+    stages.filter_map(|stage| Some((stage.name(), stage.snapshot.source.as_ref()?)))
+}
+
+/// The number of lines of so many sources: a row and a line for each, head and border.
+fn source_rows(sources: usize) -> u16 {
+    u16::try_from(2 * sources).unwrap_or(u16::MAX).saturating_add(3)
+}
+
+/// The durable sources: their numbers, and below them what they read and their last errors.
+fn durable(frame: &mut Frame<'_>, area: Rect, sources: &[(&str, &SourceSnapshot)]) {
+    let number = |number: Option<u64>| number.map_or("–".to_owned(), |n| short(n as f64));
+    let rows = sources.iter().map(|(stage, source)| {
+        let (state, color) =
+            if source.connected { ("connected", Color::Green) } else { ("away", Color::Red) };
+        let age = source.oldest_age.map_or("–".to_owned(), |age| format!("{}s", age.as_secs()));
+        let numbers = [
+            number(source.backlog),
+            age,
+            number(Some(source.held)),
+            number(Some(source.redelivered)),
+            number(source.dead_letters),
+            number(Some(source.connection_errors)),
+        ];
+        let cells = numbers.map(right).into_iter();
+        let state = Cell::from(state).style(Style::new().fg(color));
+        let first = [Cell::from(format!("  {stage}")), state].into_iter().chain(cells);
+        Row::new(first)
+    });
+    let lines = sources.iter().map(|(stage, source)| {
+        let error = source.last_error.as_ref();
+        let error = error.map_or(String::new(), |text| format!(", last error: {text}"));
+        Line::from(format!("  {stage} reads {}{error}", source.broker)).dark_gray()
+    });
+    // Only the columns that fit, so that no number is truncated.
+    let widths = [9, 7, 8, 4, 11, 4, 6];
+    let needed = |columns: usize| {
+        BORDERS + NAME + widths[..columns].iter().map(|width| width + SPACING).sum::<u16>()
+    };
+    let fit = (0..=widths.len()).rev().find(|columns| needed(*columns) <= area.width).unwrap_or(0);
+    let widths = widths[..fit].iter().map(|width| Constraint::Length(*width));
+    let names = ["backlog", "oldest", "held", "redelivered", "dead", "errors"];
+    let names = names.map(|name| right(name.to_owned()));
+    let head = [Cell::from("  source"), Cell::from("")].into_iter().chain(names);
+    let table = Table::new(rows, std::iter::once(Constraint::Min(NAME)).chain(widths))
+        .column_spacing(SPACING)
+        .header(Row::new(head).style(Style::new().dark_gray()))
+        .block(Block::bordered().title(" durable sources ".bold()));
+    let below = Constraint::Length(u16::try_from(sources.len()).unwrap_or(u16::MAX));
+    let areas = Layout::vertical([Constraint::Min(0), below]).split(area);
+    frame.render_widget(table, areas[0]);
+    frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), areas[1]);
 }
 
 /// A column of the table of stages.
@@ -333,6 +401,26 @@ mod tests {
         assert!(line("last 10 s").contains("0.71 ms"), "{text}");
         assert!(line("user:*").contains("3 channels") && line("user:*").contains("2 topics"));
         assert!(line("overflow").contains("17 frames"), "{text}");
+    }
+
+    #[test]
+    fn a_frame_shows_durable_sources_and_their_last_errors() {
+        let view = r#"{"version":1,"pipelines":[{"name":"push","stages":[
+            {"name":"orders","source":{"broker":"a queue","connected":false,"backlog":81200,
+            "oldest_age_seconds":61.5,"held":3,"redelivered":7,"dead_letters":2,
+            "connection_errors":4,"last_error":"refused\u001b[31m"}},{"name":"work"}]}],
+            "endpoint":{"channels":[{"pattern":"user:*"}]}}"#;
+        let text = plain(&screen(view), 120).unwrap();
+        let line = |with: &str| text.lines().find(|line| line.contains(with)).unwrap().to_owned();
+        let words = line(" away ");
+        let words = words.split_whitespace().collect::<Vec<_>>()[1..].join(" ");
+        assert!(words.starts_with("orders away 81k 61s 3 7 2 4"), "{text}");
+        assert!(line("orders reads a queue, last error: refused").contains("[31m"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+        assert!(line("user:*").contains("channels"), "{text}");
+        for width in [1, 20, 40, 60] {
+            plain(&screen(view), width).unwrap();
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Phase, gauges::Gauges};
+use super::{
+    Phase,
+    gauges::{Gauges, SourceReport},
+};
 use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 
 /// The context of a stage: its pipeline, its names and its handle. It is available before the first
@@ -145,6 +148,57 @@ impl<H> StageContext<H> {
     #[must_use]
     pub fn handle(&self) -> &H {
         &self.handle
+    }
+
+    /// A report about the durable source that this producer reads from, as a part of the stage's
+    /// snapshots, for the inspector and others.
+    ///
+    /// ```
+    /// use pipeline_core::{
+    ///     ExitReason, Pipeline,
+    ///     stage::{Emitter, Producer, ProducerHandle, StageContext},
+    ///     step::for_each,
+    ///     subscription::SubscribeOptions,
+    /// };
+    ///
+    /// /// Reads the lines of a file.
+    /// struct Lines;
+    ///
+    /// impl Producer for Lines {
+    ///     type Event = String;
+    ///
+    ///     fn init(
+    ///         &mut self,
+    ///         context: &StageContext<ProducerHandle<Self>>,
+    ///     ) -> Result<(), ExitReason> {
+    ///         context.source_report().update(|source| {
+    ///             source.broker = "the file of orders".into();
+    ///             source.backlog = Some(12);
+    ///         });
+    ///         Ok(())
+    ///     }
+    /// #   async fn handle_demand(
+    /// #       &mut self,
+    /// #       _demand: usize,
+    /// #       _out: &mut Emitter<'_, String>,
+    /// #   ) -> Result<(), ExitReason> {
+    /// #       Ok(())
+    /// #   }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pipeline = Pipeline::builder("log")
+    /// #     .producer(Lines)
+    /// #     .consumer(for_each(async |_: String| ()), SubscribeOptions::new())
+    /// #     .start()?;
+    /// let stages = pipeline.snapshot().stages;
+    /// assert_eq!(stages[0].source.as_ref().and_then(|source| source.backlog), Some(12));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn source_report(&self) -> SourceReport {
+        self.gauges.source_report()
     }
 
     /// The labels of this stage's metrics.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::times::Times;
 use crate::{
     exit::ExitReason,
-    snapshot::{Activity, StageKind, StageSnapshot, SubscriptionSnapshot},
+    snapshot::{Activity, SourceSnapshot, StageKind, StageSnapshot, SubscriptionSnapshot},
     subscription::{Subscription, SubscriptionId},
     tally::Tally,
     telemetry::Discard,
@@ -49,6 +49,8 @@ pub(crate) struct Gauges {
     begun: AtomicBool,
     times: Times,
     queue: Mutex<QueueGauge>,
+    /// What a producer reports about what it reads from.
+    source: SourceReport,
     consumers: Mutex<Vec<(Subscription, Arc<str>)>>,
 }
 
@@ -74,6 +76,7 @@ impl Gauges {
             begun: AtomicBool::default(),
             times: Times::default(),
             queue: Mutex::default(),
+            source: SourceReport::default(),
             consumers: Mutex::default(),
         }
     }
@@ -108,6 +111,7 @@ impl Gauges {
         self.consumers.lock().clear();
         self.workers.store(0, Relaxed);
         self.queue.lock().clear();
+        self.source.vacated();
         self.enter(if restarting { Activity::Starting } else { Activity::Ended });
     }
 
@@ -139,6 +143,12 @@ impl Gauges {
     /// Sets the queue before the stage.
     pub(crate) fn set_queue(&self, queue: impl QueueProbe + 'static) {
         self.queue.lock().set(Arc::new(queue));
+    }
+
+    /// The report of a durable source, which exists from now on.
+    pub(crate) fn source_report(&self) -> SourceReport {
+        self.source.update(|_| {});
+        self.source.clone()
     }
 
     /// Closes the queue before the stage, if there is one.
@@ -195,6 +205,7 @@ impl Gauges {
             events_out: self.events_out.get(),
             queued: queued.items,
             queue_capacity: queued.capacity,
+            source: self.source.snapshot(),
             waiting: self.waiting.load(Relaxed) + self.childless.load(Relaxed),
             buffered: self.buffered.load(Relaxed),
             buffer_capacity: self.buffer_capacity,
@@ -210,6 +221,28 @@ impl Gauges {
             waiting_for_events: times.waiting_for_events,
             waiting_for_demand: times.waiting_for_demand,
             subscriptions,
+        }
+    }
+}
+
+/// What a producer reports about the durable source that it reads from, for the stage's
+/// [snapshots](crate::snapshot::StageSnapshot::source). Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct SourceReport(Arc<Mutex<Option<SourceSnapshot>>>);
+
+impl SourceReport {
+    /// Changes the report.
+    pub fn update(&self, change: impl FnOnce(&mut SourceSnapshot)) {
+        change(self.0.lock().get_or_insert_default());
+    }
+
+    fn snapshot(&self) -> Option<SourceSnapshot> {
+        self.0.lock().clone()
+    }
+
+    fn vacated(&self) {
+        if let Some(source) = &mut *self.0.lock() {
+            source.connected = false;
         }
     }
 }

@@ -54,6 +54,7 @@ pub use self::{
     context::StageContext,
     emitter::Emitter,
     event_stream::EventStream,
+    gauges::SourceReport,
     handle::{ConsumerHandle, ProducerConsumerHandle, ProducerHandle, StageHandle},
     message::{CallError, Caller, HandleCall, HandleCast, HandleInfo},
     options::Stage,

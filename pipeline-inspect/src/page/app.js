@@ -120,9 +120,28 @@ function showDrops({pipelines, endpoint}) {
   table('drops', rows)
 }
 
+function showSources(pipelines) {
+  const known = (n) => (n === null ? '–' : count(n))
+  const rows = []
+  for (const pipeline of pipelines) {
+    for (const {name, source} of pipeline.stages) {
+      if (!source) continue
+      const state = source.connected ? 'connected' : 'not connected'
+      rows.push([
+        `${pipeline.name} › ${name}`, source.broker, state, known(source.backlog), age(source.oldest_age_seconds),
+        count(source.held), count(source.redelivered), count(source.given_up), known(source.dead_letters),
+        count(source.connection_errors), source.last_error ?? '–',
+      ])
+    }
+  }
+  byId('sources').hidden = rows.length === 0
+  table('source-table', rows)
+}
+
 function show(view) {
   latest = view
   showPipelines(view.pipelines)
+  showSources(view.pipelines)
   showEndpoint(view.endpoint)
   showDrops(view)
 }

@@ -15,6 +15,12 @@ function milliseconds(n) {
   return `${n.toFixed(n >= 10 ? 1 : 2)} ms`
 }
 
+function age(seconds) {
+  if (seconds === null) return '–'
+  if (seconds < 120) return `${tenth.format(seconds)} s`
+  return seconds < 7200 ? `${whole.format(seconds / 60)} min` : `${whole.format(seconds / 3600)} h`
+}
+
 function bytes(n) {
   if (n < 1024) return `${n} B`
   return n < 1024 * 1024 ? `${tenth.format(n / 1024)} KiB` : `${tenth.format(n / 1024 / 1024)} MiB`

@@ -1,6 +1,7 @@
 //! A broker that a test makes unavailable.
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -97,6 +98,10 @@ impl<B: Broker> Broker for Faulty<B> {
     type Receipt = B::Receipt;
     type Fetch = FaultyFetch<B::Fetch>;
     type Settle = FaultySettle<B::Settle>;
+
+    fn description(&self) -> Cow<'_, str> {
+        self.broker.description()
+    }
 
     async fn connect(&self) -> Result<(Self::Fetch, Self::Settle), BrokerError> {
         self.faults.call()?;

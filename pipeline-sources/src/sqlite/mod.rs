@@ -37,7 +37,9 @@
 mod file;
 mod schema;
 
-use std::{collections::BTreeMap, error::Error, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, collections::BTreeMap, error::Error, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use bytes::Bytes;
 use pipeline_core::timed::TraceContext;
@@ -371,6 +373,10 @@ impl Broker for SqliteQueue {
     type Receipt = SqliteReceipt;
     type Fetch = SqliteFetch;
     type Settle = SqliteSettle;
+
+    fn description(&self) -> Cow<'_, str> {
+        format!("the queue {} in a SQLite file", self.queue).into()
+    }
 
     async fn connect(&self) -> Result<(SqliteFetch, SqliteSettle), BrokerError> {
         Ok((SqliteFetch(self.clone()), SqliteSettle(self.clone())))

@@ -20,6 +20,7 @@ $("try").textContent =
   `curl ${location.origin}/push -d '{"user_id":${user},"event":"push_timed","data":{"text":"hello"}}'`
 connect()
 drawForever()
+showQueue()
 
 async function connect() {
   let Socket
@@ -91,6 +92,32 @@ function drawForever() {
   plot(now, sorted.at(-1) ?? 0)
   // A timer keeps a steady pace, also in a background tab.
   setTimeout(drawForever, 250)
+}
+
+// The durable queue, if the pushes wait in one.
+async function showQueue() {
+  let queue
+  try {
+    queue = await (await fetch("/queue", {cache: "no-store"})).json()
+  } catch {
+    queue = undefined
+  }
+  if (queue === null) return
+  if (queue) {
+    const number = n => n === null ? "–" : n.toLocaleString()
+    $("queue").hidden = false
+    $("queue-state").textContent = queue.connected ? "" : "not connected"
+    $("backlog").textContent = number(queue.backlog)
+    $("oldest").textContent = queue.oldest_seconds === null ? "–" : duration(queue.oldest_seconds)
+    $("redelivered").textContent = number(queue.redelivered)
+    $("dead").textContent = number(queue.dead_letters)
+  }
+  setTimeout(showQueue, 1000)
+}
+
+function duration(seconds) {
+  if (seconds < 120) return `${seconds.toFixed(1)} s`
+  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`
 }
 
 function plot(now, longest) {
