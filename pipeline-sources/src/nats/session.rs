@@ -1,6 +1,7 @@
 //! A session of a source: pulls by demand, and outcomes that are confirmed.
 
 use std::{
+    borrow::Cow,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, SystemTime},
@@ -58,6 +59,10 @@ impl Broker for NatsQueue {
     type Receipt = NatsReceipt;
     type Fetch = NatsFetch;
     type Settle = NatsSettle;
+
+    fn description(&self) -> Cow<'_, str> {
+        format!("the stream {} of NATS", self.name()).into()
+    }
 
     async fn connect(&self) -> Result<(NatsFetch, NatsSettle), BrokerError> {
         let shared = self.shared.clone();

@@ -1,6 +1,6 @@
 //! A session of a source: what it takes, and what became of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use redis::{FromRedisValue, RedisError, aio::MultiplexedConnection};
 use tokio::{
@@ -52,6 +52,10 @@ impl Broker for RedisQueue {
     type Receipt = RedisReceipt;
     type Fetch = RedisFetch;
     type Settle = RedisSettle;
+
+    fn description(&self) -> Cow<'_, str> {
+        format!("the stream {} in Redis", self.name()).into()
+    }
 
     async fn connect(&self) -> Result<(RedisFetch, RedisSettle), BrokerError> {
         let Self(queue) = self;
