@@ -120,7 +120,7 @@ where
         caller: &mut Caller<Option<ChildId>>,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        caller.reply(self.start(event, None));
+        caller.reply(self.start(event, None, None));
         Ok(())
     }
 }

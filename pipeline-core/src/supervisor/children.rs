@@ -9,7 +9,7 @@ use std::{
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tracing::{Instrument, Span};
 
-use super::{ChildId, ChildState, Reserved, TerminateError, adaptive::Piece};
+use super::{ChildId, ChildState, Reserved, TerminateError, adaptive::Piece, waiting::Key};
 use crate::{deadline::Deadline, exit::ExitReason, stage::Caller, subscription::SubscriptionId};
 
 /// The children of a supervisor, in any state.
@@ -32,6 +32,8 @@ pub(super) struct Children<E> {
 pub(super) struct Child {
     /// None for a child started by hand, which takes no slot.
     pub(super) subscription: Option<SubscriptionId>,
+    /// The key of its event, if the supervisor keeps the order of keys.
+    pub(super) key: Option<Key>,
     /// The worker's reservation for it, dropped when its event is done.
     pub(super) reserved: Option<Reserved>,
     pub(super) task: Option<AbortHandle>,
@@ -104,6 +106,7 @@ impl<E: Send + 'static> Children<E> {
     pub(super) fn add(
         &mut self,
         subscription: Option<SubscriptionId>,
+        key: Option<Key>,
         reserved: Option<Reserved>,
     ) -> ChildId {
         let id = ChildId(self.next_id);
@@ -111,7 +114,7 @@ impl<E: Send + 'static> Children<E> {
         self.manual += usize::from(subscription.is_none());
         self.children.insert(
             id,
-            Child { subscription, reserved, task: None, piece: None, terminated: Vec::new() },
+            Child { subscription, key, reserved, task: None, piece: None, terminated: Vec::new() },
         );
         id
     }

@@ -11,21 +11,27 @@ mod slots;
 mod started;
 mod supervision;
 mod tries;
+mod waiting;
 pub(crate) mod worker;
 
-use std::{convert::Infallible, fmt, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt,
+    hash::{BuildHasher, Hash},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use thiserror::Error;
 
 pub(crate) use self::started::started_at;
-use self::tries::Tries;
 pub use self::{
     adaptive::Adaptive,
     supervision::Supervision,
     tries::TooManyRestarts,
     worker::{Admission, ChildContext, Reserved, Worker},
 };
+use self::{tries::Tries, waiting::KeyOf};
 use crate::{backoff::Backoff, exit::ExitReason, stage::StageHandle};
 
 /// A stage that runs a [`Worker`] for each event, each in a task of its own unless it is too brief
@@ -96,6 +102,8 @@ struct Options<E> {
     adaptive: Option<Adaptive>,
     /// Whether each child gets a task, however brief children are.
     always_spawn: bool,
+    /// The key of an event, if the order of each key is kept.
+    key_of: Option<KeyOf<E>>,
 }
 
 impl<E> Options<E> {
@@ -215,6 +223,7 @@ where
                 max_children: usize::MAX,
                 adaptive: None,
                 always_spawn: false,
+                key_of: None,
             },
         }
     }
@@ -379,6 +388,55 @@ where
     /// ```
     pub fn adaptive(mut self, limit: Adaptive) -> Self {
         self.options.adaptive = Some(limit);
+        self
+    }
+
+    /// Keeps the order of events with the same key: one of them is in work at a time, and the next
+    /// begins when it is done: handled, ignored or given up. So a child that fails and is restarted
+    /// holds up its key until then, and no other. By default children run in no order.
+    ///
+    /// Events arrive in the order in which their producer emits them, and over several subscriptions
+    /// in the order of their messages. Events that wait for their key wait in the supervisor and take
+    /// their slots, so there are never more than were asked for. If all of them wait behind one event,
+    /// nothing else is in work: a `max_demand` well above the wanted number of children, and
+    /// [`max_children`](Self::max_children) for that number, let a busy key hold up others less.
+    /// Children that are started by hand do not wait.
+    ///
+    /// If the function panics, its event is given up.
+    ///
+    /// In a pipeline of messages,
+    /// [`Processors::partition_by`](crate::processing::Processors::partition_by) keeps such an order:
+    /// there, keys share a number of partitions, and each waits for the others of its partition. Here
+    /// each key waits for itself alone. An order that a supervisor of other workers before this one has
+    /// lost does not come back.
+    ///
+    /// ```
+    /// use pipeline_core::{
+    ///     Pipeline, source::from_iter, subscription::SubscribeOptions,
+    ///     supervisor::ConsumerSupervisor,
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let notify = async |(user, text): &(u64, &str)| Ok(println!("{user}: {text}"));
+    /// let supervisor = ConsumerSupervisor::new(notify)
+    ///     .ordered_by_key(|(user, _): &(u64, &str)| *user)
+    ///     .max_children(100);
+    /// let mut pipeline = Pipeline::builder("notices")
+    ///     .producer(from_iter([(1, "first"), (1, "second"), (2, "for another")]))
+    ///     .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(1000))
+    ///     .start()?;
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ordered_by_key<K: Hash>(
+        mut self,
+        key: impl Fn(&E) -> K + Send + Sync + 'static,
+    ) -> Self {
+        // Two keys with the same hash wait for each other, which changes no order.
+        let hasher = foldhash::quality::RandomState::default();
+        self.options.key_of = Some(Box::new(move |event| hasher.hash_one(key(event))));
         self
     }
 

@@ -46,10 +46,6 @@ impl<E> RoundRobin<E> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 #[cfg(test)]
@@ -67,6 +63,6 @@ mod tests {
         assert_eq!(events.len(), 6);
         let taken: Vec<u32> = std::iter::from_fn(|| events.pop()).map(|(event, _)| event).collect();
         assert_eq!(taken, [1, 10, 2, 11, 3, 4]);
-        assert!(events.is_empty());
+        assert_eq!(events.len(), 0);
     }
 }

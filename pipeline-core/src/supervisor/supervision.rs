@@ -23,9 +23,9 @@ use super::{
     children::{Child, Children, Ended, Finished},
     inline::{INLINE_TIME, Inline},
     reused::Reused,
-    round_robin::RoundRobin,
     slots::SubscriptionSlots,
     started::Running,
+    waiting::{Key, Waiting},
 };
 use crate::{
     deadline::Deadline,
@@ -50,8 +50,8 @@ pub struct Supervision<E, W> {
     /// The adaptive limit on children, if there is one.
     adaptive: Option<AdaptiveLimit>,
     pub(super) children: Children<E>,
-    /// Events that wait for one of `max_children` places.
-    waiting: RoundRobin<E>,
+    /// Events that wait for one of `max_children` places, or for their key.
+    waiting: Waiting<E>,
     pub(super) slots: SubscriptionSlots,
     inline: Inline,
     stopping: Stopping,
@@ -129,7 +129,11 @@ where
         from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        self.waiting.extend(from.id(), events);
+        for (event, reason) in self.waiting.extend(from.id(), events) {
+            tracing::error!(stage = %self.stage, reason = shown(&reason), "the key of an event panicked, giving it up");
+            self.give_up(event, reason);
+            self.slots.free(Some(from.id()));
+        }
         self.start_waiting();
         self.slots.ask();
         Ok(())
@@ -187,7 +191,7 @@ where
     }
 
     fn is_busy(&self) -> bool {
-        !self.children.is_empty() || !self.waiting.is_empty()
+        !self.children.is_empty() || self.waiting.len() > 0
     }
 
     async fn terminate(&mut self, reason: &ExitReason, phase: &mut watch::Receiver<Phase>) {
@@ -214,14 +218,17 @@ where
     W: Worker<E>,
 {
     /// The state of a supervisor with these options before its first event.
-    pub(crate) fn new(ConsumerSupervisor { worker, options }: ConsumerSupervisor<E, W>) -> Self {
+    pub(crate) fn new(
+        ConsumerSupervisor { worker, mut options }: ConsumerSupervisor<E, W>,
+    ) -> Self {
+        let waiting = Waiting::new(options.key_of.take());
         Self {
             shared: Arc::new(Shared { worker, metrics: WorkerMetrics::none() }),
             budget: options.max_restarts.map(|(most, within)| RestartBudget::new(most, within)),
             adaptive: options.adaptive.map(AdaptiveLimit::new),
             options,
             children: Children::new(),
-            waiting: RoundRobin::new(),
+            waiting,
             slots: SubscriptionSlots::new(),
             inline: Inline::new(),
             stopping: Stopping::default(),
@@ -256,7 +263,7 @@ where
         // When it began to run children itself, and the current time.
         let mut burst: Option<(Instant, Instant)> = None;
         let mut reused = Reused::new();
-        while self.children.in_slots() < self.limit() && !self.waiting.is_empty() {
+        while self.children.in_slots() < self.limit() && self.waiting.startable() > 0 {
             let brief = self.runs_inline();
             let is_over = burst.is_some_and(|(begun, now)| now - begun >= INLINE_TIME);
             if !brief {
@@ -264,27 +271,27 @@ where
             } else if self.inline.pauses::<E, W>(&self.shared, is_over) {
                 break;
             }
-            let Some((event, from)) = self.waiting.pop() else { break };
+            let Some((event, from, key)) = self.waiting.pop() else { break };
             // For the report, if the worker never returns.
             self.gauges.set_inline(1, self.waiting.len());
             if !brief || is_over {
-                self.start(event, Some(from));
+                self.start(event, Some(from), key);
                 continue;
             }
             let (begun, now) = burst.unwrap_or_else(|| {
                 let now = Instant::now();
                 (now, now)
             });
-            let Some((event, context)) = self.admit(event, Some(from)) else { continue };
+            let Some((event, context)) = self.admit(event, Some(from), key) else { continue };
             let reserved = context.reserved.clone();
             // A child that waits gets a task, which polls it again with a waker of its own.
             let now = match reused.poll_once(self.job(event, context, Some(now))) {
-                Ok(done) => self.ran_here(done, from, reserved, now),
+                Ok(done) => self.ran_here(done, from, key, reserved, now),
                 Err(job) => {
                     let then = Instant::now();
                     // Recorded now and not when it is done: the next child is about to be started.
                     self.inline.record_wrong_guess(then - now, self.behind());
-                    self.spawn_new(Some(from), reserved, job);
+                    self.spawn_new(Some(from), key, reserved, job);
                     then
                 }
             };
@@ -311,11 +318,12 @@ where
         &mut self,
         event: E,
         subscription: Option<SubscriptionId>,
+        key: Option<Key>,
     ) -> Option<ChildId> {
-        let (event, context) = self.admit(event, subscription)?;
+        let (event, context) = self.admit(event, subscription, key)?;
         let reserved = context.reserved.clone();
         let job = self.job(event, context, None);
-        Some(self.spawn_new(subscription, reserved, job))
+        Some(self.spawn_new(subscription, key, reserved, job))
     }
 
     /// Handles the end of a child that the supervisor has run itself since `started`. Returns the
@@ -324,6 +332,7 @@ where
         &mut self,
         done: Finished<E>,
         from: SubscriptionId,
+        key: Option<Key>,
         reserved: Option<Reserved>,
         started: Instant,
     ) -> Instant {
@@ -333,9 +342,10 @@ where
             let behind = self.behind();
             self.inline.record_inline(reserved.is_some(), done.at_once, done.took, behind);
             self.slots.free(Some(from));
+            self.waiting.done(key);
         } else {
             // A child that has failed takes the usual path.
-            self.spawn_new(Some(from), reserved, async { done });
+            self.spawn_new(Some(from), key, reserved, async { done });
         }
         now
     }
@@ -346,6 +356,7 @@ where
         &mut self,
         event: E,
         subscription: Option<SubscriptionId>,
+        key: Option<Key>,
     ) -> Option<(E, ChildContext)> {
         let mut context = self.context(0);
         let worker = &self.shared.worker;
@@ -369,6 +380,7 @@ where
             }
         }
         self.slots.free(subscription);
+        self.waiting.done(key);
         None
     }
 
@@ -395,7 +407,7 @@ where
     /// How many children have to wait for one that the supervisor runs itself.
     fn behind(&self) -> usize {
         let free = self.limit().saturating_sub(self.children.in_slots());
-        self.waiting.len().min(free)
+        self.waiting.startable().min(free)
     }
 
     /// Calls the worker's `admit`.
@@ -449,10 +461,11 @@ where
     fn spawn_new(
         &mut self,
         subscription: Option<SubscriptionId>,
+        key: Option<Key>,
         reserved: Option<Reserved>,
         job: impl Future<Output = Finished<E>> + Send + 'static,
     ) -> ChildId {
-        let id = self.children.add(subscription, reserved);
+        let id = self.children.add(subscription, key, reserved);
         self.gauges.workers.store(self.children.len(), Relaxed);
         self.spawn(id, job);
         id
@@ -588,6 +601,7 @@ where
             caller.reply(Ok(()));
         }
         self.slots.free(child.subscription);
+        self.waiting.done(child.key);
         self.start_waiting();
     }
 

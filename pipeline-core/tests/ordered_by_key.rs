@@ -1,0 +1,187 @@
+//! A consumer supervisor that has one event of a key in work at a time.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    ExitReason, Graph,
+    backoff::{Backoff, Jitter},
+    source::{QueueOptions, from_iter, queue},
+    subscription::SubscribeOptions,
+    supervisor::{Admission, ChildContext, ConsumerSupervisor, Worker},
+};
+use pipeline_test_support::{GateControl, gate};
+use support::supervised;
+use tokio::task;
+
+const KEYS: usize = 20;
+
+/// The key of an event.
+fn hundreds(event: &u64) -> u64 {
+    event / 100
+}
+
+/// Waits for so many events to begin, in any order.
+async fn started(control: &mut GateControl, count: usize) -> Vec<u64> {
+    let mut started = control.started(count).await;
+    started.sort_unstable();
+    started
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn events_of_a_key_are_handled_one_at_a_time_and_in_order_on_many_threads() {
+    // Children in tasks, and brief ones that the supervisor runs itself.
+    for yields in [3, 0] {
+        let seen = Arc::new(Mutex::new(vec![Vec::new(); KEYS]));
+        let busy: Arc<Vec<_>> = Arc::new((0..KEYS).map(|_| AtomicBool::new(false)).collect());
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (log, most_seen) = (seen.clone(), most.clone());
+        let worker = async move |(key, number): &(usize, u64)| {
+            assert!(!busy[*key].swap(true, Ordering::SeqCst), "another of its key is in work");
+            most_seen.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            for _ in 0..yields {
+                task::yield_now().await;
+            }
+            log.lock()[*key].push(*number);
+            running.fetch_sub(1, Ordering::SeqCst);
+            busy[*key].store(false, Ordering::SeqCst);
+            Ok(())
+        };
+        let events = (0..10_000).map(|n| (usize::try_from(n * n % 7919).unwrap() % KEYS, n));
+        let supervisor =
+            ConsumerSupervisor::new(worker).tries(1).ordered_by_key(|(key, _): &(usize, u64)| *key);
+        let mut pipeline = supervised(from_iter(events), supervisor, 100, 50);
+        let report = pipeline.join().await;
+        assert_eq!((report.unprocessed(), report.stages[1].given_up), (0, 0));
+        let seen = seen.lock();
+        assert_eq!(seen.iter().map(Vec::len).sum::<usize>(), 10_000);
+        assert!(seen.iter().all(|numbers| numbers.is_sorted()));
+        let most = most.load(Ordering::SeqCst);
+        assert!(most <= KEYS && (yields == 0 || most > 1), "{most}");
+    }
+}
+
+#[tokio::test]
+async fn other_keys_do_not_wait_and_those_that_wait_are_part_of_the_demand() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (gate, mut control) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let supervisor = ConsumerSupervisor::new(worker).ordered_by_key(hundreds);
+    let _pipeline = supervised(producer, supervisor, 4, 3);
+    for event in [100, 101, 102, 200, 300] {
+        queue.push(event).await.unwrap();
+    }
+    // Four were asked for: two begin, and two wait for their key.
+    assert_eq!(started(&mut control, 2).await, [100, 200]);
+    control.assert_none_starts().await;
+    assert_eq!(queue.len(), 1);
+    control.release(2);
+    assert_eq!(started(&mut control, 2).await, [101, 300]);
+    control.release(2);
+    assert_eq!(started(&mut control, 1).await, [102]);
+    control.release(1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_fails_or_panics_holds_up_its_key_until_it_is_given_up() {
+    for panics in [false, true] {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        let worker = async move |event: &u64| {
+            log.lock().push(*event);
+            match event {
+                100 if panics => panic!("as the test wants it"),
+                100 => Err(ExitReason::failed("as the test wants it")),
+                _ => Ok(()),
+            }
+        };
+        let second = Duration::from_secs(1);
+        let supervisor = ConsumerSupervisor::new(worker)
+            .ordered_by_key(hundreds)
+            .tries(3)
+            .backoff(Backoff::new(second, second).jitter(Jitter::None));
+        let mut pipeline = supervised(from_iter([100, 101, 200, 201, 102]), supervisor, 10, 5);
+        let report = pipeline.join().await;
+        assert_eq!((report.unprocessed(), report.stages[1].given_up), (0, 1));
+        assert_eq!(*seen.lock(), [100, 200, 201, 100, 100, 101, 102]);
+    }
+}
+
+/// Ignores some events, gives others up, and keeps the rest.
+struct Picky(Arc<Mutex<Vec<u64>>>);
+
+impl Worker<u64> for Picky {
+    fn admit(&self, event: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
+        match event % 3 {
+            0 => Ok(Admission::Ignore),
+            1 => Err(ExitReason::failed("not this one")),
+            _ => Ok(Admission::Run),
+        }
+    }
+
+    async fn run(&self, event: &u64, _: ChildContext) -> Result<(), ExitReason> {
+        task::yield_now().await;
+        self.0.lock().push(*event);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_is_not_accepted_or_whose_key_panics_holds_up_nothing() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let supervisor = ConsumerSupervisor::new(Picky(seen.clone())).ordered_by_key(|event: &u64| {
+        assert!(event % 10 != 5, "as the test wants it");
+        0
+    });
+    let mut pipeline = supervised(from_iter(0..100), supervisor, 10, 5);
+    pipeline.join().await;
+    let expected: Vec<u64> = (0..100).filter(|n| n % 3 == 2 && n % 10 != 5).collect();
+    assert_eq!(*seen.lock(), expected);
+}
+
+#[tokio::test]
+async fn a_child_that_is_terminated_makes_room_for_the_next_of_its_key() {
+    let (gate, mut control) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let mut graph = Graph::new("keys");
+    let numbers = graph.producer("numbers", from_iter(100..103));
+    let supervisor = ConsumerSupervisor::new(worker).ordered_by_key(hundreds);
+    let jobs = graph.consumer_supervisor("jobs", supervisor);
+    graph.subscribe(&jobs, &numbers, SubscribeOptions::new().max_demand(10));
+    let mut pipeline = graph.start().unwrap();
+    assert_eq!(started(&mut control, 1).await, [100]);
+    let (child, _) = jobs.children().await.unwrap()[0];
+    jobs.terminate_child(child).await.unwrap();
+    assert_eq!(started(&mut control, 1).await, [101]);
+    control.release(1);
+    assert_eq!(started(&mut control, 1).await, [102]);
+    control.release(1);
+    pipeline.join().await;
+}
+
+#[tokio::test]
+async fn what_waits_for_its_key_is_handled_by_a_drain_and_counted_by_a_stop() {
+    for drains in [true, false] {
+        let (gate, mut control) = gate();
+        let worker = async move |event: &u64| gate.pass(*event).await;
+        let supervisor =
+            ConsumerSupervisor::new(worker).ordered_by_key(hundreds).shutdown(Duration::ZERO);
+        let pipeline = supervised(from_iter(100..105), supervisor, 10, 5);
+        assert_eq!(started(&mut control, 1).await, [100]);
+        if drains {
+            control.release(5);
+            assert_eq!(pipeline.drain(Duration::from_secs(60)).await.unprocessed(), 0);
+        } else {
+            assert_eq!(pipeline.drain(Duration::ZERO).await.unprocessed(), 5);
+        }
+    }
+}
