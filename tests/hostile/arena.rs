@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
     time::{Duration, SystemTime},
@@ -21,6 +21,7 @@ use pipeline::{
         channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
         endpoint::{EndpointBuilder, EndpointSnapshot},
         mount::{CheckOrigin, LongPoll, MessageRateLimit, OnLimit},
+        pubsub::PreparedBroadcast,
         socket::{ConnectError, ConnectInfo, Params},
         token::Signer,
     },
@@ -29,6 +30,7 @@ use pipeline_test_support::{AnySocket, PATIENCE};
 use serde_json::{Value, json};
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::Semaphore,
     time::Instant,
 };
 
@@ -46,6 +48,15 @@ static ANSWER: LazyLock<Payload> =
     LazyLock::new(|| Payload::new(&json!({ "padding": "x".repeat(1 << 16) })).unwrap());
 static PUSHED: LazyLock<Payload> =
     LazyLock::new(|| Payload::new(&json!({ "padding": "x".repeat(1 << 13) })).unwrap());
+
+/// How long a broadcast takes that has waited for a client. Others take far less.
+const WAITS: Duration = Duration::from_millis(50);
+
+/// The workers that broadcast and may wait. An event that finds none is left out.
+static WORKERS: Semaphore = Semaphore::const_new(16);
+
+/// The number of broadcasts that have waited for a client that had no room.
+pub(crate) static WAITED: AtomicUsize = AtomicUsize::new(0);
 
 /// A channel whose clients choose what it does.
 pub(crate) struct Room;
@@ -78,6 +89,24 @@ impl Channel for Room {
                 for _ in 0..8 {
                     cx.push("pushed", &*PUSHED)?;
                 }
+                Ok(Reply::none())
+            }
+            "waiting_pushes" => {
+                // A callback cannot wait for its own client, so workers do, as at the end of a pipeline.
+                let Ok(worker) = WORKERS.try_acquire() else { return Ok(Reply::none()) };
+                let pushed = PreparedBroadcast::new(cx.topic().as_str(), "pushed", &*PUSHED)?;
+                let pubsub = cx.pubsub().clone();
+                tokio::spawn(async move {
+                    for _ in 0..8 {
+                        let begun = Instant::now();
+                        if pubsub.broadcast_when_ready(&pushed).await.is_ok()
+                            && begun.elapsed() >= WAITS
+                        {
+                            WAITED.fetch_add(1, Relaxed);
+                        }
+                    }
+                    drop(worker);
+                });
                 Ok(Reply::none())
             }
             "parse" => Ok(Reply::ok().with(payload.parse::<Value>()?)),
@@ -132,6 +161,11 @@ impl Default for Options {
 }
 
 impl Arena {
+    /// Whether all clients have gone but the calm one.
+    pub(crate) fn has_only_the_calm(&self) -> bool {
+        self.endpoint.open_sockets() == 1
+    }
+
     /// A server with the sockets of all cases.
     pub(crate) fn start(workers: usize) -> Self {
         Self::start_with(workers, &Options::default())

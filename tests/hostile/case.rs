@@ -8,7 +8,7 @@ use serde_json::{Value, json, value::RawValue};
 use tokio::time::Instant;
 
 use crate::{
-    arena::{Arena, Calm},
+    arena::{Arena, Calm, Options},
     client::{
         self, CLOSE, Client, FIN, Frame, OFFER, PONG, SOCKET, TOPIC, beaten, heartbeat, json_text,
     },
@@ -45,6 +45,8 @@ pub(crate) enum Act {
     Posted { lines: String, body: String },
     /// Takes several steps, and compares the answers itself.
     Steps(fn(&Arena) -> Result<(), String>),
+    /// The same with a server of its own, which has these options. The calm client is that server's.
+    Own(fn() -> Options, fn(&Arena) -> Result<(), String>),
 }
 
 /// The answer.
@@ -169,7 +171,7 @@ impl Case {
     /// Acts, and compares the answer.
     pub(crate) fn run(&self, arena: &Arena) -> Result<(), String> {
         match &self.act {
-            Act::Steps(steps) => steps(arena),
+            Act::Steps(steps) | Act::Own(_, steps) => steps(arena),
             Act::Posted { lines, body } => {
                 let path = format!("{POLLED}&token={}", session(arena.address)?);
                 let request = format!(
@@ -376,16 +378,29 @@ impl Group {
         let _together = ALONE.read();
         let mut failed = Vec::new();
         for workers in [1, 2] {
-            let arena = Arena::start(workers);
-            let calm = Calm::start(&arena);
-            for case in self.cases.iter().filter(is_run) {
-                if let Err(error) = case.is_passed(&arena, &calm) {
-                    failed.push(format!("{} ({}), {workers} workers: {error}", case.id, case.what));
+            let (own, shared) = self
+                .cases
+                .iter()
+                .filter(is_run)
+                .partition::<Vec<_>, _>(|case| matches!(case.act, Act::Own(..)));
+            let mut run = |options: &Options, cases: &[&Case]| {
+                let arena = Arena::start_with(workers, options);
+                let calm = Calm::start(&arena);
+                for case in cases {
+                    if let Err(error) = case.is_passed(&arena, &calm) {
+                        let Case { id, what, .. } = case;
+                        failed.push(format!("{id} ({what}), {workers} workers: {error}"));
+                    }
                 }
-            }
-            let is_calm = |arena: &Arena| arena.endpoint.open_sockets() == 1;
-            if let Err(error) = arena.eventually("sockets stay open", is_calm) {
-                failed.push(format!("{workers} workers: {error}"));
+                if let Err(error) = arena.eventually("sockets stay open", Arena::has_only_the_calm)
+                {
+                    failed.push(format!("{workers} workers: {error}"));
+                }
+            };
+            run(&Options::default(), &shared);
+            for case in own {
+                let Act::Own(options, _) = &case.act else { continue };
+                run(&options(), &[case]);
             }
         }
         assert!(failed.is_empty(), "{}", failed.join("\n"));

@@ -1,7 +1,12 @@
 //! HTTP requests and handshakes: what is no request, what is ambiguous, and what may not connect.
 
+use std::time::Duration;
+
+use pipeline_test_support::PATIENCE;
+use tokio::time::Instant;
+
 use crate::{
-    arena::{Arena, Options},
+    arena::{Arena, Options, pause},
     case::{
         Act, Case,
         Expect::{self, As, End, Only, Status},
@@ -423,38 +428,58 @@ fn large() -> Vec<Case> {
         Case {
             id: "K-392",
             what: "a connection above the maximum of connections",
-            act: Act::Steps(|_| {
-                let serve = |serve: pipeline::serve::Serve| serve.max_connections(3);
-                let arena = Arena::start_with(1, &Options { serve, ..Options::default() });
-                let open = || Client::tcp(arena.address).map_err(|error| error.to_string());
-                let mut held = Vec::new();
-                for _ in 0..3 {
-                    held.push(open()?);
-                }
-                let mut refused = open()?;
-                refused.read_head().map_err(|error| error.to_string())?;
-                is_refused_for("1", &refused.head)
-            }),
+            act: Act::Own(
+                // The calm client's connection has become a WebSocket, so it is none of them.
+                || Options { serve: |serve| serve.max_connections(3), ..Options::default() },
+                |arena| {
+                    let _held = [(); 3].map(|()| accepted(arena));
+                    let _held = _held.into_iter().collect::<Result<Vec<_>, _>>()?;
+                    let mut refused =
+                        Client::tcp(arena.address).map_err(|error| error.to_string())?;
+                    refused.read_head().map_err(|error| error.to_string())?;
+                    is_refused_for("1", &refused.head)
+                },
+            ),
             expect: As("HTTP 503 with `retry-after: 1`"),
         },
         Case {
             id: "K-393",
             what: "a WebSocket above the maximum of sockets",
-            act: Act::Steps(|_| {
-                let endpoint =
-                    |builder: pipeline::ws::endpoint::EndpointBuilder| builder.max_sockets(2);
-                let arena = Arena::start_with(1, &Options { endpoint, ..Options::default() });
-                let open =
-                    || Client::open(arena.address, SOCKET, "").map_err(|error| error.to_string());
-                let _held = [open()?, open()?];
-                let mut refused = Client::tcp(arena.address).map_err(|error| error.to_string())?;
-                refused.send(&upgrade(SOCKET, "")).map_err(|error| error.to_string())?;
-                refused.read_head().map_err(|error| error.to_string())?;
-                is_refused_for("5", &refused.head)
-            }),
+            act: Act::Own(
+                || Options { endpoint: |builder| builder.max_sockets(3), ..Options::default() },
+                |arena| {
+                    arena.eventually("earlier sockets stay", Arena::has_only_the_calm)?;
+                    let open = || {
+                        Client::open(arena.address, SOCKET, "").map_err(|error| error.to_string())
+                    };
+                    let _held = [open()?, open()?];
+                    let mut refused =
+                        Client::tcp(arena.address).map_err(|error| error.to_string())?;
+                    refused.send(&upgrade(SOCKET, "")).map_err(|error| error.to_string())?;
+                    refused.read_head().map_err(|error| error.to_string())?;
+                    is_refused_for("5", &refused.head)
+                },
+            ),
             expect: As("HTTP 503 with `retry-after: 5`"),
         },
     ]
+}
+
+/// A connection that is not refused: earlier ones may not have ended yet.
+fn accepted(arena: &Arena) -> Result<Client, String> {
+    let begun = Instant::now();
+    loop {
+        let mut client = Client::tcp(arena.address).map_err(|error| error.to_string())?;
+        // A refused connection may be closed before this.
+        let _ = client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        if client.read_head().is_ok() && client.status() == 404 {
+            return Ok(client);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(format!("no connection is accepted: {}", client.head));
+        }
+        pause(Duration::from_millis(1));
+    }
 }
 
 /// The refusal names this number of seconds.

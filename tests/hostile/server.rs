@@ -17,7 +17,7 @@ use pipeline::ws::{Mount, mount::WhenFull};
 use pipeline_test_support::{AnySocket, PATIENCE};
 use tokio::{runtime::Builder, time::Instant};
 
-use crate::arena::{Arena, Options, pause};
+use crate::arena::{Arena, Options, WAITED, pause};
 
 /// Set in the server's process, to its options and the number of worker threads.
 const INSIDE: &str = "HOSTILE_SERVER";
@@ -32,7 +32,7 @@ const SAMPLED: Duration = Duration::from_millis(3);
 const DRAIN: Duration = Duration::from_millis(200);
 
 /// The options of a server under a sustained attack.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Usual,
     /// Without the limit of frames for each client, which is then not the protection.
@@ -139,6 +139,11 @@ impl Server {
         self.ask_for("held")
     }
 
+    /// The number of broadcasts that have waited for a client.
+    pub(crate) fn waited(&mut self) -> Result<usize, String> {
+        self.ask_for("waited")
+    }
+
     /// Waits until this number of sockets is open and the bounded memory is free.
     pub(crate) fn comes_to_rest(&mut self, sockets: usize) -> Result<(), String> {
         self.ask_for::<usize>(&format!("rest {sockets}")).map(drop)
@@ -219,6 +224,7 @@ fn answer(arena: &Arena, most: &AtomicUsize) {
                 runtime.block_on(arena.endpoint.drain(DRAIN));
                 begun.elapsed().as_micros().to_string()
             }
+            _ if line == "waited" => WAITED.load(Relaxed).to_string(),
             _ => most.load(Relaxed).to_string(),
         };
         println!("{ANSWER}{answer}");

@@ -11,7 +11,7 @@ use crate::{
     client::{Client, SOCKET, upgrade},
 };
 
-/// The timeout of the first server of a case. The second one waits for four times as long.
+/// The timeout of the attacked server. Another one waits for four times as long.
 const SHORT: Duration = Duration::from_millis(150);
 
 /// A complete request.
@@ -24,27 +24,41 @@ enum Timeout {
     Idle,
 }
 
-/// Servers with this timeout, and with four times this timeout.
-fn impatient(timeout: Timeout) -> [(Duration, Arena); 2] {
-    let serves: [fn(Serve) -> Serve; 2] = match timeout {
-        Timeout::Heads => [|it| it.header_timeout(SHORT), |it| it.header_timeout(SHORT * 4)],
-        Timeout::Idle => [|it| it.keep_alive_timeout(SHORT), |it| it.keep_alive_timeout(SHORT * 4)],
-    };
-    let start = |serve| Arena::start_with(1, &Options { serve, ..Options::default() });
-    let [short, long] = serves.map(start);
-    [(SHORT, short), (SHORT * 4, long)]
+/// A server with this timeout.
+fn impatient(serve: fn(Serve) -> Serve) -> Options {
+    Options { serve, ..Options::default() }
 }
 
-/// Connections to both servers are ended after the timeout, and the one with the shorter timeout
-/// first.
+impl Timeout {
+    /// The options of the server that is attacked.
+    fn short(self) -> fn() -> Options {
+        match self {
+            Self::Heads => || impatient(|it| it.header_timeout(SHORT)),
+            Self::Idle => || impatient(|it| it.keep_alive_timeout(SHORT)),
+        }
+    }
+
+    /// The options of the server that waits for four times as long.
+    fn long(self) -> Options {
+        match self {
+            Self::Heads => impatient(|it| it.header_timeout(SHORT * 4)),
+            Self::Idle => impatient(|it| it.keep_alive_timeout(SHORT * 4)),
+        }
+    }
+}
+
+/// A connection to the attacked server is ended after the timeout, and later if that is longer: the
+/// same connection to another server is compared.
 fn are_ended(
+    attacked: &Arena,
     timeout: Timeout,
     connection: impl Fn(SocketAddr) -> Result<(), String> + Sync,
 ) -> Result<(), String> {
-    let servers = impatient(timeout);
+    let patient = Arena::start_with(1, &timeout.long());
     let times = thread::scope(|scope| {
-        let ended = servers.each_ref().map(|(_, arena)| {
-            scope.spawn(|| {
+        let ended = [attacked, &patient].map(|arena| {
+            let connection = &connection;
+            scope.spawn(move || {
                 let begun = Instant::now();
                 connection(arena.address).map(|()| begun.elapsed())
             })
@@ -62,8 +76,8 @@ fn are_ended(
 }
 
 /// A silent client is disconnected after these bytes.
-fn is_cut_off(timeout: Timeout, bytes: &[u8], expected: &str) -> Result<(), String> {
-    are_ended(timeout, |address| {
+fn is_cut_off(arena: &Arena, timeout: Timeout, bytes: &[u8], expected: &str) -> Result<(), String> {
+    are_ended(arena, timeout, |address| {
         let mut client = Client::tcp(address).map_err(|error| error.to_string())?;
         client.send(bytes).map_err(|error| error.to_string())?;
         let rest = client.rest()?;
@@ -77,8 +91,13 @@ fn is_cut_off(timeout: Timeout, bytes: &[u8], expected: &str) -> Result<(), Stri
 }
 
 /// A client that sends these bytes one by one is disconnected before the last one.
-fn is_cut_off_between(timeout: Timeout, beginning: &[u8], bytes: &[u8]) -> Result<(), String> {
-    are_ended(timeout, |address| {
+fn is_cut_off_between(
+    arena: &Arena,
+    timeout: Timeout,
+    beginning: &[u8],
+    bytes: &[u8],
+) -> Result<(), String> {
+    are_ended(arena, timeout, |address| {
         let mut client = Client::tcp(address).map_err(|error| error.to_string())?;
         client.send(beginning).map_err(|error| error.to_string())?;
         // As slow as one byte a second for a limit of ten seconds.
@@ -95,45 +114,56 @@ fn is_cut_off_between(timeout: Timeout, beginning: &[u8], bytes: &[u8]) -> Resul
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    let case = |id, what, act, expect| Case { id, what, act: Act::Steps(act), expect: As(expect) };
+    let case = |id, what, timeout: Timeout, act, expect| Case {
+        id,
+        what,
+        act: Act::Own(timeout.short(), act),
+        expect: As(expect),
+    };
     vec![
         case(
             "K-394",
             "nothing after it has connected",
-            |_| is_cut_off(Timeout::Heads, b"", ""),
+            Timeout::Heads,
+            |arena| is_cut_off(arena, Timeout::Heads, b"", ""),
             "the connection ends after the timeout of heads",
         ),
         case(
             "K-395",
             "half a request line",
-            |_| is_cut_off(Timeout::Heads, b"GET /sock", ""),
+            Timeout::Heads,
+            |arena| is_cut_off(arena, Timeout::Heads, b"GET /sock", ""),
             "the connection ends after the timeout of heads",
         ),
         case(
             "K-396",
             "all headers but no empty line",
-            |_| {
+            Timeout::Heads,
+            |arena| {
                 let request = upgrade(SOCKET, "");
-                is_cut_off(Timeout::Heads, &request[..request.len() - 2], "")
+                is_cut_off(arena, Timeout::Heads, &request[..request.len() - 2], "")
             },
             "the connection ends after the timeout of heads",
         ),
         case(
             "K-397",
             "a handshake of a byte a second",
-            |_| is_cut_off_between(Timeout::Heads, b"", &upgrade(SOCKET, "")),
+            Timeout::Heads,
+            |arena| is_cut_off_between(arena, Timeout::Heads, b"", &upgrade(SOCKET, "")),
             "the connection ends after the timeout of heads",
         ),
         case(
             "K-398",
             "a second request of a byte a second",
-            |_| is_cut_off_between(Timeout::Idle, REQUEST, &upgrade(SOCKET, "")),
+            Timeout::Idle,
+            |arena| is_cut_off_between(arena, Timeout::Idle, REQUEST, &upgrade(SOCKET, "")),
             "the connection ends after the timeout of idle connections",
         ),
         case(
             "K-399",
             "nothing after an answered request",
-            |_| is_cut_off(Timeout::Idle, REQUEST, "HTTP/1.1 404 "),
+            Timeout::Idle,
+            |arena| is_cut_off(arena, Timeout::Idle, REQUEST, "HTTP/1.1 404 "),
             "the connection ends after the timeout of idle connections",
         ),
     ]

@@ -290,10 +290,18 @@ impl Storm {
                 *(if is_in_time { &mut passed } else { &mut failed }) += 1;
             }
             let (held, memory) = (server.held()?, server.peak()? - at_rest);
+            let waited = server.waited()?;
             let drain = server.drains()?;
-            seen += &format!("; {held} bytes held, {memory} bytes of memory, drained in {drain:?}");
+            seen += &format!(
+                "; {held} bytes held, {memory} bytes of memory, {waited} broadcasts \
+                 waited, drained in {drain:?}"
+            );
             let faults = [
                 (passed < NEEDED, "the calm client is answered too late"),
+                (
+                    (self.server == Kind::Block) != (waited > 0),
+                    "senders wait for clients with the policy to block, and with no other",
+                ),
                 (held > self.holds, "the bounded buffers hold too much"),
                 (memory > self.memory(), "the memory grows too much"),
                 (drain > quiet_drain * 3, "the drain takes too long"),

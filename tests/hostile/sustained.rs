@@ -425,10 +425,11 @@ pub(crate) fn polled() -> Vec<Storm> {
 }
 
 pub(crate) fn slow_readers() -> Vec<Storm> {
-    let pushes = || event("2", "pushes", &json!({})).repeat(50);
-    // Sixteen callbacks, each of which pushes 64 KiB.
+    // Fifty callbacks, each of which pushes 64 KiB. A push does not wait, and a broadcast that may does.
     let of = |id, what, server, reads| {
-        let attack = deaf(join(TOPIC), pushes(), reads).at_least(100_000);
+        let event_name = if server == Kind::Block { "waiting_pushes" } else { "pushes" };
+        let pushes = event("2", event_name, &json!({})).repeat(50);
+        let attack = deaf(join(TOPIC), pushes, reads).at_least(100_000);
         // Each push has 8 KiB.
         let outboxes = HOSTILE * (SMALL_OUTBOX + (9 << 10));
         let holds = full_inboxes(1 << 10) + outboxes;
@@ -442,7 +443,7 @@ pub(crate) fn slow_readers() -> Vec<Storm> {
         of("K-571", "pushes to clients that never read: drop the oldest", Kind::DropOldest, false),
         of("K-572", "pushes to clients that never read: drop the newest", Kind::DropNewest, false),
         of("K-573", "pushes to clients that never read: keep the latest", Kind::KeepLatest, false),
-        of("K-574", "pushes to clients that never read: block", Kind::Block, false),
+        of("K-574", "broadcasts that wait for clients that never read: block", Kind::Block, false),
         of(
             "K-575",
             "pushes to clients that read a byte now and then: disconnect",
@@ -467,7 +468,12 @@ pub(crate) fn slow_readers() -> Vec<Storm> {
             Kind::KeepLatest,
             true,
         ),
-        of("K-579", "pushes to clients that read a byte now and then: block", Kind::Block, true),
+        of(
+            "K-579",
+            "broadcasts that wait for clients that read a byte now and then: block",
+            Kind::Block,
+            true,
+        ),
         replies("K-580", "replies to clients that never read", heartbeat("1").repeat(1000))
             .holding(full_outboxes(1 << 10)),
         replies(
@@ -494,7 +500,7 @@ fn all_of(group: fn() -> Group) -> Attack {
             Some([upgrade(path, lines), first, bytes].concat())
         }
         Act::Http(bytes) => Some(bytes),
-        Act::Posted { .. } | Act::Steps(_) => None,
+        Act::Posted { .. } | Act::Steps(_) | Act::Own(..) => None,
     });
     let inputs: Vec<_> = inputs.collect();
     let (count, next) = (inputs.len(), AtomicUsize::new(0));
