@@ -5,14 +5,11 @@ use std::time::Duration;
 use crate::{
     client::Ended,
     endings::End,
-    server::{BURST_BYTES, OUTBOX_BYTES},
+    server::{BURST_BYTES, OUTBOX_BYTES, WINDOW},
 };
 
 /// The time without a poll after which a long-polling session expires: one and a half windows.
 pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(6);
-
-/// The time within which a session has to take a message: a window.
-const TAKES_WITHIN: Duration = Duration::from_secs(4);
 
 /// How late a tick has to be for a message not to be taken in time.
 const DISTURBED: Duration = Duration::from_secs(1);
@@ -73,7 +70,7 @@ pub(crate) fn excuse(ended: &Ended, end: Option<&End>, known: Known) -> Result<E
         {
             Ok(Excuse::Expired)
         }
-        (Ended::NotTaken(took), "Inactive") if *took >= TAKES_WITHIN && late >= DISTURBED => {
+        (Ended::NotTaken(took), "Inactive") if *took >= WINDOW && late >= DISTURBED => {
             Ok(Excuse::Untaken)
         }
         _ => fault(),

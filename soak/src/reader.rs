@@ -14,9 +14,6 @@ use crate::{
     sequence::{Received, Sequence, Violation},
 };
 
-/// How often a reader sends a heartbeat.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-
 /// The payload of an item.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Item {
@@ -41,12 +38,13 @@ pub(crate) struct Read {
     pub(crate) ended: Ended,
 }
 
-/// Joins, and reads in a task of its own, except while it is asleep.
+/// Joins, and reads in a task of its own, except while it is asleep. Sends a heartbeat every so often.
 pub(crate) async fn start(
     address: SocketAddr,
     transport: Transport,
     user: usize,
     asleep: watch::Receiver<bool>,
+    heartbeat: Duration,
 ) -> Result<JoinHandle<Read>, Ended> {
     let mut client = Client::connect(address, transport, &user.to_string()).await?;
     client.send(&format!(r#"["1","1","user:{user}","phx_join",{{}}]"#)).await?;
@@ -58,7 +56,7 @@ pub(crate) async fn start(
         reader.received(&text)?;
     }
     Ok(tokio::spawn(async move {
-        let ended = reader.read(&mut client, asleep).await;
+        let ended = reader.read(&mut client, asleep, heartbeat).await;
         let Reader { items, violations, .. } = reader;
         Read { user, items, violations, ended }
     }))
@@ -71,8 +69,13 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(&mut self, client: &mut Client, mut asleep: watch::Receiver<bool>) -> Ended {
-        let mut beat = interval(HEARTBEAT);
+    async fn read(
+        &mut self,
+        client: &mut Client,
+        mut asleep: watch::Receiver<bool>,
+        heartbeat: Duration,
+    ) -> Ended {
+        let mut beat = interval(heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beat.tick().await;
         loop {

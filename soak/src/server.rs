@@ -68,7 +68,7 @@ use crate::{
 const MAX_RESTARTS: usize = 1000;
 
 /// The events that may be in the failing stage at once, and are lost with it.
-const FAILING_DEMAND: usize = 40;
+pub(crate) const FAILING_DEMAND: usize = 40;
 
 /// The events that may be between the queue and the supervisor: in the failing stage and the numbering one.
 pub(crate) const WINDOWS: usize = 2 * FAILING_DEMAND;
@@ -87,6 +87,9 @@ pub(crate) const OUTBOX_BYTES: usize = 1 << 20;
 /// How long the runtime has to end its tasks after the shutdown.
 const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a poll waits at most.
+pub(crate) const WINDOW: Duration = Duration::from_secs(4);
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The reason of planned failures.
@@ -101,9 +104,12 @@ pub(crate) struct Options {
     /// Items that the server pushes by itself, per second, in turn to each user
     #[arg(long, default_value_t = 0)]
     pub(crate) rate: u64,
-    /// Let a stage fail every few seconds
-    #[arg(long)]
-    pub(crate) failing: bool,
+    /// Let a stage fail, after this many milliseconds at most and an eighth of them at least; 0 is never
+    #[arg(long, default_value_t = 0)]
+    pub(crate) fail_millis: u64,
+    /// Seconds without traffic after which a socket is closed, and twice the window of a poll
+    #[arg(long, default_value_t = 60)]
+    pub(crate) idle_secs: u64,
     /// Microseconds that a worker takes for an item
     #[arg(long, default_value_t = 0)]
     pub(crate) work_us: u64,
@@ -132,10 +138,11 @@ impl Options {
             ("--queue", self.queue as u64),
             ("--outbox", self.outbox as u64),
             ("--drain-secs", self.drain_secs),
+            ("--fail-millis", self.fail_millis),
+            ("--idle-secs", self.idle_secs),
         ];
         let mut arguments = vec!["server".to_owned()];
         arguments.extend(numbers.map(|(name, number)| format!("{name}={number}")));
-        arguments.extend(self.failing.then(|| "--failing".to_owned()));
         arguments
     }
 }
@@ -407,7 +414,9 @@ impl Channel for User {
 impl HandleMessage<Joined> for User {
     async fn handle_message(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         // Items that are numbered from now on are broadcast after the subscription.
-        let k = self.shared.numbers[self.user].load(Acquire);
+        let numbered = self.shared.numbers[self.user].load(Acquire);
+        // Those that were broadcast without a pipeline have other numbers.
+        let k = numbered.max(self.shared.broadcasts.last(self.user));
         Ok(cx.push("at", json!({ "k": k }))?)
     }
 }
@@ -651,7 +660,10 @@ async fn presences(State(app): State<App>, Query(asked): Query<Rooms>) -> Json<V
 
 #[derive(Deserialize)]
 struct Broadcasts {
-    topic: String,
+    /// The user whose topic it is.
+    user: usize,
+    /// The number of the last item before.
+    after: u64,
     rate: u64,
     millis: u64,
     pad: usize,
@@ -668,9 +680,11 @@ async fn broadcast(State(app): State<App>, Query(asked): Query<Broadcasts>) -> J
         while n < due(began, asked.rate) && began.elapsed() < time {
             n += 1;
             let at_us = began_us + n * 1_000_000 / asked.rate;
-            let message = Message { user: 0, from: 0, n, k: n, at_us, pad: &pad };
+            let (user, k) = (asked.user, asked.after + n);
+            let message = Message { user, from: 0, n: k, k, at_us, pad: &pad };
             // A payload of numbers and a text has a JSON form.
-            let _ = app.endpoint.broadcast(&asked.topic, "item", message);
+            let _ = app.endpoint.broadcast(&format!("user:{user}"), "item", message);
+            app.shared.broadcasts.add(user, k, false);
             yield_now().await;
         }
     }
@@ -739,10 +753,10 @@ async fn keep_pushing(shared: Arc<Shared>, pusher: usize, rate: u64) {
     }
 }
 
-async fn keep_failing(shared: Arc<Shared>) {
+async fn keep_failing(shared: Arc<Shared>, millis: u64) {
     let mut random = Random::new(77);
     while !shared.paused.load(Relaxed) {
-        sleep(Duration::from_millis(500 + random.below(4000))).await;
+        sleep(Duration::from_millis(millis / 8 + random.below(millis))).await;
         shared.fail.store(true, Relaxed);
     }
     shared.fail.store(false, Relaxed);
@@ -782,7 +796,9 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
     let mount = Mount::new(Anyone)
         .channel_with::<User>("user:*", shared.clone())
         .channel_with::<Room>("room:*", shared.clone())
-        .longpoll(LongPoll::new().window(Duration::from_secs(4)))
+        .longpoll(LongPoll::new().window(WINDOW.min(Duration::from_secs(options.idle_secs) / 2)))
+        .idle_timeout(Duration::from_secs(options.idle_secs))
+        .receive_timeout(Duration::from_secs(options.idle_secs))
         .max_outbox(options.outbox, OUTBOX_BYTES);
     let endpoint =
         Endpoint::builder().presence(&shared.presence).mount("/socket", mount).build()?;
@@ -843,11 +859,12 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
             });
         }
     }
-    if options.failing {
+    let millis = options.fail_millis;
+    if millis > 0 {
         let started = app.started.clone().notified_owned();
         tokio::spawn(async move {
             started.await;
-            keep_failing(shared).await;
+            keep_failing(shared, millis).await;
         });
     }
     let report = serve(listener, router)

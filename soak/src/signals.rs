@@ -14,7 +14,7 @@ use crate::{
     process::{RunError, Server},
     random::Random,
     reader::{self, Read},
-    server::{Final, From as Source, Options},
+    server::{FAILING_DEMAND, Final, From as Source, Options},
 };
 
 /// Stop a server under load by signals at random moments, and account for every item
@@ -26,6 +26,10 @@ pub(crate) struct Signals {
     /// Instead, freeze a server with SIGSTOP for this many seconds, and let it continue
     #[arg(long)]
     stop: Option<u64>,
+    /// The seconds of silence after which the server closes a socket, and twice the window of a poll: fewer than it is
+    /// frozen for. Without SIGSTOP, 2 by default, as a shutdown waits for the polls that are under way
+    #[arg(long)]
+    idle: Option<u64>,
     /// The seed of all choices
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -34,8 +38,12 @@ pub(crate) struct Signals {
 /// The number of users, each with one client.
 const USERS: usize = 40;
 
-/// How many clients use long polling in a run with SIGSTOP.
+/// How many clients use long polling.
 const POLLING: usize = 5;
+
+/// A run in this many has a stage that fails again and again, about ten times a second.
+const FAILING: u64 = 2;
+const FAIL_MILLIS: u64 = 160;
 
 /// How many clients stop reading before two signals, until the server has ended. They do not answer the close.
 const SLEEPING: usize = 2;
@@ -69,6 +77,10 @@ struct Sums {
     notified: u64,
     /// Items that were delivered, although their worker had not returned.
     both: u64,
+    /// Restarts of the stage that fails.
+    restarts: u64,
+    /// Items that ended with it, in runs without a second signal.
+    failed: u64,
 }
 
 impl fmt::Display for Sums {
@@ -104,7 +116,12 @@ impl fmt::Display for Sums {
             "| sockets closed, by the reports | aborted | clients that read the close (1012) |"
         )?;
         writeln!(f, "| ---: | ---: | ---: |")?;
-        writeln!(f, "| {} | {} | {} |", self.closed, self.aborted, self.notified)
+        writeln!(f, "| {} | {} | {} |\n", self.closed, self.aborted, self.notified)?;
+        writeln!(
+            f,
+            "| restarts of a stage | items that ended with it, in shutdowns that were not interrupted |"
+        )?;
+        writeln!(f, "| ---: | ---: |\n| {} | {} |", self.restarts, self.failed)
     }
 }
 
@@ -118,11 +135,12 @@ impl Signals {
         let mut faults = Vec::new();
         let began = Instant::now();
         if let Some(seconds) = self.stop {
-            let load = Load::start(POLLING).await?;
+            let load = Load::start(0, self.idle.unwrap_or(60)).await?;
             faults = load.freeze(Duration::from_secs(seconds), &mut sums).await?;
         } else {
             for run in 0..self.runs {
-                let load = Load::start(0).await?;
+                let millis = if run % FAILING == 0 { FAIL_MILLIS } else { 0 };
+                let load = Load::start(millis, self.idle.unwrap_or(2)).await?;
                 let found = load.stop(&mut random, &mut sums).await?;
                 faults.extend(found.into_iter().map(|fault| format!("run {run}: {fault}")));
             }
@@ -141,19 +159,20 @@ impl Signals {
 /// A server, its readers and its intakes.
 struct Load {
     server: Server,
-    /// How many of the readers use long polling.
-    polling: usize,
+    /// Whether a stage fails.
+    is_failing: bool,
     readers: Vec<JoinHandle<Read>>,
     intakes: Vec<JoinHandle<Accepted>>,
     asleep: watch::Sender<bool>,
 }
 
 impl Load {
-    async fn start(polling: usize) -> Result<Self, RunError> {
+    async fn start(fail_millis: u64, idle_secs: u64) -> Result<Self, RunError> {
         let options = Options {
             users: USERS,
             rate: 2000,
-            failing: false,
+            fail_millis,
+            idle_secs,
             work_us: 4000,
             max_demand: 20,
             queue: 300,
@@ -165,9 +184,10 @@ impl Load {
         let (asleep, sleeping) = watch::channel(false);
         let (_awake, waking) = watch::channel(false);
         for user in 0..USERS {
-            let transport = if user < polling { Transport::LongPoll } else { Transport::WebSocket };
-            let sleeps = if user < SLEEPING { &sleeping } else { &waking };
-            let starting = reader::start(server.address, transport, user, sleeps.clone());
+            let transport = if user < POLLING { Transport::LongPoll } else { Transport::WebSocket };
+            let sleeps = if user >= USERS - SLEEPING { &sleeping } else { &waking };
+            let beat = Duration::from_secs(5).min(Duration::from_secs(idle_secs) / 3);
+            let starting = reader::start(server.address, transport, user, sleeps.clone(), beat);
             let reader = timeout(PATIENCE, starting).await?;
             readers.push(reader.map_err(|ended| {
                 RunError::Violated(format!("a client could not join: {ended:?}"))
@@ -176,7 +196,8 @@ impl Load {
         server.request("/start").await?;
         let intake = |number| tokio::spawn(push(server.address, number));
         let intakes = (0..INTAKES).map(intake).collect();
-        Ok(Self { server, polling, readers, intakes, asleep })
+        let is_failing = fail_millis > 0;
+        Ok(Self { server, is_failing, readers, intakes, asleep })
     }
 
     /// Stops the server by one signal or two.
@@ -224,7 +245,7 @@ impl Load {
             let violations = read.violations.iter().map(|violation| format!("{violation:?}"));
             faults.extend(violations);
             let is_closed = matches!(read.ended, Ended::Closed(1012));
-            if !last.interrupted && read.user >= self.polling && !is_closed {
+            if !last.interrupted && read.user >= POLLING && !is_closed {
                 faults.push(format!("a client was not closed with 1012: {:?}", read.ended));
             }
             notified += u64::from(is_closed);
@@ -237,8 +258,8 @@ impl Load {
             answered.extend(timeout(PATIENCE, intake).await?.map_err(std::io::Error::other)?);
         }
         let undelivered = answered.iter().filter(|item| !by_http.contains(item)).count() as u64;
-        faults.extend(compare(&last, delivered, undelivered));
-        faults.extend(compare_sockets(&last, notified, self.polling));
+        faults.extend(compare(&last, self.is_failing, delivered, undelivered));
+        faults.extend(compare_sockets(&last, notified));
         sums.add(&last, delivered, answered.len() as u64);
         sums.notified += notified;
         Ok(faults)
@@ -246,7 +267,7 @@ impl Load {
 }
 
 /// Finds items that are in no sum, or in two.
-fn compare(last: &Final, delivered: u64, undelivered: u64) -> Vec<String> {
+fn compare(last: &Final, is_failing: bool, delivered: u64, undelivered: u64) -> Vec<String> {
     let mut faults = Vec::new();
     let stats = &last.stats;
     let refused = stats.refused_full + stats.refused_closed;
@@ -270,18 +291,25 @@ fn compare(last: &Final, delivered: u64, undelivered: u64) -> Vec<String> {
     expect(delivered <= stats.handled + last.dropped[2], "an item is delivered twice");
     expect(undelivered <= ended + frames, "an item that was answered with 2xx is missing");
     if !last.interrupted {
-        let is_clean = delivered == stats.accepted && ended == 0 && last.unprocessed == 0;
+        // A stage that fails takes along what it holds, which is counted.
+        let [with_the_stage, ..] = last.dropped;
+        let is_clean = delivered + with_the_stage == stats.accepted && ended == with_the_stage;
         expect(is_clean, "an item is missing although the shutdown was not interrupted");
+        let most = stats.restarts * FAILING_DEMAND as u64;
+        expect(
+            with_the_stage <= if is_failing { most } else { 0 },
+            "more items ended with the stage than it can hold",
+        );
         expect(stats.held() == 0, "a gauge has items after the end");
     }
     faults
 }
 
 /// Finds sockets that are in no sum of the report, or in the wrong one.
-fn compare_sockets(last: &Final, notified: u64, polling: usize) -> Option<String> {
+fn compare_sockets(last: &Final, notified: u64) -> Option<String> {
     let Final { closed, aborted, interrupted, .. } = last;
     // A session over long polling is closed without a close frame.
-    let may_be_closed = notified + polling as u64;
+    let may_be_closed = notified + POLLING as u64;
     let holds = closed + aborted == USERS
         && *closed as u64 <= may_be_closed
         && if *interrupted {
@@ -315,6 +343,8 @@ impl Sums {
         self.frames_dropped += stats.frames_dropped;
         self.frames_waiting += stats.frames_waiting;
         self.both += delivered.saturating_sub(stats.handled);
+        self.restarts += stats.restarts;
+        self.failed += if last.interrupted { 0 } else { last.dropped[0] };
     }
 }
 
@@ -355,33 +385,40 @@ mod tests {
 
     #[test]
     fn a_socket_that_is_in_no_sum_or_in_the_wrong_one_is_a_fault() {
-        let notified = |count: usize| (USERS - count) as u64;
-        assert_eq!(compare_sockets(&last(true), notified(3), 0), None);
-        assert_eq!(compare_sockets(&last(true), notified(0), 0), None, "aborted after the close");
-        assert!(compare_sockets(&last(true), notified(4), 0).is_some(), "closed without a close");
-        assert_eq!(compare_sockets(&last(true), notified(4), 1), None, "over long polling");
-        assert!(compare_sockets(&last(false), notified(0), 0).is_some(), "aborted");
+        // Of those that can be notified, all but so many were.
+        let notified = |count: usize| (USERS - POLLING - count) as u64;
+        assert_eq!(compare_sockets(&last(true), notified(3)), None);
+        assert_eq!(compare_sockets(&last(true), notified(0)), None, "aborted after the close");
+        assert!(compare_sockets(&last(true), notified(4)).is_some(), "closed without a close");
+        assert!(compare_sockets(&last(false), notified(0)).is_some(), "aborted");
         let unnoticed = Final { closed: USERS - 1, aborted: 1, ..last(true) };
-        assert!(compare_sockets(&unnoticed, notified(0), 0).is_some(), "two were asleep");
+        assert!(compare_sockets(&unnoticed, notified(0)).is_some(), "two were asleep");
         let lost = Final { closed: USERS - 4, ..last(true) };
-        assert!(compare_sockets(&lost, notified(3), 0).is_some(), "in no sum");
+        assert!(compare_sockets(&lost, notified(3)).is_some(), "in no sum");
         let clean = Final { closed: USERS, aborted: 0, ..last(false) };
-        assert_eq!(compare_sockets(&clean, notified(0), 0), None);
-        assert_eq!(compare_sockets(&clean, notified(5), 5), None);
-        assert!(compare_sockets(&clean, notified(1), 0).is_some(), "a client was not notified");
+        assert_eq!(compare_sockets(&clean, notified(0)), None);
+        assert!(compare_sockets(&clean, notified(1)).is_some(), "a client was not notified");
     }
 
     #[test]
     fn an_item_that_is_in_no_sum_or_in_two_is_a_fault() {
-        assert_eq!(compare(&last(true), 8, 2), [""; 0]);
-        assert_eq!(compare(&last(true), 9, 2), [""; 0], "by a worker that was ended");
-        assert_eq!(compare(&last(true), 7, 2).len(), 1, "one is missing");
-        assert_eq!(compare(&last(true), 10, 2).len(), 1, "one is too many");
-        assert_eq!(compare(&last(true), 8, 3).len(), 1, "answered with 2xx, and missing");
-        assert_eq!(compare(&last(false), 8, 2).len(), 1, "the shutdown was not interrupted");
+        assert_eq!(compare(&last(true), false, 8, 2), [""; 0]);
+        assert_eq!(compare(&last(true), false, 9, 2), [""; 0], "by a worker that was ended");
+        assert_eq!(compare(&last(true), false, 7, 2).len(), 1, "one is missing");
+        assert_eq!(compare(&last(true), false, 10, 2).len(), 1, "one is too many");
+        assert_eq!(compare(&last(true), false, 8, 3).len(), 1, "answered with 2xx, and missing");
+        assert_eq!(compare(&last(false), false, 8, 2).len(), 1, "the shutdown was not interrupted");
         let lost = Final { dropped: [0; 3], unprocessed: 0, ..last(true) };
-        assert_eq!(compare(&lost, 8, 0).len(), 2, "the server has lost two");
+        assert_eq!(compare(&lost, false, 8, 0).len(), 2, "the server has lost two");
         let unreported = Final { unprocessed: 1, ..last(true) };
-        assert_eq!(compare(&unreported, 8, 2).len(), 1, "the report has one less");
+        assert_eq!(compare(&unreported, false, 8, 2).len(), 1, "the report has one less");
+        let stats = Stats { handled: 9, restarts: 1, ..last(false).stats };
+        let failed = Final { stats, dropped: [1, 0, 0], unprocessed: 1, ..last(false) };
+        assert_eq!(compare(&failed, true, 9, 1), [""; 0], "one ended with the stage");
+        assert_eq!(compare(&failed, false, 9, 1).len(), 1, "no stage could fail");
+        assert_eq!(compare(&failed, true, 8, 1).len(), 1, "one is missing");
+        let stats = Stats { restarts: 0, ..failed.stats.clone() };
+        let unfailed = Final { stats, ..failed };
+        assert_eq!(compare(&unfailed, true, 9, 1).len(), 1, "it has not failed");
     }
 }

@@ -215,7 +215,8 @@ impl Soak {
         let options = Options {
             users,
             rate: self.rate,
-            failing: true,
+            fail_millis: 4000,
+            idle_secs: 60,
             work_us: 0,
             max_demand: 100,
             queue: 10_000,
