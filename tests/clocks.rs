@@ -40,15 +40,50 @@ async fn pushes(example: &Example, client: &mut Client, numbers: std::ops::Range
     at_us / 1_000_000
 }
 
+/// A viewer of the inspector, which sends a view every second.
+async fn viewer(example: &Example) -> Client {
+    let url = format!("ws://{}/inspect/socket/websocket?vsn=2.0.0", example.address);
+    let mut viewer = connect(&url).await.unwrap();
+    viewer.send(json!(["1", "1", "inspect", "phx_join", {}])).await;
+    viewer
+}
+
+/// Receives views until one is of a second after this call. No time in them is that of a step, and each follows the one
+/// before.
+async fn views(example: &Example, viewer: &mut Client, last: &mut f64) {
+    let latest = example.request("GET", "/inspect/data.json", "", "").await.json();
+    let until = latest["uptime_seconds"].as_f64().unwrap() + 1.0;
+    let is_sane = |value: &Value, most: f64| (0.0..=most).contains(&value.as_f64().unwrap());
+    while *last < until {
+        let message = viewer.receive().await;
+        let view = &message[4];
+        // The answer to the join is none.
+        let Some(uptime) = view["uptime_seconds"].as_f64() else { continue };
+        assert!(uptime >= *last && uptime < *last + 3600.0, "{uptime} after {last}: {view}");
+        assert!(is_sane(&view["window_seconds"], 3600.0), "{view}");
+        let stages = view["pipelines"].as_array().unwrap().iter();
+        for stage in stages.flat_map(|pipeline| pipeline["stages"].as_array().unwrap()) {
+            let shares = ["busy", "waiting_for_events", "waiting_for_demand"];
+            assert!(shares.iter().all(|share| is_sane(&stage[*share], 1.0)), "{stage}");
+            let rates = ["in_per_second", "out_per_second"];
+            assert!(rates.iter().all(|rate| is_sane(&stage[*rate], 1e6)), "{stage}");
+        }
+        *last = uptime;
+    }
+}
+
 #[tokio::test]
 async fn a_clock_that_is_set_costs_no_socket_and_no_push() {
     let Some(clock) = WallClock::new() else { return };
     let mut example = Example::with_clock(&clock, &["--statsd-lines", "--delay-ms", "1"]).await;
     let mut ada = joined(&example, &example.token(1).await).await.unwrap();
+    let (mut viewer, mut seen) = (viewer(&example).await, 0.0);
     let mut began = None;
     for (at, difference) in (0..).zip(STEPS) {
         clock.set(difference);
+        // A heartbeat is answered.
         ada.expect_nothing_else().await;
+        viewer.send(json!([null, "beat", "phoenix", "heartbeat", {}])).await;
         let now = pushes(&example, &mut ada, 500 * at..500 * (at + 1)).await;
         let since = now - *began.get_or_insert(now) - difference;
         assert!((0..3600).contains(&since), "the clock was not set to {difference:+}: {now}");
@@ -58,6 +93,7 @@ async fn a_clock_that_is_set_costs_no_socket_and_no_push() {
         let times: Vec<_> = times.collect();
         let is_sane = times.iter().all(|time| (0.0..60_000.0).contains(time));
         assert!(is_sane && !times.is_empty(), "after {difference:+}: {line}");
+        views(&example, &mut viewer, &mut seen).await;
     }
     example.signal("-TERM").await;
     assert_eq!(ada.closed().await, 1012);
