@@ -8,14 +8,14 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     arena::Arena,
     case::ALONE,
     client::{
         BINARY, CLOSE, CONTINUE, Client, FIN, PING, PONG, RSV1, SOCKET, TEXT, TOPIC, deflated,
-        frame,
+        frame, frames, inflated,
     },
     document::has_tables,
 };
@@ -160,6 +160,123 @@ impl Autobahn {
         // ends the connection first.
         client.has_ended()
     }
+}
+
+/// What another client exchanges: steps that it can be told, without their bytes, which are appended to others.
+pub(crate) struct Exchange {
+    pub(crate) id: String,
+    pub(crate) steps: Value,
+    /// The other implementations that can be told all of them.
+    pub(crate) by: Vec<Other>,
+}
+
+/// Another implementation of WebSockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Other {
+    Ws,
+    Websockets,
+}
+
+impl Autobahn {
+    /// The case as steps of a client that makes its frames itself, if it is one that sends nothing but what such a client
+    /// sends: whole messages, their fragments with pings between them, pings, pongs, and one close at the end. The pieces
+    /// in which the bytes are sent are the client's own.
+    fn exchange(&self, blob: &mut Vec<u8>) -> Option<Exchange> {
+        let bytes: Vec<u8> = self.sends.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+        let mut by = vec![Other::Ws, Other::Websockets];
+        let mut keep = |bytes: &[u8]| {
+            // Most messages are those before.
+            if !blob.ends_with(bytes) {
+                blob.extend_from_slice(bytes);
+            }
+            json!([blob.len() - bytes.len(), bytes.len()])
+        };
+        if !self.behind.is_empty() {
+            return None;
+        }
+        let (mut steps, mut in_message, mut pings, mut compressed) =
+            (Vec::new(), false, Vec::new(), None::<(usize, Vec<u8>)>);
+        for (first, payload) in frames(&bytes)? {
+            let (fin, rsv, opcode) = (first & FIN != 0, first & 0x70, first & 0x0f);
+            if steps.last().is_some_and(|step: &Value| step["op"] == CLOSE) {
+                return None;
+            }
+            let is_fine = match opcode {
+                TEXT | BINARY => !in_message,
+                CONTINUE => in_message,
+                PING | PONG => fin && payload.len() <= 125,
+                CLOSE => fin && !in_message && is_usual_close(&payload),
+                _ => false,
+            };
+            let compresses = self.offer.is_some_and(|(_, accepts)| accepts);
+            if !is_fine || (rsv != 0 && (rsv != RSV1 || !compresses)) {
+                return None;
+            }
+            if opcode == PING {
+                // It waits for each by its payload.
+                if pings.contains(&payload) {
+                    by.retain(|other| *other != Other::Websockets);
+                }
+                pings.push(payload.clone());
+            }
+            if opcode < CLOSE {
+                in_message = !fin;
+                if rsv == RSV1 || compressed.is_some() {
+                    let (count, whole) = compressed.get_or_insert_default();
+                    (*count, _) = (*count + 1, whole.extend(payload));
+                    let Some((count, whole)) = fin.then(|| compressed.take()).flatten() else {
+                        continue;
+                    };
+                    // The client compresses it by itself, in as many fragments.
+                    let message = inflated(&whole);
+                    let pieces: Vec<_> = message.chunks(message.len().div_ceil(count)).collect();
+                    for (n, piece) in (1..).zip(&pieces) {
+                        let op = if n == 1 { TEXT } else { CONTINUE };
+                        let fin = n == pieces.len();
+                        steps.push(json!({ "op": op, "fin": fin, "bytes": keep(piece) }));
+                    }
+                    continue;
+                }
+            }
+            if opcode == CLOSE && payload.is_empty() {
+                by.retain(|other| *other != Other::Websockets);
+            }
+            steps.push(json!({ "op": opcode, "fin": fin, "bytes": keep(&payload) }));
+        }
+        if in_message {
+            return None;
+        }
+        if self.offer.is_some_and(|(offer, _)| offer.contains(',')) {
+            by.retain(|other| *other != Other::Ws);
+        }
+        let answers = self.answers.iter().map(|answer| match answer {
+            Answer::Text(text) => json!({ "op": TEXT, "bytes": keep(text) }),
+            Answer::Bytes(bytes) => json!({ "op": BINARY, "bytes": keep(bytes) }),
+            Answer::Pong(bytes) => json!({ "op": PONG, "bytes": keep(bytes) }),
+            Answer::Close(code) => json!({ "op": CLOSE, "code": code }),
+        });
+        let answers: Vec<_> = answers.collect();
+        let (offer, accepts) = self.offer.unzip();
+        let steps = json!({
+            "id": self.id, "offer": offer, "accepts": accepts, "steps": steps, "answers": answers,
+        });
+        Some(Exchange { id: self.id.clone(), steps, by })
+    }
+}
+
+/// Whether a client can be told to send this close.
+fn is_usual_close(payload: &[u8]) -> bool {
+    let Some((code, reason)) = payload.split_first_chunk() else { return payload.is_empty() };
+    let is_code = matches!(u16::from_be_bytes(*code), 1000..=1003 | 1007..=1011 | 3000..=4999);
+    is_code && reason.len() <= 123 && std::str::from_utf8(reason).is_ok()
+}
+
+/// All cases that other clients exchange, and the bytes that they are about.
+pub(crate) fn exchanges() -> (Vec<Exchange>, Vec<u8>) {
+    let mut blob = Vec::new();
+    let cases = sections().into_iter().flat_map(|(_, cases)| cases);
+    let exchanges = cases.filter_map(|case| case.exchange(&mut blob)).collect();
+    (exchanges, blob)
 }
 
 /// The payload of a binary reply, behind its names.
@@ -790,10 +907,16 @@ fn the_document_has_all_cases_once() {
     let (mut tables, mut ids) = (String::new(), BTreeSet::new());
     for (title, cases) in sections() {
         tables += &format!(
-            "\n## {title}\n\n| case | the client sends | the server answers |\n| --- | --- | --- |\n"
+            "\n## {title}\n\n| case | the client sends | the server answers | also by |\n| --- | --- | --- | --- |\n"
         );
         for case in cases {
-            tables += &format!("| {} | {} | {} |\n", case.id, case.what, case.expected());
+            let by = case.exchange(&mut Vec::new()).map(|exchange| exchange.by);
+            let names = by.into_iter().flatten().map(|other| match other {
+                Other::Ws => "`ws`",
+                Other::Websockets => "`websockets`",
+            });
+            let (id, names) = (&case.id, names.collect::<Vec<_>>().join(", "));
+            tables += &format!("| {id} | {} | {} | {names} |\n", case.what, case.expected());
             assert!(ids.insert(case.id.clone()), "{} is there twice", case.id);
         }
     }

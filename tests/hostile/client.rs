@@ -54,6 +54,24 @@ pub(crate) fn head_of(first: u8, length: u8, extended: &[u8]) -> Vec<u8> {
     [&[first, MASKED | length], extended, &KEY].concat()
 }
 
+/// The frames that these bytes are, if they are whole, masked with the key, and have the shortest form of their lengths:
+/// first bytes and payloads.
+pub(crate) fn frames(mut bytes: &[u8]) -> Option<Vec<(u8, Vec<u8>)>> {
+    let mut frames = Vec::new();
+    while let [first, length, ..] = *bytes {
+        let length: u64 = match length & !MASKED {
+            126 => u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?).into(),
+            127 => u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?),
+            length => length.into(),
+        };
+        let (before, length) = (head(first, length), usize::try_from(length).ok()?);
+        bytes = bytes.strip_prefix(&before[..])?;
+        frames.push((first, masked(bytes.get(..length)?)));
+        bytes = &bytes[length..];
+    }
+    bytes.is_empty().then_some(frames)
+}
+
 /// The payload as it is sent behind such a header.
 pub(crate) fn masked(payload: &[u8]) -> Vec<u8> {
     payload.iter().zip(KEY.iter().cycle()).map(|(byte, key)| byte ^ key).collect()
@@ -97,7 +115,7 @@ pub(crate) fn deflated(payload: &[u8]) -> Vec<u8> {
 }
 
 /// The inverse of it.
-fn inflated(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn inflated(payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(4 << 20);
     let payload = [payload, &[0, 0, 0xff, 0xff]].concat();
     let mut decompress = Decompress::new(false);
