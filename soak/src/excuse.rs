@@ -5,11 +5,14 @@ use std::time::Duration;
 use crate::{
     client::Ended,
     endings::End,
-    server::{BURST_BYTES, OUTBOX_BYTES, WINDOW},
+    server::{BURST_BYTES, OUTBOX_BYTES},
 };
 
+/// For how long a poll waits, and within which a session has to take a message.
+pub(crate) const WINDOW: Duration = Duration::from_secs(4);
+
 /// The time without a poll after which a long-polling session expires: one and a half windows.
-pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(6);
+const EXPIRES_AFTER: Duration = Duration::from_secs(6);
 
 /// How late a tick has to be for a message not to be taken in time.
 const DISTURBED: Duration = Duration::from_secs(1);

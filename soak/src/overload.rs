@@ -276,6 +276,7 @@ impl Overload {
             rate: 0,
             fail_millis: 0,
             idle_secs: 60,
+            window_millis: 4000,
             work_us: WORK_US,
             max_demand: WORKERS,
             queue: QUEUE,
@@ -610,7 +611,9 @@ async fn listen(
     received: Arc<Received>,
 ) {
     for visit in 0.. {
-        let name = format!("{number}.{visit}");
+        // As one of the two clients of the first user, whose topic a broadcast has: that is the one whose items the
+        // server has in the record of an end.
+        let name = format!("{}.{number}-{visit}", number % 2);
         let connecting = Client::connect(address, Transport::WebSocket, &name);
         let Ok(Ok(mut client)) = timeout(PATIENCE, connecting).await else { break };
         let join = format!(r#"["1","1","user:{user}","phx_join",{{}}]"#);

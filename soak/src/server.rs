@@ -87,9 +87,6 @@ pub(crate) const OUTBOX_BYTES: usize = 1 << 20;
 /// How long the runtime has to end its tasks after the shutdown.
 const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a poll waits at most.
-pub(crate) const WINDOW: Duration = Duration::from_secs(4);
-
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The reason of planned failures.
@@ -107,9 +104,12 @@ pub(crate) struct Options {
     /// Let a stage fail, after this many milliseconds at most and an eighth of them at least; 0 is never
     #[arg(long, default_value_t = 0)]
     pub(crate) fail_millis: u64,
-    /// Seconds without traffic after which a socket is closed, and twice the window of a poll
+    /// Seconds without traffic after which a socket is closed
     #[arg(long, default_value_t = 60)]
     pub(crate) idle_secs: u64,
+    /// Milliseconds for which a poll waits
+    #[arg(long, default_value_t = 4000)]
+    pub(crate) window_millis: u64,
     /// Microseconds that a worker takes for an item
     #[arg(long, default_value_t = 0)]
     pub(crate) work_us: u64,
@@ -140,6 +140,7 @@ impl Options {
             ("--drain-secs", self.drain_secs),
             ("--fail-millis", self.fail_millis),
             ("--idle-secs", self.idle_secs),
+            ("--window-millis", self.window_millis),
         ];
         let mut arguments = vec!["server".to_owned()];
         arguments.extend(numbers.map(|(name, number)| format!("{name}={number}")));
@@ -796,7 +797,7 @@ async fn serve_until_signal(options: &Options) -> Result<(ShutdownReport, App), 
     let mount = Mount::new(Anyone)
         .channel_with::<User>("user:*", shared.clone())
         .channel_with::<Room>("room:*", shared.clone())
-        .longpoll(LongPoll::new().window(WINDOW.min(Duration::from_secs(options.idle_secs) / 2)))
+        .longpoll(LongPoll::new().window(Duration::from_millis(options.window_millis)))
         .idle_timeout(Duration::from_secs(options.idle_secs))
         .receive_timeout(Duration::from_secs(options.idle_secs))
         .max_outbox(options.outbox, OUTBOX_BYTES);

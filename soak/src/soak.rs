@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     client::Http,
     endings::user_of,
+    excuse::WINDOW,
     lateness::{Lateness, Ticks},
     presence::people,
     process::{RunError, Server},
@@ -217,6 +218,7 @@ impl Soak {
             rate: self.rate,
             fail_millis: 4000,
             idle_secs: 60,
+            window_millis: u64::try_from(WINDOW.as_millis()).unwrap_or(u64::MAX),
             work_us: 0,
             max_demand: 100,
             queue: 10_000,
