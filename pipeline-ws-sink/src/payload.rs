@@ -3,8 +3,10 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
+
+use crate::protocol::escape::surrogates_are_paired;
 
 /// The payload of a message: JSON that is parsed on demand, or bytes.
 ///
@@ -63,6 +65,33 @@ impl Payload {
     #[must_use]
     pub fn empty() -> Self {
         Self::from_json(Bytes::from_static(b"{}"))
+    }
+
+    /// Wraps JSON text that another program has written, such as another node. It is checked once and
+    /// passed on as it is.
+    ///
+    /// ```
+    /// use pipeline_ws_sink::Payload;
+    ///
+    /// let payload = Payload::json_text(r#"{"name": "Ada"}"#)?;
+    /// assert_eq!(payload.json(), Some(r#"{"name": "Ada"}"#));
+    /// assert!(Payload::json_text("{").is_err());
+    /// # Ok::<(), pipeline_ws_sink::payload::PayloadError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`PayloadError::Decode`] if it is not JSON in UTF-8, or has half of a surrogate pair, which not
+    /// every client can read.
+    pub fn json_text(text: impl Into<Bytes>) -> Result<Self, PayloadError> {
+        let bytes = text.into();
+        let wrong = |what| PayloadError::Decode(serde::de::Error::custom(what));
+        let text = std::str::from_utf8(&bytes).map_err(|_| wrong("the text is not UTF-8"))?;
+        serde_json::from_str::<IgnoredAny>(text).map_err(PayloadError::Decode)?;
+        if !surrogates_are_paired(text) {
+            return Err(wrong("the text has half of a surrogate pair"));
+        }
+        Ok(Self::from_json(bytes))
     }
 
     /// Wraps text that is known to be valid JSON.
@@ -235,6 +264,17 @@ pub enum PayloadError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_text_is_checked_and_kept_as_it_is() {
+        for text in [r#"{"a": [1, 2]}"#, "{}", " [ 1 ]\n", r#""\ud83d\ude00""#, "1e5"] {
+            assert_eq!(Payload::json_text(text).unwrap().json(), Some(text));
+        }
+        for text in ["", "{", "{} {}", "{'a':1}", r#""\ud83d""#, "nul"] {
+            assert!(matches!(Payload::json_text(text), Err(PayloadError::Decode(_))), "{text}");
+        }
+        assert!(Payload::json_text(&b"\"\xff\""[..]).is_err());
+    }
 
     #[test]
     fn a_detached_payload_shares_no_memory() {

@@ -3,11 +3,18 @@
 
 mod support;
 
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
 use futures::{FutureExt, StreamExt};
 use pipeline_ws_sink::{
     Endpoint, PubSub,
     payload::PayloadError,
-    pubsub::{Broadcast, BroadcastError, Lagged, LocalNode},
+    pubsub::{
+        Adapter, AdapterError, Broadcast, BroadcastError, Lagged, LocalNode, PreparedBroadcast,
+    },
 };
 use serde_json::json;
 use support::{
@@ -202,6 +209,113 @@ fn messages_after_the_drop_of_the_endpoint_are_discarded() {
     drop(pubsub);
     node.deliver(&news).unwrap();
     assert_eq!(events(&mut subscription), nothing());
+}
+
+/// An adapter that sends nothing and follows topics.
+#[derive(Default)]
+struct Following(Arc<OnceLock<LocalNode>>);
+
+impl Adapter for Following {
+    fn node_name(&self) -> &str {
+        "following"
+    }
+
+    fn start(&self, node: LocalNode) {
+        self.0.set(node).unwrap();
+    }
+
+    fn follows_topics(&self) -> bool {
+        true
+    }
+
+    fn broadcast(&self, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_learns_of_the_first_and_the_last_subscriber_of_a_topic() {
+    let node = Arc::new(OnceLock::new());
+    let endpoint = Endpoint::builder().adapter(Following(node.clone())).build().unwrap();
+    let node = node.get().unwrap().clone();
+    let changed = || node.changed_topics().now_or_never();
+    assert_eq!(changed(), None, "nothing has changed");
+    let first = endpoint.subscribe(T);
+    assert_eq!(changed().flatten().unwrap(), [T.into()]);
+    assert!(node.has_subscribers(T));
+    let second = endpoint.subscribe(T);
+    drop(first);
+    assert_eq!(changed(), None, "the topic has had a subscriber all the time");
+    drop(second);
+    drop(endpoint.subscribe(T));
+    drop(endpoint.subscribe("phx_presence:room"));
+    assert_eq!(changed().flatten().unwrap(), [T.into()], "once, and not for trackers");
+    assert!(!node.has_subscribers(T));
+
+    let waiting = tokio::spawn({
+        let node = node.clone();
+        async move { node.changed_topics().await }
+    });
+    tokio::task::yield_now().await;
+    let third = endpoint.subscribe("room:3");
+    assert_eq!(waiting.await.unwrap().unwrap(), ["room:3".into()]);
+    let waiting = tokio::spawn({
+        let node = node.clone();
+        async move { node.changed_topics().await }
+    });
+    tokio::task::yield_now().await;
+    drop((third, endpoint));
+    assert!(waiting.await.unwrap().is_none_or(|topics| topics == ["room:3".into()]));
+    assert_eq!(changed(), Some(None), "the endpoint is gone");
+}
+
+#[test]
+fn messages_of_trackers_and_disconnects_are_for_every_node() {
+    let broadcast = |topic, event| Broadcast::new(topic, event, json!({})).unwrap();
+    assert!(broadcast("phx_presence:room", "tracker").is_for_every_node());
+    assert!(broadcast("users:7", "disconnect").is_for_every_node());
+    assert!(!broadcast(T, "news").is_for_every_node());
+}
+
+#[tokio::test]
+async fn a_timed_broadcast_of_another_node_is_timed_over_its_whole_way() {
+    let cluster = Cluster::default();
+    let here = cluster.join("here");
+    let there = Server::start(endpoint().0.adapter(cluster.node("there"))).await;
+    let mut ada = there.connect("name=ada").await;
+    ada.join("1", T).await;
+    let enqueued_at = tokio::time::Instant::now() - Duration::from_millis(250);
+    here.broadcast_timed(enqueued_at, T, "news", json!({})).unwrap();
+    ada.expect([json!([null, null, T, "news", {}])]).await;
+    let delivered = there.recorded.samples("pipeline.push_delivered");
+    assert!(matches!(delivered[..], [ms] if ms >= 250.0), "{delivered:?}");
+    let written = there.recorded.samples("pipeline.push_written");
+    assert!(matches!(written[..], [ms] if ms < delivered[0]), "{written:?}");
+}
+
+#[tokio::test]
+async fn a_timed_broadcast_can_stay_on_its_node() {
+    let cluster = Cluster::default();
+    let here = Server::start(endpoint().0.adapter(cluster.node("here"))).await;
+    let there = cluster.join("there");
+    let mut elsewhere = there.subscribe(T);
+    let mut ada = here.connect("name=ada").await;
+    ada.join("1", T).await;
+    let now = tokio::time::Instant::now();
+    here.endpoint.local_broadcast_timed(now, T, "news", json!({})).unwrap();
+    ada.expect([json!([null, null, T, "news", {}])]).await;
+    let prepared = || PreparedBroadcast::new(T, "more", json!({})).unwrap().here_only();
+    here.endpoint.pubsub().broadcast_when_ready(&prepared().timed(now)).await.unwrap();
+    ada.expect([json!([null, null, T, "more", {}])]).await;
+    let outcome = here.endpoint.pubsub().deliver_now(prepared()).unwrap();
+    ada.expect([json!([null, null, T, "more", {}])]).await;
+    assert!(!outcome.within(Duration::from_secs(5)).await.elsewhere);
+    assert_eq!(here.recorded.samples("pipeline.push_delivered").len(), 2);
+    assert_eq!((events(&mut elsewhere), cluster.sent()), (Vec::new(), Vec::new()));
 }
 
 #[tokio::test]

@@ -214,6 +214,22 @@ impl Endpoint {
         self.pubsub().local_broadcast(topic, event, payload)
     }
 
+    /// Sends an event to all subscribers of a topic on this node, and records its timing: see
+    /// [`PubSub::local_broadcast_timed`].
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
+    pub fn local_broadcast_timed(
+        &self,
+        timeline: impl Into<Timeline>,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        self.pubsub().local_broadcast_timed(timeline, topic, event, payload)
+    }
+
     /// Subscribes to a topic, until the returned value is dropped: see [`PubSub::subscribe`].
     #[must_use]
     pub fn subscribe(&self, topic: &str) -> TopicSubscription {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use pipeline_core::ExitReason;
+use tokio::time::Instant;
 
 use super::{PubSub, Shared, broadcast::Broadcast};
 use crate::{payload::PayloadError, protocol::message::Encoded};
@@ -73,7 +74,16 @@ pub trait Adapter: Send + Sync + 'static {
         drop(node);
     }
 
+    /// Whether the adapter asks for [changed topics](LocalNode::changed_topics). By default it does
+    /// not, and nothing is marked.
+    fn follows_topics(&self) -> bool {
+        false
+    }
+
     /// Sends a broadcast to all other nodes.
+    ///
+    /// An adapter that knows which nodes have subscribers may leave out the others, unless the broadcast
+    /// [is for every node](Broadcast::is_for_every_node).
     ///
     /// # Errors
     ///
@@ -100,6 +110,10 @@ impl<A: Adapter> Adapter for Contained<A> {
 
     fn start(&self, node: LocalNode) {
         self.0.start(node);
+    }
+
+    fn follows_topics(&self) -> bool {
+        self.0.follows_topics()
     }
 
     fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
@@ -134,16 +148,44 @@ impl LocalNode {
     /// Delivers another node's broadcast to all subscribers of its topic on this node. Does nothing
     /// once the endpoint is gone.
     ///
+    /// The payload is put in a frame as it is. If the broadcast [is timed](Broadcast::timed), each
+    /// socket records `pipeline.push_delivered`, the whole way, and `pipeline.push_written`, the time
+    /// since this call. The parts before it are recorded by the node that it comes from.
+    ///
     /// # Errors
     ///
     /// [`PayloadError`] if the payload is not a JSON object or binary; the broadcast is then
     /// delivered to no one.
     pub fn deliver(&self, broadcast: &Broadcast) -> Result<(), PayloadError> {
         let encoded = Encoded::new(broadcast.topic(), broadcast.event(), broadcast.payload())?;
+        let timeline = broadcast.timeline().map(|it| it.with_broadcast_at(Instant::now()));
         if let Some(shared) = self.0.upgrade() {
-            PubSub { shared }.deliver_locally(&encoded, None);
+            PubSub { shared }.deliver_locally(&encoded.timed(timeline), None);
         }
         Ok(())
+    }
+
+    /// Whether this topic has subscribers on this node.
+    #[must_use]
+    pub fn has_subscribers(&self, topic: &str) -> bool {
+        self.0.upgrade().is_some_and(|shared| shared.table.has(topic))
+    }
+
+    /// Waits until topics have got their first subscriber on this node or lost their last, and returns
+    /// them, each once, however often it has changed. `None` once the endpoint is gone.
+    ///
+    /// A change costs its subscriber a mark in a set. So call this in a loop, in one task, and ask
+    /// [`has_subscribers`](Self::has_subscribers) about each topic: what changes after the answer is
+    /// returned by the next call. Topics of trackers are left out, since their messages
+    /// [are for every node](Broadcast::is_for_every_node). Topics are marked only for an adapter that
+    /// [follows them](Adapter::follows_topics).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn changed_topics(&self) -> Option<Vec<Arc<str>>> {
+        let interest = self.0.upgrade()?.interest.clone()?;
+        interest.changed().await
     }
 }
 

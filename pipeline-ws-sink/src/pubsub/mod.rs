@@ -37,7 +37,7 @@ pub use self::{
     worker::{BroadcastWorker, PreparedBroadcast},
 };
 use self::{
-    synced_topics::SyncedTopics,
+    synced_topics::{Changed, SyncedTopics},
     table::SlowReceiver,
     turns::{TopicTurns, Turn, TurnKind},
 };
@@ -92,6 +92,16 @@ struct Shared {
     turns: Arc<TopicTurns>,
     /// The topics with subscribers on other nodes, if the nodes share them.
     topics: Option<Arc<SyncedTopics>>,
+    /// The topics that have got or lost subscribers on this node, if the adapter follows them.
+    interest: Option<Arc<Changed>>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(interest) = &self.interest {
+            interest.end();
+        }
+    }
 }
 
 impl PubSub {
@@ -105,13 +115,16 @@ impl PubSub {
         let topics = adapter.as_ref().zip(synced_subscriptions);
         let topics = topics
             .map(|(adapter, options)| Arc::new(SyncedTopics::new(adapter.node_name(), options)));
+        let follows = adapter.as_ref().filter(|adapter| adapter.follows_topics());
+        let interest = follows.map(|_| Arc::<Changed>::default());
         let changed = topics.as_ref().map(|topics| topics.changed());
+        let changed = changed.into_iter().chain(interest.clone()).collect();
         let table = Arc::new(SubscriberTable::new(metrics, changed, max_confirmations));
         let turns = Arc::default();
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
-        let shared = Shared { table, sockets, adapter, turns, topics };
+        let shared = Shared { table, sockets, adapter, turns, topics, interest };
         let pubsub = Self { shared: Arc::new(shared) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
@@ -178,6 +191,26 @@ impl PubSub {
     ) -> Result<(), BroadcastError> {
         let broadcast = PreparedBroadcast::new(topic, event, payload)?.timed(timeline);
         self.forward(&broadcast.event)?;
+        self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
+        self.deliver_locally(&broadcast.event, None);
+        Ok(())
+    }
+
+    /// Sends an event to all subscribers of a topic on this node, and records its timing as
+    /// [`broadcast_timed`](Self::broadcast_timed) does. For a program whose nodes each have their own
+    /// copy of what they push.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
+    pub fn local_broadcast_timed(
+        &self,
+        timeline: impl Into<Timeline>,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        let broadcast = PreparedBroadcast::new(topic, event, payload)?.timed(timeline);
         self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
         self.deliver_locally(&broadcast.event, None);
         Ok(())
@@ -351,21 +384,21 @@ impl PubSub {
     /// [`BroadcastError::Adapter`] if the other nodes cannot be reached. The event is then not
     /// delivered on this node.
     pub fn deliver_now(&self, broadcast: PreparedBroadcast) -> Result<PushOutcome, BroadcastError> {
-        let (PreparedBroadcast { event }, outcome) = self.counted(broadcast);
-        self.forward(&event)?;
-        self.shared.table.metrics().push_times.record_broadcast(&event);
-        self.deliver_locally(&event, None);
+        let (broadcast, outcome) = self.counted(broadcast);
+        self.forward_prepared(&broadcast)?;
+        self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
+        self.deliver_locally(&broadcast.event, None);
         Ok(outcome)
     }
 
     /// A broadcast that counts its copies.
     fn counted(&self, broadcast: PreparedBroadcast) -> (PreparedBroadcast, PushOutcome) {
         let (push, outcome) = CountedPush::new();
-        let event = broadcast.event;
-        if self.has_subscribers_elsewhere(event.topic()) {
+        let PreparedBroadcast { event, here_only } = broadcast;
+        if !here_only && self.has_subscribers_elsewhere(event.topic()) {
             push.goes_elsewhere();
         }
-        (PreparedBroadcast { event: event.counted(Some(push)) }, outcome)
+        (PreparedBroadcast { event: event.counted(Some(push)), here_only }, outcome)
     }
 
     /// Sends an event once it is its turn.
@@ -375,7 +408,7 @@ impl PubSub {
         broadcast: &PreparedBroadcast,
     ) -> Result<(), BroadcastError> {
         turn.wait().await;
-        self.forward(&broadcast.event)?;
+        self.forward_prepared(broadcast)?;
         self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
         let mut slow = Vec::new();
         self.shared.table.dispatch(&broadcast.event, None, Some(&mut slow));
@@ -481,9 +514,20 @@ impl PubSub {
         adapter.map_or(Ok(()), |adapter| adapter.direct_broadcast(node, broadcast))
     }
 
+    fn forward_prepared(&self, broadcast: &PreparedBroadcast) -> Result<(), AdapterError> {
+        if broadcast.here_only { Ok(()) } else { self.forward(&broadcast.event) }
+    }
+
     fn forward(&self, broadcast: &Encoded) -> Result<(), AdapterError> {
         match &self.shared.adapter {
-            Some(adapter) => adapter.broadcast(&broadcast.into()),
+            Some(adapter) => {
+                let timeline = broadcast.timeline().copied();
+                let broadcast = Broadcast::from(broadcast);
+                adapter.broadcast(&match timeline {
+                    Some(timeline) => broadcast.timed(timeline),
+                    None => broadcast,
+                })
+            }
             None => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 
 use super::{PubSub, table::SubscriberTable};
 use crate::{
@@ -50,13 +50,59 @@ struct Replication {
 
 /// The topics that have got their first subscriber or lost their last.
 #[derive(Debug, Default)]
-pub(super) struct Changed(Mutex<HashSet<Arc<str>>>);
+pub(super) struct Changed {
+    marked: Mutex<Marked>,
+    /// Wakes the one task that waits for marks.
+    waiting: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Marked {
+    topics: HashSet<Arc<str>>,
+    /// The table is gone, and there are no more marks.
+    has_ended: bool,
+}
 
 impl Changed {
     pub(super) fn mark(&self, topic: &Arc<str>) {
-        if !topic.starts_with(TRACKERS) {
-            self.0.lock().insert(topic.clone());
+        if topic.starts_with(TRACKERS) {
+            return;
         }
+        let is_first = {
+            let mut marked = self.marked.lock();
+            let is_first = marked.topics.is_empty();
+            marked.topics.insert(topic.clone());
+            is_first
+        };
+        if is_first {
+            self.waiting.notify_one();
+        }
+    }
+
+    /// Takes the marks.
+    fn take(&self) -> HashSet<Arc<str>> {
+        mem::take(&mut self.marked.lock().topics)
+    }
+
+    /// Waits for marks, and takes them. `None` when there are no more.
+    pub(super) async fn changed(&self) -> Option<Vec<Arc<str>>> {
+        loop {
+            {
+                let mut marked = self.marked.lock();
+                if marked.has_ended {
+                    return None;
+                }
+                if !marked.topics.is_empty() {
+                    return Some(mem::take(&mut marked.topics).into_iter().collect());
+                }
+            }
+            self.waiting.notified().await;
+        }
+    }
+
+    pub(super) fn end(&self) {
+        self.marked.lock().has_ended = true;
+        self.waiting.notify_one();
     }
 }
 
@@ -133,7 +179,7 @@ impl Replica for SyncedTopics {
     fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<OutboundMessage> {
         let mut tracker = self.tracker.lock();
         if let (Input::Tick, Some(table)) = (&input, self.table.get().and_then(Weak::upgrade)) {
-            let changed = mem::take(&mut *self.changed.0.lock());
+            let changed = self.changed.take();
             for topic in changed {
                 if table.has(&topic) {
                     // A topic that is tracked already stays.

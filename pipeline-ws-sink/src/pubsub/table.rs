@@ -45,9 +45,9 @@ pub(crate) struct SubscriberTable {
     metrics: Arc<SocketMetrics>,
     /// What clients are to confirm.
     confirmations: Arc<Confirmations>,
-    /// Records that a topic has got its first subscriber or lost its last, if the nodes share their
-    /// topics.
-    changed: Option<Arc<Changed>>,
+    /// Where it is marked that a topic has got its first subscriber or lost its last: for the nodes, if
+    /// they share their topics, and for an adapter that follows them.
+    changed: Vec<Arc<Changed>>,
 }
 
 /// A shard of the topics.
@@ -165,7 +165,7 @@ impl SubscriberId {
 impl SubscriberTable {
     pub(super) fn new(
         metrics: Arc<SocketMetrics>,
-        changed: Option<Arc<Changed>>,
+        changed: Vec<Arc<Changed>>,
         max_confirmations: usize,
     ) -> Self {
         Self {
@@ -200,8 +200,8 @@ impl SubscriberTable {
             drop(open);
             let (table, topic) = (self.clone(), topic.clone());
             let guard = SubscriptionGuard { table, topic, listeners, id, key, cancelled: false };
-            if let Some(changed) = self.changed.as_ref().filter(|_| is_new) {
-                changed.mark(&guard.topic);
+            if is_new {
+                self.mark(&guard.topic);
             }
             if let Some(route) = route {
                 route.joined(is_first);
@@ -372,6 +372,11 @@ impl SubscriberTable {
         }
     }
 
+    /// Marks a topic that has got its first subscriber or lost its last.
+    fn mark(&self, topic: &Arc<str>) {
+        self.changed.iter().for_each(|changed| changed.mark(topic));
+    }
+
     /// Removes a topic from the table, unless it has been created again already.
     fn remove(&self, topic: &str, listeners: &Arc<RwLock<Listeners>>) {
         let mut shard = self.shard(topic).write();
@@ -414,9 +419,7 @@ impl SubscriptionGuard {
         }
         if closed {
             self.table.remove(&self.topic, &self.listeners);
-            if let Some(changed) = &self.table.changed {
-                changed.mark(&self.topic);
-            }
+            self.table.mark(&self.topic);
         }
         if let Some(route) = route {
             route.left(was_last);
@@ -438,7 +441,7 @@ impl SubscriberTable {
     pub(super) fn silent() -> Self {
         Self::new(
             Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global())),
-            None,
+            Vec::new(),
             0,
         )
     }
@@ -514,7 +517,7 @@ mod tests {
             let recorder = LockProbe::default();
             let metrics =
                 Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
-            let table = Arc::new(SubscriberTable::new(metrics.clone(), None, 0));
+            let table = Arc::new(SubscriberTable::new(metrics.clone(), Vec::new(), 0));
             // The first takes everything at once, the second on request, and the third nothing.
             let writers = [
                 Writer::Tcp(stream.clone()),
@@ -563,7 +566,7 @@ mod tests {
         let recorder = LockProbe::default();
         let metrics =
             Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
-        let table = Arc::new(SubscriberTable::new(metrics.clone(), None, 0));
+        let table = Arc::new(SubscriberTable::new(metrics.clone(), Vec::new(), 0));
         let topic: Arc<str> = "t".into();
         let _listening = [WhenFull::block(), WhenFull::DropOldest].map(|when_full| {
             let limits = OutboxLimits { frames: 2, bytes: 1000 };

@@ -45,6 +45,8 @@ use crate::{
 #[derive(Debug)]
 pub struct PreparedBroadcast {
     pub(super) event: Encoded,
+    /// Whether other nodes are left out.
+    pub(super) here_only: bool,
 }
 
 impl PreparedBroadcast {
@@ -54,7 +56,7 @@ impl PreparedBroadcast {
     ///
     /// [`PayloadError`] if the payload is neither of them, or has no JSON form.
     pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
-        Ok(Self { event: Encoded::by_application(topic, event, payload)? })
+        Ok(Self { event: Encoded::by_application(topic, event, payload)?, here_only: false })
     }
 
     /// Enables timing. The times before this call are recorded when it is sent; for each
@@ -68,7 +70,14 @@ impl PreparedBroadcast {
     #[must_use]
     pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
         let timeline = timeline.into().with_broadcast_at(Instant::now());
-        Self { event: self.event.timed(Some(timeline)) }
+        Self { event: self.event.timed(Some(timeline)), ..self }
+    }
+
+    /// Sends the event to the subscribers on this node only. For a program whose nodes each have their
+    /// own copy of what they push.
+    #[must_use]
+    pub fn here_only(self) -> Self {
+        Self { here_only: true, ..self }
     }
 }
 
