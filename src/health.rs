@@ -66,7 +66,21 @@ pub struct Health {
     pipelines: Vec<PipelineObserver>,
     endpoints: Vec<EndpointObserver>,
     overloaded_at: Option<f64>,
+    required: Vec<Required>,
     stopping: Arc<AtomicBool>,
+}
+
+/// Something that the process needs to be ready.
+#[derive(Clone)]
+struct Required {
+    name: String,
+    is_there: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for Required {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
 }
 
 /// The reasons why a check fails.
@@ -84,6 +98,7 @@ impl Health {
             pipelines: Vec::new(),
             endpoints: Vec::new(),
             overloaded_at: None,
+            required: Vec::new(),
             stopping: Arc::default(),
         }
     }
@@ -121,6 +136,34 @@ impl Health {
         self
     }
 
+    /// Makes the process ready only while something is there, such as a connection to the other nodes of
+    /// a cluster: `health.requires("redis", move || cluster.is_connected())`. The function is called at
+    /// each check, and answers at once.
+    ///
+    /// Where all processes need the same server, its failure takes all of them out of the balancer
+    /// together. A node without the others still serves its own clients.
+    ///
+    /// ```
+    /// use std::sync::{Arc, atomic::{AtomicBool, Ordering::Relaxed}};
+    ///
+    /// use pipeline::health::Health;
+    ///
+    /// let connected = Arc::new(AtomicBool::new(false));
+    /// let seen = connected.clone();
+    /// let health = Health::new().requires("redis", move || seen.load(Relaxed));
+    /// assert_eq!(health.readiness().unwrap_err().to_string(), "not ready: redis is not there");
+    /// connected.store(true, Relaxed);
+    /// assert!(health.readiness().is_ok());
+    /// ```
+    pub fn requires(
+        mut self,
+        name: impl Into<String>,
+        is_there: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.required.push(Required { name: name.into(), is_there: Arc::new(is_there) });
+        self
+    }
+
     /// Marks the process as stopping: it stays alive and is not ready from now on.
     /// [`Serve::health`](crate::serve::Serve::health) calls this by itself.
     pub fn stop(&self) {
@@ -137,6 +180,8 @@ impl Health {
         if self.stopping.load(Relaxed) {
             reasons.push("the process is stopping".to_owned());
         }
+        let missing = self.required.iter().filter(|required| !(required.is_there)());
+        reasons.extend(missing.map(|required| format!("{} is not there", required.name)));
         for pipeline in self.pipelines.iter().map(PipelineObserver::snapshot) {
             let name = &pipeline.pipeline;
             match pipeline.phase {
