@@ -5,7 +5,7 @@
 //! have joined it, through the official Phoenix JavaScript client. The time from the push to the
 //! write to each socket is measured, and goes to StatsD.
 //!
-//! This crate re-exports four crates that can be used alone:
+//! This crate re-exports crates that can be used alone:
 //!
 //! - [`pipeline_core`], the stages: its modules are modules here. Its semantics are GenStage's.
 //! - [`pipeline_ws_sink`], sockets and channels, as [`ws`]: the server side of Phoenix Channels.
@@ -28,6 +28,8 @@
 //! - `ws`: sockets, channels, and [`serve`](serve()).
 //! - `statsd`: the StatsD recorder.
 //! - `inspect`: the live view. It brings `ws`.
+//! - `cluster-redis`, `cluster-nats`: broadcasts between the nodes of a cluster, as `cluster`. They bring
+//!   `ws`.
 //! - `jwt`: JSON Web Tokens. It brings `ws`.
 //! - `test-kit`: helpers for tests of stages, and with `ws` for tests of channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -46,6 +48,10 @@ pub mod serve;
 #[cfg(feature = "ws")]
 mod signal;
 
+/// Broadcasts between the nodes of a cluster.
+#[cfg(any(feature = "cluster-redis", feature = "cluster-nats"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "cluster-redis", feature = "cluster-nats"))))]
+pub use pipeline_cluster as cluster;
 #[cfg(feature = "test-kit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub use pipeline_core::testkit;

@@ -13,6 +13,7 @@ use axum::Router;
 use parking_lot::Mutex;
 use pipeline::{
     Graph, Pipeline,
+    cluster::{Cluster, ClusterOptions},
     processing::{Batch, Batcher, Message, Processors},
     serve,
     source::{QueueOptions, queue},
@@ -83,10 +84,13 @@ async fn registered() -> Vec<Series> {
         .batcher(Batcher::from_fn(async |_: &mut Batch<Item, u64>| Ok(())))
         .start()
         .unwrap();
+    // No server listens there: the node is alone.
+    let cluster = ClusterOptions::new("shop").telemetry(telemetry.clone());
+    let cluster = Cluster::redis("redis://127.0.0.1:1", cluster).await.unwrap();
     let listener = listen("127.0.0.1:0").await.unwrap();
     serve(listener, Router::new()).telemetry(telemetry).until(async {}).await.unwrap();
     let series = recorded.series();
-    drop((pipeline, messages, endpoint));
+    drop((pipeline, messages, cluster, endpoint));
     series
 }
 

@@ -5,12 +5,13 @@ use std::fs;
 use crate::run::{Failure, Outcome, cargo, root, step};
 
 /// Their folders.
-const FOLDERS: [&str; 6] = [
+const FOLDERS: [&str; 7] = [
     "pipeline-core",
     "pipeline-ws-sink",
     "pipeline-statsd",
     "pipeline-inspect",
     "pipeline-sources",
+    "pipeline-cluster",
     ".",
 ];
 

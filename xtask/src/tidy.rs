@@ -290,12 +290,15 @@ fn the_wall_clock_is_read_in_one_place(files: &Files) -> Vec<String> {
         "pipeline-statsd",
         "pipeline-inspect",
         "pipeline-sources",
+        "pipeline-cluster",
         ".",
     ];
     let crates = crates.map(|folder| Path::new(folder).join("src").display().to_string());
     let crates = crates.each_ref().map(|folder| folder.trim_start_matches("./"));
     let reads = ["SystemTime::now", "UNIX_EPOCH.elapsed"];
-    let clocks = ["pipeline-ws-sink/src/clock.rs", "pipeline-sources/src/clock.rs"];
+    let clocks = ["pipeline-ws-sink", "pipeline-sources", "pipeline-cluster"];
+    let clocks = clocks.map(|folder| format!("{folder}/src/clock.rs"));
+    let clocks = clocks.each_ref().map(String::as_str);
     uses(files, &crates, &clocks, &reads, "reads the wall clock")
 }
 

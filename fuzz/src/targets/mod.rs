@@ -29,6 +29,7 @@ targets! {
     origins
     hosts
     traces
+    node_frames
     statsd
     tracker
     demand

@@ -1,0 +1,445 @@
+//! A node of a cluster, apart from its connection.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pipeline_core::{telemetry::milliseconds, timed::Timeline};
+use pipeline_ws_sink::{
+    Payload,
+    payload::PayloadError,
+    pubsub::{AdapterError, Broadcast, LocalNode},
+};
+use tokio::{
+    sync::{Notify, broadcast, watch},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    ClusterError, ClusterOptions,
+    channels::Channel,
+    clock::{SharedClock, micros},
+    frame::{Frame, FrameError, LONGEST_NODE, set_sequence},
+    gap::{Gap, Missing, UNREAD},
+    log::LineLimit,
+    metrics::{ClusterMetrics, Reason},
+    queue::{Outgoing, Queue},
+    sequence::{Arrival, Arrived, Sent},
+};
+
+/// A node of a cluster, apart from its connection. Its adapter sends through it and its connection
+/// receives through it.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) options: ClusterOptions,
+    pub(crate) name: Arc<str>,
+    /// The start of this node: that of a later node of the same name is greater.
+    epoch: u64,
+    pub(crate) clock: SharedClock,
+    pub(crate) metrics: ClusterMetrics,
+    outbound: Mutex<Outbound>,
+    /// Wakes the task when there is something to send.
+    pub(crate) wake: Notify,
+    arrived: Mutex<Arrived>,
+    node: OnceLock<LocalNode>,
+    /// Wakes the task when the endpoint is built.
+    pub(crate) started: Notify,
+    pub(crate) gaps: broadcast::Sender<Gap>,
+    pub(crate) state: watch::Sender<State>,
+    pub(crate) log: Limits,
+}
+
+/// What waits to be sent, and the numbers of what was sent: both in one order.
+#[derive(Debug)]
+struct Outbound {
+    queue: Queue,
+    sent: Sent,
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) is_connected: bool,
+    /// The first try to connect has ended.
+    pub(crate) has_tried: bool,
+    /// How often the subscribed channels have changed.
+    pub(crate) subscriptions: u64,
+    /// Nothing waits to be sent.
+    pub(crate) is_flushed: bool,
+    /// The cluster is dropped.
+    pub(crate) is_ending: bool,
+}
+
+/// The limits of log lines.
+#[derive(Debug, Default)]
+pub(crate) struct Limits {
+    pub(crate) malformed: LineLimit,
+    pub(crate) dropped: LineLimit,
+    pub(crate) connection: LineLimit,
+    pub(crate) same_name: LineLimit,
+}
+
+/// How a frame was received wrongly.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+}
+
+impl Core {
+    pub(crate) fn new(options: ClusterOptions) -> Result<Self, ClusterError> {
+        let prefix = &options.prefix;
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(is_plain) {
+            return Err(ClusterError::Prefix { prefix: prefix.clone() });
+        }
+        let name = options.node.clone().unwrap_or_else(|| format!("node-{:016x}", random()));
+        if name.is_empty() || name.len() > LONGEST_NODE {
+            return Err(ClusterError::NodeName { name });
+        }
+        let clock = SharedClock::start();
+        let outbound = Outbound {
+            queue: Queue::new(options.max_waiting, options.max_waiting_bytes),
+            sent: Sent::default(),
+        };
+        let mut arrived = Arrived::default();
+        arrived.follow(Channel::All);
+        arrived.follow(Channel::of_node(&name));
+        Ok(Self {
+            name: name.into(),
+            // Two nodes that start in the same microsecond differ too.
+            epoch: clock.now() & !0x3ff | random() & 0x3ff,
+            clock,
+            metrics: ClusterMetrics::register(&options.telemetry),
+            outbound: Mutex::new(outbound),
+            wake: Notify::new(),
+            arrived: Mutex::new(arrived),
+            node: OnceLock::new(),
+            started: Notify::new(),
+            gaps: broadcast::Sender::new(UNREAD),
+            state: watch::Sender::new(State { is_flushed: true, ..State::default() }),
+            log: Limits::default(),
+            options,
+        })
+    }
+
+    pub(crate) fn start(&self, node: LocalNode) {
+        // An adapter belongs to one endpoint: a second one would receive nothing.
+        if self.node.set(node).is_err() {
+            tracing::error!(
+                "a cluster is the adapter of two endpoints: the second receives nothing"
+            );
+        }
+        self.started.notify_one();
+    }
+
+    pub(crate) fn node(&self) -> Option<&LocalNode> {
+        self.node.get()
+    }
+
+    /// The name of a channel on the server.
+    pub(crate) fn channel_name(&self, channel: Channel) -> String {
+        channel.name(&self.options.prefix)
+    }
+
+    /// Sends to all nodes that have subscribers of the topic, or to all nodes.
+    pub(crate) fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let is_for_every_node = broadcast.is_for_every_node();
+        let channel =
+            if is_for_every_node { Channel::All } else { Channel::of_topic(broadcast.topic()) };
+        self.send(channel, broadcast)
+    }
+
+    /// Sends to one node.
+    pub(crate) fn direct(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        if *node == *self.name {
+            return match self.node() {
+                Some(node) => Ok(node.deliver(broadcast)?),
+                None => Ok(()),
+            };
+        }
+        self.send(Channel::of_node(node), broadcast)
+    }
+
+    fn send(&self, channel: Channel, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let timeline = broadcast.timeline();
+        let age = timeline.map(|it| micros(it.total_time(Instant::now())));
+        let trace = timeline.and_then(Timeline::trace).map(|trace| trace.to_string());
+        let payload = broadcast.payload();
+        let frame = Frame {
+            origin: &self.name,
+            epoch: self.epoch,
+            sequence: 0,
+            sent_at: self.clock.now(),
+            age,
+            trace: trace.as_deref(),
+            is_direct: matches!(channel, Channel::Node(_)),
+            topic: broadcast.topic(),
+            event: broadcast.event(),
+            is_binary: payload.is_binary(),
+            payload: match payload.json() {
+                Some(json) => json.as_bytes(),
+                None => payload.as_binary().map_or(&[][..], |bytes| bytes),
+            },
+        };
+        let mut frame = match frame.encode() {
+            Ok(frame) => frame,
+            Err(error) if self.options.refuse_when_full => return Err(AdapterError::new(error)),
+            Err(_) => {
+                self.dropped(Reason::TooLong, 1);
+                return Ok(());
+            }
+        };
+        let (dropped, waiting) = {
+            let mut outbound = self.outbound.lock();
+            if self.options.refuse_when_full && !outbound.queue.has_room(frame.len()) {
+                drop(outbound);
+                self.dropped(Reason::QueueFull, 1);
+                return Err(AdapterError::new(ClusterError::Full));
+            }
+            set_sequence(&mut frame, outbound.sent.next(channel));
+            let dropped = outbound.queue.push(Outgoing { channel, frame: frame.into() });
+            (dropped.len(), outbound.queue.len())
+        };
+        if dropped > 0 {
+            self.dropped(Reason::QueueFull, dropped);
+        }
+        if waiting == 1 {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The next frames to send.
+    pub(crate) fn take(&self, max_frames: usize, max_bytes: usize) -> Vec<Outgoing> {
+        self.outbound.lock().queue.take(max_frames, max_bytes)
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.outbound.lock().queue.len()
+    }
+
+    /// Waits until nothing waits to be sent.
+    pub(crate) async fn flushed(&self) {
+        let mut state = self.state.subscribe();
+        while !state.borrow_and_update().is_flushed || self.waiting() > 0 {
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Counts what was not sent, and logs it.
+    pub(crate) fn dropped(&self, reason: Reason, count: usize) {
+        self.metrics.dropped(reason, count);
+        if let Some(left_out) = self.log.dropped.allow() {
+            tracing::warn!(count, ?reason, left_out, "broadcasts are not sent to other nodes");
+        }
+    }
+
+    /// This node is subscribed to these channels from now on.
+    pub(crate) fn follow(&self, channels: &[Channel]) {
+        {
+            let mut arrived = self.arrived.lock();
+            channels.iter().for_each(|channel| arrived.follow(*channel));
+        }
+        self.state.send_modify(|state| state.subscriptions += 1);
+    }
+
+    /// This node is not subscribed to these channels any more.
+    pub(crate) fn unfollow(&self, channels: &[Channel]) {
+        let mut arrived = self.arrived.lock();
+        channels.iter().for_each(|channel| arrived.unfollow(*channel));
+    }
+
+    /// Whether this node receives what other nodes broadcast to a topic.
+    pub(crate) fn receives(&self, topic: &str) -> bool {
+        self.state.borrow().is_connected && self.arrived.lock().follows(Channel::of_topic(topic))
+    }
+
+    pub(crate) fn report(&self, gap: Gap) {
+        // Without a reader, it is counted alone.
+        let _ = self.gaps.send(gap);
+    }
+
+    /// A message has arrived from the server.
+    pub(crate) fn receive(&self, bytes: &Bytes) {
+        if let Err(error) = self.try_receive(bytes) {
+            self.metrics.dropped(Reason::Malformed, 1);
+            if let Some(left_out) = self.log.malformed.allow() {
+                let (error, length) = (error.to_string(), bytes.len());
+                tracing::warn!(error, length, left_out, "ignored a message that is no broadcast");
+            }
+        }
+    }
+
+    fn try_receive(&self, bytes: &Bytes) -> Result<(), Malformed> {
+        let frame = Frame::decode(bytes)?;
+        if *frame.origin == *self.name {
+            if frame.epoch == self.epoch {
+                // The server sends to everyone who has subscribed.
+                return Ok(());
+            }
+            if let Some(left_out) = self.log.same_name.allow() {
+                let node = &*self.name;
+                tracing::warn!(
+                    node,
+                    left_out,
+                    "another node has the same name, or had it just now"
+                );
+            }
+        }
+        let payload = bytes.slice_ref(frame.payload);
+        let payload =
+            if frame.is_binary { Payload::binary(payload) } else { Payload::json_text(payload)? };
+        let mut broadcast = Broadcast::new(frame.topic, frame.event, payload)?;
+        let channel = if frame.is_direct {
+            Channel::of_node(&self.name)
+        } else if broadcast.is_for_every_node() {
+            Channel::All
+        } else {
+            Channel::of_topic(frame.topic)
+        };
+        let arrival =
+            self.arrived.lock().arrive(frame.origin, frame.epoch, channel, frame.sequence);
+        match arrival {
+            Arrival::Expected => {}
+            Arrival::After(count, origin) => {
+                self.metrics.gaps.increment(1);
+                self.metrics.lost.increment(count);
+                self.report(Gap::Missing(Missing { origin, count, channel }));
+            }
+            Arrival::Repeated => {
+                self.metrics.dropped(Reason::Repeated, 1);
+                return Ok(());
+            }
+        }
+        let lag = Duration::from_micros(self.clock.now().saturating_sub(frame.sent_at));
+        if let Some(age) = frame.age {
+            let age = Duration::from_micros(age).saturating_add(lag);
+            let now = Instant::now();
+            let mut timeline = Timeline::from(now.checked_sub(age).unwrap_or(now));
+            if let Some(trace) = frame.trace.and_then(|trace| trace.parse().ok()) {
+                timeline = timeline.with_trace(trace);
+            }
+            broadcast = broadcast.timed(timeline);
+        }
+        if let Some(node) = self.node() {
+            node.deliver(&broadcast)?;
+        }
+        self.metrics.received.increment(1);
+        self.metrics.received_bytes.increment(bytes.len() as u64);
+        self.metrics.lag.record(milliseconds(lag));
+        Ok(())
+    }
+}
+
+/// A random number for names, epochs and delays.
+pub(crate) fn random() -> u64 {
+    RandomState::new().hash_one(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pipeline_test_support::Recorded;
+    use pipeline_ws_sink::Endpoint;
+    use serde_json::json;
+
+    use super::*;
+    use crate::Gaps;
+
+    fn core(name: &str) -> (Arc<Core>, Recorded) {
+        let (telemetry, recorded) = Recorded::new();
+        let options = ClusterOptions::new("test").node(name).telemetry(telemetry);
+        (Arc::new(Core::new(options).unwrap()), recorded)
+    }
+
+    fn reasons(recorded: &Recorded) -> Vec<(String, u64)> {
+        recorded.counters("pipeline.cluster.dropped")
+    }
+
+    /// What a node sends next.
+    fn sent(core: &Core) -> Bytes {
+        core.take(1, usize::MAX).remove(0).frame
+    }
+
+    fn news(n: u64) -> Broadcast {
+        Broadcast::new("room:1", "news", json!({ "n": n })).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_no_broadcast_is_dropped_and_counted() {
+        let endpoint = Endpoint::builder().build().unwrap();
+        let (left, (right, recorded)) = (core("left").0, core("right"));
+        right.start(LocalNode::of(endpoint.pubsub()));
+        let mut room = endpoint.subscribe("room:1");
+        left.broadcast(&news(1)).unwrap();
+        let good = sent(&left);
+        let mut bad = vec![Bytes::new(), Bytes::from_static(b"nonsense"), good.slice(..20)];
+        // A version of the future, and JSON that ends too early or is no object.
+        bad.push([&[2], &good[1..]].concat().into());
+        bad.push(good.slice(..good.len() - 1));
+        bad.push([&good[..good.len() - 7], b"[1]"].concat().into());
+        for bad in &bad {
+            right.receive(bad);
+        }
+        assert_eq!(reasons(&recorded), [("reason=malformed".to_owned(), bad.len() as u64)]);
+        right.receive(&good);
+        assert_eq!(room.recv().await.unwrap().payload().json(), Some(r#"{"n":1}"#));
+        right.broadcast(&news(2)).unwrap();
+        right.receive(&sent(&right));
+        left.broadcast(&news(3)).unwrap();
+        right.receive(&sent(&left));
+        let next = room.recv().await.unwrap();
+        assert_eq!(next.payload().json(), Some(r#"{"n":3}"#), "its own echo is no broadcast");
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_reported_and_a_copy_is_dropped() {
+        let endpoint = Endpoint::builder().build().unwrap();
+        let (left, (right, recorded)) = (core("left").0, core("right"));
+        right.start(LocalNode::of(endpoint.pubsub()));
+        right.follow(&[Channel::of_topic("room:1")]);
+        let mut gaps = Gaps(right.gaps.subscribe());
+        let frames = [1, 2, 3, 4].map(|n| {
+            left.broadcast(&news(n)).unwrap();
+            sent(&left)
+        });
+        for at in [0, 3, 3, 1] {
+            right.receive(&frames[at]);
+        }
+        let gap = gaps.next().await.unwrap();
+        let Gap::Missing(missing) = &gap else { panic!("{gap:?}") };
+        assert_eq!((missing.origin(), missing.count()), ("left", 2));
+        assert!(gap.concerns("room:1") && !gap.concerns("room:2"));
+        assert_eq!(reasons(&recorded), [("reason=repeated".to_owned(), 2)]);
+        let lost = recorded.counters("pipeline.cluster.lost");
+        assert_eq!(lost, [(String::new(), 2)]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_in_a_frame_is_dropped_and_counted() {
+        let (left, recorded) = core("left");
+        let topic = "x".repeat(5_000);
+        left.broadcast(&Broadcast::new(&topic, "news", json!({})).unwrap()).unwrap();
+        assert_eq!(reasons(&recorded), [("reason=too_long".to_owned(), 1)]);
+        assert_eq!(left.waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn invalid_options_are_errors() {
+        for prefix in ["", "a.b", "shop ", "ü", &"x".repeat(65)] {
+            let error = Core::new(ClusterOptions::new(prefix)).unwrap_err();
+            assert_eq!(error, ClusterError::Prefix { prefix: prefix.to_owned() });
+        }
+        for name in ["", &*"x".repeat(256)] {
+            let error = Core::new(ClusterOptions::new("shop").node(name)).unwrap_err();
+            assert_eq!(error, ClusterError::NodeName { name: name.to_owned() });
+        }
+    }
+}

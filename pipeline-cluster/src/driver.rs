@@ -1,0 +1,333 @@
+//! The task of a node: it connects to the server, sends, subscribes, and connects again.
+
+use std::{future::Future, pin::pin, sync::Arc};
+
+use pipeline_ws_sink::pubsub::LocalNode;
+use thiserror::Error;
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    channels::Channel,
+    core::{Core, State, random},
+    gap::Gap,
+    interest::Interest,
+    metrics::Reason,
+    queue::Outgoing,
+};
+
+/// The most frames that are sent at once, and the most bytes.
+const BATCH: (usize, usize) = (512, 1 << 20);
+
+/// The most channels that are subscribed to at once.
+const CHANNELS: usize = 512;
+
+/// How long the task still sends after the cluster was dropped.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A server that can be connected to.
+pub(crate) trait Server: Send + Sync + 'static {
+    type Session: Session;
+
+    /// Connects. What arrives goes to [`Core::receive`].
+    fn connect(
+        &self,
+        core: &Arc<Core>,
+    ) -> impl Future<Output = Result<Self::Session, SessionError>> + Send;
+}
+
+/// A connection to a server.
+pub(crate) trait Session: Send + Sync {
+    /// The longest frame that the server takes.
+    fn max_frame(&self) -> usize;
+
+    /// Sends frames in order. Returns when the server has taken all of them.
+    fn publish(
+        &self,
+        core: &Core,
+        frames: &[Outgoing],
+    ) -> impl Future<Output = Result<(), SessionError>> + Send;
+
+    /// Subscribes. Returns when the subscriptions are in force.
+    fn subscribe(&self, names: &[String]) -> impl Future<Output = Result<(), SessionError>> + Send;
+
+    fn unsubscribe(
+        &self,
+        names: &[String],
+    ) -> impl Future<Output = Result<(), SessionError>> + Send;
+
+    /// Whether the server answers. It may tell its time.
+    fn ping(&self, core: &Core) -> impl Future<Output = Result<(), SessionError>> + Send;
+
+    /// Receives until the connection ends.
+    fn receive(&self, core: &Core) -> impl Future<Output = SessionError> + Send;
+}
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+pub(crate) enum SessionError {
+    #[error("the server has not answered in time")]
+    Timeout,
+    #[error("the connection is lost: {0}")]
+    Lost(String),
+    /// The server has refused what it was sent. Sending it again would be of no use.
+    #[error("the server has refused: {0}")]
+    Refused(String),
+}
+
+/// Runs until the cluster is dropped.
+pub(crate) async fn drive<S: Server>(core: Arc<Core>, server: S) {
+    let mut task = Task {
+        interest: Interest::new(core.options.linger),
+        in_flight: Vec::new(),
+        disconnected_at: None,
+        core: core.clone(),
+    };
+    let mut running = pin!(task.run(&server));
+    tokio::select! {
+        () = &mut running => return,
+        () = becomes(&core, |state| state.is_ending) => {}
+    }
+    // The trackers have just said that this node leaves.
+    tokio::select! {
+        () = running => {}
+        () = becomes(&core, |state| !state.is_connected) => {}
+        _ = timeout(LAST_WORDS, core.flushed()) => {}
+    }
+}
+
+/// Waits for a state. The guard of the state is not kept: others could not change it.
+async fn becomes(core: &Core, so: impl FnMut(&State) -> bool) {
+    let _ = core.state.subscribe().wait_for(so).await.map(drop);
+}
+
+struct Task {
+    core: Arc<Core>,
+    interest: Interest,
+    /// What was given to the server, which has not confirmed it. It is sent again on the next connection,
+    /// and the nodes that have it already drop the copy.
+    in_flight: Vec<Outgoing>,
+    disconnected_at: Option<Instant>,
+}
+
+impl Task {
+    async fn run<S: Server>(&mut self, server: &S) {
+        let mut failures = 0;
+        loop {
+            let began = Instant::now();
+            let error = self.session(server).await;
+            self.disconnected();
+            self.core.metrics.connection_errors.increment(1);
+            if let Some(left_out) = self.core.log.connection.allow() {
+                let error = error.to_string();
+                tracing::warn!(error, left_out, "not connected to the other nodes");
+            }
+            let options = &self.core.options;
+            // A connection that has lasted shows that the server is well.
+            let lasted = Instant::now().saturating_duration_since(began) > options.ping_interval;
+            failures = if lasted { 0 } else { failures + 1 };
+            let share = f64::from(u32::try_from(random() >> 32).unwrap_or_default());
+            let delay = options.backoff.nth_delay(failures, share / f64::from(u32::MAX));
+            sleep(delay).await;
+        }
+    }
+
+    /// One connection, until it ends.
+    async fn session<S: Server>(&mut self, server: &S) -> SessionError {
+        let core = self.core.clone();
+        let connecting = within(&core, server.connect(&core)).await;
+        let session = match connecting {
+            Ok(session) => session,
+            Err(error) => return error,
+        };
+        let Self { interest, in_flight, disconnected_at, core: _ } = self;
+        let mut receiving = pin!(session.receive(&core));
+        // Messages arrive while the channels are subscribed to, and none may be missed.
+        let node = {
+            let preparing = prepare(&core, &session, interest);
+            tokio::select! {
+                biased;
+                error = &mut receiving => return error,
+                prepared = preparing => match prepared {
+                    Ok(node) => node,
+                    Err(error) => return error,
+                },
+            }
+        };
+        core.metrics.connects.increment(1);
+        core.metrics.connected.set(1.0);
+        core.state.send_modify(|state| {
+            state.is_connected = true;
+        });
+        if let Some(since) = disconnected_at.take() {
+            let gone = Instant::now().saturating_duration_since(since);
+            tracing::info!(?gone, "connected to the other nodes again");
+            core.report(Gap::Disconnected(gone));
+        }
+        tokio::select! {
+            error = receiving => error,
+            error = publish(&core, &session, in_flight) => error,
+            error = follow(&core, &session, interest, &node) => error,
+            error = ping(&core, &session) => error,
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.core.metrics.connected.set(0.0);
+        self.core.state.send_modify(|state| {
+            state.has_tried = true;
+            if std::mem::take(&mut state.is_connected) {
+                self.disconnected_at = Some(Instant::now());
+            }
+        });
+    }
+}
+
+/// A step that the server has to answer in time.
+async fn within<T>(
+    core: &Core,
+    step: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
+    timeout(core.options.timeout, step).await.unwrap_or(Err(SessionError::Timeout))
+}
+
+/// Subscribes to the channels of this node, and to all others that it had on an earlier connection.
+async fn prepare(
+    core: &Core,
+    session: &impl Session,
+    interest: &mut Interest,
+) -> Result<LocalNode, SessionError> {
+    within(core, session.ping(core)).await?;
+    core.state.send_modify(|state| state.has_tried = true);
+    let node = loop {
+        match core.node() {
+            Some(node) => break node.clone(),
+            None => core.started.notified().await,
+        }
+    };
+    let own = [Channel::All, Channel::of_node(&core.name)];
+    let names: Vec<String> = own.iter().map(|channel| core.channel_name(*channel)).collect();
+    within(core, session.subscribe(&names)).await?;
+    interest.reset();
+    subscribe_missing(core, session, interest).await?;
+    Ok(node)
+}
+
+async fn subscribe_missing(
+    core: &Core,
+    session: &impl Session,
+    interest: &mut Interest,
+) -> Result<(), SessionError> {
+    loop {
+        let missing = interest.take_missing(CHANNELS);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = missing.iter().map(|it| core.channel_name(*it)).collect();
+        within(core, session.subscribe(&names)).await?;
+        core.follow(&missing);
+        core.metrics.channels.set(interest.subscribed() as f64);
+    }
+}
+
+/// Subscribes to the channels of topics that have subscribers, and unsubscribes from the others.
+async fn follow(
+    core: &Core,
+    session: &impl Session,
+    interest: &mut Interest,
+    node: &LocalNode,
+) -> SessionError {
+    loop {
+        if let Err(error) = subscribe_missing(core, session, interest).await {
+            return error;
+        }
+        let idle = interest.take_idle(Instant::now(), CHANNELS);
+        if !idle.is_empty() {
+            core.unfollow(&idle);
+            let names: Vec<String> = idle.iter().map(|it| core.channel_name(*it)).collect();
+            if let Err(error) = within(core, session.unsubscribe(&names)).await {
+                return error;
+            }
+            core.metrics.channels.set(interest.subscribed() as f64);
+            continue;
+        }
+        let next_idle = interest.next_idle();
+        let idle = async {
+            match next_idle {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = idle => {}
+            changed = node.changed_topics() => match changed {
+                Some(topics) => {
+                    let now = Instant::now();
+                    for topic in topics {
+                        interest.change(&topic, node.has_subscribers(&topic), now);
+                    }
+                }
+                // The endpoint is gone: what it said last is still sent.
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
+
+/// Sends what waits.
+async fn publish(
+    core: &Core,
+    session: &impl Session,
+    in_flight: &mut Vec<Outgoing>,
+) -> SessionError {
+    loop {
+        // Before the queue is looked at: what is taken from it is not sent yet.
+        set_flushed(&core.state, false);
+        if in_flight.is_empty() {
+            *in_flight = core.take(BATCH.0, BATCH.1);
+        }
+        core.metrics.waiting.set((core.waiting() + in_flight.len()) as f64);
+        if in_flight.is_empty() {
+            set_flushed(&core.state, true);
+            core.wake.notified().await;
+            continue;
+        }
+        let before = in_flight.len();
+        in_flight.retain(|it| it.frame.len() <= session.max_frame());
+        if in_flight.len() < before {
+            core.dropped(Reason::TooLong, before - in_flight.len());
+        }
+        match within(core, session.publish(core, in_flight)).await {
+            Ok(()) => {
+                let bytes: usize = in_flight.iter().map(|it| it.frame.len()).sum();
+                core.metrics.sent.increment(in_flight.len() as u64);
+                core.metrics.sent_bytes.increment(bytes as u64);
+                in_flight.clear();
+            }
+            Err(SessionError::Refused(why)) => {
+                core.dropped(Reason::Refused, in_flight.len());
+                in_flight.clear();
+                return SessionError::Refused(why);
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+fn set_flushed(state: &watch::Sender<State>, is_flushed: bool) {
+    state.send_if_modified(|state| {
+        std::mem::replace(&mut state.is_flushed, is_flushed) != is_flushed
+    });
+}
+
+/// Asks the server whether it answers, again and again.
+async fn ping(core: &Core, session: &impl Session) -> SessionError {
+    loop {
+        sleep(core.options.ping_interval).await;
+        if let Err(error) = within(core, session.ping(core)).await {
+            return error;
+        }
+    }
+}

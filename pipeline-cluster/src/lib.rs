@@ -1,0 +1,97 @@
+//! Broadcasts between the nodes of a cluster, through a server that is there already: Redis or NATS.
+//!
+//! A [`Cluster`] is the [`Adapter`] of an endpoint, and nothing else in the program changes: a broadcast
+//! reaches the subscribers on all nodes, presences are one list, and `disconnect` closes the sockets of
+//! an id wherever they are.
+//!
+//! | server | feature | |
+//! | --- | --- | --- |
+//! | Redis 6 or later | `redis` | `Cluster::redis("redis://127.0.0.1", options)` |
+//! | NATS | `nats` | `Cluster::nats("nats://127.0.0.1", options)` |
+//!
+//! ```no_run
+//! # #[cfg(feature = "redis")]
+//! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+//! use pipeline_cluster::{Cluster, ClusterOptions};
+//! use pipeline_ws_sink::Endpoint;
+//!
+//! let cluster = Cluster::redis("redis://127.0.0.1", ClusterOptions::new("shop")).await?;
+//! let endpoint = Endpoint::builder().adapter(cluster).build()?;
+//! # drop(endpoint);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What travels
+//!
+//! A node receives the topics that have subscribers on it, what is for every node (messages between the
+//! trackers of presences, and `disconnect`), and what is sent to it alone. Topics are hashed to 1,048,576
+//! channels, and a node subscribes to the channel of a topic when its first subscriber comes, and
+//! unsubscribes [a while](ClusterOptions::linger) after the last has left. A message is a small header
+//! and the payload as it was encoded on the first node.
+//!
+//! # What is promised
+//!
+//! - A broadcast arrives **at most once** on each node. The broadcasts of one node to one topic arrive in
+//!   order; those of different nodes or topics have no order.
+//! - The first broadcasts to a topic that has just got its first subscriber on a node may not arrive
+//!   there: the subscription has to reach the server first. [`Cluster::receives`] waits for it.
+//! - No broadcast waits for the server or for another node. What cannot be sent now waits, up to
+//!   [a number](ClusterOptions::max_waiting) and [so many bytes](ClusterOptions::max_waiting_bytes);
+//!   beyond them the oldest are dropped and counted. Subscribers on the same node receive a broadcast in
+//!   any case, unless [`refuse_when_full`](ClusterOptions::refuse_when_full) is set.
+//! - A server that is away, that is restarted or that does not answer is connected to again, and
+//!   everything is subscribed to again. What waited is sent then. What the server had taken and not
+//!   passed on is lost.
+//! - What is lost is noticed: frames have a number for each channel, and a missing one is a [`Gap`]. The
+//!   last ones before a pause are noticed when the next one arrives.
+//!
+//! # Time between nodes
+//!
+//! `pipeline.cluster.lag` is the time from a broadcast on one node to its delivery on another, and a timed push
+//! that comes from another node is recorded in `pipeline.push_delivered` with the whole way since it was
+//! enqueued there. Both need a clock that the nodes share. With Redis it is the server's: each node asks
+//! for its time at every ping, and the error is at most half of the time that the answer took. With
+//! NATS it is the wall clock of each node, so both times are wrong by the difference between these
+//! clocks, and a negative lag counts as 0.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(
+    not(all(feature = "redis", feature = "nats")),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "each server uses its part, and without one nothing does"
+    )
+)]
+
+mod channels;
+mod clock;
+mod cluster;
+mod core;
+mod driver;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod frame;
+#[cfg(not(feature = "fuzzing"))]
+mod frame;
+mod gap;
+mod interest;
+mod log;
+mod metrics;
+#[cfg(feature = "nats")]
+mod nats;
+mod options;
+mod queue;
+#[cfg(feature = "redis")]
+mod redis;
+mod sequence;
+
+#[cfg(doc)]
+use pipeline_ws_sink::pubsub::Adapter;
+
+pub use self::{
+    cluster::{Cluster, ClusterError},
+    gap::{Gap, Gaps, Missing},
+    options::ClusterOptions,
+};

@@ -1,0 +1,109 @@
+//! Options of a node of a cluster.
+
+use std::time::Duration;
+
+use pipeline_core::{
+    backoff::{Backoff, Jitter},
+    telemetry::Telemetry,
+};
+
+/// The options of a node of a cluster.
+///
+/// ```
+/// use pipeline_cluster::ClusterOptions;
+///
+/// let options = ClusterOptions::new("shop").node("shop-1");
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ClusterOptions {
+    pub(crate) prefix: String,
+    pub(crate) node: Option<String>,
+    pub(crate) max_waiting: usize,
+    pub(crate) max_waiting_bytes: usize,
+    pub(crate) refuse_when_full: bool,
+    pub(crate) linger: Duration,
+    pub(crate) backoff: Backoff,
+    pub(crate) ping_interval: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) telemetry: Telemetry,
+}
+
+impl ClusterOptions {
+    /// The options of a node of this application. Nodes whose `prefix` is the same are one cluster, and
+    /// several clusters can share a server.
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self {
+            prefix: prefix.into(),
+            node: None,
+            max_waiting: 100_000,
+            max_waiting_bytes: 64 << 20,
+            refuse_when_full: false,
+            linger: Duration::from_secs(10),
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
+                .jitter(Jitter::Equal),
+            ping_interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(5),
+            telemetry: Telemetry::global(),
+        }
+    }
+
+    /// The name of this node, unique in the cluster. Default: a random name.
+    ///
+    /// A node that is started again under the same name replaces the former one in presences at once.
+    pub fn node(mut self, name: impl Into<String>) -> Self {
+        self.node = Some(name.into());
+        self
+    }
+
+    /// How many broadcasts may wait to be sent while the server is away or slow. Beyond that, the oldest
+    /// are dropped. Default 100,000.
+    pub fn max_waiting(mut self, broadcasts: usize) -> Self {
+        self.max_waiting = broadcasts;
+        self
+    }
+
+    /// How many bytes the waiting broadcasts may have together. Default 64 MiB.
+    pub fn max_waiting_bytes(mut self, bytes: usize) -> Self {
+        self.max_waiting_bytes = bytes;
+        self
+    }
+
+    /// Refuses a broadcast when too many wait, instead of dropping the oldest. The broadcast then fails
+    /// with an error, and is not delivered on this node either.
+    pub fn refuse_when_full(mut self) -> Self {
+        self.refuse_when_full = true;
+        self
+    }
+
+    /// How long this node still receives a topic after its last subscriber has left. Default 10 s. A user
+    /// who comes back within this time costs no message to the server.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// The delays between tries to connect. Default from 100 ms to 5 s, half of them random.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How often the server is asked whether it answers. Default 2 s.
+    pub fn ping_interval(mut self, interval: Duration) -> Self {
+        self.ping_interval = interval;
+        self
+    }
+
+    /// How long the server may take to answer. Then the connection is made anew. Default 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Where the metrics are recorded. Default [`Telemetry::global`].
+    pub fn telemetry(mut self, telemetry: Telemetry) -> Self {
+        self.telemetry = telemetry;
+        self
+    }
+}

@@ -1,0 +1,515 @@
+//! What every server of a cluster has to do, for the tests of each.
+#![allow(dead_code, unreachable_pub, reason = "a server's tests may use a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{
+    collections::HashMap,
+    env,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use pipeline_cluster::{Cluster, ClusterOptions, Gap};
+use pipeline_core::backoff::Backoff;
+use pipeline_test_support::{
+    PATIENCE, Recorded, connect,
+    servers::{Kind, Server},
+};
+use pipeline_ws_sink::{
+    Channel, Endpoint, Mount, Payload, Presence, Socket, Topic,
+    channel::{JoinContext, JoinError},
+    endpoint::EndpointBuilder,
+    presence::TrackerOptions,
+    pubsub::TopicSubscription,
+    socket::{ConnectError, ConnectInfo, Params},
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+
+const T: &str = "room:lobby";
+
+/// A node of a cluster.
+pub struct Node {
+    pub cluster: Cluster,
+    pub endpoint: Endpoint,
+    pub recorded: Recorded,
+}
+
+/// Options with short times.
+fn options(name: &str) -> ClusterOptions {
+    ClusterOptions::new("test")
+        .node(name)
+        .backoff(Backoff::new(Duration::from_millis(20), Duration::from_millis(200)))
+        .ping_interval(Duration::from_millis(100))
+        .timeout(Duration::from_millis(1_000))
+}
+
+async fn join(url: &str, options: ClusterOptions) -> Cluster {
+    if url.starts_with("redis") {
+        Cluster::redis(url, options).await.unwrap()
+    } else {
+        Cluster::nats(url, options).await.unwrap()
+    }
+}
+
+impl Node {
+    pub async fn start(server: &Server, name: &str) -> Self {
+        let node = Self::with(server, options(name), Endpoint::builder()).await;
+        within(node.cluster.connected()).await;
+        node
+    }
+
+    pub async fn with(server: &Server, options: ClusterOptions, endpoint: EndpointBuilder) -> Self {
+        let (telemetry, recorded) = Recorded::new();
+        let cluster = join(&server.url(), options.telemetry(telemetry)).await;
+        let endpoint = endpoint.adapter(cluster.clone()).build().unwrap();
+        Self { cluster, endpoint, recorded }
+    }
+
+    /// Subscribes, and waits until the server knows.
+    async fn subscribe(&self, topic: &str) -> TopicSubscription {
+        let subscription = self.endpoint.subscribe(topic);
+        within(self.cluster.receives(topic)).await;
+        subscription
+    }
+
+    fn say(&self, topic: &str, n: usize) {
+        let said = json!({ "from": self.cluster.node(), "n": n });
+        self.endpoint.broadcast(topic, "said", said).unwrap();
+    }
+
+    /// The sum of a counter since the last call.
+    fn count(&self, name: &str) -> u64 {
+        self.recorded.counters(name).iter().map(|(_, count)| count).sum()
+    }
+}
+
+async fn within<T>(waited: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, waited).await.unwrap()
+}
+
+/// Waits until the condition holds.
+async fn eventually(mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(waiting).await;
+}
+
+/// The next broadcast: its event and its payload.
+async fn next(subscription: &mut TopicSubscription) -> (String, Value) {
+    let broadcast = within(subscription.recv()).await.unwrap();
+    let payload = broadcast.payload();
+    let payload =
+        payload.as_binary().map_or_else(|| payload.parse().unwrap(), |bytes| json!(bytes.to_vec()));
+    (broadcast.event().to_owned(), payload)
+}
+
+/// Where a broadcast arrives, and where it does not.
+pub async fn broadcasts(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let (left, right) = (Node::start(&server, "left").await, Node::start(&server, "right").await);
+    let other = Node::with(&server, options("left").node("alone"), Endpoint::builder()).await;
+    let mut here = left.subscribe(T).await;
+    let (mut there, mut also) = (right.subscribe(T).await, right.endpoint.subscribe(T));
+    let _other = other.subscribe("room:other").await;
+
+    left.endpoint.broadcast(T, "news", json!({ "n": 1 })).unwrap();
+    for subscription in [&mut here, &mut there, &mut also] {
+        assert_eq!(next(subscription).await, ("news".to_owned(), json!({ "n": 1 })));
+    }
+    // The excluded subscriber is excluded on its node, and a local broadcast stays there.
+    right.endpoint.broadcast_from(there.id(), T, "from", json!({})).unwrap();
+    right.endpoint.local_broadcast(T, "local", json!({})).unwrap();
+    right.endpoint.broadcast(T, "bytes", Payload::binary(vec![0, 255])).unwrap();
+    for expected in ["from", "bytes"] {
+        assert_eq!(next(&mut here).await.0, expected);
+    }
+    for expected in ["local", "bytes"] {
+        assert_eq!(next(&mut there).await.0, expected);
+    }
+    for expected in ["from", "local", "bytes"] {
+        assert_eq!(next(&mut also).await.0, expected);
+    }
+    // A broadcast to one node, which may be the sender.
+    let pubsub = left.endpoint.pubsub();
+    pubsub.direct_broadcast("right", T, "direct", json!({})).unwrap();
+    pubsub.direct_broadcast("left", T, "own", json!({})).unwrap();
+    pubsub.direct_broadcast("nowhere", T, "lost", json!({})).unwrap();
+    left.endpoint.broadcast(T, "last", json!({})).unwrap();
+    for expected in ["direct", "last"] {
+        assert_eq!(next(&mut there).await.0, expected);
+    }
+    for expected in ["own", "last"] {
+        assert_eq!(next(&mut here).await.0, expected);
+    }
+    assert_eq!(
+        (left.count("pipeline.cluster.received"), right.count("pipeline.cluster.received")),
+        (2, 3)
+    );
+    assert_eq!(right.recorded.samples("pipeline.cluster.lag").len(), 3);
+    // It has no subscribers of the topic, so it was sent nothing.
+    other.endpoint.broadcast(T, "end", json!({})).unwrap();
+    assert_eq!(next(&mut there).await.0, "end");
+    assert_eq!(other.count("pipeline.cluster.received"), 0);
+    let gaps = [&left, &right, &other].map(|node| node.count("pipeline.cluster.gaps"));
+    assert_eq!(gaps, [0, 0, 0]);
+}
+
+/// Topics are subscribed to while they have subscribers, and a while longer.
+pub async fn interest(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let left = Node::start(&server, "left").await;
+    let linger = options("right").linger(Duration::from_millis(300));
+    let right = Node::with(&server, linger, Endpoint::builder()).await;
+    within(right.cluster.connected()).await;
+    let mut all = right.subscribe("all").await;
+    let mut many = Vec::new();
+    for n in 0..2_000 {
+        many.push(right.endpoint.subscribe(&format!("user:{n}")));
+    }
+    within(right.cluster.receives("user:1999")).await;
+    for n in 0..2_000 {
+        within(right.cluster.receives(&format!("user:{n}"))).await;
+        left.say(&format!("user:{n}"), n);
+    }
+    for (n, user) in many.iter_mut().enumerate() {
+        assert_eq!(next(user).await.1["n"], n);
+    }
+    // A user who comes back at once has missed nothing.
+    drop(many);
+    let mut user = right.endpoint.subscribe("user:7");
+    left.say("user:7", 7);
+    assert_eq!(next(&mut user).await.1["n"], 7);
+    // In the end, what is sent to a user who is gone does not arrive.
+    eventually(async || {
+        right.count("pipeline.cluster.received");
+        left.say("user:8", 8);
+        left.say("all", 1);
+        assert_eq!(next(&mut all).await.1["n"], 1);
+        right.count("pipeline.cluster.received") == 1
+    })
+    .await;
+}
+
+struct NamedSocket;
+
+impl Socket for NamedSocket {
+    type Assigns = String;
+
+    async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<String, ConnectError> {
+        Ok(params.get("name").unwrap_or_default().to_owned())
+    }
+
+    fn id(&self, name: &String) -> Result<Option<String>, ConnectError> {
+        Ok(Some(format!("named:{name}")))
+    }
+}
+
+struct Room;
+
+impl Channel for Room {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+/// Clients of another node receive broadcasts, timed, and are disconnected by their id.
+pub async fn clients(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let left = Node::start(&server, "left").await;
+    let (telemetry, recorded) = Recorded::new();
+    let mount = Mount::new(NamedSocket).channel::<Room>("room:*");
+    let builder = Endpoint::builder().mount("/socket", mount).telemetry(telemetry);
+    let right = Node::with(&server, options("right"), builder).await;
+    let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app: axum::Router = axum::Router::new().fallback_service(right.endpoint.clone());
+    let serving = tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+    let url = format!("ws://{address}/socket/websocket?vsn=2.0.0&name=ada");
+    let mut ada = connect(&url).await.unwrap();
+    ada.join("1", T).await;
+    within(right.cluster.receives(T)).await;
+    let enqueued_at = Instant::now() - Duration::from_millis(250);
+    left.endpoint.broadcast_timed(enqueued_at, T, "news", json!({ "n": 1 })).unwrap();
+    ada.expect([json!([null, null, T, "news", { "n": 1 }])]).await;
+    let delivered = recorded.samples("pipeline.push_delivered");
+    assert!(matches!(delivered[..], [ms] if (250.0..20_000.0).contains(&ms)), "{delivered:?}");
+    let lag = right.recorded.samples("pipeline.cluster.lag");
+    assert!(matches!(lag[..], [ms] if ms <= delivered[0] - 249.0), "{lag:?} and {delivered:?}");
+
+    assert_eq!(left.endpoint.disconnect("named:ada"), 0, "the socket is on another node");
+    assert_eq!(ada.closed().await, 1001);
+    serving.abort();
+}
+
+/// Many messages of several nodes: none is lost, and those of a topic and an origin keep their order.
+pub async fn order(kind: Kind) {
+    const EACH: usize = 8_000;
+    let Some(server) = Server::start(kind).await else { return };
+    let mut nodes = Vec::new();
+    for name in ["one", "two", "three"] {
+        nodes.push(Node::start(&server, name).await);
+    }
+    let receiver = Node::start(&server, "receiver").await;
+    let topics = ["room:1", "room:2", "room:3", "room:4"];
+    let (mut reading, arrived) = (Vec::new(), Arc::new(AtomicUsize::new(0)));
+    for topic in topics {
+        let (mut subscription, arrived) = (receiver.subscribe(topic).await, arrived.clone());
+        reading.push(tokio::spawn(async move {
+            let mut last = HashMap::new();
+            for _ in 0..EACH / topics.len() * 3 {
+                let (_, said) = next(&mut subscription).await;
+                let n = said["n"].as_u64().unwrap();
+                let before = last.insert(said["from"].to_string(), n);
+                assert!(before.is_none_or(|before| before < n), "{before:?} before {n}");
+                arrived.fetch_add(1, SeqCst);
+            }
+        }));
+    }
+    for n in 0..EACH {
+        for node in &nodes {
+            node.say(topics[n % topics.len()], n);
+        }
+        // A subscription holds 1024 broadcasts, so the senders do not run away from it.
+        if n % 200 == 199 {
+            eventually(async || arrived.load(SeqCst) == 3 * (n + 1)).await;
+        }
+    }
+    for reading in reading {
+        within(reading).await.unwrap();
+    }
+    assert_eq!(
+        (receiver.count("pipeline.cluster.gaps"), receiver.count("pipeline.cluster.dropped")),
+        (0, 0)
+    );
+    assert_eq!(receiver.count("pipeline.cluster.received"), 3 * EACH as u64);
+}
+
+/// A server that is killed: broadcasts still arrive here, what has no room is dropped and seen as a gap,
+/// and everything works again when the server is back.
+pub async fn restart(kind: Kind) {
+    let Some(mut server) = Server::start(kind).await else { return };
+    let small = options("left").max_waiting(10);
+    let left = Node::with(&server, small, Endpoint::builder()).await;
+    within(left.cluster.connected()).await;
+    let right = Node::start(&server, "right").await;
+    let (mut here, mut there) = (left.subscribe(T).await, right.subscribe(T).await);
+    let mut gaps = right.cluster.gaps();
+    left.say(T, 0);
+    assert_eq!(
+        (next(&mut here).await.1["n"].clone(), next(&mut there).await.1["n"].clone()),
+        (json!(0), json!(0))
+    );
+
+    server.kill();
+    eventually(async || !left.cluster.is_connected() && !right.cluster.is_connected()).await;
+    for n in 1..=30 {
+        left.say(T, n);
+        assert_eq!(next(&mut here).await.1["n"], n, "local subscribers miss nothing");
+    }
+    let dropped = left.recorded.counters("pipeline.cluster.dropped");
+    let dropped: u64 =
+        dropped.iter().filter(|(label, _)| label.contains("queue_full")).map(|(_, n)| n).sum();
+    assert_eq!(dropped, 20);
+    server.start_again().await;
+    within(right.cluster.connected()).await;
+    assert!(matches!(within(gaps.next()).await, Some(Gap::Disconnected(gone)) if !gone.is_zero()));
+    within(left.cluster.connected()).await;
+    within(right.cluster.receives(T)).await;
+    // The two nodes come back in any order: what is sent before the other is back is lost, and is seen
+    // when the next broadcast arrives.
+    left.say(T, 31);
+    let (mut received, mut missing) = (1, 0);
+    loop {
+        let said = next(&mut there).await.1["n"].as_u64().unwrap();
+        received += 1;
+        assert!(said > 20, "the oldest were dropped");
+        if said == 31 {
+            break;
+        }
+    }
+    while let Ok(gap) = timeout(Duration::from_millis(1), gaps.next()).await {
+        let Some(Gap::Missing(gap)) = gap else { panic!("{gap:?}") };
+        assert_eq!(gap.origin(), "left");
+        missing += gap.count();
+    }
+    assert_eq!(received + missing, 32, "what has not arrived is known to be missing");
+    assert_eq!(right.count("pipeline.cluster.lost"), missing);
+}
+
+/// A server that does not answer is noticed, and what was sent meanwhile arrives once.
+pub async fn frozen(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let (left, right) = (Node::start(&server, "left").await, Node::start(&server, "right").await);
+    let (mut here, mut there) = (left.subscribe(T).await, right.subscribe(T).await);
+    server.freeze();
+    for n in 0..50 {
+        left.say(T, n);
+        assert_eq!(next(&mut here).await.1["n"], n);
+    }
+    eventually(async || !left.cluster.is_connected()).await;
+    for n in 50..100 {
+        left.say(T, n);
+        assert_eq!(next(&mut here).await.1["n"], n);
+    }
+    // Both have noticed, so that the one that receives has subscribed again before the other sends.
+    eventually(async || !right.cluster.is_connected()).await;
+    server.thaw();
+    within(left.cluster.connected()).await;
+    within(right.cluster.connected()).await;
+    left.say(T, 100);
+    let mut last = None;
+    while last != Some(100) {
+        let n = next(&mut there).await.1["n"].as_u64().unwrap();
+        assert!(last.is_none_or(|last| last < n), "{n} after {last:?}");
+        last = Some(n);
+    }
+}
+
+/// A server that is not there when the program starts.
+pub async fn absent(kind: Kind) {
+    let Some(mut server) = Server::start(kind).await else { return };
+    server.kill();
+    let mut nodes = Vec::new();
+    for name in ["left", "right"] {
+        nodes.push(Node::with(&server, options(name), Endpoint::builder()).await);
+    }
+    let (left, right) = (&nodes[0], &nodes[1]);
+    let (mut here, mut there) = (left.endpoint.subscribe(T), right.endpoint.subscribe(T));
+    left.say(T, 1);
+    assert_eq!(next(&mut here).await.1["n"], 1);
+    assert!(!left.cluster.is_connected());
+    server.start_again().await;
+    within(right.cluster.receives(T)).await;
+    within(left.cluster.connected()).await;
+    left.say(T, 2);
+    while next(&mut there).await.1["n"] != 2 {}
+}
+
+/// A node that sends no more than the options say refuses the rest.
+pub async fn refusal(kind: Kind) {
+    let Some(mut server) = Server::start(kind).await else { return };
+    let strict = options("left").max_waiting(2).refuse_when_full();
+    let left = Node::with(&server, strict, Endpoint::builder()).await;
+    within(left.cluster.connected()).await;
+    server.kill();
+    eventually(async || !left.cluster.is_connected()).await;
+    let mut here = left.endpoint.subscribe(T);
+    left.say(T, 1);
+    left.say(T, 2);
+    let refused = left.endpoint.broadcast(T, "said", json!({})).unwrap_err();
+    let expected =
+        "failed to reach the other nodes: too many broadcasts wait to be sent to the other nodes";
+    assert_eq!(refused.to_string(), expected);
+    assert_eq!(
+        (next(&mut here).await.1["n"].clone(), next(&mut here).await.1["n"].clone()),
+        (json!(1), json!(2))
+    );
+}
+
+/// Short periods of a tracker.
+fn tracker() -> TrackerOptions {
+    TrackerOptions::new()
+        .broadcast_period(Duration::from_millis(50))
+        .max_silent_periods(4)
+        .down_period(Duration::from_millis(1_000))
+        .permdown_period(Duration::from_millis(3_000))
+}
+
+/// Presences of all nodes are one list; a node that says goodbye leaves at once, and one that dies later;
+/// each leaves once.
+pub async fn presence(kind: Kind, test: &str) {
+    if let Some(url) = env::var_os("CLUSTER_NODE") {
+        return inside(&url.into_string().unwrap()).await;
+    }
+    let Some(server) = Server::start(kind).await else { return };
+    let leaves = Arc::new(AtomicUsize::new(0));
+    let counted = leaves.clone();
+    let presence = Presence::builder()
+        .tracker(tracker())
+        .on_diff(move |diff| {
+            counted.fetch_add(diff.leaves.len(), SeqCst);
+        })
+        .build();
+    let builder = Endpoint::builder().presence(&presence);
+    let here = Node::with(&server, options("here"), builder).await;
+    within(here.cluster.connected()).await;
+    let _ada = presence.track_detached(T, "ada", &json!({})).unwrap();
+    let mut said = here.subscribe(T).await;
+    let mut nodes: Vec<Child> = (0..4).map(|n| spawn(&server, test, n)).collect();
+    eventually(async || presence.list(T).await.len() == 5).await;
+    assert_eq!(leaves.load(SeqCst), 0);
+
+    // Each of the others broadcasts what it has received.
+    here.say(T, 1);
+    let mut heard = Vec::new();
+    while heard.len() < 4 {
+        let (event, payload) = next(&mut said).await;
+        if event == "heard" {
+            heard.push(payload["node"].as_u64().unwrap());
+        }
+    }
+    heard.sort_unstable();
+    assert_eq!(heard, [0, 1, 2, 3]);
+
+    // A process that is killed, and one that ends.
+    let mut killed = nodes.remove(0);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    eventually(async || leaves.load(SeqCst) == 1).await;
+    assert_eq!(presence.list(T).await.len(), 4);
+    here.endpoint.broadcast("control", "end", json!({ "node": 1 })).unwrap();
+    assert!(nodes.remove(0).wait().unwrap().success());
+    eventually(async || leaves.load(SeqCst) == 2).await;
+    assert_eq!(presence.list(T).await.len(), 3);
+    // Longer than the permanent-down period: nothing leaves twice.
+    sleep(Duration::from_millis(3_500)).await;
+    assert_eq!((leaves.load(SeqCst), presence.list(T).await.len()), (2, 3));
+    for mut node in nodes {
+        node.kill().unwrap();
+        node.wait().unwrap();
+    }
+}
+
+fn spawn(server: &Server, test: &str, n: usize) -> Child {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).stdout(Stdio::null());
+    command.env("CLUSTER_NODE", server.url()).env("CLUSTER_NUMBER", n.to_string());
+    command.spawn().unwrap()
+}
+
+/// A node in a process of its own.
+async fn inside(url: &str) {
+    let n: u64 = env::var("CLUSTER_NUMBER").unwrap().parse().unwrap();
+    let cluster = join(url, options(&format!("node {n}"))).await;
+    let presence = Presence::builder().tracker(tracker()).build();
+    let builder = Endpoint::builder().adapter(cluster.clone()).presence(&presence);
+    let endpoint = builder.build().unwrap();
+    let (mut said, mut control) = (endpoint.subscribe(T), endpoint.subscribe("control"));
+    within(cluster.receives(T)).await;
+    within(cluster.receives("control")).await;
+    let guard = presence.track_detached(T, &format!("user {n}"), &json!({})).unwrap();
+    loop {
+        tokio::select! {
+            said = next(&mut said) => if said.0 == "said" {
+                endpoint.broadcast(T, "heard", json!({ "node": n })).unwrap();
+            },
+            control = next(&mut control) => if control.1["node"] == n {
+                break;
+            },
+        }
+    }
+    drop(guard);
+    endpoint.drain(Duration::from_secs(1)).await;
+    assert!(cluster.flush(PATIENCE).await);
+}
