@@ -87,6 +87,11 @@ pub trait Subject: Send + Sync + 'static {
         async { false }
     }
 
+    /// Whether deliveries without an outcome, in a process that has died, are counted.
+    fn counts_deaths(&self) -> bool {
+        true
+    }
+
     /// Whether items are delivered in the order in which they were added, when nothing fails.
     fn is_ordered(&self) -> bool {
         true
@@ -171,11 +176,13 @@ async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
-/// A queue is empty if a new source gets nothing for longer than a lease.
+/// A queue is empty if a new source gets a new item and nothing else for longer than a lease.
 async fn assert_nothing_is_left<S: Subject>(subject: &S) {
     let (pipeline, seen) = start(Source::new(subject.broker(), quick()), |_| None);
+    subject.push(Item::new("a new one")).await;
+    until("a new item is handled", async || texts(&seen).contains(&"a new one".to_owned())).await;
     sleep(subject.broker().lease().unwrap_or_default().saturating_mul(2)).await;
-    assert_eq!(texts(&seen), [] as [String; 0], "items are left");
+    assert_eq!(texts(&seen), ["a new one"], "items are left");
     pipeline.drain(PATIENCE).await;
 }
 
@@ -265,7 +272,11 @@ async fn a_malformed_item_is_given_up_and_the_others_go_on<S: Subject>(subject: 
     until("it is given up", async || !subject.dead_letters().await.is_empty()).await;
     until("the others are handled", async || seen.lock().len() == 2).await;
     pipeline.drain(PATIENCE).await;
-    assert_eq!(texts(&seen), ["1", "2"]);
+    let mut handled = texts(&seen);
+    if !subject.is_ordered() {
+        handled.sort();
+    }
+    assert_eq!(handled, ["1", "2"]);
     let reasons = subject.dead_letters().await;
     assert!(reasons.len() == 1 && !reasons[0].is_empty(), "{reasons:?}");
     assert_nothing_is_left(&*subject).await;
@@ -362,7 +373,8 @@ async fn the_items_of_a_dead_pipeline_are_delivered_again<S: Subject>(subject: A
     drop(pipeline);
     let (pipeline, seen) = start(Source::new(subject.broker(), quick()), |_| None);
     until("it is handled", async || texts(&seen) == ["7"]).await;
-    assert!([0, 2].contains(&seen.lock()[0].1.deliveries));
+    let deliveries = seen.lock()[0].1.deliveries;
+    assert!(deliveries == 0 || deliveries == if subject.counts_deaths() { 2 } else { 1 });
     pipeline.drain(PATIENCE).await;
     assert_nothing_is_left(&*subject).await;
 }

@@ -7,6 +7,7 @@
 //! | broker | feature |
 //! | --- | --- |
 //! | a stream of NATS JetStream, [`nats`] | `nats` |
+//! | a topic of Kafka, [`kafka`] | `kafka` |
 //! | a table in a SQLite file, [`sqlite`] | `sqlite` |
 //! | a stream of Redis, [`redis`] | `redis` |
 //!
@@ -23,6 +24,9 @@ mod demand;
 #[cfg(any(feature = "redis", feature = "sqlite"))]
 mod heard;
 mod item;
+#[cfg(feature = "kafka")]
+#[cfg_attr(docsrs, doc(cfg(feature = "kafka")))]
+pub mod kafka;
 mod metrics;
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]

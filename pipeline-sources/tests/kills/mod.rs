@@ -23,12 +23,18 @@ use pipeline_core::{
     processing::{Batch, Batcher, Failure, Message, Processors},
 };
 use pipeline_sources::{Broker, Item, Source, SourceOptions};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 
 /// A queue that any process can open at its address.
 pub(crate) trait Queue: Clone + Send + Sync + 'static {
     /// Its broker.
     type Broker: Broker;
+
+    /// How often a process is killed, if the environment does not say it.
+    const KILLS: usize = 6;
 
     /// Opens it. Where it has leases, they should be short, such as [`LEASE`].
     fn open(address: &str) -> impl Future<Output = Self> + Send;
@@ -48,6 +54,8 @@ pub(crate) trait Queue: Clone + Send + Sync + 'static {
 pub(crate) enum Order {
     /// They are.
     OfEachKey,
+    /// They are, but what comes again after a death may be earlier than what has been handled.
+    OfFirsts,
     /// They are not.
     None,
 }
@@ -197,7 +205,7 @@ fn random() -> Duration {
 ///
 /// If it is not so.
 pub(crate) async fn handling<Q: Queue>(test: &str, address: &str, order: Order) {
-    let (kills, items) = (number("KILLS", 6), number("ITEMS", 3000));
+    let (kills, items) = (number("KILLS", Q::KILLS), number("ITEMS", 3000));
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     File::create(folder.join("done")).unwrap();
@@ -220,7 +228,9 @@ pub(crate) async fn handling<Q: Queue>(test: &str, address: &str, order: Order) 
         let child = start();
         let before = handled(folder).len();
         // Each lives until it has handled something, and then for a random time.
-        while handled(folder).len() == before && !queue.is_empty().await {
+        let is_pushed = || pushing.iter().all(JoinHandle::is_finished);
+        let is_done = async || is_pushed() && queue.is_empty().await;
+        while handled(folder).len() == before && !is_done().await {
             assert!(begun.elapsed() < PATIENCE, "the process handles nothing");
             sleep(Duration::from_millis(2)).await;
         }
@@ -241,12 +251,16 @@ pub(crate) async fn handling<Q: Queue>(test: &str, address: &str, order: Order) 
     let mut firsts = HashMap::<usize, usize>::new();
     let mut latest = [None; KEYS];
     for n in &handled {
+        let is_first = !firsts.contains_key(n);
+        *firsts.entry(*n).or_default() += 1;
+        if order == Order::OfFirsts && !is_first {
+            continue;
+        }
         // A number may come again, and then no later one of its key has come before.
         let latest = &mut latest[n % KEYS];
         let in_order = latest.is_none_or(|latest| latest <= *n);
         assert!(in_order || order == Order::None, "{n} after {latest:?}");
         *latest = Some(*n);
-        *firsts.entry(*n).or_default() += 1;
     }
     assert_eq!(firsts.len(), items, "every item was handled");
     let again = handled.len() - items;
@@ -268,7 +282,7 @@ pub(crate) async fn pushing<Q: Queue>(test: &str, address: &str) {
     }
     let queue = Q::open(address).await;
     let begun = Instant::now();
-    for _ in 0..number("KILLS", 6) {
+    for _ in 0..number("KILLS", Q::KILLS) {
         let before = lines(folder, "pushed").len();
         let child = Killed::start(test, "push", address, folder);
         // Each lives until it has added items, and then for a random time.

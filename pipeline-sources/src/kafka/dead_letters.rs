@@ -1,0 +1,181 @@
+//! The topic of dead letters, for operators.
+
+use std::{collections::HashSet, ops::ControlFlow};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError as ClientError,
+};
+use tokio::time::Instant;
+
+use super::{
+    KafkaError, KafkaId, KafkaQueue, Quiet, Viewer, deadline,
+    format::{Record, drops, read, read_dead_letter, replayed, tombstone},
+};
+use crate::item::DeadLetter;
+
+impl KafkaQueue {
+    /// Up to `limit` items that were given up, by partition and offset, after the one with this id.
+    ///
+    /// It reads the topic of the dead letters from there to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`KafkaError`] if the servers do not answer.
+    pub async fn dead_letters(
+        &self,
+        after: Option<KafkaId>,
+        limit: u32,
+    ) -> Result<Vec<DeadLetter<KafkaId>>, KafkaError> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        self.blocking(move |queue| {
+            let reader = queue.dead_letter_reader()?;
+            let mut found = Vec::new();
+            for partition in queue.partitions(reader.0.client(), &queue.0.dead_topic)? {
+                let from = match after {
+                    Some(after) if partition < after.partition => continue,
+                    Some(after) if partition == after.partition => after.offset.saturating_add(1),
+                    _ => 0,
+                };
+                reader.list(partition, from, limit, &mut found)?;
+                if found.len() >= limit {
+                    break;
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Adds an item that was given up to the queue again, as a new item, and drops it. Returns its new
+    /// place, or `None` if there is no dead letter with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`KafkaError`] if the servers do not answer. Then the item may be added, and the dead letter be
+    /// there still.
+    pub async fn replay(&self, id: KafkaId) -> Result<Option<KafkaId>, KafkaError> {
+        let Some(letter) = self.dead_letter(id).await? else { return Ok(None) };
+        let new = self.write(&self.0.topic, None, &replayed(&letter)).await?;
+        self.mark_dropped(&letter, id).await?;
+        Ok(Some(new))
+    }
+
+    /// Drops an item that was given up: it is no longer listed. Returns whether there was one with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`KafkaError`] if the servers do not answer.
+    pub async fn drop_dead_letter(&self, id: KafkaId) -> Result<bool, KafkaError> {
+        let Some(letter) = self.dead_letter(id).await? else { return Ok(false) };
+        self.mark_dropped(&letter, id).await?;
+        Ok(true)
+    }
+
+    async fn mark_dropped(&self, letter: &Record, id: KafkaId) -> Result<(), KafkaError> {
+        let mark = tombstone(letter, id);
+        self.write(&self.0.dead_topic, Some(id.partition), &mark).await?;
+        Ok(())
+    }
+
+    /// A dead letter, if it was not dropped.
+    async fn dead_letter(&self, id: KafkaId) -> Result<Option<Record>, KafkaError> {
+        self.blocking(move |queue| {
+            let reader = queue.dead_letter_reader()?;
+            if !queue.partitions(reader.0.client(), &queue.0.dead_topic)?.contains(&id.partition) {
+                return Ok(None);
+            }
+            let mut found = None;
+            reader.scan(id.partition, id.offset, |offset, record| {
+                if offset == id.offset {
+                    found = Some(record);
+                } else if drops(&record) == Some(id.offset) {
+                    found = None;
+                }
+                // Without the record itself, nothing has to be looked for.
+                if found.is_none() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            Ok(found.filter(|record| !record.is_tombstone()))
+        })
+        .await
+    }
+
+    fn dead_letter_reader(&self) -> Result<Reader, KafkaError> {
+        let mut config = self.viewer_config();
+        config.set("auto.offset.reset", "earliest").set("enable.partition.eof", "true");
+        config.set("fetch.wait.max.ms", "20");
+        let consumer = Viewer::from_config_and_context(&config, Quiet)?;
+        Ok(Reader(consumer, self.clone()))
+    }
+}
+
+/// Reads the topic of the dead letters, and is no member of the group.
+struct Reader(BaseConsumer<Quiet>, KafkaQueue);
+
+impl Reader {
+    /// Lists the dead letters of a partition from an offset on.
+    fn list(
+        &self,
+        partition: i32,
+        from: i64,
+        limit: usize,
+        found: &mut Vec<DeadLetter<KafkaId>>,
+    ) -> Result<(), KafkaError> {
+        let mut dropped = HashSet::new();
+        self.scan(partition, from, |_, record| {
+            dropped.extend(drops(&record));
+            ControlFlow::Continue(())
+        })?;
+        self.scan(partition, from, |offset, record| {
+            if found.len() >= limit {
+                return ControlFlow::Break(());
+            }
+            if !record.is_tombstone() && !dropped.contains(&offset) {
+                found.push(read_dead_letter(&record, KafkaId { partition, offset }));
+            }
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Calls a function with each record of a partition from an offset to what is its end now.
+    fn scan(
+        &self,
+        partition: i32,
+        from: i64,
+        mut each: impl FnMut(i64, Record) -> ControlFlow<()>,
+    ) -> Result<(), KafkaError> {
+        let Self(consumer, queue) = self;
+        let (topic, time) = (&queue.0.dead_topic, queue.0.options.call_timeout);
+        let (begin, end) = consumer.fetch_watermarks(topic, partition, time)?;
+        let from = from.max(begin);
+        if from >= end {
+            return Ok(());
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(from))?;
+        consumer.assign(&list)?;
+        let mut until = deadline(time);
+        loop {
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return Err(KafkaError::Timeout(time));
+            }
+            match consumer.poll(wait) {
+                None => {}
+                Some(Ok(message)) => {
+                    until = deadline(time);
+                    let offset = message.offset();
+                    if offset >= end || each(offset, read(&message)).is_break() || offset + 1 >= end
+                    {
+                        break;
+                    }
+                }
+                Some(Err(ClientError::PartitionEOF(_))) => break,
+                Some(Err(error)) => return Err(error.into()),
+            }
+        }
+        Ok(consumer.unassign()?)
+    }
+}
