@@ -191,6 +191,23 @@ async fn a_message_that_is_not_confirmed_in_time_or_before_its_client_leaves_has
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_that_is_dropped_while_it_waits_for_a_confirmation_leaves_nothing() {
+    let mount = Mount::new(NamedSocket).channel::<User>("user:*");
+    let builder = Endpoint::builder().mount("/socket", mount).max_confirmations(1);
+    let server = MemoryServer::start(builder);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = pushing(&server).acknowledge(CONFIRMED);
+    let mut last = json!(null);
+    for _ in 0..5 {
+        let mut pushed = std::pin::pin!(push(&to));
+        assert!(poll!(&mut pushed).is_pending());
+        last = client.receive().await[4]["ack"].clone();
+    }
+    client.send(json!(["1", "2", T, "ack", { "id": last }])).await;
+    assert_eq!(client.receive().await[4]["status"], "error");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_push_that_cannot_carry_an_id_is_given_up() {
     let server = server(|mount| mount);
     let _client = ada(&server, 1 << 16).await;

@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, future::poll_fn, ops::RangeInclusive};
 
+use futures::FutureExt;
 use pipeline_test_support::{PATIENCE, Recorded, Schedule, eventually, on_any_schedule};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, duplex},
@@ -11,7 +12,7 @@ use tokio::{
 };
 
 use super::{tests::connection, *};
-use crate::telemetry::push_times::broadcast_now;
+use crate::telemetry::{Tally, push_times::broadcast_now};
 
 const SENDERS: u8 = 3;
 
@@ -53,6 +54,9 @@ struct Accepted {
     least: u64,
     most: u64,
 }
+
+/// The outcomes of frames, each with its sender and its number.
+type Outcomes = Vec<(u8, u32, PushOutcome)>;
 
 /// The frames that a client has received.
 #[derive(Debug, Default)]
@@ -122,8 +126,15 @@ fn fill(sender: u8, number: u32) -> u8 {
     number.to_le_bytes()[0] ^ sender
 }
 
-/// Sends frames of one sender in every way. Returns how many of them were accepted.
-async fn send(outbox: Arc<Outbox>, sender: u8, room: Room, mut schedule: Schedule) -> Accepted {
+/// Sends frames of one sender in every way. Returns how many of them were accepted, and the outcomes
+/// of those that may be dropped.
+async fn send(
+    outbox: Arc<Outbox>,
+    sender: u8,
+    room: Room,
+    mut schedule: Schedule,
+) -> (Accepted, Outcomes) {
+    let mut outcomes = Outcomes::new();
     let (mut accepted, largest) =
         (Accepted::default(), schedule.one_of(&[10, 1_000, 1_000, 20_000]));
     let gives_up = schedule.once_in(3);
@@ -135,6 +146,10 @@ async fn send(outbox: Arc<Outbox>, sender: u8, room: Room, mut schedule: Schedul
         } else {
             let key = EventKey::new("topic", &sender.to_string());
             let shared = SharedFrame::new(frame, key).timed(Some(broadcast_now()));
+            let (push, outcome) = CountedPush::new();
+            push.addressed(1);
+            outcomes.push((sender, number, outcome));
+            let shared = shared.counted(Some(push));
             let mode = schedule.one_of(&[WriteMode::Inline, WriteMode::Deferred]);
             while outbox.offer_and_record(&shared, mode).is_err() {
                 schedule.pause().await;
@@ -149,7 +164,7 @@ async fn send(outbox: Arc<Outbox>, sender: u8, room: Room, mut schedule: Schedul
         accepted.least += u64::from(!outbox.has_ended());
         schedule.pause().await;
     }
-    accepted
+    (accepted, outcomes)
 }
 
 /// Releases the stream of an outbox, also when its task is aborted.
@@ -273,7 +288,7 @@ async fn case(flusher: Arc<Flusher>, seed: u64) {
     };
     let task = tokio::spawn(live(Stream(outbox.clone())));
     let mut send = |sender| tokio::spawn(send(outbox.clone(), sender, room, schedule.fork()));
-    let senders: Vec<JoinHandle<Accepted>> = (0..SENDERS).map(&mut send).collect();
+    let senders: Vec<JoinHandle<(Accepted, Outcomes)>> = (0..SENDERS).map(&mut send).collect();
 
     let flushing = schedule.once_in(2).then(|| schedule.fork());
     let flushing = flushing.map(|schedule| tokio::spawn(flush(outbox.clone(), schedule)));
@@ -298,11 +313,12 @@ async fn case(flusher: Arc<Flusher>, seed: u64) {
              idle for {idle:?}",
         )
     };
-    let mut accepted = Accepted::default();
+    let (mut accepted, mut outcomes) = (Accepted::default(), Outcomes::new());
     for sender in senders {
         let sender =
             timeout(PATIENCE, sender).await.unwrap_or_else(|_| panic!("{}", stuck("sender")));
-        let Accepted { least, most } = sender.unwrap();
+        let (Accepted { least, most }, of_sender) = sender.unwrap();
+        outcomes.extend(of_sender);
         accepted = Accepted { least: accepted.least + least, most: accepted.most + most };
     }
     let writing = eventually(|| outbox.load() == Load::default() || outbox.has_ended());
@@ -342,6 +358,20 @@ async fn case(flusher: Arc<Flusher>, seed: u64) {
     if closes && !is_slow && !matches!(room, Room::Drops(_)) {
         assert_eq!(dropped, 0, "{about}");
     }
+    let mut dropped_by_policy = 0;
+    for (sender, number, outcome) in outcomes {
+        let delivered = outcome.now_or_never();
+        let delivered = delivered.unwrap_or_else(|| panic!("{sender} {number} is lost: {about}"));
+        let is_received =
+            received.numbers.get(&sender).is_some_and(|numbers| numbers.contains(&number));
+        assert_eq!(delivered.written, usize::from(is_received), "{sender} {number}: {about}");
+        let Delivered { written, dropped, closed, .. } = delivered;
+        assert_eq!(written + dropped + closed, 1, "{sender} {number}: {about}");
+        dropped_by_policy += dropped as u64;
+    }
+    let counters = [&metrics.dropped_oldest, &metrics.dropped_newest, &metrics.dropped_superseded];
+    let counted: u64 = counters.into_iter().map(Tally::get).sum();
+    assert_eq!(dropped_by_policy, counted, "{about}");
     assert_eq!(recorded.samples("pipeline.push_delivered").len() as u64, frames, "times: {about}");
     assert_eq!((outbox.load(), all.bytes()), (Load::default(), 0), "at rest: {about}");
 }
