@@ -11,7 +11,8 @@
 //! | a table in a SQLite file, [`sqlite`] | `sqlite` |
 //! | a stream of Redis, [`redis`] | `redis` |
 //!
-//! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`].
+//! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`]; the guide
+//! `own_source`, with the feature `test-kit`, builds one.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -32,6 +33,13 @@ mod metrics;
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
 pub mod nats;
 mod options;
+#[doc = include_str!("docs/own_source.md")]
+#[doc = "```"]
+#[doc = include_str!("../examples/folder.rs")]
+#[doc = "```"]
+#[cfg(any(test, feature = "test-kit"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
+pub mod own_source {}
 mod random;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

@@ -240,7 +240,7 @@ async fn next_with(lines: &mut Lines<impl AsyncBufRead + Unpin>, text: &str) -> 
 }
 
 /// The examples that tests start.
-const EXAMPLES: [&str; 5] = ["channels", "load_target", "push_to_users", "room", "top"];
+const EXAMPLES: [&str; 6] = ["channels", "enrich", "load_target", "push_to_users", "room", "top"];
 
 /// The path of an example: next to the folder of the tests. Builds it first, because `cargo test` builds
 /// only its tests. All examples are built together: alone, each would build the libraries once more, with
