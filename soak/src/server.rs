@@ -683,9 +683,10 @@ async fn broadcast(State(app): State<App>, Query(asked): Query<Broadcasts>) -> J
             let at_us = began_us + n * 1_000_000 / asked.rate;
             let (user, k) = (asked.user, asked.after + n);
             let message = Message { user, from: 0, n: k, k, at_us, pad: &pad };
+            // Before: a socket that this one overflows may end while the call still runs.
+            app.shared.broadcasts.add(user, k, false);
             // A payload of numbers and a text has a JSON form.
             let _ = app.endpoint.broadcast(&format!("user:{user}"), "item", message);
-            app.shared.broadcasts.add(user, k, false);
             yield_now().await;
         }
     }
