@@ -296,7 +296,10 @@ proptest! {
                 Step::Remove(partition) | Step::Assign(partition) => {
                     let assigned = matches!(step, Step::Assign(_));
                     if assigned { tracker.assign(partition) } else { tracker.remove(partition) }
-                    let next = models[index(partition)].next;
+                    // The next owner of the partition reads from the offset that is not done.
+                    let model = &models[index(partition)];
+                    let undone = model.items.iter().find(|(_, (_, done, _))| !done);
+                    let next = undone.map_or(model.next, |(offset, _)| *offset);
                     models[index(partition)] = Model { assigned, next, ..Model::default() };
                     for (receipt, is_current) in &mut taken {
                         *is_current &= receipt.partition != partition;
