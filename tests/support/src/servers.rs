@@ -249,17 +249,58 @@ impl Group {
     }
 
     fn signal(&self, signal: Signal) {
+        self.signal_all(signal);
+    }
+
+    /// Signals all its processes. Returns those that have left the group: each process of PostgreSQL is
+    /// the first of a group of its own.
+    fn signal_all(&self, signal: Signal) -> Vec<Pid> {
         let id = Pid::from_child(&self.child);
-        // It may have ended.
+        // They may have ended.
         let _ = kill_process_group(id, signal);
+        let outside = children(id);
+        for child in &outside {
+            let _ = kill_process(*child, signal);
+        }
+        outside
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
+        // While it is stopped, it starts no others.
+        let outside = self.signal_all(Signal::STOP);
+        for child in &outside {
+            let _ = kill_process(*child, Signal::KILL);
+        }
         self.signal(Signal::KILL);
         let _ = self.child.wait();
+        // What they share is free when they have ended.
+        for _ in 0..1000 {
+            if !outside.iter().any(|child| parent(*child).is_some()) {
+                break;
+            }
+            #[expect(clippy::disallowed_methods, reason = "a destructor cannot wait otherwise")]
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// The processes that a process has started, where the system says it.
+fn children(id: Pid) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter_map(Pid::from_raw).filter(|child| parent(*child) == Some(id)).collect()
+}
+
+/// The parent of a process that has not ended.
+fn parent(id: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", id.as_raw_nonzero())).ok()?;
+    // The name before it may have any characters.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let has_ended = fields.next()? == "Z";
+    let parent = Pid::from_raw(fields.next()?.parse().ok()?)?;
+    (!has_ended).then_some(parent)
 }
 
 /// Writes a program `erl` that runs the Erlang of this folder.
