@@ -63,7 +63,13 @@ pub use pipeline_core::{
 #[cfg(feature = "inspect")]
 pub use pipeline_inspect as inspect;
 /// Durable sources of messages.
-#[cfg(any(feature = "kafka", feature = "nats", feature = "redis", feature = "sqlite"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite"
+))]
 pub use pipeline_sources as sources;
 /// StatsD for the `metrics` facade.
 #[cfg(feature = "statsd")]

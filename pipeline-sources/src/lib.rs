@@ -10,6 +10,7 @@
 //! | a topic of Kafka, [`kafka`] | `kafka` |
 //! | a table in a SQLite file, [`sqlite`] | `sqlite` |
 //! | a stream of Redis, [`redis`] | `redis` |
+//! | a table of PostgreSQL, [`postgres`] | `postgres` |
 //!
 //! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`]; the guide
 //! `own_source`, with the feature `test-kit`, builds one.
@@ -22,7 +23,7 @@ mod clock;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod contract;
 mod demand;
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod heard;
 mod item;
 #[cfg(feature = "kafka")]
@@ -40,6 +41,9 @@ mod options;
 #[cfg(any(test, feature = "test-kit"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod own_source {}
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub mod postgres;
 mod random;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
@@ -48,7 +52,7 @@ mod source;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub mod sqlite;
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod unix_ms;
 mod worker;
 

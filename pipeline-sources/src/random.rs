@@ -9,7 +9,7 @@ pub(crate) fn random() -> f64 {
 }
 
 /// A random number that identifies a lease.
-#[cfg(any(feature = "redis", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 pub(crate) fn random_i64() -> i64 {
     RandomState::new().hash_one(()).cast_signed()
 }

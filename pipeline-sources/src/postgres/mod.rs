@@ -1,0 +1,516 @@
+//! A durable queue in a table of PostgreSQL: an outbox, to which programs add items in their own
+//! transactions.
+//!
+//! ```no_run
+//! use pipeline_core::{
+//!     Pipeline,
+//!     processing::{Message, Processors},
+//! };
+//! use pipeline_sources::{
+//!     Item, SourceOptions,
+//!     postgres::{PostgresQueue, push_in},
+//! };
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let mut client: tokio_postgres::Client = unimplemented!();
+//! let queue = PostgresQueue::open("postgres://user@127.0.0.1/shop", "orders")?;
+//! queue.prepare().await?;
+//!
+//! // The item is there if the order is, and only then.
+//! let transaction = client.transaction().await?;
+//! transaction.execute("INSERT INTO orders VALUES (7)", &[]).await?;
+//! push_in(&transaction, "orders", &Item::new(r#"{"id": 7}"#)).await?;
+//! transaction.commit().await?;
+//!
+//! let handle = async |order: &mut Message<serde_json::Value>| {
+//!     println!("order {}", order["id"]);
+//!     Ok(())
+//! };
+//! let pipeline = Pipeline::of_messages("orders")
+//!     .source(queue.source(SourceOptions::new()).json::<serde_json::Value>())
+//!     .processors(Processors::from_fn(handle))
+//!     .start()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The tables
+//!
+//! They are `pipeline_items` and `pipeline_dead_letters`, with the version in `pipeline_schema`, in the
+//! first schema of the user's search path. They are created when a queue is used for the first time, or by
+//! an operator with the text of [`SCHEMA`]. Any program in any language may add an item:
+//!
+//! ```sql
+//! INSERT INTO pipeline_items (queue, payload) VALUES ('orders', '{"id": 7}');
+//! INSERT INTO pipeline_items (queue, payload, key, headers, trace)
+//!     VALUES ('orders', '{"id": 7}', 'customer 12', '{"kind": "order"}',
+//!         '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01');
+//! ```
+//!
+//! A payload is bytes, so a text with backslashes in it is written as `convert_to('...', 'UTF8')`. `headers`
+//! is an object of texts, and `trace` a `traceparent` of W3C. An item with other headers is given
+//! up with its reason. A text with a zero in it cannot be stored.
+//!
+//! A transaction that adds items tells it to the sources when it is committed. `NOTIFY` lets transactions
+//! commit one after the other; where that is too slow, `ALTER TABLE pipeline_items DISABLE TRIGGER
+//! pipeline_items_added` leaves it to the sources to look for items, at their
+//! [interval](PostgresOptions::poll_interval).
+//!
+//! # What is promised
+//!
+//! A [push](PostgresQueue::push) that has returned is committed. With `synchronous_commit = on`, which is
+//! the default, it is on the disk then. Items are delivered in the order of the times at which their
+//! transactions began. An item that was delivered before may come after later ones, unless the queue is
+//! [ordered by key](PostgresOptions::ordered_by_key).
+//!
+//! An item that is done is deleted, so the table stays as small as what is not done, if it is vacuumed.
+//! A transaction that stays open for hours, anywhere in the database, prevents that.
+//!
+//! Connections are without TLS. The server is of version 11 or newer.
+
+mod link;
+mod schema;
+mod session;
+
+use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
+
+use pipeline_core::timed::TraceContext;
+use thiserror::Error;
+use tokio::{sync::Mutex, time::timeout};
+use tokio_postgres::{Config, GenericClient, Row, types::Type};
+
+use self::link::Link;
+pub use self::{
+    schema::SCHEMA,
+    session::{PostgresFetch, PostgresReceipt, PostgresSettle},
+};
+use crate::{
+    broker::{Backlog, BrokerError},
+    item::{DeadLetter, Item},
+    options::SourceOptions,
+    source::Source,
+    unix_ms::from_ms,
+};
+
+/// How far items are counted. Beyond it, the server's estimate for the whole table is used.
+const COUNTED: i64 = 10_000;
+
+/// A queue in a table of PostgreSQL.
+///
+/// Cheap to clone. It connects when it is used, and again after a call has failed. What different tasks
+/// push at the same time goes over one connection, without waiting for each other's answers.
+#[derive(Clone)]
+pub struct PostgresQueue(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    name: String,
+    options: PostgresOptions,
+    /// The connection for what is not of a source.
+    link: Mutex<Option<Arc<Link>>>,
+}
+
+/// The options of a queue in PostgreSQL.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct PostgresOptions {
+    lease: Duration,
+    poll: Duration,
+    call_timeout: Duration,
+    ordered: bool,
+    creates: bool,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            poll: Duration::from_millis(500),
+            call_timeout: Duration::from_secs(10),
+            ordered: false,
+            creates: true,
+        }
+    }
+}
+
+impl PostgresOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long after the death of a process its items are delivered again. Default 30 seconds. It is
+    /// renewed while an item is handled. The server's clock measures it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.max(Duration::from_millis(100));
+        self
+    }
+
+    /// How often a waiting source looks for items whose time has come, and for those of dead processes.
+    /// Default half a second. New items wake it at once.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// How long the server may take to connect or to answer. Default 10 seconds. Later the call has
+    /// failed, and a source connects again.
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout.max(Duration::from_millis(10));
+        self
+    }
+
+    /// Items with the same key are delivered in their order, one at a time: the next one when the one
+    /// before was handled or given up. Default no. All sources of a queue have to agree.
+    ///
+    /// The order is that of the items' ids, as far as their transactions are committed. Programs that add
+    /// items do not wait for each other; only sources do, for the time of a statement.
+    pub fn ordered_by_key(mut self, ordered: bool) -> Self {
+        self.ordered = ordered;
+        self
+    }
+
+    /// Whether the tables are created if there are none. Default yes.
+    pub fn create_tables(mut self, creates: bool) -> Self {
+        self.creates = creates;
+        self
+    }
+}
+
+/// Why a call of a queue in PostgreSQL failed.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum PostgresError {
+    /// The address is not valid.
+    #[error("the address of the server is not valid")]
+    Address(#[source] Arc<tokio_postgres::Error>),
+    /// The server could not be reached, or has refused a statement.
+    #[error("a call of the queue failed: {}", in_full(.0))]
+    Call(#[source] Arc<tokio_postgres::Error>),
+    /// The server did not answer in time.
+    #[error("the server of the queue does not answer")]
+    TimedOut,
+    /// The tables are missing and may not be created, or are of a newer version.
+    #[error("the tables are of version {version}, and not of version {}", schema::VERSION)]
+    Version {
+        /// Their version, or 0 if there are none.
+        version: i32,
+    },
+    /// The runtime has ended.
+    #[error("the task of the call has ended")]
+    Closed,
+}
+
+/// An error with what the server says.
+fn in_full(error: &tokio_postgres::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+impl From<tokio_postgres::Error> for PostgresError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Call(Arc::new(error))
+    }
+}
+
+impl From<PostgresError> for BrokerError {
+    fn from(error: PostgresError) -> Self {
+        Self::new(Box::<dyn Error + Send + Sync>::from(error))
+    }
+}
+
+/// Adds an item to a queue in a transaction of the program, or with a client of its own. It returns the
+/// item's id. The tables must be there: [`PostgresQueue::prepare`].
+///
+/// # Errors
+///
+/// The error of the statement.
+pub async fn push_in(
+    client: &impl GenericClient,
+    queue: &str,
+    item: &Item,
+) -> Result<i64, tokio_postgres::Error> {
+    let (headers, trace) = (headers(item), item.trace.map(|trace| trace.to_string()));
+    let (key, payload) = (item.key.as_deref(), &item.payload[..]);
+    let parameters: link::Parameters<'_> = &[
+        (&queue, Type::TEXT),
+        (&key, Type::TEXT),
+        (&payload, Type::BYTEA),
+        (&headers, Type::TEXT),
+        (&trace, Type::TEXT),
+    ];
+    client.query_typed_one(schema::PUSH, parameters).await?.try_get(0)
+}
+
+/// The headers of an item as JSON.
+fn headers(item: &Item) -> Option<String> {
+    let headers: BTreeMap<&str, &str> = item.headers.iter().map(|(k, v)| (&**k, &**v)).collect();
+    // Text is always valid JSON.
+    (!headers.is_empty()).then(|| serde_json::to_string(&headers).ok()).flatten()
+}
+
+/// An item in the columns `key`, `payload`, `headers` and `trace` after the first, and why it cannot be
+/// read.
+fn item(row: &Row) -> Result<(Item, Option<String>), PostgresError> {
+    let mut malformed = None;
+    let mut headers = BTreeMap::<String, String>::new();
+    if let Some(text) = row.try_get::<_, Option<&str>>(3)? {
+        match serde_json::from_str(text) {
+            Ok(read) => headers = read,
+            Err(error) => {
+                malformed = Some(format!("its headers are not an object of texts: {error}"));
+            }
+        }
+    }
+    let trace = row.try_get::<_, Option<&str>>(4)?;
+    let item = Item {
+        key: row.try_get::<_, Option<&str>>(1)?.map(Into::into),
+        payload: row.try_get::<_, Vec<u8>>(2)?.into(),
+        headers: headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        // A trace that cannot be read is no reason to give the item up.
+        trace: trace.and_then(|trace| trace.parse::<TraceContext>().ok()),
+    };
+    Ok((item, malformed))
+}
+
+impl PostgresQueue {
+    /// A queue at this address, with default options. The server need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::Address`] if the address is not valid.
+    pub fn open(address: &str, name: impl Into<String>) -> Result<Self, PostgresError> {
+        Self::open_with(address, name, PostgresOptions::new())
+    }
+
+    /// A queue at this address, such as `postgres://user:password@host:5432/database`.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::Address`] if the address is not valid.
+    pub fn open_with(
+        address: &str,
+        name: impl Into<String>,
+        options: PostgresOptions,
+    ) -> Result<Self, PostgresError> {
+        let config: Config =
+            address.parse().map_err(|error| PostgresError::Address(Arc::new(error)))?;
+        let (name, link) = (name.into(), Mutex::default());
+        Ok(Self(Arc::new(Inner { config, name, options, link })))
+    }
+
+    /// The name of the queue.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Connects, and creates the tables if there are none. Otherwise it is done when the queue is used for
+    /// the first time.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if it could not connect or create them.
+    pub async fn prepare(&self) -> Result<(), PostgresError> {
+        self.call(async |_| Ok(())).await
+    }
+
+    /// Adds an item. When it returns the item's id, the item is committed.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if it could not be added. If the server has not answered, the item may have been
+    /// added all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the item may be added or not.
+    pub async fn push(&self, item: Item) -> Result<i64, PostgresError> {
+        self.call(async |link| Ok(push_in(link.client(), &self.0.name, &item).await?)).await
+    }
+
+    /// Adds items in one transaction. When it returns their ids, they are committed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push).
+    pub async fn push_all(&self, items: Vec<Item>) -> Result<Vec<i64>, PostgresError> {
+        let keys: Vec<_> = items.iter().map(|item| item.key.as_deref()).collect();
+        let payloads: Vec<_> = items.iter().map(|item| &item.payload[..]).collect();
+        let headers: Vec<_> = items.iter().map(headers).collect();
+        let traces: Vec<_> =
+            items.iter().map(|item| item.trace.map(|trace| trace.to_string())).collect();
+        self.call(async |link| {
+            let parameters: link::Parameters<'_> = &[
+                (&self.0.name, Type::TEXT),
+                (&keys, Type::TEXT_ARRAY),
+                (&payloads, Type::BYTEA_ARRAY),
+                (&headers, Type::TEXT_ARRAY),
+                (&traces, Type::TEXT_ARRAY),
+            ];
+            let rows = link.query(schema::PUSH_ALL, parameters).await?;
+            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        })
+        .await
+    }
+
+    /// A source of the queue's items. A queue may have several, in any number of processes; each item is
+    /// delivered to one of them at a time.
+    #[must_use]
+    pub fn source(&self, options: SourceOptions) -> Source<Self> {
+        Source::new(self.clone(), options)
+    }
+
+    /// How many items there are, and how old the next one is. They are counted up to 10,000; if there are
+    /// more, it is the server's estimate of all items in the table.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if the server does not say it.
+    pub async fn backlog(&self) -> Result<Backlog, PostgresError> {
+        self.call(async |link| self.0.backlog(&link).await).await
+    }
+
+    /// Up to `limit` items that were given up, by id, after the one with this id. They keep the ids which
+    /// they had in the queue.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if the server does not say them.
+    pub async fn dead_letters(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<DeadLetter>, PostgresError> {
+        let limit = i64::from(limit);
+        let rows = self
+            .call(async |link| {
+                let name = (&self.0.name as _, Type::TEXT);
+                let parameters = [name, (&after as _, Type::INT8), (&limit as _, Type::INT8)];
+                link.query(schema::DEAD_LETTERS, &parameters).await
+            })
+            .await?;
+        let dead = |row: &Row| {
+            Ok(DeadLetter {
+                id: row.try_get(0)?,
+                item: item(row)?.0,
+                enqueued_at: from_ms(row.try_get(5)?),
+                deliveries: u32::try_from(row.try_get::<_, i32>(6)?).unwrap_or_default(),
+                reason: row.try_get::<_, &str>(7)?.into(),
+                given_up_at: from_ms(row.try_get(8)?),
+            })
+        };
+        rows.iter().map(dead).collect()
+    }
+
+    /// Adds an item that was given up to the queue again, as a new item. Returns its new id, or `None`
+    /// if there is none with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if the server does not do it.
+    pub async fn replay(&self, id: i64) -> Result<Option<i64>, PostgresError> {
+        let replayed = self
+            .call(async |link| {
+                let parameters = [(&self.0.name as _, Type::TEXT), (&id as _, Type::INT8)];
+                link.query(schema::REPLAY, &parameters).await
+            })
+            .await?;
+        replayed.first().map(|row| Ok(row.try_get(0)?)).transpose()
+    }
+
+    /// Removes an item that was given up. Returns whether there was one with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if the server does not do it.
+    pub async fn drop_dead_letter(&self, id: i64) -> Result<bool, PostgresError> {
+        let dropped = self.call(async |link| {
+            let parameters = [(&self.0.name as _, Type::TEXT), (&id as _, Type::INT8)];
+            link.change(schema::DROP, &parameters).await
+        });
+        Ok(dropped.await? > 0)
+    }
+
+    /// Makes a call on the connection of the queue, and connects first if there is none.
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(Arc<Link>) -> Result<T, PostgresError>,
+    ) -> Result<T, PostgresError> {
+        let mut used = None;
+        let called = async {
+            let link = self.0.shared_link().await?;
+            used = Some(link.clone());
+            call(link).await
+        };
+        let called = timeout(self.0.options.call_timeout, called).await;
+        let answer = called.unwrap_or(Err(PostgresError::TimedOut));
+        if let (Err(_), Some(used)) = (&answer, used) {
+            self.0.disconnect(&used);
+        }
+        answer
+    }
+}
+
+impl Inner {
+    /// A new connection.
+    async fn link(&self, notified: impl Fn(&str) + Send + 'static) -> Result<Link, PostgresError> {
+        let PostgresOptions { call_timeout, creates, .. } = self.options;
+        Link::open(&self.config, call_timeout, creates, notified).await
+    }
+
+    /// The connection for what is not of a source.
+    async fn shared_link(&self) -> Result<Arc<Link>, PostgresError> {
+        let mut slot = self.link.lock().await;
+        if let Some(link) = &*slot {
+            return Ok(link.clone());
+        }
+        let link = Arc::new(self.link(|_| {}).await?);
+        *slot = Some(link.clone());
+        Ok(link)
+    }
+
+    /// Drops a connection whose call has failed, so that the next call connects again.
+    fn disconnect(&self, failed: &Arc<Link>) {
+        // If it is locked by a call that connects, that one has seen that there is none.
+        if let Ok(mut slot) = self.link.try_lock()
+            && slot.as_ref().is_some_and(|link| Arc::ptr_eq(link, failed))
+        {
+            *slot = None;
+        }
+    }
+
+    async fn backlog(&self, link: &Link) -> Result<Backlog, PostgresError> {
+        let limit = COUNTED + 1;
+        let parameters = [(&self.name as _, Type::TEXT), (&limit as _, Type::INT8)];
+        let row = link.one(schema::BACKLOG, &parameters).await?;
+        let count = |counted: usize, estimated: usize| -> Result<Option<u64>, PostgresError> {
+            let (counted, estimated) = (row.try_get(counted)?, row.try_get::<_, i64>(estimated)?);
+            let count = if counted < limit { counted } else { estimated.max(counted) };
+            Ok(u64::try_from(count).ok())
+        };
+        Ok(Backlog {
+            items: count(0, 3)?,
+            oldest: row.try_get::<_, Option<i64>>(2)?.and_then(from_ms),
+            dead_letters: count(1, 4)?,
+        })
+    }
+}
+
+impl fmt::Debug for PostgresQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresQueue")
+            .field("name", &self.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
