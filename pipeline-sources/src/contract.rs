@@ -92,6 +92,12 @@ pub trait Subject: Send + Sync + 'static {
         true
     }
 
+    /// Whether a delivery outlives its session, so that its outcome can be stored in a later one. Where it
+    /// does not, the item is delivered again.
+    fn outlives_sessions(&self) -> bool {
+        true
+    }
+
     /// Whether items are delivered in the order in which they were added, when nothing fails.
     fn is_ordered(&self) -> bool {
         true
@@ -471,6 +477,9 @@ async fn outcomes_are_stored_after_the_broker_was_away<S: Subject>(subject: Arc<
     let attempts = faults.attempts();
     until("its outcome cannot be stored", async || faults.attempts() > attempts).await;
     faults.come_back();
+    if !subject.outlives_sessions() {
+        until("it is delivered again", async || *handled.lock() > 1).await;
+    }
     assert!(pipeline.drain(PATIENCE).await.completed, "the outcome is stored");
     assert_nothing_is_left(&*subject).await;
 }
