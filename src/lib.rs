@@ -67,6 +67,7 @@ pub use pipeline_inspect as inspect;
     feature = "kafka",
     feature = "nats",
     feature = "postgres",
+    feature = "rabbitmq",
     feature = "redis",
     feature = "sqlite"
 ))]

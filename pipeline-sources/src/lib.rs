@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | a stream of NATS JetStream, [`nats`] | `nats` |
 //! | a topic of Kafka, [`kafka`] | `kafka` |
+//! | a queue of RabbitMQ, [`rabbitmq`] | `rabbitmq` |
 //! | a table in a SQLite file, [`sqlite`] | `sqlite` |
 //! | a stream of Redis, [`redis`] | `redis` |
 //! | a table of PostgreSQL, [`postgres`] | `postgres` |
@@ -44,6 +45,9 @@ pub mod own_source {}
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub mod postgres;
+#[cfg(feature = "rabbitmq")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rabbitmq")))]
+pub mod rabbitmq;
 mod random;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

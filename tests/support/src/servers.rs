@@ -168,6 +168,17 @@ impl Server {
         assert!(up.is_ok(), "it does not start: {}", fs::read_to_string(&path).unwrap());
     }
 
+    /// Runs `rabbitmqctl` with the server.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub fn rabbitmqctl(&self, arguments: &[&str]) {
+        assert_eq!(self.kind, Kind::RabbitMq);
+        let ran = self.of_rabbitmq("rabbitmqctl").args(arguments).output().unwrap();
+        assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+
     /// A file or folder of the server.
     fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -215,18 +226,27 @@ impl Server {
             command.args(["-address", "127.0.0.1", "-port", &names]);
             self.names = Some(Group::spawn(command));
         }
-        let mut command = program(&self.program);
-        // RabbitMQ looks for Erlang in PATH, and Debian's Erlang for its files in /usr only.
         let folder = self.file("bin");
         start_of_erlang(&folder, erlang.ancestors().nth(2).unwrap());
+        let mut command = self.of_rabbitmq("rabbitmq-server");
+        command.env("RABBITMQ_DIST_PORT", nodes);
+        command
+    }
+
+    /// A program of RabbitMQ, with the names and the files of this server.
+    fn of_rabbitmq(&self, name: &str) -> Command {
+        let names = self.inner_ports[1].to_string();
+        let mut command = program(&self.program.with_file_name(name));
+        // RabbitMQ looks for Erlang in PATH, and Debian's Erlang for its files in /usr only.
         let path = env::var_os("PATH").unwrap_or_default();
-        let path = env::join_paths([folder].into_iter().chain(env::split_paths(&path))).unwrap();
+        let folders = [self.file("bin")].into_iter().chain(env::split_paths(&path));
+        let path = env::join_paths(folders).unwrap();
         command.env("PATH", path).env("ERL_EPMD_PORT", names);
         command.env("HOME", self.folder.path());
         command.env("ERL_EPMD_ADDRESS", "127.0.0.1");
         command.env("RABBITMQ_NODENAME", format!("test{}@localhost", self.port));
         command.env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1");
-        command.env("RABBITMQ_NODE_PORT", self.port.to_string()).env("RABBITMQ_DIST_PORT", nodes);
+        command.env("RABBITMQ_NODE_PORT", self.port.to_string());
         command.env("RABBITMQ_MNESIA_BASE", self.file("data")).env("RABBITMQ_LOGS", "-");
         command.env("RABBITMQ_LOG_BASE", self.file("logs"));
         command.env("RABBITMQ_ENABLED_PLUGINS_FILE", self.file("plugins"));

@@ -1,0 +1,412 @@
+//! Pure: an item as the properties and the payload of a message of AMQP.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, LongString, ShortString},
+};
+use pipeline_core::timed::TraceContext;
+use serde::{Deserialize, Serialize};
+
+use crate::item::{DeadLetter, Item};
+
+/// The key of an item.
+const KEY: &str = "pipeline-key";
+
+/// The headers of an item whose names are taken or too long, as a JSON object.
+const REST: &str = "pipeline-item";
+
+/// The trace of an item, as the W3C has defined it.
+const TRACE: &str = "traceparent";
+
+/// How often an item was delivered, until it was added again for a retry or as a dead letter.
+const DELIVERIES: &str = "pipeline-deliveries";
+
+/// Of a dead letter: why, when in milliseconds since 1970, and its id.
+const REASON: &str = "pipeline-reason";
+const GIVEN_UP_AT: &str = "pipeline-given-up-at";
+const DEAD_ID: &str = "pipeline-dead-letter-id";
+
+/// How often a quorum queue has delivered a message before.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// How the server itself has moved a message to other queues, the last time first.
+const DEATHS: &str = "x-death";
+
+/// The longest reason that is kept, in bytes.
+const LONGEST_REASON: usize = 2000;
+
+/// The persistent mode of a message.
+const PERSISTENT: u8 = 2;
+
+/// The headers of an item whose names are taken or too long.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Rest<'a> {
+    #[serde(borrow, default)]
+    headers: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(value))
+}
+
+/// A header's name, if AMQP can have it and nothing gives it a meaning.
+fn plain_name(name: &str) -> Option<ShortString> {
+    (!is_taken(name)).then(|| ShortString::try_new(name).ok())?
+}
+
+fn is_taken(name: &str) -> bool {
+    let begins =
+        |with: &str| name.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+    begins("x-") || begins("pipeline-") || [TRACE, "CC", "BCC"].contains(&name)
+}
+
+/// Whether a header is of the server, or of an earlier life of a message.
+fn is_of_a_delivery(name: &str) -> bool {
+    name.starts_with("x-") || [DELIVERIES, REASON, GIVEN_UP_AT, DEAD_ID].contains(&name)
+}
+
+/// The properties of an item with this id.
+pub(super) fn to_properties(item: &Item, id: &str, now: SystemTime) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    let mut rest = Rest::default();
+    for (name, value) in &item.headers {
+        match plain_name(name) {
+            Some(name) => {
+                headers.insert(name, text(value));
+            }
+            None => {
+                rest.headers.insert((&**name).into(), (&**value).into());
+            }
+        }
+    }
+    if let Some(key) = &item.key {
+        headers.insert(KEY.into(), text(key));
+    }
+    if let Some(trace) = item.trace {
+        headers.insert(TRACE.into(), text(&trace.to_string()));
+    }
+    // Texts can always be written as JSON.
+    if let (false, Ok(rest)) = (rest.headers.is_empty(), serde_json::to_string(&rest)) {
+        headers.insert(REST.into(), text(&rest));
+    }
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let properties = BasicProperties::default()
+        .with_headers(headers)
+        .with_delivery_mode(PERSISTENT)
+        .with_timestamp(since.as_secs());
+    match ShortString::try_new(id) {
+        Ok(id) => properties.with_message_id(id),
+        Err(_) => properties,
+    }
+}
+
+/// What a message tells of its item.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) item: Item,
+    /// Why it cannot be read.
+    pub(super) malformed: Option<Arc<str>>,
+    pub(super) enqueued_at: Option<SystemTime>,
+    /// How often it was delivered, this time included.
+    pub(super) deliveries: u32,
+}
+
+pub(super) fn told(properties: &BasicProperties, payload: Bytes, redelivered: bool) -> Told {
+    let mut item = Item::new(payload);
+    let mut malformed = None;
+    let none = FieldTable::default();
+    let headers = properties.headers().as_ref().unwrap_or(&none);
+    for (name, value) in headers {
+        if let (false, Some(value)) = (is_taken(name.as_str()), to_text(value)) {
+            item.headers.insert(name.as_str().into(), value.into());
+        }
+    }
+    let get = |name: &str| headers.inner().get(name);
+    match get(KEY).map(to_text) {
+        Some(Some(key)) => item.key = Some(key.into()),
+        Some(None) => malformed = Some(format!("the header {KEY} is not text").into()),
+        None => {}
+    }
+    let trace = get(TRACE).and_then(to_text);
+    item.trace = trace.and_then(|trace| trace.parse::<TraceContext>().ok());
+    if let Some(rest) = get(REST) {
+        let rest = to_text(rest).unwrap_or_default();
+        match serde_json::from_str::<Rest<'_>>(&rest) {
+            Ok(rest) => {
+                let headers = rest.headers.iter();
+                item.headers.extend(headers.map(|(name, it)| ((&**name).into(), (&**it).into())));
+            }
+            Err(error) => {
+                malformed = Some(format!("the header {REST} is not valid: {error}").into());
+            }
+        }
+    }
+    // A queue that does not count tells at least whether it is the first time.
+    let here = get(DELIVERY_COUNT).and_then(to_number).unwrap_or(u64::from(redelivered));
+    let before = get(DELIVERIES).and_then(to_number).unwrap_or_default();
+    let deliveries = before.saturating_add(here).saturating_add(1);
+    Told {
+        item,
+        malformed,
+        enqueued_at: properties
+            .timestamp()
+            .and_then(|seconds| from_unix(Duration::from_secs(seconds))),
+        deliveries: u32::try_from(deliveries).unwrap_or(u32::MAX),
+    }
+}
+
+fn from_unix(since: Duration) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+/// A header as text. Other programs may have added numbers.
+fn to_text(value: &AMQPValue) -> Option<String> {
+    Some(match value {
+        AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok()?,
+        AMQPValue::ShortString(text) => text.to_string(),
+        AMQPValue::Boolean(it) => it.to_string(),
+        AMQPValue::Float(it) => it.to_string(),
+        AMQPValue::Double(it) => it.to_string(),
+        AMQPValue::LongLongInt(it) => it.to_string(),
+        AMQPValue::LongInt(it) => it.to_string(),
+        AMQPValue::ShortInt(it) => it.to_string(),
+        AMQPValue::ShortShortInt(it) => it.to_string(),
+        other => to_number(other)?.to_string(),
+    })
+}
+
+fn to_number(value: &AMQPValue) -> Option<u64> {
+    match value {
+        AMQPValue::LongLongInt(it) => u64::try_from(*it).ok(),
+        AMQPValue::LongInt(it) => u64::try_from(*it).ok(),
+        AMQPValue::ShortInt(it) => u64::try_from(*it).ok(),
+        AMQPValue::ShortShortInt(it) => u64::try_from(*it).ok(),
+        AMQPValue::LongUInt(it) => Some((*it).into()),
+        AMQPValue::ShortUInt(it) => Some((*it).into()),
+        AMQPValue::ShortShortUInt(it) => Some((*it).into()),
+        AMQPValue::Timestamp(it) => Some(*it),
+        _ => None,
+    }
+}
+
+/// The properties with which a message is added again as it is, with this id unless it has one.
+fn again(properties: &BasicProperties, id: &str) -> (BasicProperties, FieldTable) {
+    let mut headers = FieldTable::default();
+    for (name, value) in properties.headers().iter().flatten() {
+        if !is_of_a_delivery(name.as_str()) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    // Of the others, some would be checked by the server, and the expiration would remove the message.
+    let mut same = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    macro_rules! keep {
+        ($($get:ident $with:ident),*) => {
+            $(if let Some(value) = properties.$get().clone() {
+                same = same.$with(value);
+            })*
+        };
+    }
+    keep!(
+        content_type with_content_type,
+        content_encoding with_content_encoding,
+        priority with_priority,
+        correlation_id with_correlation_id,
+        reply_to with_reply_to,
+        timestamp with_timestamp,
+        kind with_type,
+        app_id with_app_id
+    );
+    let id = properties.message_id().clone().or_else(|| ShortString::try_new(id).ok());
+    (id.into_iter().fold(same, BasicProperties::with_message_id), headers)
+}
+
+/// The properties of a message that waits for a retry.
+pub(super) fn for_retry(
+    properties: &BasicProperties,
+    id: &str,
+    deliveries: u32,
+    delay_ms: u64,
+) -> BasicProperties {
+    let (same, mut headers) = again(properties, id);
+    headers.insert(DELIVERIES.into(), AMQPValue::LongLongInt(deliveries.into()));
+    same.with_headers(headers).with_expiration(delay_ms.to_string().into())
+}
+
+/// The properties of a message that is given up.
+pub(super) fn for_dead_letter(
+    properties: &BasicProperties,
+    id: &str,
+    deliveries: u32,
+    reason: &str,
+    now: SystemTime,
+    dead_id: &str,
+) -> BasicProperties {
+    let (same, mut headers) = again(properties, id);
+    let is_end = |end: &usize| reason.is_char_boundary(*end);
+    let end = (0..=LONGEST_REASON.min(reason.len())).rev().find(is_end).unwrap_or_default();
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+    headers.insert(DELIVERIES.into(), AMQPValue::LongLongInt(deliveries.into()));
+    headers.insert(REASON.into(), text(&reason[..end]));
+    headers.insert(GIVEN_UP_AT.into(), AMQPValue::LongLongInt(ms));
+    headers.insert(DEAD_ID.into(), text(dead_id));
+    same.with_headers(headers)
+}
+
+/// The properties of a dead letter that is added to its queue again.
+pub(super) fn for_replay(properties: &BasicProperties, id: &str) -> BasicProperties {
+    let (same, headers) = again(properties, id);
+    same.with_headers(headers)
+}
+
+/// The id of a dead letter. Those that the server has given up itself have that of their message.
+pub(super) fn dead_id(properties: &BasicProperties) -> Arc<str> {
+    let headers = properties.headers().as_ref();
+    let id = headers.and_then(|headers| headers.inner().get(DEAD_ID)).and_then(to_text);
+    let message_id = || properties.message_id().as_ref().map(ToString::to_string);
+    id.or_else(message_id).unwrap_or_default().into()
+}
+
+pub(super) fn dead_letter(properties: &BasicProperties, payload: Bytes) -> DeadLetter<Arc<str>> {
+    let none = FieldTable::default();
+    let headers = properties.headers().as_ref().unwrap_or(&none).inner();
+    let told = told(properties, payload, false);
+    let given_up_at = headers.get(GIVEN_UP_AT).and_then(to_number);
+    let deliveries = headers.get(DELIVERIES).and_then(to_number).unwrap_or_default();
+    let reason = headers.get(REASON).and_then(to_text).or_else(|| {
+        let AMQPValue::FieldArray(deaths) = headers.get(DEATHS)? else { return None };
+        let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
+        let why = to_text(death.inner().get("reason")?)?;
+        Some(format!("the server has given it up: {why}"))
+    });
+    DeadLetter {
+        id: dead_id(properties),
+        item: told.item,
+        enqueued_at: told.enqueued_at,
+        given_up_at: given_up_at.and_then(|ms| from_unix(Duration::from_millis(ms))),
+        deliveries: u32::try_from(deliveries).unwrap_or(u32::MAX),
+        reason: reason.unwrap_or_default().into(),
+    }
+}
+
+/// The size of the properties in bytes, about. They have to fit into one frame.
+pub(super) fn size(properties: &BasicProperties) -> usize {
+    let headers = properties.headers().iter().flatten();
+    let sizes = headers.map(|(name, value)| {
+        let value = match value {
+            AMQPValue::LongString(text) => text.len(),
+            _ => 16,
+        };
+        name.as_str().len() + value + 8
+    });
+    sizes.sum()
+}
+
+/// How long the messages of a queue of retries wait at least, in milliseconds: a power of two that is not
+/// longer than the delay. A message waits for those before it, which wait less than twice as long.
+pub(super) fn group_of(delay_ms: u64) -> u64 {
+    1 << delay_ms.max(1).ilog2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn back(properties: &BasicProperties) -> Told {
+        told(properties, "x".into(), false)
+    }
+
+    #[test]
+    fn an_item_comes_back_as_it_was() {
+        let long = "n".repeat(300);
+        let item = Item::new("x")
+            .key("ключ\n")
+            .header("kind", "a \"test\"\r\n ")
+            .header("", "no name")
+            .header("x-delivery-count", "7")
+            .header("Pipeline-Key", "8")
+            .header("traceparent", "9")
+            .header(long, "long")
+            .trace(TraceContext::random());
+        let told = back(&to_properties(&item, "7", AT));
+        assert_eq!((told.item, told.deliveries, told.malformed), (item, 1, None));
+        assert_eq!(told.enqueued_at, Some(AT));
+    }
+
+    #[test]
+    fn deliveries_are_counted_over_retries() {
+        let first = to_properties(&Item::new("x").header("kind", "order"), "7", AT);
+        let retried = for_retry(&first, "", 3, 5000);
+        assert_eq!(retried.expiration().as_ref().map(ToString::to_string), Some("5000".into()));
+        assert_eq!(back(&retried).deliveries, 4);
+        let mut headers = retried.headers().clone().unwrap();
+        headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongLongInt(2));
+        let again = retried.with_headers(headers);
+        assert_eq!(back(&again).deliveries, 6);
+        assert_eq!(told(&first, "x".into(), true).deliveries, 2);
+        let twice = for_retry(&again, "", 6, 1);
+        assert_eq!(back(&twice).deliveries, 7);
+        assert_eq!(back(&twice).item, back(&first).item);
+    }
+
+    #[test]
+    fn a_dead_letter_tells_how_it_became_one_and_is_as_before_when_it_is_replayed() {
+        let item = Item::new("x").key("k").header("kind", "order");
+        let first = to_properties(&item, "7", AT).with_expiration("9".into());
+        let at = AT + Duration::from_millis(1234);
+        let given_up = for_dead_letter(&first, "", 3, "it\nis bad", at, "d1");
+        assert_eq!(*given_up.expiration(), None);
+        let dead = dead_letter(&given_up, "x".into());
+        assert_eq!((&*dead.id, &*dead.reason, dead.deliveries), ("d1", "it\nis bad", 3));
+        assert_eq!((dead.item.clone(), dead.given_up_at), (item.clone(), Some(at)));
+        let replayed = back(&for_replay(&given_up, ""));
+        assert_eq!((replayed.item, replayed.deliveries), (item, 1));
+    }
+
+    #[test]
+    fn a_message_without_an_id_gets_one() {
+        let given = for_retry(&BasicProperties::default(), "7", 1, 1);
+        assert_eq!(given.message_id().as_ref().map(ToString::to_string), Some("7".into()));
+    }
+
+    #[test]
+    fn what_other_programs_add_is_read_as_far_as_it_is_text() {
+        let mut headers = FieldTable::default();
+        headers.insert("n".into(), AMQPValue::LongInt(-7));
+        headers.insert("big".into(), AMQPValue::LongUInt(7));
+        headers.insert("yes".into(), AMQPValue::Boolean(true));
+        headers.insert("bytes".into(), AMQPValue::LongString(vec![0xff].into()));
+        headers.insert("traceparent".into(), text("nonsense"));
+        let told_of =
+            |headers: &FieldTable| back(&BasicProperties::default().with_headers(headers.clone()));
+        let told = told_of(&headers);
+        let seen: Vec<_> = told.item.headers.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(seen, [("big", "7"), ("n", "-7"), ("yes", "true")]);
+        assert!(told.malformed.is_none() && told.item.trace.is_none());
+        headers.insert(KEY.into(), AMQPValue::LongString(vec![0xff].into()));
+        assert_eq!(
+            told_of(&headers).malformed.as_deref(),
+            Some("the header pipeline-key is not text")
+        );
+        headers.insert(KEY.into(), text("k"));
+        headers.insert(REST.into(), text("{"));
+        let malformed = told_of(&headers).malformed.unwrap();
+        assert!(malformed.starts_with("the header pipeline-item is not valid"), "{malformed}");
+    }
+
+    #[test]
+    fn delays_are_grouped_by_powers_of_two() {
+        let groups = [0, 1, 2, 3, 1000, 1024, 300_000].map(group_of);
+        assert_eq!(groups, [1, 1, 2, 2, 512, 1024, 262_144]);
+    }
+}

@@ -1,0 +1,311 @@
+//! Connections to a server, and the queues that are made on them.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+    options::{
+        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+        QueueDeclareOptions,
+    },
+    types::{AMQPValue, FieldTable, ShortString},
+    uri::AMQPUri,
+};
+use tokio::{
+    sync::Mutex,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{RabbitError, RabbitOptions, RabbitQueueKind, format};
+
+/// How often a push that waits for a blocked connection looks at it.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The largest properties, in bytes. They have to fit into one frame, of 128 KiB as servers have it.
+const LARGEST_PROPERTIES: usize = 100 * 1024;
+
+/// How long a queue of retries is kept that is not used, beyond the delays of its messages.
+const UNUSED: Duration = Duration::from_secs(24 * 3600);
+
+/// Waits for a call of the library, no longer than this.
+pub(super) async fn within<T>(
+    limit: Duration,
+    what: &'static str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, RabbitError> {
+    match timeout(limit, call).await {
+        Ok(answered) => answered.map_err(|error| RabbitError::new(what, error)),
+        Err(_) => Err(RabbitError::Timeout(what)),
+    }
+}
+
+/// Opens connections.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    uri: AMQPUri,
+    limit: Duration,
+    dialing: Mutex<Dialing>,
+}
+
+/// A connection that is not answered. The library keeps a thread for it until the server answers or is gone,
+/// so there is no second one for a while.
+#[derive(Debug, Default)]
+struct Dialing {
+    task: Option<(JoinHandle<lapin::Result<Connection>>, Instant)>,
+    /// How many were given up in a row.
+    given_up: u32,
+}
+
+impl Dialer {
+    pub(super) fn new(mut uri: AMQPUri, limit: Duration) -> Self {
+        let ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        uri.query.connection_timeout.get_or_insert(ms);
+        // A connection is given up when nothing was heard of the server for this time.
+        let seconds = u16::try_from(limit.as_secs().max(1)).unwrap_or(u16::MAX);
+        uri.query.heartbeat.get_or_insert(seconds);
+        Self { uri, limit, dialing: Mutex::default() }
+    }
+
+    pub(super) async fn connect(&self) -> Result<Connection, RabbitError> {
+        const WHAT: &str = "connecting";
+        let deadline = Instant::now() + self.limit;
+        let dialing = timeout_at(deadline, self.dialing.lock()).await;
+        let mut dialing = dialing.map_err(|_| RabbitError::Timeout(WHAT))?;
+        let Dialing { task, given_up } = &mut *dialing;
+        // The library does not always notice that a server was killed while it connected.
+        let patience = self.limit * (2 << (*given_up).min(8));
+        if let Some((old, _)) = task.take_if(|(_, since)| since.elapsed() >= patience) {
+            old.abort();
+            *given_up += 1;
+        }
+        let (running, _) = task.get_or_insert_with(|| {
+            let properties = ConnectionProperties::default();
+            let connected = Connection::connect_uri(self.uri.clone(), properties);
+            (tokio::spawn(connected), Instant::now())
+        });
+        let connected = timeout_at(deadline, running).await;
+        let connected = connected.map_err(|_| RabbitError::Timeout(WHAT))?;
+        *dialing = Dialing::default();
+        match connected {
+            Ok(connected) => connected.map_err(|error| RabbitError::new(WHAT, error)),
+            // The task has panicked, or its runtime ends.
+            Err(_) => Err(RabbitError::Closed),
+        }
+    }
+}
+
+/// The queues of one [`RabbitQueue`](super::RabbitQueue).
+#[derive(Debug)]
+pub(super) struct Names {
+    pub(super) queue: ShortString,
+    /// The exchange and the queue of dead letters.
+    pub(super) dead: ShortString,
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn number(value: u64) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+/// The arguments of a queue of this kind.
+fn of_kind(kind: RabbitQueueKind) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    let name = match kind {
+        RabbitQueueKind::Quorum => "quorum",
+        RabbitQueueKind::Classic => "classic",
+    };
+    arguments.insert("x-queue-type".into(), text(name));
+    // What is full refuses new messages rather than drop old ones.
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    if kind == RabbitQueueKind::Quorum {
+        // What the server moves to another queue is kept until it is there.
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    }
+    arguments
+}
+
+/// Makes the queues and the exchange that are missing. Those that are there are used as they are.
+pub(super) async fn prepare(
+    connection: &Connection,
+    names: &Names,
+    options: &RabbitOptions,
+) -> Result<(), RabbitError> {
+    let limit = options.timeout;
+    let Names { queue, dead } = names;
+    // The server closes a channel on which something is missing.
+    let open = || within(limit, "opening a channel", connection.create_channel());
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let kind = ExchangeKind::Direct;
+    let there = open().await?;
+    let found = there.exchange_declare(dead.clone(), kind.clone(), passive, FieldTable::default());
+    let has_exchange = is_there(within(limit, "looking for the exchange", found).await)?;
+    let has_dead = is_there(declared(&open().await?, dead, limit).await)?;
+    let has_queue = is_there(declared(&open().await?, queue, limit).await)?;
+    if has_exchange && has_dead && has_queue {
+        return Ok(());
+    }
+    let channel = open().await?;
+    if !has_exchange {
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let made = channel.exchange_declare(dead.clone(), kind, durable, FieldTable::default());
+        within(limit, "making the exchange of dead letters", made).await?;
+    }
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    if !has_dead {
+        // A quorum queue counts how often its messages were looked at, and drops them in the end.
+        let arguments = of_kind(RabbitQueueKind::Classic);
+        let made = channel.queue_declare(dead.clone(), durable, arguments);
+        within(limit, "making the queue of dead letters", made).await?;
+    }
+    if !has_exchange || !has_dead {
+        let options = QueueBindOptions::default();
+        let bound = channel.queue_bind(
+            dead.clone(),
+            dead.clone(),
+            queue.clone(),
+            options,
+            FieldTable::default(),
+        );
+        within(limit, "binding the queue of dead letters", bound).await?;
+    }
+    if !has_queue {
+        let mut arguments = of_kind(options.kind);
+        arguments.insert("x-dead-letter-exchange".into(), text(dead.as_str()));
+        arguments.insert("x-dead-letter-routing-key".into(), text(queue.as_str()));
+        if options.kind == RabbitQueueKind::Quorum {
+            arguments.insert("x-delivery-limit".into(), number(options.delivery_limit.into()));
+        }
+        if let Some(items) = options.max_items {
+            arguments.insert("x-max-length".into(), number(items));
+        }
+        let made = channel.queue_declare(queue.clone(), durable, arguments);
+        within(limit, "making the queue", made).await?;
+    }
+    Ok(())
+}
+
+/// Whether something is there that was looked for.
+fn is_there<T>(found: Result<T, RabbitError>) -> Result<bool, RabbitError> {
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_missing() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// How many messages a queue has that are not delivered.
+pub(super) async fn declared(
+    channel: &Channel,
+    queue: &ShortString,
+    limit: Duration,
+) -> Result<u32, RabbitError> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let found = channel.queue_declare(queue.clone(), passive, FieldTable::default());
+    Ok(within(limit, "looking for the queue", found).await?.message_count())
+}
+
+/// A connection that adds messages, each of which is confirmed.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    connection: Connection,
+    channel: Channel,
+    limit: Duration,
+    kind: RabbitQueueKind,
+    has_limit: bool,
+}
+
+impl Publisher {
+    pub(super) async fn connect(
+        dialer: &Dialer,
+        names: &Names,
+        options: &RabbitOptions,
+    ) -> Result<Arc<Self>, RabbitError> {
+        let connection = dialer.connect().await?;
+        prepare(&connection, names, options).await?;
+        let limit = options.timeout;
+        let channel = within(limit, "opening a channel", connection.create_channel()).await?;
+        let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
+        within(limit, "asking for confirmations", confirmed).await?;
+        let (kind, has_limit) = (options.kind, options.max_items.is_some());
+        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit }))
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+
+    pub(super) const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Adds a message, and waits until it is confirmed.
+    pub(super) async fn publish(
+        &self,
+        exchange: &ShortString,
+        key: &ShortString,
+        properties: BasicProperties,
+        payload: &[u8],
+    ) -> Result<(), RabbitError> {
+        const WHAT: &str = "adding an item";
+        let size = format::size(&properties);
+        if size > LARGEST_PROPERTIES {
+            return Err(RabbitError::TooLarge { size, limit: LARGEST_PROPERTIES });
+        }
+        let deadline = Instant::now() + self.limit;
+        // What is handed to the library now would be sent later, and would take memory until then.
+        while self.connection.status().blocked() {
+            if Instant::now() >= deadline {
+                return Err(RabbitError::Blocked);
+            }
+            sleep(LOOK).await;
+        }
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        loop {
+            let (exchange, key) = (exchange.clone(), key.clone());
+            let sent =
+                self.channel.basic_publish(exchange, key, options, payload, properties.clone());
+            let published = async { sent.await?.await };
+            return match timeout_at(deadline, published).await {
+                Ok(Ok(Confirmation::Ack(None) | Confirmation::NotRequested)) => Ok(()),
+                Ok(Ok(Confirmation::Ack(Some(_)))) => Err(RabbitError::Unroutable),
+                // A queue without a limit refuses for a moment only, such as one that has just been made.
+                Ok(Ok(Confirmation::Nack(_))) if !self.has_limit && Instant::now() < deadline => {
+                    sleep(LOOK).await;
+                    continue;
+                }
+                Ok(Ok(Confirmation::Nack(_))) => Err(RabbitError::Refused),
+                Ok(Err(error)) => Err(RabbitError::new(WHAT, error)),
+                Err(_) if self.connection.status().blocked() => Err(RabbitError::Blocked),
+                Err(_) => Err(RabbitError::Timeout(WHAT)),
+            };
+        }
+    }
+
+    /// Makes the queue of retries of a group of delays, or renews the time for which it is kept.
+    pub(super) async fn retries(
+        &self,
+        names: &Names,
+        group_ms: u64,
+    ) -> Result<ShortString, RabbitError> {
+        let name = format!("{}.retry.{group_ms}ms", names.queue);
+        let name = ShortString::try_new(&name).map_err(|_| RabbitError::Name(name.into()))?;
+        let unused = u64::try_from(UNUSED.as_millis()).unwrap_or(u64::MAX);
+        let mut arguments = of_kind(self.kind);
+        // A message goes back to its queue when its time is over.
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(names.queue.as_str()));
+        let kept = group_ms.saturating_mul(2).saturating_add(unused);
+        arguments.insert("x-expires".into(), number(kept));
+        // The server closes the channel if a queue of this name has other arguments.
+        let channel = within(self.limit, "opening a channel", self.connection.create_channel());
+        let channel = channel.await?;
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let made = channel.queue_declare(name.clone(), durable, arguments);
+        within(self.limit, "making a queue of retries", made).await?;
+        Ok(name)
+    }
+}

@@ -1,0 +1,538 @@
+//! A durable queue of RabbitMQ.
+//!
+//! ```no_run
+//! use pipeline_core::{
+//!     Pipeline,
+//!     processing::{Message, Processors},
+//! };
+//! use pipeline_sources::{Item, SourceOptions, rabbitmq::RabbitQueue};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let queue = RabbitQueue::new("amqp://localhost", "orders")?;
+//!
+//! // When it returns, the server has confirmed the item.
+//! queue.push(Item::new(r#"{"id": 7}"#)).await?;
+//!
+//! let handle = async |order: &mut Message<serde_json::Value>| {
+//!     println!("order {}", order["id"]);
+//!     Ok(())
+//! };
+//! let mut pipeline = Pipeline::of_messages("orders")
+//!     .source(queue.source(SourceOptions::new()).json::<serde_json::Value>())
+//!     .processors(Processors::from_fn(handle))
+//!     .start()?;
+//! pipeline.join().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What is missing at the server is made: a [queue](RabbitQueueKind), and an exchange and a queue for dead letters
+//! of its name with `.dead`. What is there is used as it is. It needs a server of version 3.10 or later.
+//!
+//! # How it works
+//!
+//! - A source consumes as many items as are asked for, and then stops to consume. There is no lease: the
+//!   items of a connection that is closed are delivered again at once.
+//! - An item that is to be delivered again later waits in a queue `<name>.retry.<n>ms`, from where the server
+//!   moves it back when its time is over. There is such a queue for each power of two, so an item waits for at
+//!   most twice its delay. It is then behind the other items.
+//! - An item that is given up is added to the exchange of dead letters, with headers that say why. The server
+//!   itself adds those that were delivered [too often](RabbitOptions::delivery_limit).
+//! - Pushes, retries and dead letters are persistent, and are confirmed by the server. They have a connection
+//!   of their own, for a server that is short of memory or disk takes nothing from it: a push waits then, and
+//!   fails with [`RabbitError::Blocked`] when its time is over. Items are handled and acknowledged meanwhile.
+//!
+//! # Messages of other programs
+//!
+//! Any program may publish to the queue; a payload is enough. Headers of the message that are text or numbers
+//! are those of the item, except
+//!
+//! | property or header | what it is |
+//! | --- | --- |
+//! | `message-id` | the id of the item; one without gets one |
+//! | `timestamp` | when it was added, in seconds |
+//! | `pipeline-key` | the key |
+//! | `traceparent` | the trace, as the W3C has defined it |
+//! | `pipeline-item` | a JSON object with `headers`, for those whose names are taken or longer than 255 bytes |
+//! | `pipeline-deliveries` | how often it was delivered before its last retry |
+//! | `x-…` | of the server, and no part of the item |
+//!
+//! A message whose key is not text, or whose `pipeline-item` is not valid, is given up.
+//!
+//! # What RabbitMQ promises
+//!
+//! - Items are delivered in the order in which they were added, unless they are delivered again.
+//! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
+//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) has to allow for them. A classic queue that is
+//!   there tells only whether an item was delivered before.
+//! - Acknowledgements are not confirmed. A source makes sure that the server has read them, but one that is
+//!   killed may deliver again what was done in its last moments.
+//! - It tells how many items wait, and not how many are being handled or wait for a retry.
+
+mod format;
+mod link;
+mod session;
+
+use std::{
+    error::Error,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize},
+    },
+    time::Duration,
+};
+
+use lapin::{
+    Channel, ErrorKind,
+    message::BasicGetMessage,
+    options::{BasicAckOptions, BasicGetOptions},
+    protocol::{AMQPErrorKind, AMQPSoftError},
+    types::ShortString,
+    uri::AMQPUri,
+};
+use thiserror::Error;
+use tokio::{sync::Mutex, time::timeout};
+
+use self::link::{Dialer, Names, Publisher, declared, prepare, within};
+pub use self::session::{RabbitFetch, RabbitReceipt, RabbitSettle};
+use crate::{
+    broker::{Backlog, BrokerError},
+    clock::now,
+    item::{DeadLetter, Item},
+    options::SourceOptions,
+    source::Source,
+};
+
+/// The longest name of a queue, in bytes. Those that are made of it are longer.
+const LONGEST_NAME: usize = 200;
+
+/// How many dead letters are looked at in a call.
+const MOST_DEAD: usize = 10_000;
+
+/// A queue of RabbitMQ.
+///
+/// Cheap to clone. It connects when it is used first. Pushes share one connection, and each source has one
+/// of its own. What different tasks push at the same time is under way together.
+#[derive(Clone, Debug)]
+pub struct RabbitQueue {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    names: Names,
+    options: RabbitOptions,
+    /// Opens the connections of sources.
+    dialer: Dialer,
+    /// Opens the connection of pushes.
+    publisher_dialer: Dialer,
+    publisher: Mutex<Option<Arc<Publisher>>>,
+    /// Numbers the sessions of sources.
+    sessions: AtomicU64,
+    /// How many fetches are made for one item only.
+    careful: AtomicUsize,
+}
+
+/// The kind of a queue of RabbitMQ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RabbitQueueKind {
+    /// On several servers of a cluster. It counts deliveries, and keeps an item that waits for a retry until
+    /// it is back in its queue.
+    ///
+    /// A server of version 3.10 that is alone and is killed may have no leader for it when it is started
+    /// again (issue 10070 of rabbitmq-server). Calls end with an error in time then, until an operator
+    /// triggers an election.
+    #[default]
+    Quorum,
+    /// On one server. It tells whether an item was delivered before, and does not count, so an item whose
+    /// process dies each time comes again and again. An item that waits for a retry may be lost if the
+    /// server dies at the moment at which its time is over.
+    Classic,
+}
+
+/// The options of a queue of RabbitMQ. Those of the queue concern one that is made.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RabbitOptions {
+    kind: RabbitQueueKind,
+    dead_letters: Option<Box<str>>,
+    timeout: Duration,
+    max_items: Option<u64>,
+    delivery_limit: u32,
+}
+
+impl Default for RabbitOptions {
+    fn default() -> Self {
+        let timeout = Duration::from_secs(5);
+        let kind = RabbitQueueKind::Quorum;
+        Self { kind, dead_letters: None, timeout, max_items: None, delivery_limit: 100 }
+    }
+}
+
+impl RabbitOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The kind of the queue. Default a quorum queue.
+    pub fn kind(mut self, kind: RabbitQueueKind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// The exchange and the queue of the dead letters. Default the name of the queue with `.dead`.
+    pub fn dead_letters(mut self, name: impl Into<Box<str>>) -> Self {
+        self.dead_letters = Some(name.into());
+        self
+    }
+
+    /// How long the server may take for an answer, and a push in all. Default 5 seconds. It is also the
+    /// interval of heartbeats, in whole seconds.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout.max(Duration::from_millis(10));
+        self
+    }
+
+    /// How many items the queue may have. Beyond it a push is refused, and no item is lost. Default as many
+    /// as the server has space for.
+    pub fn max_items(mut self, items: u64) -> Self {
+        self.max_items = Some(items);
+        self
+    }
+
+    /// How often a quorum queue delivers an item without an outcome before the server gives it up. Default 100.
+    /// This happens to an item that the client library cannot read, for it closes the connection then.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn delivery_limit(mut self, deliveries: u32) -> Self {
+        assert!(deliveries > 0, "an item must be delivered at least once");
+        self.delivery_limit = deliveries;
+        self
+    }
+}
+
+/// Why a call of a queue of RabbitMQ failed.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum RabbitError {
+    /// The address of the server is not valid.
+    #[error("the address of the server is not valid: {0}")]
+    Address(Arc<str>),
+    /// The name of a queue is not valid.
+    #[error("{0:?} is no name for a queue")]
+    Name(Arc<str>),
+    /// The server did not answer in time.
+    #[error("{0}: the server has not answered in time")]
+    Timeout(&'static str),
+    /// The server is short of memory or disk, and takes no items now.
+    #[error("the server is short of memory or disk, and takes no items now")]
+    Blocked,
+    /// The queue has refused the item, because it is full or cannot store it.
+    #[error("the queue has refused the item, because it is full or cannot store it")]
+    Refused,
+    /// The queue is missing, and could not be made.
+    #[error("the queue is missing")]
+    Unroutable,
+    /// The headers of the item are too large.
+    #[error("headers of {size} bytes are too large, more than {limit}")]
+    TooLarge {
+        /// Their size.
+        size: usize,
+        /// The largest.
+        limit: usize,
+    },
+    /// A call has failed, or the connection was lost.
+    #[error("{what}: {source}")]
+    Client {
+        /// What was asked for.
+        what: &'static str,
+        /// The error of the client library.
+        source: lapin::Error,
+    },
+    /// The connection or the consumer was closed.
+    #[error("the connection was closed")]
+    Closed,
+}
+
+impl RabbitError {
+    const fn new(what: &'static str, source: lapin::Error) -> Self {
+        Self::Client { what, source }
+    }
+
+    /// Whether it is for want of a queue or an exchange.
+    fn is_missing(&self) -> bool {
+        match self {
+            Self::Unroutable => true,
+            Self::Client { source, .. } => match source.kind() {
+                ErrorKind::ProtocolError(error) => {
+                    *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+impl From<RabbitError> for BrokerError {
+    fn from(error: RabbitError) -> Self {
+        Self::new(Box::<dyn Error + Send + Sync>::from(error))
+    }
+}
+
+/// A random name for an item.
+fn random_id() -> Arc<str> {
+    let [first, second] = [(); 2].map(|()| RandomState::new().hash_one(0));
+    format!("{first:016x}{second:016x}").into()
+}
+
+fn name(name: &str) -> Result<ShortString, RabbitError> {
+    let is_name = !name.is_empty()
+        && name.len() <= LONGEST_NAME
+        && !name.starts_with("amq.")
+        && !name.contains(char::is_control);
+    let name = is_name.then(|| ShortString::try_new(name).ok()).flatten().ok_or(name);
+    name.map_err(|name| RabbitError::Name(name.into()))
+}
+
+impl RabbitQueue {
+    /// A queue of this name, with default options. The address is such as `amqp://user:password@host/vhost`.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if the address or the name is not valid. It does not connect yet.
+    pub fn new(address: &str, queue: &str) -> Result<Self, RabbitError> {
+        Self::with(address, queue, RabbitOptions::new())
+    }
+
+    /// A queue of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if the address or a name is not valid. It does not connect yet.
+    pub fn with(address: &str, queue: &str, options: RabbitOptions) -> Result<Self, RabbitError> {
+        let uri: AMQPUri =
+            address.parse().map_err(|why: String| RabbitError::Address(why.into()))?;
+        let dead = options.dead_letters.as_deref().map(name).transpose()?;
+        let queue_name = name(queue)?;
+        let dead = dead.map_or_else(|| name(&format!("{queue}.dead")), Ok)?;
+        let shared = Shared {
+            names: Names { queue: queue_name, dead },
+            dialer: Dialer::new(uri.clone(), options.timeout),
+            publisher_dialer: Dialer::new(uri, options.timeout),
+            options,
+            publisher: Mutex::default(),
+            sessions: AtomicU64::new(0),
+            careful: AtomicUsize::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The name of the queue.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.shared.names.queue.as_str()
+    }
+
+    /// Adds an item. When it returns the item's id, the server has confirmed it.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if it was not confirmed. After a [time-out](RabbitError::Timeout) or when the
+    /// connection was lost it may be there nevertheless.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the item may be added or not.
+    pub async fn push(&self, item: Item) -> Result<Arc<str>, RabbitError> {
+        let id = random_id();
+        let properties = format::to_properties(&item, &id, now());
+        let exchange = ShortString::default();
+        let queue = &self.shared.names.queue;
+        let publisher = self.shared.publisher().await?;
+        let push = || publisher.publish(&exchange, queue, properties.clone(), &item.payload);
+        match push().await {
+            Err(RabbitError::Unroutable) => {
+                self.shared.prepare(&publisher).await?;
+                push().await?;
+            }
+            pushed => pushed?,
+        }
+        Ok(id)
+    }
+
+    /// A source of the queue's items. A queue may have several, in any number of processes; each item is
+    /// delivered to one of them at a time.
+    #[must_use]
+    pub fn source(&self, options: SourceOptions) -> Source<Self> {
+        Source::new(self.clone(), options)
+    }
+
+    /// How many items wait to be delivered, and how many dead letters there are. Items that are being
+    /// handled or that wait for a retry are not counted, for the server does not tell.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if the server did not tell.
+    pub async fn backlog(&self) -> Result<Backlog, RabbitError> {
+        let publisher = self.shared.publisher().await?;
+        match self.shared.backlog(&self.shared.channel(&publisher).await?).await {
+            Err(error) if error.is_missing() => {
+                self.shared.prepare(&publisher).await?;
+                self.shared.backlog(&self.shared.channel(&publisher).await?).await
+            }
+            backlog => backlog,
+        }
+    }
+
+    /// Up to `limit` items that were given up, in their order, after the one with this id or from the first
+    /// one on.
+    ///
+    /// The server has no other way to look at them than to take them and to give them back, so pages take
+    /// the longer the further back they are, and other calls find fewer meanwhile. At most 10,000 are
+    /// looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if the server did not tell.
+    pub async fn dead_letters(
+        &self,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<DeadLetter<Arc<str>>>, RabbitError> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let publisher = self.shared.publisher().await?;
+        // They are given back when it is closed.
+        let channel = self.shared.channel(&publisher).await?;
+        let (mut dead, mut skip) = (Vec::new(), after.is_some());
+        for _ in 0..MOST_DEAD {
+            if dead.len() >= limit {
+                break;
+            }
+            let Some(got) = self.shared.get_dead(&channel).await? else { break };
+            let properties = &got.delivery.properties;
+            if !skip {
+                dead.push(format::dead_letter(properties, got.delivery.data.into()));
+            } else if after == Some(&*format::dead_id(properties)) {
+                skip = false;
+            }
+        }
+        self.shared.close(channel).await?;
+        Ok(dead)
+    }
+
+    /// Adds an item that was given up to the queue again, as a new item. Returns its id, or `None` if there
+    /// is no dead letter with this one. It looks for it as [`dead_letters`](RabbitQueue::dead_letters) does.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if a request failed. The item may then be both in the queue and among the dead
+    /// letters.
+    pub async fn replay(&self, id: &str) -> Result<Option<Arc<str>>, RabbitError> {
+        let publisher = self.shared.publisher().await?;
+        let channel = self.shared.channel(&publisher).await?;
+        let found = self.shared.find_dead(&channel, id).await?;
+        let mut new = None;
+        if let Some(found) = found {
+            let message = &found.delivery;
+            let properties = format::for_replay(&message.properties, &random_id());
+            let message_id = properties.message_id().as_ref().map(ToString::to_string);
+            let (exchange, queue) = (ShortString::default(), &self.shared.names.queue);
+            publisher.publish(&exchange, queue, properties, &message.data).await?;
+            self.shared.ack(&channel, message.delivery_tag).await?;
+            new = Some(message_id.unwrap_or_default().into());
+        }
+        self.shared.close(channel).await?;
+        Ok(new)
+    }
+
+    /// Removes an item that was given up. Returns whether there was one with this id. It looks for it as
+    /// [`dead_letters`](RabbitQueue::dead_letters) does.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if a request failed.
+    pub async fn drop_dead_letter(&self, id: &str) -> Result<bool, RabbitError> {
+        let publisher = self.shared.publisher().await?;
+        let channel = self.shared.channel(&publisher).await?;
+        let found = self.shared.find_dead(&channel, id).await?;
+        if let Some(found) = &found {
+            self.shared.ack(&channel, found.delivery.delivery_tag).await?;
+        }
+        self.shared.close(channel).await?;
+        Ok(found.is_some())
+    }
+}
+
+impl Shared {
+    /// The connection of pushes.
+    async fn publisher(&self) -> Result<Arc<Publisher>, RabbitError> {
+        let limit = self.options.timeout;
+        let kept = timeout(limit * 2, self.publisher.lock());
+        let mut kept = kept.await.map_err(|_| RabbitError::Timeout("connecting"))?;
+        if let Some(publisher) = kept.as_ref().filter(|publisher| publisher.is_open()) {
+            return Ok(publisher.clone());
+        }
+        // The old one is closed before, so that there are never two.
+        *kept = None;
+        let opened = Publisher::connect(&self.publisher_dialer, &self.names, &self.options).await?;
+        Ok(kept.insert(opened).clone())
+    }
+
+    async fn prepare(&self, publisher: &Publisher) -> Result<(), RabbitError> {
+        prepare(publisher.connection(), &self.names, &self.options).await
+    }
+
+    async fn channel(&self, publisher: &Publisher) -> Result<Channel, RabbitError> {
+        let opened = publisher.connection().create_channel();
+        within(self.options.timeout, "opening a channel", opened).await
+    }
+
+    async fn close(&self, channel: Channel) -> Result<(), RabbitError> {
+        let closed = channel.close(200, "done".into());
+        within(self.options.timeout, "closing a channel", closed).await
+    }
+
+    async fn backlog(&self, channel: &Channel) -> Result<Backlog, RabbitError> {
+        let limit = self.options.timeout;
+        let items = declared(channel, &self.names.queue, limit).await?;
+        let dead_letters = declared(channel, &self.names.dead, limit).await?;
+        Ok(Backlog {
+            items: Some(items.into()),
+            oldest: None,
+            dead_letters: Some(dead_letters.into()),
+        })
+    }
+
+    /// Takes the next dead letter.
+    async fn get_dead(&self, channel: &Channel) -> Result<Option<BasicGetMessage>, RabbitError> {
+        let got = channel.basic_get(self.names.dead.clone(), BasicGetOptions { no_ack: false });
+        within(self.options.timeout, "reading dead letters", got).await
+    }
+
+    async fn find_dead(
+        &self,
+        channel: &Channel,
+        id: &str,
+    ) -> Result<Option<BasicGetMessage>, RabbitError> {
+        for _ in 0..MOST_DEAD {
+            let Some(got) = self.get_dead(channel).await? else { break };
+            if &*format::dead_id(&got.delivery.properties) == id {
+                return Ok(Some(got));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Acknowledges a dead letter.
+    async fn ack(&self, channel: &Channel, tag: u64) -> Result<(), RabbitError> {
+        let acked = channel.basic_ack(tag, BasicAckOptions::default());
+        within(self.options.timeout, "removing a dead letter", acked).await
+    }
+}

@@ -1,0 +1,482 @@
+//! The queue of RabbitMQ.
+#![cfg(all(feature = "rabbitmq", feature = "test-kit", unix))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+mod kills;
+mod outages;
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use lapin::{
+    BasicProperties, Connection, ConnectionProperties,
+    options::BasicPublishOptions,
+    types::{AMQPValue, FieldTable},
+};
+use parking_lot::Mutex;
+use pipeline_core::{
+    Pipeline,
+    backoff::{Backoff, Jitter},
+    processing::{Failure, Message, Metadata, Processors},
+};
+use pipeline_sources::{
+    Item, Source, SourceOptions,
+    contract::{Faulty, Subject, check},
+    rabbitmq::{RabbitError, RabbitOptions, RabbitQueue, RabbitQueueKind},
+};
+use pipeline_test_support::servers::{Kind, Server};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The server that the tests share, for it takes seconds to start. The last test that uses it kills it.
+static SHARED: tokio::sync::Mutex<Weak<Server>> = tokio::sync::Mutex::const_new(Weak::new());
+
+async fn shared() -> Option<Arc<Server>> {
+    let mut shared = SHARED.lock().await;
+    if let Some(server) = shared.upgrade() {
+        return Some(server);
+    }
+    let server = Arc::new(Server::start(Kind::RabbitMq).await?);
+    *shared = Arc::downgrade(&server);
+    Some(server)
+}
+
+/// The server of a test, or the end of the test if there is none.
+macro_rules! server {
+    () => {
+        match shared().await {
+            Some(server) => server,
+            None => return,
+        }
+    };
+}
+
+fn short() -> RabbitOptions {
+    RabbitOptions::new().timeout(Duration::from_secs(3))
+}
+
+fn queue(server: &Server, name: &str) -> RabbitQueue {
+    RabbitQueue::with(&server.url(), name, short()).unwrap()
+}
+
+fn quick() -> SourceOptions {
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
+    let backoff = backoff.jitter(Jitter::None);
+    SourceOptions::new().redeliver_after(backoff).reconnect_after(backoff).max_deliveries(3)
+}
+
+async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+type Seen = Arc<Mutex<Vec<(String, Metadata)>>>;
+
+fn texts(seen: &Seen) -> Vec<String> {
+    seen.lock().iter().map(|(text, _)| text.clone()).collect()
+}
+
+/// Starts a pipeline that keeps what arrives, and fails what is "bad".
+fn keep(queue: &RabbitQueue, options: SourceOptions) -> (Pipeline, Seen) {
+    let seen = Seen::default();
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let text = String::from_utf8(message.payload.to_vec())?;
+        log.lock().push((text.clone(), message.metadata().clone()));
+        if text == "bad" { Err(Failure::new("it is bad")) } else { Ok(()) }
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(options))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    (pipeline, seen)
+}
+
+async fn reasons(queue: &RabbitQueue) -> Vec<String> {
+    let dead = queue.dead_letters(None, 100).await.unwrap();
+    dead.iter().map(|dead| dead.reason.to_string()).collect()
+}
+
+/// A program that speaks AMQP and knows nothing of the queue.
+async fn publish(server: &Server, queue: &str, payload: &str, headers: Option<FieldTable>) {
+    let properties = ConnectionProperties::default();
+    let connection = Connection::connect(&server.url(), properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(Default::default()).await.unwrap();
+    let properties = BasicProperties::default();
+    let properties = headers.into_iter().fold(properties, BasicProperties::with_headers);
+    let options = BasicPublishOptions::default();
+    let sent =
+        channel.basic_publish("".into(), queue.into(), options, payload.as_bytes(), properties);
+    assert!(sent.await.unwrap().await.unwrap().is_ack());
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+fn headers(of: &[(&str, &[u8])]) -> Option<FieldTable> {
+    let mut headers = FieldTable::default();
+    for (name, value) in of {
+        headers.insert((*name).into(), AMQPValue::LongString(value.to_vec().into()));
+    }
+    Some(headers)
+}
+
+/// A queue of a server that the checks share.
+struct OfServer {
+    server: Arc<Server>,
+    queue: RabbitQueue,
+}
+
+impl Subject for OfServer {
+    type Broker = RabbitQueue;
+
+    fn broker(&self) -> RabbitQueue {
+        self.queue.clone()
+    }
+
+    async fn push(&self, item: Item) {
+        self.queue.push(item).await.unwrap();
+    }
+
+    async fn push_malformed(&self) -> bool {
+        // The queue is made by the first call.
+        self.queue.backlog().await.unwrap();
+        let key = headers(&[("pipeline-key", b"\xff")]);
+        publish(&self.server, self.queue.name(), "x", key).await;
+        true
+    }
+
+    async fn dead_letters(&self) -> Vec<String> {
+        reasons(&self.queue).await
+    }
+
+    fn outlives_sessions(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_keeps_the_contract() {
+    let server = server!();
+    let made = AtomicUsize::new(0);
+    for kind in [RabbitQueueKind::Quorum, RabbitQueueKind::Classic] {
+        check(async || {
+            let name = format!("contract{}", made.fetch_add(1, SeqCst));
+            let queue = RabbitQueue::with(&server.url(), &name, short().kind(kind)).unwrap();
+            OfServer { server: server.clone(), queue }
+        })
+        .await;
+    }
+}
+
+impl outages::Queue for RabbitQueue {
+    type Broker = Self;
+
+    fn broker(&self) -> Self {
+        self.clone()
+    }
+
+    async fn try_push(&self, item: Item) -> Result<(), String> {
+        self.push(item).await.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_or_absent_loses_no_item() {
+    let Some(mut server) = Server::start(Kind::RabbitMq).await else { return };
+    // A quorum queue of this server may have no leader after its death.
+    let options = short().kind(RabbitQueueKind::Classic);
+    let queue = |name| RabbitQueue::with(&server.url(), name, options.clone()).unwrap();
+    let [killed, absent] = ["killed", "absent"].map(queue);
+    outages::killed(&mut server, killed).await;
+    outages::absent(&mut server, absent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_frozen_or_short_of_memory_loses_no_item() {
+    let Some(server) = Server::start(Kind::RabbitMq).await else { return };
+    let options = RabbitOptions::new().timeout(Duration::from_secs(1));
+    let queue = |name| RabbitQueue::with(&server.url(), name, options.clone()).unwrap();
+    outages::frozen(&server, queue("frozen")).await;
+    a_server_that_is_short_of_memory_takes_no_items_and_says_so(&server, queue("blocked")).await;
+}
+
+async fn a_server_that_is_short_of_memory_takes_no_items_and_says_so(
+    server: &Server,
+    queue: RabbitQueue,
+) {
+    for text in ["1", "2"] {
+        queue.push(Item::new(text)).await.unwrap();
+    }
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    let blocked = timeout(PATIENCE, async {
+        loop {
+            // The alarm begins a little later.
+            match queue.push(Item::new("3")).await {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        }
+    });
+    let blocked = blocked.await.unwrap();
+    assert!(matches!(blocked, RabbitError::Blocked), "{blocked:?}");
+    // Items are handled meanwhile.
+    let (pipeline, seen) = keep(&queue, quick());
+    until("they are handled", async || seen.lock().len() >= 2).await;
+    assert_eq!(texts(&seen)[..2], ["1", "2"]);
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.9"]);
+    until("an item is added", async || queue.push(Item::new("4")).await.is_ok()).await;
+    until("it is handled", async || texts(&seen).contains(&"4".to_owned())).await;
+    pipeline.drain(PATIENCE).await;
+}
+
+/// A queue whose items are known to be done when none has waited for a while: the server does not tell how
+/// many are being handled.
+const QUIET: usize = 50;
+
+impl kills::Queue for RabbitQueue {
+    type Broker = Self;
+
+    async fn open(address: &str) -> Self {
+        let (url, name) = address.rsplit_once('#').unwrap();
+        let options = short().delivery_limit(1_000_000);
+        Self::with(url, name, options).unwrap()
+    }
+
+    fn broker(&self) -> Self {
+        self.clone()
+    }
+
+    async fn push(&self, item: Item) {
+        Self::push(self, item).await.unwrap();
+    }
+
+    async fn is_empty(&self) -> bool {
+        for _ in 0..QUIET {
+            if self.backlog().await.unwrap().items != Some(0) {
+                return false;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_loses_no_item() {
+    if kills::inside::<RabbitQueue>().await {
+        return;
+    }
+    let server = server!();
+    let test = "a_process_that_is_killed_loses_no_item";
+    let address = format!("{}#handling", server.url());
+    kills::handling::<RabbitQueue>(test, &address, kills::Order::None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_whose_push_has_returned_is_delivered_although_its_process_was_killed() {
+    if kills::inside::<RabbitQueue>().await {
+        return;
+    }
+    let server = server!();
+    let test = "an_item_whose_push_has_returned_is_delivered_although_its_process_was_killed";
+    let address = format!("{}#pushing", server.url());
+    kills::pushing::<RabbitQueue>(test, &address).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_listed_replayed_and_dropped() {
+    let server = server!();
+    let queue = queue(&server, "dead letters");
+    let item = Item::new("bad").key("k").header("kind", "test").header("x-odd", "a\nb");
+    for item in [item.clone(), Item::new("good"), Item::new("bad"), Item::new("bad")] {
+        queue.push(item).await.unwrap();
+    }
+    let (pipeline, seen) = keep(&queue, quick());
+    let dead_letters = async || queue.backlog().await.unwrap().dead_letters;
+    until("three are given up", async || dead_letters().await == Some(3)).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(texts(&seen).iter().filter(|text| *text == "bad").count(), 9);
+
+    // They are given back after each look.
+    let dead = queue.dead_letters(None, 2).await.unwrap();
+    assert_eq!(dead.len(), 2);
+    let all = queue.dead_letters(None, 100).await.unwrap();
+    assert_eq!(all.len(), 3);
+    let first = all.iter().find(|dead| dead.item.key.is_some()).unwrap();
+    assert_eq!((first.deliveries, &*first.reason), (3, "it is bad"));
+    assert_eq!(first.item, item);
+    assert!(first.enqueued_at.is_some() && first.enqueued_at <= first.given_up_at);
+    let rest = queue.dead_letters(Some(&all[1].id), 100).await.unwrap();
+    assert_eq!(rest.iter().map(|dead| &dead.id).collect::<Vec<_>>(), [&all[2].id]);
+
+    assert_eq!(queue.replay("none").await.unwrap(), None);
+    assert!(queue.replay(&first.id).await.unwrap().is_some());
+    assert_eq!(queue.replay(&first.id).await.unwrap(), None);
+    let other = all.iter().find(|dead| dead.id != first.id).unwrap();
+    assert!(queue.drop_dead_letter(&other.id).await.unwrap());
+    assert!(!queue.drop_dead_letter(&other.id).await.unwrap());
+    assert_eq!(queue.dead_letters(None, 100).await.unwrap().len(), 1);
+
+    // What was replayed is delivered as a new item, and given up once more.
+    let (pipeline, seen) = keep(&queue, quick());
+    until("it is given up again", async || dead_letters().await == Some(2)).await;
+    pipeline.drain(PATIENCE).await;
+    let (_, metadata) = seen.lock()[0].clone();
+    assert_eq!((metadata.key, metadata.deliveries), (item.key.clone(), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up() {
+    let server = server!();
+    let queue = queue(&server, "others");
+    queue.push(Item::new("first")).await.unwrap();
+    publish(&server, "others", "payload only", None).await;
+    let mut given = headers(&[("pipeline-key", "к".as_bytes()), ("bytes", b"\xff")]).unwrap();
+    given.insert("n".into(), AMQPValue::LongInt(7));
+    given.insert("table".into(), AMQPValue::FieldTable(FieldTable::default()));
+    publish(&server, "others", "with headers", Some(given)).await;
+    publish(&server, "others", "odd key", headers(&[("pipeline-key", b"\xff")])).await;
+    publish(&server, "others", "not valid", headers(&[("pipeline-item", b"[")])).await;
+    queue.push(Item::new("last")).await.unwrap();
+    let (pipeline, seen) = keep(&queue, quick());
+    until("the others are handled", async || seen.lock().len() == 4).await;
+    until("two are given up", async || reasons(&queue).await.len() == 2).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    assert_eq!(texts(&seen), ["first", "payload only", "with headers", "last"]);
+    let seen = seen.lock().clone();
+    assert_eq!(seen[2].1.key.as_deref(), Some("к"));
+    assert_eq!(seen[2].1.headers, [("n".into(), "7".into())]);
+    assert!(seen.iter().all(|(_, metadata)| metadata.id.as_ref().is_some_and(|id| !id.is_empty())));
+    let mut why = reasons(&queue).await;
+    why.sort_unstable();
+    assert_eq!(
+        why[0],
+        "the header pipeline-item is not valid: EOF while parsing a list at line 1 column 1"
+    );
+    assert_eq!(why[1], "the header pipeline-key is not text");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_items_and_keeps_those_that_it_has() {
+    let server = server!();
+    let options = short().max_items(10);
+    let queue = RabbitQueue::with(&server.url(), "full", options).unwrap();
+    let mut pushed = Vec::new();
+    let refused = loop {
+        let text = pushed.len().to_string();
+        match queue.push(Item::new(text.clone())).await {
+            Ok(_) => pushed.push(text),
+            Err(error) => break error,
+        }
+        assert!(pushed.len() < 50, "it is never full");
+    };
+    assert!(matches!(refused, RabbitError::Refused), "{refused:?}");
+    let (pipeline, seen) = keep(&queue, quick());
+    until("all are handled", async || seen.lock().len() == pushed.len()).await;
+    until("there is space", async || queue.push(Item::new("space")).await.is_ok()).await;
+    until("it is handled", async || texts(&seen).contains(&"space".to_owned())).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(texts(&seen)[..pushed.len()], pushed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_costs_nothing_until_it_is_asked_for() {
+    const ITEMS: usize = 5000;
+    let server = server!();
+    let queue = queue(&server, "backlog");
+    // Pushes are under way together.
+    let pushing = (0..50).map(|task| {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for n in 0..ITEMS / 50 {
+                queue.push(Item::new(format!("{task} {n}"))).await.unwrap();
+            }
+        })
+    });
+    for task in pushing.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let items = async || usize::try_from(queue.backlog().await.unwrap().items.unwrap()).unwrap();
+    assert_eq!(items().await, ITEMS);
+    let (broker, faults) = Faulty::new(queue.clone());
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        gate.acquire().await?.forget();
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(Source::new(broker, quick()))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(10))
+        .start()
+        .unwrap();
+    until("it fetches what is asked for", async || faults.fetched() == 10).await;
+    // The server has delivered no more than that.
+    assert_eq!(items().await, ITEMS - 10);
+    opened.add_permits(500);
+    until("it fetches on", async || faults.fetched() == 510).await;
+    assert_eq!(items().await, ITEMS - 510);
+    opened.add_permits(ITEMS);
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_delay_waits_for_no_longer_one_and_all_arrive() {
+    let server = server!();
+    let queue = queue(&server, "delays");
+    let begun = Instant::now();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let ms = String::from_utf8(message.payload.to_vec())?.parse::<u64>()?;
+        if message.metadata().deliveries == 1 {
+            return Err(Failure::new("later").retry_after(Duration::from_millis(ms)));
+        }
+        log.lock().push((ms, begun.elapsed()));
+        Ok(())
+    };
+    let delays = [20_000, 4000, 1000, 100, 10];
+    for ms in delays {
+        queue.push(Item::new(ms.to_string())).await.unwrap();
+    }
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    until("the shorter ones arrive", async || seen.lock().len() >= 4).await;
+    pipeline.drain(PATIENCE).await;
+    let seen = seen.lock();
+    let arrived: HashSet<_> = seen.iter().map(|(ms, _)| *ms).collect();
+    assert_eq!(arrived, HashSet::from([10, 100, 1000, 4000]));
+    assert!(seen.iter().all(|(ms, after)| *after >= Duration::from_millis(*ms)), "{seen:?}");
+}
+
+#[tokio::test]
+async fn odd_names_and_addresses_are_refused() {
+    let long = "n".repeat(201);
+    for (address, name) in [
+        ("http://localhost", "a"),
+        ("amqp://localhost", ""),
+        ("amqp://localhost", "amq.a"),
+        ("amqp://localhost", &long),
+    ] {
+        assert!(RabbitQueue::new(address, name).is_err(), "{address} {name}");
+    }
+    RabbitQueue::new("amqp://localhost", "orders").unwrap();
+}
