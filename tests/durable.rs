@@ -263,3 +263,64 @@ async fn the_queue_is_shown_in_statsd_the_inspector_and_the_terminal() {
     assert!(shown.contains("source reads the queue pushes in a SQLite file"), "{shown}");
     assert!(shown.lines().any(|line| line.contains("source") && line.contains("connected")));
 }
+
+/// Runs the command `dead-letters` with the queue. Returns whether it succeeded, and its output.
+async fn dead_letters(folder: &Folder, flags: &[&str]) -> (bool, String) {
+    let file = folder.file();
+    let (status, printed) =
+        Example::run(&[&["dead-letters", "--durable", &file], flags].concat()).await;
+    (status.success(), printed)
+}
+
+#[tokio::test]
+async fn an_operator_lists_shows_replays_and_drops_dead_letters() {
+    let folder = Folder::new();
+    let (done, printed) = dead_letters(&folder, &["list"]).await;
+    assert!(!done && printed.contains("there is no file "), "{printed}");
+    let example = folder.start(&[]).await;
+    assert!(dead_letters(&folder, &["list"]).await.1.contains("there are none"));
+    let insert = "INSERT INTO pipeline_items (queue, key, payload) VALUES ('pushes', 'k', ?1)";
+    for n in 0..4 {
+        let payload = format!("{{\"n\": {n}, \u{1b}[31m");
+        folder.open().execute(insert, [payload]).unwrap();
+    }
+    until("they are given up", || folder.dead() == 4).await;
+    let first = folder.count("SELECT min(id) FROM pipeline_dead_letters");
+    let id = |n: i64| (first + n).to_string();
+
+    // By pages.
+    let (done, page) = dead_letters(&folder, &["list", "--limit", "3"]).await;
+    assert!(done && page.contains("unknown field `n`"), "{page}");
+    assert!(page.contains(r#"{"n": 2, \u{1b}[31m"#) && !page.contains('\u{1b}'), "{page}");
+    assert!(page.contains(&format!("more: list --after {}", id(2))), "{page}");
+    let (_, page) = dead_letters(&folder, &["list", "--after", &id(2), "--json"]).await;
+    let only: Value = serde_json::from_str(&page).unwrap();
+    assert_eq!((&only["id"], &only["deliveries"]), (&json!(id(3)), &json!(1)));
+    assert_eq!((&only["key"], &only["payload"]), (&json!("k"), &json!("{\"n\": 3, \u{1b}[31m")));
+    let (done, shown) = dead_letters(&folder, &["show", &id(1)]).await;
+    assert!(done && shown.contains("given up at  20"), "{shown}");
+    assert!(shown.contains("payload\n{\"n\": 1, "), "{shown}");
+
+    // What does not exist is said, and the others are done.
+    let (done, printed) = dead_letters(&folder, &["drop", &id(0), "999999", &id(1)]).await;
+    assert!(!done && printed.contains("there is no dead letter 999999"), "{printed}");
+    assert!(printed.contains("2 dropped"), "{printed}");
+    assert_eq!(folder.dead(), 2);
+    let (done, printed) = dead_letters(&folder, &["show", &id(0)]).await;
+    assert!(!done && printed.contains("there is no dead letter"), "{printed}");
+    let (done, printed) = dead_letters(&folder, &["show", "x"]).await;
+    assert!(!done && printed.contains("\"x\" is no id"), "{printed}");
+    assert!(!dead_letters(&folder, &["replay"]).await.0, "which ones?");
+
+    // Mended, one is pushed when it is replayed. The other is given up again.
+    let mend = "UPDATE pipeline_dead_letters SET payload = ?1 WHERE id = ?2";
+    folder.open().execute(mend, [push(1, &json!({"n": 2})), id(2)]).unwrap();
+    let mut ada = user(&example, 1).await;
+    let (done, printed) = dead_letters(&folder, &["replay", "--all", "--json"]).await;
+    assert_eq!((done, printed.trim()), (true, r#"{"replayed":2}"#));
+    assert_eq!(number(&mut ada).await, 2);
+    until("the other is given up again", || folder.dead() == 1 && folder.waiting() == 0).await;
+    let (done, printed) = dead_letters(&folder, &["drop", "--all"]).await;
+    assert!(done && printed.contains("1 dropped"), "{printed}");
+    assert_eq!((folder.dead(), folder.waiting()), (0, 0));
+}

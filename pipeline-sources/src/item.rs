@@ -86,6 +86,15 @@ pub struct DeadLetter<Id = i64> {
     pub reason: Arc<str>,
 }
 
+impl<Id> DeadLetter<Id> {
+    /// The same with its id converted, for a program that treats those of several sources alike.
+    #[must_use]
+    pub fn map_id<T>(self, convert: impl FnOnce(Id) -> T) -> DeadLetter<T> {
+        let Self { id, item, enqueued_at, given_up_at, deliveries, reason } = self;
+        DeadLetter { id: convert(id), item, enqueued_at, given_up_at, deliveries, reason }
+    }
+}
+
 impl<R> Delivery<R> {
     /// The metadata of the item's message.
     pub(crate) fn metadata(&self) -> Metadata {

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use pipeline::statsd;
 
 /// Push items to the users they are meant for, and see how long each takes.
@@ -10,8 +10,11 @@ use pipeline::statsd;
 /// Open the printed URL, push something, and watch it arrive. Ctrl-C stops the program: accepted pushes
 /// are still delivered.
 #[derive(Debug, Parser)]
-#[command(name = "push_to_users")]
+#[command(name = "push_to_users", args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// The port to serve on; 0 picks a free one
     #[arg(long, default_value_t = 4000)]
     pub port: u16,
@@ -82,6 +85,62 @@ pub struct Args {
     /// Maximum number of seconds to keep delivering after Ctrl-C
     #[arg(long, value_name = "SECS", default_value_t = 10)]
     pub drain_secs: u64,
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Manage the pushes that were given up: they failed too often, or are not valid
+    DeadLetters(DeadLetters),
+}
+
+/// The command `dead-letters`.
+#[derive(Debug, clap::Args)]
+pub struct DeadLetters {
+    /// The file of the queue
+    #[arg(long, value_name = "FILE", global = true)]
+    pub durable: Option<PathBuf>,
+
+    /// Print JSON, an object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What is to be done with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// List them, the oldest first, a page at a time
+    List {
+        /// Begin after this one: the last of the page before
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+        /// How many to list at most
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show one with all that is known of it
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Add them to the queue again
+    Replay(Which),
+    /// Remove them for good
+    Drop(Which),
+}
+
+/// Which dead letters.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Their ids
+    pub ids: Vec<String>,
+    /// All that there are when the command begins
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// The receiver of StatsD lines.

@@ -144,7 +144,7 @@ pub async fn open(durable: Option<&std::path::Path>) -> Result<Option<Arc<dyn Du
 
 /// The advice for a flag whose feature this program was built without.
 #[cfg(any(test, not(feature = "sqlite")))]
-fn missing(flag: &str, feature: &str) -> String {
+pub fn missing(flag: &str, feature: &str) -> String {
     format!(
         "this program was built without {flag}: build it with \
          `cargo run --release -p push_to_users --features {feature} -- {flag} ..`"

@@ -9,6 +9,8 @@
 #![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod args;
+#[cfg(feature = "sqlite")]
+mod dead_letters;
 mod demo;
 #[cfg(feature = "sqlite")]
 mod durable;
@@ -37,7 +39,7 @@ use pipeline::{
 use pipeline_example_support::{PhoenixClient, complain, finish, log_to_stderr, say};
 
 use self::{
-    args::Args,
+    args::{Args, Command, DeadLetters},
     intake::Intake,
     printed::Printed,
     statsd::Statsd,
@@ -47,9 +49,14 @@ use self::{
 #[tokio::main]
 async fn main() -> ExitCode {
     log_to_stderr("info");
-    let code = match run(Args::parse()).await {
+    let args = Args::parse();
+    let ran = match &args.command {
+        Some(Command::DeadLetters(wanted)) => dead_letters(wanted).await,
+        None => run(args).await,
+    };
+    let code = match ran {
         Ok(true) => ExitCode::SUCCESS,
-        // Items were left unprocessed; the report has been printed.
+        // Items were left unprocessed, or not all dead letters exist; it has been printed.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             complain(format!("error: {error}"));
@@ -63,6 +70,19 @@ async fn main() -> ExitCode {
     };
     finish();
     code
+}
+
+/// The command `dead-letters`.
+async fn dead_letters(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
+    #[cfg(feature = "sqlite")]
+    {
+        dead_letters::run(wanted).await
+    }
+    #[cfg(not(feature = "sqlite"))]
+    {
+        let _ = wanted;
+        Err(intake::missing("dead-letters", "sqlite").into())
+    }
 }
 
 async fn run(args: Args) -> Result<bool, Box<dyn Error>> {

@@ -1,0 +1,289 @@
+//! The command `dead-letters`: what became of pushes that were given up, and another try.
+
+use std::{
+    error::Error,
+    fmt::Write,
+    future::Future,
+    pin::Pin,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use pipeline::sources::{DeadLetter, sqlite::SqliteQueue};
+use pipeline_example_support::{complain, say};
+use serde_json::json;
+
+use crate::{
+    args::{Action, DeadLetters, Which},
+    durable,
+};
+
+/// How many dead letters are read at once.
+const PAGE: u32 = 100;
+
+/// How much of a payload or a reason a line of the table shows, in characters.
+const EXCERPT: usize = 60;
+
+/// The dead letters of a queue.
+trait Graves: Send + Sync {
+    /// Up to so many after this one, in the order of their ids.
+    fn list<'a>(&'a self, after: Option<&'a str>, limit: u32)
+    -> Asked<'a, Vec<DeadLetter<String>>>;
+
+    /// The dead letter with this id.
+    fn find<'a>(&'a self, id: &'a str) -> Asked<'a, Option<DeadLetter<String>>>;
+
+    /// Adds one to the queue again. Returns whether there was one with this id.
+    fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
+
+    /// Removes one. Returns whether there was one with this id.
+    fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
+}
+
+type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn Error>>> + 'a>>;
+
+impl Graves for SqliteQueue {
+    fn list<'a>(
+        &'a self,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> Asked<'a, Vec<DeadLetter<String>>> {
+        Box::pin(async move {
+            let after = after.map_or(Ok(0), number)?;
+            Ok(self.dead_letters(after, limit).await?.into_iter().map(with_text_id).collect())
+        })
+    }
+
+    fn find<'a>(&'a self, id: &'a str) -> Asked<'a, Option<DeadLetter<String>>> {
+        Box::pin(async move {
+            let id = number(id)?;
+            let found = self.dead_letters(id.saturating_sub(1), 1).await?;
+            Ok(found.into_iter().find(|dead| dead.id == id).map(with_text_id))
+        })
+    }
+
+    fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(Self::replay(self, number(id)?).await?.is_some()) })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(self.drop_dead_letter(number(id)?).await?) })
+    }
+}
+
+fn number(id: &str) -> Result<i64, String> {
+    id.parse().map_err(|_| format!("{id:?} is no id, expected a number"))
+}
+
+/// The same with a text as its id, as the command line has it.
+fn with_text_id<Id: ToString>(dead: DeadLetter<Id>) -> DeadLetter<String> {
+    dead.map_id(|id| id.to_string())
+}
+
+/// Does it. Returns whether all the dead letters that were named exist.
+pub async fn run(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
+    let DeadLetters { durable: file, json: as_json, action } = wanted;
+    let as_json = *as_json;
+    let file = file.as_deref().ok_or("which queue? --durable FILE names it")?;
+    if !file.exists() {
+        return Err(format!("there is no file {}", file.display()).into());
+    }
+    let queue: &dyn Graves = &durable::open(file).await?;
+    match action {
+        Action::List { after, limit } => list(queue, after.as_deref(), *limit, as_json).await,
+        Action::Show { id } => match queue.find(id).await? {
+            Some(dead) => {
+                say(if as_json { to_json(&dead) } else { whole(&dead) });
+                Ok(true)
+            }
+            None => Ok(missing(id)),
+        },
+        Action::Replay(which) => {
+            each(queue, which, "replayed", as_json, async |id| queue.replay(id).await).await
+        }
+        Action::Drop(which) => {
+            each(queue, which, "dropped", as_json, async |id| queue.remove(id).await).await
+        }
+    }
+}
+
+fn missing(id: &str) -> bool {
+    complain(format!("there is no dead letter {}", printable(id)));
+    false
+}
+
+async fn list(
+    queue: &dyn Graves,
+    after: Option<&str>,
+    limit: u32,
+    as_json: bool,
+) -> Result<bool, Box<dyn Error>> {
+    let (mut last, mut left) = (after.map(str::to_owned), limit);
+    let mut listed = 0;
+    if !as_json {
+        say(row(["id", "given up at", "tries", "key", "reason", "payload"]));
+    }
+    while left > 0 {
+        let page = queue.list(last.as_deref(), left.min(PAGE)).await?;
+        let Some(end) = page.last() else { break };
+        last = Some(end.id.clone());
+        left = left.saturating_sub(u32::try_from(page.len()).unwrap_or(u32::MAX));
+        listed += page.len();
+        for dead in &page {
+            say(if as_json { to_json(dead) } else { line(dead) });
+        }
+    }
+    let more = match &last {
+        Some(last) if listed > 0 => !queue.list(Some(last), 1).await?.is_empty(),
+        _ => false,
+    };
+    match last {
+        Some(last) if more && !as_json => say(format!("more: list --after {last}")),
+        _ if listed == 0 && !as_json => say("there are none"),
+        _ => {}
+    }
+    Ok(true)
+}
+
+/// Does something with each of the dead letters.
+async fn each(
+    queue: &dyn Graves,
+    which: &Which,
+    done: &str,
+    as_json: bool,
+    act: impl AsyncFn(&str) -> Result<bool, Box<dyn Error>>,
+) -> Result<bool, Box<dyn Error>> {
+    // Those that are given up meanwhile are others.
+    let ids = if which.all { all(queue).await? } else { which.ids.clone() };
+    let (mut count, mut found_all) = (0_u64, true);
+    for id in &ids {
+        if act(id).await? {
+            count += 1;
+        } else if !which.all {
+            found_all = missing(id);
+        }
+    }
+    say(if as_json { json!({ done: count }).to_string() } else { format!("{count} {done}") });
+    Ok(found_all)
+}
+
+async fn all(queue: &dyn Graves) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut ids = Vec::<String>::new();
+    loop {
+        let page = queue.list(ids.last().map(String::as_str), PAGE).await?;
+        if page.is_empty() {
+            return Ok(ids);
+        }
+        ids.extend(page.into_iter().map(|dead| dead.id));
+    }
+}
+
+/// A line of the table.
+fn row([id, at, tries, key, reason, payload]: [&str; 6]) -> String {
+    format!("{id:>8}  {at:<20}  {tries:>5}  {key:<12}  {reason:<EXCERPT$}  {payload}")
+}
+
+fn line(dead: &DeadLetter<String>) -> String {
+    let payload = String::from_utf8_lossy(&dead.item.payload);
+    let key = dead.item.key.as_deref().unwrap_or_default();
+    let (at, tries) = (dead.given_up_at.map_or_else(String::new, utc), dead.deliveries.to_string());
+    let (reason, payload) = (excerpt(&dead.reason), excerpt(&payload));
+    row([&printable(&dead.id), &at, &tries, &printable(key), &reason, &payload])
+}
+
+/// Everything about one, with its payload at the end.
+fn whole(dead: &DeadLetter<String>) -> String {
+    let mut text = String::new();
+    let mut field = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<12} {}", printable(value));
+    };
+    field("id", &dead.id);
+    field("key", dead.item.key.as_deref().unwrap_or("-"));
+    field("added at", &dead.enqueued_at.map_or_else(|| "-".to_owned(), utc));
+    field("given up at", &dead.given_up_at.map_or_else(|| "-".to_owned(), utc));
+    field("tries", &dead.deliveries.to_string());
+    field("reason", &dead.reason);
+    for (name, value) in &dead.item.headers {
+        field("header", &format!("{name}: {value}"));
+    }
+    if let Some(trace) = dead.item.trace {
+        field("trace", &trace.to_string());
+    }
+    let payload = String::from_utf8_lossy(&dead.item.payload);
+    text + "payload\n" + &printable(&payload)
+}
+
+fn to_json(dead: &DeadLetter<String>) -> String {
+    let payload = String::from_utf8_lossy(&dead.item.payload);
+    json!({
+        "id": dead.id,
+        "key": dead.item.key,
+        "enqueued_at": dead.enqueued_at.map(utc),
+        "given_up_at": dead.given_up_at.map(utc),
+        "deliveries": dead.deliveries,
+        "reason": dead.reason,
+        "headers": dead.item.headers,
+        "trace": dead.item.trace.map(|trace| trace.to_string()),
+        "payload": payload,
+    })
+    .to_string()
+}
+
+/// The beginning of a text, in one line.
+fn excerpt(text: &str) -> String {
+    let mut excerpt = printable(&text.chars().take(EXCERPT).collect::<String>());
+    if excerpt.chars().count() >= EXCERPT {
+        excerpt = excerpt.chars().take(EXCERPT - 1).chain(['…']).collect();
+    }
+    excerpt
+}
+
+/// The text without characters that control a terminal.
+fn printable(text: &str) -> String {
+    let shown = |c: char| {
+        let controls =
+            c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if controls { c.escape_default().to_string() } else { c.to_string() }
+    };
+    text.chars().map(shown).collect()
+}
+
+/// A time in UTC, to the second.
+fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years from March on, so that a leap day is the last of its year. An era is 400 of them.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn times_are_in_utc() {
+        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(1_709_251_200), "2024-03-01T00:00:00Z");
+        assert_eq!(at(4_102_444_799), "2099-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_terminal_is_not_controlled_by_what_others_have_written() {
+        assert_eq!(printable("a\u{1b}[31m\n\u{202e}é"), "a\\u{1b}[31m\\n\\u{202e}é");
+        assert_eq!(excerpt(&"x".repeat(200)).chars().count(), EXCERPT);
+        assert_eq!(excerpt("short"), "short");
+    }
+}
