@@ -265,3 +265,47 @@ async fn handling_a_message_takes_little_of_the_task_of_a_socket() {
     let size = size_of_val(&ada.session.receive(received, held));
     assert!(size <= 600, "{size}");
 }
+
+/// Joins the topic this often without waiting for the answers, and returns how many messages were
+/// decoded after they had waited for a join.
+async fn decoded_for_joins(joins: usize) -> usize {
+    let mut house = House::new();
+    house.inbox = 16 << 20;
+    let mut ada = house.enter("ada", Version::V2);
+    for at in 1..=joins {
+        let reference = at.to_string();
+        ada.send(json!([reference, reference, T, "phx_join", {}])).await.unwrap();
+    }
+    let last = joins.to_string();
+    while ada.next().await != reply(&last, &last, T, "ok", json!({ "name": "ada" })) {}
+    ada.session.decoded_late
+}
+
+#[tokio::test]
+async fn joins_that_wait_behind_a_join_are_decoded_once_each_however_many_there_are() {
+    for joins in [1_000, 10_000] {
+        assert_eq!(decoded_for_joins(joins).await, joins - 1, "of {joins} joins");
+    }
+}
+
+#[tokio::test]
+async fn messages_that_waited_for_a_join_cost_by_their_size() {
+    let mut house = House::new();
+    house.inbox = 64 << 20;
+    let mut ada = house.enter("ada", Version::V2);
+    ada.send(json!(["1", "1", T, "phx_join", {}])).await.unwrap();
+    // The budget of one poll is 128 units, and each of these costs 17.
+    let long = "x".repeat(128 << 10);
+    for at in 2..12 {
+        ada.send(json!(["1", at.to_string(), T, "ping", { "long": long }])).await.unwrap();
+    }
+    ada.session.changed().await;
+    let mut polls = 0;
+    let mut late = std::pin::pin!(ada.session.catch_up());
+    poll_fn(|cx| {
+        polls += 1;
+        late.as_mut().poll(cx)
+    })
+    .await;
+    assert!(polls >= 2, "170 units are paid in {polls} turns");
+}
