@@ -4,22 +4,29 @@ mod support;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::SinkExt;
 use pipeline_test_support::{connect, reply};
 use pipeline_ws_sink::{
-    Endpoint, Mount,
+    Endpoint, Mount, Socket,
     endpoint::{BuildError, PathError},
     mount::LongPoll,
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::json;
 use support::{
     channels::{NamedSocket, Room, endpoint, endpoint_with},
+    cluster::Cluster,
+    poller::{body_of, request},
     server::Server,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Semaphore,
+};
 use tokio_tungstenite::tungstenite::{
     Message,
     protocol::{
@@ -116,6 +123,62 @@ async fn disconnecting_by_id_closes_those_sockets_and_no_others() {
     assert_eq!(phone.closed().await, 1001);
     assert_eq!(laptop.closed().await, 1001);
     joe.expect_nothing_else().await;
+}
+
+/// Its `connect` tells that it runs, and returns when the test allows it.
+#[derive(Clone)]
+struct Gated {
+    runs: Arc<Semaphore>,
+    gate: Arc<Semaphore>,
+}
+
+impl Socket for Gated {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        self.runs.add_permits(1);
+        self.gate.acquire().await?.forget();
+        Ok(())
+    }
+
+    fn id(&self, (): &()) -> Result<Option<String>, ConnectError> {
+        Ok(Some("gated".to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_disconnected_by_its_id_although_it_is_only_connecting() {
+    let gated = Gated { runs: Arc::new(Semaphore::new(0)), gate: Arc::new(Semaphore::new(0)) };
+    let cluster = Cluster::default();
+    let mount = Mount::new(gated.clone()).longpoll(LongPoll::new());
+    let endpoint = Endpoint::builder().mount("/socket", mount).adapter(cluster.node("here"));
+    let server = Server::start(endpoint).await;
+    let there = cluster.join("there");
+    let here = server.endpoint.clone();
+    let begun = async || gated.runs.acquire().await.unwrap().forget();
+    for elsewhere in [false, true] {
+        let url = server.url("vsn=2.0.0");
+        let client = tokio::spawn(async move { connect(&url).await.unwrap() });
+        begun().await;
+        let node = if elsewhere { &there } else { &here };
+        assert_eq!(node.disconnect("gated"), 0, "it has no id yet");
+        gated.gate.add_permits(1);
+        assert_eq!(client.await.unwrap().closed().await, 1001, "elsewhere: {elsewhere}");
+
+        let stream = server.connect_tcp().await;
+        let polls = tokio::spawn(async {
+            request(stream, "GET", "/socket/longpoll?vsn=2.0.0", &[], "").await
+        });
+        begun().await;
+        node.disconnect("gated");
+        gated.gate.add_permits(1);
+        assert_eq!(body_of(&polls.await.unwrap())["status"], 410);
+        server.open_sockets(0).await;
+    }
+    gated.gate.add_permits(1);
+    let mut later = connect(&server.url("vsn=2.0.0")).await.unwrap();
+    server.open_sockets(1).await;
+    later.expect_nothing_else().await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::{
     message::{TestMessage, WireFrame},
 };
 use crate::{
-    endpoint::state::EndpointState,
+    endpoint::{sockets::Entrant, state::EndpointState},
     handshake::{Identity, Mounted, WEBSOCKET},
     outbox::{FetchedFrames, Outbox, Writer},
     protocol::version::Version,
@@ -49,6 +49,7 @@ impl TestConnection {
         self,
         mounted: Arc<Mounted<S>>,
         state: &Arc<EndpointState>,
+        entrant: Entrant,
         assigns: S::Assigns,
         id: Option<String>,
     ) {
@@ -57,7 +58,7 @@ impl TestConnection {
             .when_full(mounted.options.when_full)
             .send_timeout(mounted.options.send_timeout);
         let outbox = Arc::new(outbox);
-        let registration = state.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
+        let registration = entrant.register(&outbox, id.as_deref(), &mounted.drainer);
         let probe = Probe { inbox: self.inbox.clone(), socket: self.number };
         state.begin();
         let identity = Identity { assigns, id, version: Version::V2, transport: WEBSOCKET };

@@ -168,7 +168,7 @@ impl TestEndpoint {
         let mounted = mounts.find_map(|mount| mount.clone().any().downcast::<Mounted<S>>().ok());
         let Some(mounted) = mounted else { panic!("no {} is mounted", std::any::type_name::<S>()) };
         let (connection, number, commands) = TestConnection::new(&self.inbox);
-        connection.run(mounted, &inner.state, assigns, id.clone());
+        connection.run(mounted, &inner.state, inner.state.sockets.enter(), assigns, id.clone());
         let (inbox, endpoint) = (self.inbox.clone(), self.endpoint.clone());
         TestSocket::new(inbox, number, commands, endpoint, id)
     }

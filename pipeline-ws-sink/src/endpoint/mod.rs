@@ -2,6 +2,7 @@
 
 mod admission;
 pub(crate) mod drainer;
+mod entrants;
 mod erased_mount;
 pub(crate) mod listen;
 pub(crate) mod longpoll;

@@ -43,6 +43,8 @@ struct House {
     left: AtomicUsize,
     /// The ids that have been disconnected.
     disconnected: Mutex<Vec<&'static str>>,
+    /// How many disconnects of each id have begun and ended.
+    disconnects: [[AtomicUsize; 2]; IDS.len()],
     /// Notified when the endpoint has ended.
     over: Notify,
 }
@@ -93,6 +95,7 @@ impl House {
             leaving: AtomicUsize::new(0),
             left: AtomicUsize::new(0),
             disconnected: Mutex::default(),
+            disconnects: Default::default(),
             over: Notify::new(),
         }
     }
@@ -118,18 +121,24 @@ impl House {
         };
         let others = self.admitted.fetch_add(1, SeqCst);
         assert!(others < self.max, "more sockets are admitted than there may be");
-        // The client's `connect`, in which the endpoint may end.
+        let id = schedule.one_of(&IDS);
+        let [begun, ended] = &self.disconnects[IDS.iter().position(|it| *it == id).unwrap_or(0)];
+        let entrant = self.sockets.enter();
+        // The client's `connect`, which knows of the disconnects before it. The endpoint may end
+        // meanwhile.
+        let known = begun.load(SeqCst);
         (0..schedule.pick(..4)).for_each(|_| schedule.hesitate());
         schedule.pause().await;
         let limits = OutboxLimits { frames: 8, bytes: 1 << 20 };
         let outbox = Arc::new(Outbox::new(Writer::Fetched, limits, self.metrics.clone()));
         outbox.set_channels(schedule.pick(..3));
-        let id = schedule.one_of(&IDS);
         let mount = &self.mounts[schedule.pick(..self.mounts.len())];
         let was_closed = self.sockets.are_closed();
         self.registering.fetch_add(1, SeqCst);
-        let registration = self.sockets.register(&outbox, id, mount);
+        let registration = entrant.register(&outbox, id, mount);
         self.registered.fetch_add(1, SeqCst);
+        let missed = ended.load(SeqCst).saturating_sub(known);
+        assert!(missed == 0 || outbox.has_ended(), "{missed} disconnects of {id:?} are missed");
         assert!(!was_closed || outbox.has_ended(), "a socket opens at a closed endpoint");
         schedule.hesitate();
         outbox.set_channels(schedule.pick(..3));
@@ -159,9 +168,13 @@ impl House {
         loop {
             self.assert_count(|| self.sockets.len());
             self.sockets.waiting();
-            if let (true, Some(id)) = (schedule.once_in(4), schedule.one_of(&IDS)) {
+            let at = schedule.pick(..IDS.len());
+            if let (true, Some(id)) = (schedule.once_in(4), IDS[at]) {
                 self.disconnected.lock().push(id);
+                let [begun, ended] = &self.disconnects[at];
+                begun.fetch_add(1, SeqCst);
                 let all = self.sockets.disconnect(id);
+                ended.fetch_add(1, SeqCst);
                 assert!(all <= self.max.min(self.registering.load(SeqCst)));
             }
             schedule.pause().await;

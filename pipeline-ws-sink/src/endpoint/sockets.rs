@@ -8,7 +8,7 @@ use slab::Slab;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use super::drainer::MountDrainer;
+use super::{drainer::MountDrainer, entrants::Entrants};
 use crate::{
     outbox::{Load, Outbox},
     session::end::SocketEnd,
@@ -30,6 +30,7 @@ pub(crate) struct Sockets {
 struct Table {
     open: Slab<OpenSocket>,
     by_id: HashMap<Arc<str>, Vec<usize>>,
+    entrants: Entrants,
     /// The end of a socket that registers once no more are accepted.
     closed: Option<SocketEnd>,
     /// The number of sockets that were open when the first draining began.
@@ -60,6 +61,13 @@ struct MountDraining {
     without_channels: Vec<Arc<Outbox>>,
 }
 
+/// A client that is connecting: it is made before the socket's `connect` is called, so that a
+/// disconnect of its id concerns it although its id is not known yet.
+pub(crate) struct Entrant {
+    sockets: Arc<Sockets>,
+    since: u64,
+}
+
 /// A socket's entry in the table, for as long as the socket lives.
 pub(crate) struct Registration {
     sockets: Arc<Sockets>,
@@ -67,26 +75,10 @@ pub(crate) struct Registration {
 }
 
 impl Sockets {
-    /// Registers a socket. If the endpoint drains or has ended already, the socket is ended.
-    pub(crate) fn register(
-        self: &Arc<Self>,
-        outbox: &Arc<Outbox>,
-        id: Option<&str>,
-        drainer: &Arc<MountDrainer>,
-    ) -> Registration {
-        let mut table = self.table.lock();
-        let id: Option<Arc<str>> = id.map(Into::into);
-        let key = table.open.vacant_key();
-        let at = id.clone().map_or(0, |id| {
-            let alike = table.by_id.entry(id).or_default();
-            alike.push(key);
-            alike.len() - 1
-        });
-        table.open.insert(OpenSocket { outbox: outbox.clone(), id, at, drainer: drainer.clone() });
-        if let Some(end) = table.closed {
-            outbox.end(end);
-        }
-        Registration { sockets: self.clone(), key }
+    /// A client begins to connect.
+    pub(crate) fn enter(self: &Arc<Self>) -> Entrant {
+        let since = self.table.lock().entrants.enter();
+        Entrant { sockets: self.clone(), since }
     }
 
     /// Whether no more sockets are accepted.
@@ -124,9 +116,11 @@ impl Sockets {
         table.open.iter().for_each(|(_, open)| open.outbox.end(end));
     }
 
-    /// Ends the sockets with this id. Returns their number.
+    /// Ends the sockets with this id, including those that are still to register. Returns the number
+    /// of those that have.
     pub(crate) fn disconnect(&self, id: &str) -> usize {
-        let table = self.table.lock();
+        let mut table = self.table.lock();
+        table.entrants.disconnect(id);
         let keys = table.by_id.get(id).map_or(&[][..], Vec::as_slice);
         for &key in keys {
             table.open[key].outbox.end(SocketEnd::Disconnected);
@@ -152,6 +146,42 @@ impl Sockets {
                 return waiting;
             }
         }
+    }
+}
+
+impl Entrant {
+    /// Registers the client's socket. If the endpoint drains or has ended already, or the id was
+    /// disconnected meanwhile, the socket is ended.
+    pub(crate) fn register(
+        self,
+        outbox: &Arc<Outbox>,
+        id: Option<&str>,
+        drainer: &Arc<MountDrainer>,
+    ) -> Registration {
+        let sockets = self.sockets.clone();
+        let mut table = sockets.table.lock();
+        if id.is_some_and(|id| table.entrants.is_disconnected(self.since, id)) {
+            outbox.end(SocketEnd::Disconnected);
+        }
+        let id: Option<Arc<str>> = id.map(Into::into);
+        let key = table.open.vacant_key();
+        let at = id.clone().map_or(0, |id| {
+            let alike = table.by_id.entry(id).or_default();
+            alike.push(key);
+            alike.len() - 1
+        });
+        table.open.insert(OpenSocket { outbox: outbox.clone(), id, at, drainer: drainer.clone() });
+        if let Some(end) = table.closed {
+            outbox.end(end);
+        }
+        drop(table);
+        Registration { sockets, key }
+    }
+}
+
+impl Drop for Entrant {
+    fn drop(&mut self) {
+        self.sockets.table.lock().entrants.leave(self.since);
     }
 }
 
@@ -299,12 +329,28 @@ mod tests {
     fn a_socket_that_registers_after_the_end_of_all_is_ended_too() {
         let (sockets, drainer) = (Arc::<Sockets>::default(), drainer());
         let early = outbox();
-        let _early = sockets.register(&early, None, &drainer);
+        let _early = sockets.enter().register(&early, None, &drainer);
         sockets.end_all(SocketEnd::Disconnected);
         let late = outbox();
-        let _late = sockets.register(&late, None, &drainer);
+        let _late = sockets.enter().register(&late, None, &drainer);
         assert!(early.has_ended() && late.has_ended());
         assert!(sockets.are_closed());
+    }
+
+    #[test]
+    fn a_client_that_is_connecting_is_disconnected_by_its_id() {
+        let (sockets, drainer) = (Arc::<Sockets>::default(), drainer());
+        let [known, other, nameless, late] = [(); 4].map(|()| outbox());
+        let [first, second, third] = [(); 3].map(|()| sockets.enter());
+        assert_eq!(sockets.disconnect("user:1"), 0, "none has registered");
+        let _registered = [
+            first.register(&known, Some("user:1"), &drainer),
+            second.register(&other, Some("user:2"), &drainer),
+            third.register(&nameless, None, &drainer),
+            sockets.enter().register(&late, Some("user:1"), &drainer),
+        ];
+        assert_eq!(known.ended(), Some(SocketEnd::Disconnected));
+        assert!(!other.has_ended() && !nameless.has_ended() && !late.has_ended());
     }
 
     #[test]
@@ -314,8 +360,8 @@ mod tests {
             let outboxes = [outbox(), outbox(), outbox()];
             let mut places = outboxes
                 .each_ref()
-                .map(|outbox| Some(sockets.register(outbox, Some("user:1"), &drainer)));
-            let _other = sockets.register(&outbox(), Some("user:2"), &drainer);
+                .map(|outbox| Some(sockets.enter().register(outbox, Some("user:1"), &drainer)));
+            let _other = sockets.enter().register(&outbox(), Some("user:2"), &drainer);
             places[leaves] = None;
             assert_eq!(sockets.disconnect("user:1"), 2);
             for (at, outbox) in outboxes.iter().enumerate() {

@@ -41,6 +41,7 @@ use crate::{
         drainer::MountDrainer,
         mount::{CompressWhen, MountOptions, Routes},
         snapshot::{MountSnapshot, RouteSnapshot},
+        sockets::Entrant,
         state::EndpointState,
     },
     outbox::Outbox,
@@ -152,6 +153,7 @@ impl<S: Socket> Mounted<S> {
         let mut info = ConnectInfo::of(&request);
         info.auth_token = token;
         let span = log::socket_span(socket, &self.path, &info);
+        let entrant = state.sockets.enter();
         let (assigns, id) = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
             Ok(connected) => connected,
             Err(error) => return error.into_answer().map(Full::from),
@@ -165,11 +167,12 @@ impl<S: Socket> Mounted<S> {
         let (tasks, abort) = (state.tasks.clone(), state.abort.clone());
         // Taken out of the request, so that the request is not kept as long as the socket.
         let upgrading = hyper::upgrade::on(request);
+        let identity = Identity { assigns, id, version, transport: WEBSOCKET };
         let living = async move {
             tokio::select! {
                 biased;
                 () = abort.cancelled() => {}
-                () = self.upgrade(state, upgrading, assigns, id, version, compresses) => {}
+                () = self.upgrade(state, upgrading, entrant, identity, compresses) => {}
             }
             drop(admission);
         };
@@ -233,9 +236,8 @@ impl<S: Socket> Mounted<S> {
         self: Arc<Self>,
         state: Arc<EndpointState>,
         upgrading: OnUpgrade,
-        assigns: S::Assigns,
-        id: Option<String>,
-        version: Version,
+        entrant: Entrant,
+        identity: Identity<S>,
         compresses: bool,
     ) {
         let io = match Box::pin(in_time(&state, upgrading)).await {
@@ -257,7 +259,7 @@ impl<S: Socket> Mounted<S> {
                 return;
             }
         };
-        self.serve(state, io, assigns, id, version, compresses).await;
+        self.serve(state, io, entrant, identity, compresses).await;
     }
 
     /// Serves a connection until its end.
@@ -265,9 +267,8 @@ impl<S: Socket> Mounted<S> {
         self: Arc<Self>,
         state: Arc<EndpointState>,
         io: Io,
-        assigns: S::Assigns,
-        id: Option<String>,
-        version: Version,
+        entrant: Entrant,
+        identity: Identity<S>,
         compresses: bool,
     ) {
         let outbox = Outbox::new(io.writer, self.options.outbox, state.metrics.clone())
@@ -278,10 +279,9 @@ impl<S: Socket> Mounted<S> {
             .compressing(compresses);
         let outbox = Arc::new(outbox);
         let open = self.metrics.open.hold();
-        let registration = state.sockets.register(&outbox, id.as_deref(), &self.drainer);
+        let registration = entrant.register(&outbox, identity.id.as_deref(), &self.drainer);
         state.begin();
-        let transport = "websocket";
-        let session = self.session(&state, &outbox, Identity { assigns, id, version, transport });
+        let session = self.session(&state, &outbox, identity);
         let Io { reader, received, .. } = io;
         let live =
             websocket::live(reader, received, session, &outbox, &self.options, &state.endings);

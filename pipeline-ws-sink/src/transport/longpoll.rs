@@ -180,6 +180,7 @@ impl<S: Socket> Mounted<S> {
             info.auth_token = header(request.headers(), AUTH_HEADER).map(str::to_owned);
         }
         let span = log::socket_span(socket, &self.path, &info);
+        let entrant = state.sockets.enter();
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
         let Ok((assigns, id)) = connected else { return respond(result_body(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, state.metrics.clone())
@@ -189,7 +190,7 @@ impl<S: Socket> Mounted<S> {
         let outbox = Arc::new(outbox);
         let bodies = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
         let (token, inbox) = polled.enter(&outbox, bodies, Instant::now());
-        let registration = state.sockets.register(&outbox, id.as_deref(), &self.drainer);
+        let registration = entrant.register(&outbox, id.as_deref(), &self.drainer);
         state.begin();
         let transport = "longpoll";
         let session = self.session(&state, &outbox, Identity { assigns, id, version, transport });
