@@ -158,6 +158,7 @@ impl Received {
         let join = join_ref.as_str().map(|join| join.parse::<u64>().unwrap());
         let number = || payload["number"].as_u64().unwrap();
         let Some(join) = join else {
+            assert!(self.join > 0, "{message} before the reply to the first join");
             match event.as_str().unwrap() {
                 "news" => {
                     let sender = payload["sender"].as_u64().unwrap();

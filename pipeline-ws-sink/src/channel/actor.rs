@@ -26,9 +26,10 @@ use super::{
     reply::{Refusal, Reply},
 };
 use crate::{
+    outbox::PendingMetrics,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
-    pubsub::{self, Subscriber, SubscriptionGuard, topic::Topic},
+    pubsub::{JoinedChannel, SubscriberId, SubscriptionGuard, topic::Topic},
     session::{Connection, SessionEvent, end::SocketEnd, inbox::InboxBytes, pay},
     socket::Socket,
     telemetry::{
@@ -165,18 +166,14 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             return None;
         }
     };
-    let listening = connection.pubsub.table().subscribe(
-        topic,
-        context.id(),
-        Subscriber::Joined(pubsub::JoinedChannel {
-            outbox: connection.outbox.clone(),
-            version: connection.version,
-            intercept: C::INTERCEPT,
-            mailbox,
-            route: metrics.clone(),
-        }),
-    );
-    answer.accept(&accepted);
+    let channel_of_table = JoinedChannel {
+        outbox: connection.outbox.clone(),
+        version: connection.version,
+        intercept: C::INTERCEPT,
+        mailbox,
+        route: metrics.clone(),
+    };
+    let listening = answer.accept(&accepted, context.id(), channel_of_table);
     Some(RunningChannel { channel, context, join_ref, instance, listening, metrics })
 }
 
@@ -194,11 +191,25 @@ struct JoinAnswer<'a, S: Socket> {
 }
 
 impl<S: Socket> JoinAnswer<'_, S> {
-    fn accept(self, frame: &Frame) {
-        self.send(
-            SessionEvent::Joined { topic: self.topic.clone(), id: self.instance.id() },
-            frame,
-        );
+    /// Subscribes the channel to its topic, and accepts the client in the same step: no broadcast
+    /// is missed after the answer, and none reaches the client before it.
+    fn accept(self, frame: &Frame, id: SubscriberId, joined: JoinedChannel) -> SubscriptionGuard {
+        let Connection { events, outbox, pubsub, .. } = self.connection;
+        let event = SessionEvent::Joined { topic: self.topic.clone(), id: self.instance.id() };
+        let closed = self.replaced.as_ref();
+        let closed = closed.map(|old| Address { join_ref: old, ..self.address }.close());
+        let (answer, closed) = (outbox.ready(frame), closed.map(|frame| outbox.ready(&frame)));
+        let mut unrecorded = PendingMetrics::default();
+        let listening = pubsub.table().join(self.topic, id, joined, || {
+            // Notifies the session first, as `send` does.
+            events.send(event);
+            outbox.queue(&answer, &mut unrecorded);
+            if let Some(closed) = &closed {
+                outbox.queue(closed, &mut unrecorded);
+            }
+        });
+        outbox.write_queued(unrecorded);
+        listening
     }
 
     fn refuse(&self, frame: &Frame) {

@@ -83,7 +83,12 @@ pub(crate) enum WriteMode {
     Inline,
     /// A task that [goes from socket to socket](Flusher), together with later frames.
     Deferred,
+    /// The task that sends it, [later](Outbox::write_queued).
+    Queued,
 }
+
+/// A frame for one socket, ready to be [queued](Outbox::queue).
+pub(crate) struct ReadyFrame(Arc<Outgoing>);
 
 /// The outbox of a socket: all frames to it are sent through here, and leave in this order.
 ///
@@ -230,6 +235,44 @@ impl Outbox {
     pub(crate) fn send(self: &Arc<Self>, frame: &Frame, timeline: Option<Timeline>) {
         let frame = self.compressed(frame).into_owned();
         self.accept(Outgoing::alone(frame, timeline, FrameKind::Essential));
+    }
+
+    /// Makes a frame ready, which is never dropped.
+    pub(crate) fn ready(&self, frame: &Frame) -> ReadyFrame {
+        let frame = self.compressed(frame).into_owned();
+        self.owes(frame.len() / BYTES_A_UNIT);
+        ReadyFrame(Arc::new(Outgoing::alone(frame, None, FrameKind::Essential)))
+    }
+
+    /// Queues a frame. It is not written, unless the outbox is full.
+    ///
+    /// The caller, who may hold a lock, [writes](Self::write_queued) after that.
+    pub(crate) fn queue(
+        self: &Arc<Self>,
+        ReadyFrame(outgoing): &ReadyFrame,
+        unrecorded: &mut PendingMetrics,
+    ) {
+        let mut state = self.state.lock();
+        if state.waiting().is_some() {
+            self.owes(WAITING);
+        }
+        self.accept_in(state, outgoing, WriteMode::Queued, unrecorded);
+    }
+
+    /// Writes the frames that were queued, and records the metrics.
+    pub(crate) fn write_queued(&self, mut unrecorded: PendingMetrics) {
+        let mut state = self.state.lock();
+        if state.is_open() && state.waiting().is_some() && !state.is_flushing() {
+            if state.writer.is_shared() {
+                self.write_first(&mut state, &mut unrecorded);
+            }
+            // The rest is left to the socket's task.
+            if state.waiting().is_some() {
+                state.wake();
+            }
+        }
+        drop(state);
+        unrecorded.record(&self.metrics);
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
@@ -612,6 +655,12 @@ impl Outbox {
             }
             return;
         }
+        if mode == WriteMode::Queued {
+            let backlog = state.backlog(self.limits, 0);
+            backlog.push(outgoing.clone());
+            backlog.count_in(&self.all);
+            return;
+        }
         if let (WriteMode::Deferred, Some(slot), true) =
             (mode, &self.flush_slot, state.writer.is_shared())
         {
@@ -628,7 +677,7 @@ impl Outbox {
         let begun = self.metrics.write_time.begin();
         let written = match mode {
             WriteMode::Inline => state.writer.write_now(outgoing.bytes()),
-            WriteMode::Deferred => Ok(0),
+            WriteMode::Deferred | WriteMode::Queued => Ok(0),
         };
         let written = match written {
             Ok(count) if count == outgoing.bytes().len() => {

@@ -185,6 +185,32 @@ impl SubscriberTable {
         id: SubscriberId,
         who: Subscriber,
     ) -> SubscriptionGuard {
+        self.enter(topic, id, who, || {})
+    }
+
+    /// Subscribes a channel to its own topic, and answers its client: the answer is queued before
+    /// each broadcast that the client receives by this subscription.
+    ///
+    /// The topic is locked meanwhile, so `answer` has to be quick, and to call no code of the
+    /// application.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        topic: &Arc<str>,
+        id: SubscriberId,
+        joined: JoinedChannel,
+        answer: impl FnOnce(),
+    ) -> SubscriptionGuard {
+        self.enter(topic, id, Subscriber::Joined(joined), answer)
+    }
+
+    /// Subscribes to a topic. Calls `first` before any broadcast is received.
+    fn enter(
+        self: &Arc<Self>,
+        topic: &Arc<str>,
+        id: SubscriberId,
+        who: Subscriber,
+        first: impl FnOnce(),
+    ) -> SubscriptionGuard {
         let route = who.route().cloned();
         loop {
             let listeners = self.shard(topic).write().entry(topic.clone()).or_default().clone();
@@ -197,6 +223,7 @@ impl SubscriberTable {
             let is_first = route.as_ref().is_some_and(|route| open.by_route.enter(route));
             let is_new = open.subscribers.is_empty();
             let key = open.subscribers.insert((id, who));
+            first();
             drop(open);
             let (table, topic) = (self.clone(), topic.clone());
             let guard = SubscriptionGuard { table, topic, listeners, id, key, cancelled: false };
@@ -449,7 +476,7 @@ impl SubscriberTable {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, thread};
+    use std::{collections::BTreeSet, future::poll_fn, thread, time::Duration};
 
     use pipeline_core::telemetry::Telemetry;
     use pipeline_test_support::Log;
@@ -459,6 +486,7 @@ mod tests {
     use super::*;
     use crate::{
         outbox::{OutboxLimits, WhenFull, Writer},
+        protocol::frame::Frame,
         telemetry::{LockProbe, push_times::broadcast_now},
     };
 
@@ -497,6 +525,41 @@ mod tests {
         assert_eq!(table.topics(), 1);
         drop(third);
         assert_eq!(table.topics(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_answer_to_a_join_is_before_a_broadcast_that_begins_meanwhile() {
+        let table = Arc::new(SubscriberTable::silent());
+        let topic: Arc<str> = "t".into();
+        let metrics = Arc::new(SocketMetrics::register(&Telemetry::global()));
+        let limits = OutboxLimits { frames: 8, bytes: 1000 };
+        let outbox = Outbox::new(Writer::Fetched, limits, metrics.clone());
+        let (Subscriber::Joined(channel), _) = joined(outbox, &[]) else { unreachable!() };
+        let outbox = channel.outbox.clone();
+        let news = Encoded::new(&topic, "news", json!({})).unwrap();
+        let (begins, begun) = std::sync::mpsc::channel();
+        let (ends, ended) = std::sync::mpsc::channel();
+        let answer = outbox.ready(&Frame::pong(b"answer"));
+        let mut unrecorded = PendingMetrics::default();
+        thread::scope(|scope| {
+            let (table, news) = (&table, &news);
+            let _guard = table.join(&topic, SubscriberId::new(), channel, || {
+                scope.spawn(move || {
+                    begins.send(()).unwrap();
+                    table.dispatch(news, None, None);
+                    ends.send(()).unwrap();
+                });
+                begun.recv().unwrap();
+                // A broadcast that does not wait for the answer ends soon, and comes before it.
+                let _ = ended.recv_timeout(Duration::from_millis(200));
+                outbox.queue(&answer, &mut unrecorded);
+            });
+        });
+        outbox.write_queued(unrecorded);
+        let fetched = poll_fn(|cx| outbox.poll_fetch(cx)).await;
+        let bodies: Vec<_> = fetched.iter().map(Frame::body).collect();
+        assert_eq!(bodies.len(), 2);
+        assert_eq!(&bodies[0][..], b"answer");
     }
 
     #[tokio::test]
