@@ -19,7 +19,7 @@ use support::{
     server::Server,
 };
 use tokio::time::sleep;
-use tracing::subscriber::DefaultGuard;
+use tracing::{level_filters::LevelFilter, subscriber::DefaultGuard};
 
 const T: &str = "room:lobby";
 const P: &str = "plain:one";
@@ -344,6 +344,24 @@ async fn refused_and_crashed_joins_do_not_fill_the_log() {
         assert_eq!(ada.receive().await[4]["response"]["reason"], "too many channels joined");
     }
     assert_eq!(lines(&log, "WARN", "refused a join: too many channels"), WRITTEN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_connect_and_join_do_not_fill_the_log() {
+    let written = async |log: Log| {
+        let server = MemoryServer::start(endpoint_with(|mount| mount).0);
+        for _ in 0..OFTEN {
+            server.connect(1 << 16).await.join("1", T).await;
+        }
+        let lines = log.take();
+        let of = |said: &str| lines.iter().filter(|line| line.contains(said)).count();
+        (of(" message=connected "), of(" message=joined "))
+    };
+    let (log, guard) = Log::up_to(LevelFilter::INFO);
+    assert_eq!(written(log).await, (WRITTEN, WRITTEN));
+    drop(guard);
+    let (log, _guard) = Log::keep();
+    assert_eq!(written(log).await, (OFTEN, OFTEN), "each is logged at level DEBUG");
 }
 
 #[tokio::test(start_paused = true)]

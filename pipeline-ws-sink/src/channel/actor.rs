@@ -145,7 +145,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     metrics.joins.count(result == Outcome::Ok);
     metrics.join_time.record(result, took);
     match result {
-        Outcome::Ok => entry.joined(metrics.channel, &context.topic, took),
+        Outcome::Ok => entry.joined(&metrics, &context.topic, took),
         Outcome::Rejected => entry.refused(&metrics, &context.topic, took),
         Outcome::Panicked => {}
     }

@@ -221,7 +221,8 @@ impl<S: Socket> Mounted<S> {
                 if let Some(id) = id {
                     span.record("id", shown(id));
                 }
-                span.in_scope(|| client.connected(id.as_deref()));
+                let lines = &self.metrics.connected_lines;
+                span.in_scope(|| client.connected(id.as_deref(), lines));
             }
             Err(error) => {
                 let lines = self.metrics.connect_lines.of(went == Outcome::Panicked);

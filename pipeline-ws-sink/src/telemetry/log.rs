@@ -55,12 +55,19 @@ pub(crate) struct DrainBatch {
 }
 
 impl Connecting<'_> {
-    pub(crate) fn connected(&self, id: Option<&str>) {
+    /// At level `DEBUG`, each client is logged.
+    pub(crate) fn connected(&self, id: Option<&str>, lines: &LineLimit) {
         let Self { socket, transport, version, filter, took, .. } = self;
-        if log_enabled!(target: CONNECT, Level::INFO) {
-            let params = filter.params(self.params.as_map());
-            let id = id.map(shown);
-            log_line!(target: CONNECT, INFO, socket, id, transport, ?version, params, ?took, "connected"
+        let (id, params) = (id.map(shown), || filter.params(self.params.as_map()));
+        if log_enabled!(target: CONNECT, Level::DEBUG) {
+            log_line!(
+                target: CONNECT, INFO, socket, id, transport, ?version, params = params(), ?took,
+                "connected"
+            );
+        } else {
+            limited!(
+                lines, target: CONNECT, INFO, socket, id, transport, ?version, params = params(),
+                ?took, "connected"
             );
         }
     }
@@ -124,10 +131,19 @@ impl MessageLog {
         Self { params: seen.then(|| filter.payload(payload)) }
     }
 
-    pub(crate) fn joined(&self, channel: &str, topic: &Topic, took: Duration) {
-        if is_logged(topic) {
-            let params = &self.params;
+    /// At level `DEBUG`, each join is logged.
+    pub(crate) fn joined(&self, metrics: &RouteMetrics, topic: &Topic, took: Duration) {
+        let (channel, params) = (metrics.channel, &self.params);
+        if !is_logged(topic) {
+            return;
+        }
+        if params.is_some() {
             log_line!(target: JOIN, INFO, channel, topic = shown(topic), params, ?took, "joined");
+        } else {
+            limited!(
+                metrics.joined_lines, target: JOIN, INFO, channel, topic = shown(topic), params,
+                ?took, "joined"
+            );
         }
     }
 

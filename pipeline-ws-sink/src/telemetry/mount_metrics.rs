@@ -25,6 +25,8 @@ pub(crate) struct MountMetrics {
     pub(crate) longpoll_refused: Tally,
     /// The rate limit of lines about requests that the handshake refuses.
     pub(crate) handshake_lines: LineLimit,
+    /// The rate limit of lines about clients that have connected.
+    pub(crate) connected_lines: LineLimit,
     /// The rate limit of lines about clients that the socket refuses.
     pub(crate) connect_lines: CrashLines,
     /// The rate limit of lines about answers to long-polling clients.
@@ -42,6 +44,8 @@ pub(crate) struct RouteMetrics {
     pub(crate) handle_in_time: CallbackTimes,
     open: Level,
     topics: AtomicUsize,
+    /// The rate limit of lines about clients that have joined.
+    pub(crate) joined_lines: LineLimit,
     /// The rate limit of lines about joins that are refused.
     pub(crate) join_lines: LineLimit,
     /// The rate limit of lines about joins that crash. Clients can cause them at will, so these lines
@@ -99,6 +103,7 @@ impl MountMetrics {
                 )
                 .into(),
             handshake_lines: LineLimit::new(),
+            connected_lines: LineLimit::new(),
             connect_lines: CrashLines::new(),
             polled_lines: LineLimit::new(),
             filter: filter.clone(),
@@ -133,6 +138,7 @@ impl RouteMetrics {
                 .gauge("channel.open", "Joined channels", [("channel", channel.to_owned())])
                 .into(),
             topics: AtomicUsize::new(0),
+            joined_lines: LineLimit::new(),
             join_lines: LineLimit::new(),
             join_crash_lines: CrashLines::new(),
             crash_lines: CrashLines::new(),
