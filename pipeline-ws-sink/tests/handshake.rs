@@ -307,6 +307,14 @@ async fn an_ambiguous_request_is_answered_with_400() {
             "host: localhost\r\ntransfer-encoding: chunked\r\n",
             "an upgrade request must not have a body",
         ),
+        (
+            "host: localhost\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n",
+            "more than one sec-websocket-key header",
+        ),
+        (
+            "host: localhost\r\nsec-websocket-version: 8\r\n",
+            "more than one sec-websocket-version header",
+        ),
     ] {
         let answer = server.send(&ask(headers)).await;
         assert_eq!((answer.status, &*answer.body), (400, fault), "{headers}");
@@ -314,6 +322,29 @@ async fn an_ambiguous_request_is_answered_with_400() {
     server.saw_no_connection();
     for headers in ["host: localhost\r\n", "host: localhost\r\ncontent-length: 0\r\n"] {
         assert_eq!(server.send(&ask(headers)).await.status, 101, "{headers}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_may_offer_other_protocols_besides_a_websocket() {
+    let server = HandshakeServer::open(|mount| mount).await;
+    for (upgrade, status) in [
+        ("upgrade: WebSocket", 101),
+        ("upgrade: websocket, h2c", 101),
+        ("upgrade: h2c,websocket", 101),
+        ("upgrade: h2c\r\nupgrade: websocket", 101),
+        ("upgrade: h2c", 400),
+        ("upgrade: websockets", 400),
+    ] {
+        let request = format!(
+            "GET {SOCKET}?vsn=2.0.0 HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\n\
+             {upgrade}\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             sec-websocket-version: 13\r\n\r\n"
+        );
+        let answer = server.send(&request).await;
+        assert_eq!(answer.status, status, "{upgrade}");
+        let agreed = answer.header("upgrade");
+        assert_eq!(agreed, (status == 101).then_some("websocket"), "{upgrade}");
     }
 }
 

@@ -20,7 +20,8 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{
         CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS,
-        SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING,
+        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
+        UPGRADE,
     },
 };
 use http_body_util::Full;
@@ -120,7 +121,9 @@ impl<S: Socket> Mounted<S> {
         if request.method() != Method::GET {
             return status(StatusCode::BAD_REQUEST, "");
         }
-        if let Some(fault) = fault(&request).or_else(|| body(request.headers())) {
+        let headers = request.headers();
+        if let Some(fault) = fault(&request).or_else(|| body(headers)).or_else(|| doubled(headers))
+        {
             return status(StatusCode::BAD_REQUEST, fault);
         }
         if state.sockets.are_closed() {
@@ -143,6 +146,7 @@ impl<S: Socket> Mounted<S> {
         else {
             return status(StatusCode::FORBIDDEN, "");
         };
+        select_websocket(request.headers_mut());
         let mut switching = match create_response_with_body(&request, Full::default) {
             Ok(response) => response,
             Err(error) => return status(StatusCode::BAD_REQUEST, &error.to_string()),
@@ -466,6 +470,27 @@ fn body(headers: &HeaderMap) -> Option<&'static str> {
     let empty = headers.get_all(CONTENT_LENGTH).iter().all(|length| length == "0");
     let has_body = !empty || headers.contains_key(TRANSFER_ENCODING);
     has_body.then_some("an upgrade request must not have a body")
+}
+
+/// A header of an upgrade request that must not be there more than once (RFC 6455, 11.3).
+fn doubled(headers: &HeaderMap) -> Option<&'static str> {
+    let several = |name| headers.get_all(name).iter().nth(1).is_some();
+    if several(SEC_WEBSOCKET_KEY) {
+        Some("more than one sec-websocket-key header")
+    } else if several(SEC_WEBSOCKET_VERSION) {
+        Some("more than one sec-websocket-version header")
+    } else {
+        None
+    }
+}
+
+/// Selects `websocket` from a list of protocols that the client would upgrade to (RFC 9110, 7.8).
+fn select_websocket(headers: &mut HeaderMap) {
+    let listed = headers.get_all(UPGRADE).iter().filter_map(|value| value.to_str().ok());
+    let mut protocols = listed.flat_map(|list| list.split(',').map(str::trim));
+    if protocols.any(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
 }
 
 /// The subprotocols that a client offers, in any number of headers.
