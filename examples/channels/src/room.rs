@@ -8,11 +8,15 @@ use pipeline::{
     ws::{
         Channel, Payload, Topic,
         channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, SocketRef, Stop},
+        payload::PayloadError,
     },
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::{task::coop::consume_budget, time::sleep};
+use tokio::{
+    task::{JoinSet, coop::consume_budget},
+    time::sleep,
+};
 
 use crate::socket::UserSocket;
 
@@ -22,9 +26,15 @@ const MAX_BYTES: usize = 1 << 20;
 /// Maximum number of pushes that a client may request.
 const MAX_PUSHES: u64 = 10_000;
 
+/// Maximum delay that a client may request, in milliseconds. The server keeps its message as long.
+const MAX_DELAY: u64 = 60_000;
+
 /// A room. Its assigns are separate from those of the socket's other channels.
 pub struct Room {
     assigns: Map<String, Value>,
+    /// The tasks that answer by themselves. They end with the room: a client that is gone leaves
+    /// nothing behind.
+    answering: JoinSet<Result<(), PayloadError>>,
 }
 
 /// Greets the client after its join.
@@ -80,7 +90,7 @@ impl Channel for Room {
         } else if has("greet") {
             cx.send_after(Duration::ZERO, Greet)?;
         }
-        Ok(Self { assigns: Map::new() })
+        Ok(Self { assigns: Map::new(), answering: JoinSet::new() })
     }
 
     async fn handle_in(
@@ -167,7 +177,8 @@ impl Channel for Room {
             }
             "async_detached" => {
                 let (to, delay) = (cx.socket_ref()?, after(&payload, "delay")?);
-                tokio::spawn(async move {
+                while self.answering.try_join_next().is_some() {}
+                self.answering.spawn(async move {
                     sleep(delay).await;
                     to.reply(Reply::ok().with(payload))
                 });
@@ -315,5 +326,5 @@ fn field<T: for<'a> Deserialize<'a>>(payload: &Payload, name: &str) -> Result<T,
 
 /// A number of milliseconds in an object.
 fn after(payload: &Payload, name: &str) -> Result<Duration, Stop> {
-    Ok(Duration::from_millis(field(payload, name)?))
+    Ok(Duration::from_millis(at_most(MAX_DELAY, field(payload, name)?)?))
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use pipeline::ws::{
     Channel, Payload, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    payload::PayloadError,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::socket::UserSocket;
 
@@ -84,14 +85,17 @@ impl Channel for SlowPing {
 }
 
 /// `ping:parallel`: each ping is answered by its own task, so five take three seconds.
-pub struct ParallelPing;
+pub struct ParallelPing {
+    /// The tasks. They end with the channel.
+    pings: JoinSet<Result<(), PayloadError>>,
+}
 
 impl Channel for ParallelPing {
     type Socket = UserSocket;
     type Config = ();
 
     async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
-        Ok(Self)
+        Ok(Self { pings: JoinSet::new() })
     }
 
     async fn handle_in(
@@ -103,7 +107,8 @@ impl Channel for ParallelPing {
         match event {
             "ping" => {
                 let ping = cx.socket_ref()?;
-                tokio::spawn(async move {
+                while self.pings.try_join_next().is_some() {}
+                self.pings.spawn(async move {
                     sleep(PING).await;
                     ping.reply(Reply::ok().with(payload))
                 });

@@ -9,7 +9,10 @@ use pipeline::ws::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 
 use crate::mounts;
 
@@ -140,6 +143,28 @@ async fn parallel_pings_are_answered_concurrently() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_tasks_that_answer_a_client_end_with_its_channel() {
+    let kit = kit();
+    for (topic, event, payload) in [
+        ("room:lobby", "async_detached", json!({ "delay": 60_000 })),
+        ("ping:parallel", "ping", json!({})),
+    ] {
+        let ada = joined(&kit, "ada", topic).await;
+        let before = Handle::current().metrics().num_alive_tasks();
+        for _ in 0..10 {
+            ada.push(event, &payload);
+        }
+        let alive = async || {
+            sleep(Duration::from_millis(100)).await;
+            Handle::current().metrics().num_alive_tasks()
+        };
+        assert_eq!(alive().await, before + 10, "{event}");
+        ada.leave();
+        assert!(alive().await <= before, "{event}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_ping_does_not_block_other_channels() {
     let ada = user(&kit(), "ada").await;
     let slow = ada.join("ping:slow", json!({})).await.unwrap();
@@ -155,6 +180,7 @@ async fn an_excessive_request_crashes_its_own_channel_only() {
     for (event, payload) in [
         ("bin_make", json!({ "size": 1_000_000_000_000_000_u64 })),
         ("push_many", json!({ "n": u64::MAX })),
+        ("async_detached", json!({ "delay": u64::MAX })),
     ] {
         let ada = joined(&kit, "ada", "room:lobby").await;
         ada.unlink();
