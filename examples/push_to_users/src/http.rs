@@ -307,19 +307,22 @@ impl Outcome {
 
 /// Accepts one push as JSON, or many as NDJSON. They belong to the request's trace, if there is one:
 /// `RUST_LOG=trace` logs their progress, each line with the `trace_id`.
+///
+/// It asks for no password, and pages of other origins may send it requests through their visitor's
+/// browser: where others can reach it, it needs both a password and a check of the origin.
 async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Response {
     let Some(place) = app.room.enter().await else {
         let stop = Stop::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once");
         return Outcome::default().stop(stop);
     };
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let many = content_type.is_some_and(|value| value.starts_with(NDJSON));
+    let many = content_type.is_some_and(is_ndjson);
     let trace = trace(&headers);
     if let Some(trace) = trace {
         tracing::debug!(trace_id = %trace.trace_id(), "a request to push");
     }
     // Whatever stops the request, the client learns which lines were accepted, and does not push them
-    // again.
+    // again: unless it has closed its side of the connection, and so does not wait for an answer.
     let mut taking = Taking::new(&app, trace);
     let taken = if many { taking.lines(&mut body).await } else { taking.one(&mut body).await };
     let outcome = taking.outcome;
@@ -471,6 +474,12 @@ fn answer(outcome: Outcome) -> Response {
     (status, Json(outcome)).into_response()
 }
 
+/// Whether a content type is that of NDJSON, with or without parameters.
+fn is_ndjson(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case(NDJSON)
+}
+
 /// The trace of a request. An invalid header is ignored, and a new trace begun, as W3C's Trace Context
 /// requires.
 fn trace(headers: &HeaderMap) -> Option<TraceContext> {
@@ -512,6 +521,21 @@ mod tests {
         let status = answer.status();
         let bytes = answer.into_body().collect().await.unwrap().to_bytes();
         (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[test]
+    fn a_media_type_is_compared_as_a_whole_and_without_case() {
+        for (content_type, expected) in [
+            ("application/x-ndjson", true),
+            ("Application/X-NDJSON", true),
+            ("application/x-ndjson; charset=utf-8", true),
+            ("application/x-ndjson ;charset=utf-8", true),
+            ("application/x-ndjsonfoo", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            assert_eq!(is_ndjson(content_type), expected, "{content_type:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
