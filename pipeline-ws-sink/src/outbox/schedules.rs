@@ -142,7 +142,17 @@ async fn send(
         let frame = frame(sender, number, schedule.pick(..largest));
         accepted.most += u64::from(!outbox.has_ended());
         if schedule.once_in(room.essential()) {
-            outbox.send(&frame, Some(broadcast_now()));
+            if schedule.once_in(2) {
+                outbox.send(&frame, Some(broadcast_now()));
+            } else {
+                // As the reply to a join, behind which others send before it is written.
+                let (timeline, kind) = (Some(broadcast_now()), FrameKind::Essential);
+                let ready = ReadyFrame(Arc::new(Outgoing::alone(frame, timeline, kind)));
+                let mut unrecorded = PendingMetrics::default();
+                outbox.queue(&ready, &mut unrecorded);
+                (0..schedule.pick(..20)).for_each(|_| schedule.hesitate());
+                outbox.write_queued(unrecorded);
+            }
         } else {
             let key = EventKey::new("topic", &sender.to_string());
             let shared = SharedFrame::new(frame, key).timed(Some(broadcast_now()));
