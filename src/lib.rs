@@ -12,6 +12,8 @@
 //! - [`pipeline_statsd`], as [`statsd`]: a recorder for the `metrics` facade.
 //! - [`pipeline_inspect`], as [`inspect`]: a live view of pipelines and sockets, mounted next to the
 //!   endpoint.
+//! - `pipeline_sources`, as `sources`: durable sources, whose items survive the process.
+//! - `pipeline_cluster`, as `cluster`: broadcasts between nodes.
 //!
 //! The crate itself adds [`serve`](serve()), which runs everything until the process is asked to stop
 //! and then stops it in the right order, and [`Health`](health::Health), which reports liveness and
@@ -30,6 +32,7 @@
 //! - `inspect`: the live view. It brings `ws`.
 //! - `cluster-redis`, `cluster-nats`: broadcasts between the nodes of a cluster, as `cluster`. They bring
 //!   `ws`.
+//! - `sqlite`, `redis`, `postgres`, `nats`, `rabbitmq`, `kafka`: durable sources, as `sources`.
 //! - `jwt`: JSON Web Tokens. It brings `ws`.
 //! - `test-kit`: helpers for tests of stages, and with `ws` for tests of channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -192,6 +192,9 @@ impl<T, P: Processor<T>> Processors<T, P> {
     /// How many processors there are. Each is a stage in a task of its own, and handles one message at
     /// a time. Default two for each core.
     ///
+    /// A processor that is free does not take over what another one has asked for: see
+    /// [`max_demand`](Self::max_demand).
+    ///
     /// # Panics
     ///
     /// If it is 0.
@@ -202,6 +205,10 @@ impl<T, P: Processor<T>> Processors<T, P> {
     }
 
     /// How many messages a processor asks each source for. Default 10.
+    ///
+    /// They wait for it, one after the other, also when other processors have nothing to do. With 1, as
+    /// many messages are in work as there are processors, and none waits behind a slow one. More suits
+    /// work that is quick.
     ///
     /// With several sources it may hold as many of each.
     pub fn max_demand(mut self, messages: usize) -> Self {

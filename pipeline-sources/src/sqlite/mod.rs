@@ -326,8 +326,8 @@ impl SqliteQueue {
         self.file.call(read, |_| {}).await
     }
 
-    /// Adds an item that was given up to the queue again, as a new item. Returns its new id, or `None`
-    /// if there is none with this id.
+    /// Adds an item that was given up to the queue again, as a new item that keeps the time at which it
+    /// was added first. Returns its new id, or `None` if there is none with this id.
     ///
     /// # Errors
     ///

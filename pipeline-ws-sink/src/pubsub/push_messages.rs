@@ -125,8 +125,14 @@ impl PubSub {
     ///
     /// A processor waits for one push at a time. So the number of pushes on the way is the
     /// [concurrency](pipeline_core::processing::Processors::concurrency), and a client that is slow to
-    /// confirm occupies one processor: use many. The pushes of one user keep their order if the messages
-    /// are [partitioned](pipeline_core::processing::Processors::partition_by) by user.
+    /// confirm occupies one processor: use many, and let each ask for one message
+    /// ([`max_demand(1)`](pipeline_core::processing::Processors::max_demand)), because what a processor
+    /// has asked for waits behind the slow client.
+    ///
+    /// The pushes of one user keep their order if the source delivers the next message of a user when the
+    /// one before is done, as a queue that is ordered by key does. With
+    /// [`partition_by`](pipeline_core::processing::Processors::partition_by) they keep it until one of
+    /// them is delivered again.
     ///
     /// ```
     /// use std::time::Duration;
