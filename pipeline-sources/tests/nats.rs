@@ -462,3 +462,13 @@ async fn odd_names_and_addresses_are_refused() {
     assert!(NatsQueue::with("localhost", "orders", subject).is_err());
     NatsQueue::new("nats://a:4222, nats://b:4222", "orders").unwrap();
 }
+
+#[test]
+fn a_password_is_neither_shown_nor_in_an_error() {
+    let queue = NatsQueue::new("nats://user:hidden@localhost:4222", "orders").unwrap();
+    let source = queue.source(SourceOptions::new());
+    let error = NatsQueue::new("nats://user:hid/den@localhost:x", "orders").unwrap_err();
+    for shown in [format!("{queue:?}"), format!("{source:?}"), format!("{error} {error:?}")] {
+        assert!(!shown.contains("hid"), "{shown}");
+    }
+}

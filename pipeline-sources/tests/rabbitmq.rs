@@ -480,3 +480,13 @@ async fn odd_names_and_addresses_are_refused() {
     }
     RabbitQueue::new("amqp://localhost", "orders").unwrap();
 }
+
+#[test]
+fn a_password_is_neither_shown_nor_in_an_error() {
+    let queue = RabbitQueue::new("amqp://user:hidden@localhost", "orders").unwrap();
+    let source = queue.source(SourceOptions::new());
+    let error = RabbitQueue::new("amqp:user:hidden@localhost", "orders").unwrap_err();
+    for shown in [format!("{queue:?}"), format!("{source:?}"), format!("{error} {error:?}")] {
+        assert!(!shown.contains("hidden"), "{shown}");
+    }
+}

@@ -64,6 +64,7 @@ mod session;
 
 use std::{
     error::Error,
+    fmt,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -91,7 +92,6 @@ pub struct NatsQueue {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     servers: Vec<ServerAddr>,
     stream: Box<str>,
@@ -104,6 +104,17 @@ struct Shared {
     /// Whether a connection was lost while messages were on their way, so that one of them may be what the
     /// client library cannot read.
     suspect: AtomicBool,
+}
+
+impl fmt::Debug for Shared {
+    /// Without the addresses, which may have passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stream, subject, .. } = self;
+        f.debug_struct("Shared")
+            .field("stream", stream)
+            .field("subject", subject)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a stream is kept.
@@ -255,9 +266,9 @@ impl NatsOptions {
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum NatsError {
-    /// The address of a server is not valid.
-    #[error("the address {0} of a server is not valid")]
-    Address(Arc<str>),
+    /// The address of a server is not valid. It is not shown, because it may have a password.
+    #[error("an address is not valid, expected nats://HOST:PORT, or several with commas")]
+    Address,
     /// A name of a stream, a consumer or a subject is not valid.
     #[error("{0:?} is no name for a stream, a consumer or a subject")]
     Name(Arc<str>),
@@ -364,7 +375,7 @@ impl NatsQueue {
     pub fn with(servers: &str, stream: &str, options: NatsOptions) -> Result<Self, NatsError> {
         let servers = servers
             .split(',')
-            .map(|server| server.trim().parse().map_err(|_| NatsError::Address(server.into())))
+            .map(|server| server.trim().parse().map_err(|_| NatsError::Address))
             .collect::<Result<Vec<ServerAddr>, _>>()?;
         let subject = options.subject.clone().unwrap_or_else(|| stream.into());
         let dead = options.dead_letters.clone().unwrap_or_else(|| format!("{stream}_dead").into());

@@ -1,6 +1,6 @@
 //! Connections to a server, and the queues that are made on them.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
@@ -41,7 +41,6 @@ pub(super) async fn within<T>(
 }
 
 /// Opens connections.
-#[derive(Debug)]
 pub(super) struct Dialer {
     uri: AMQPUri,
     limit: Duration,
@@ -55,6 +54,13 @@ struct Dialing {
     task: Option<(JoinHandle<lapin::Result<Connection>>, Instant)>,
     /// How many were given up in a row.
     given_up: u32,
+}
+
+impl fmt::Debug for Dialer {
+    /// Without the address, which may have a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer").field("limit", &self.limit).finish_non_exhaustive()
+    }
 }
 
 impl Dialer {

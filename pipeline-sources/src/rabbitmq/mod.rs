@@ -221,9 +221,11 @@ impl RabbitOptions {
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum RabbitError {
-    /// The address of the server is not valid.
-    #[error("the address of the server is not valid: {0}")]
-    Address(Arc<str>),
+    /// The address of the server is not valid. It is not shown, because it may have a password.
+    #[error(
+        "the address of the server is not valid, expected amqp://USER:PASSWORD@HOST:PORT/VHOST"
+    )]
+    Address,
     /// The name of a queue is not valid.
     #[error("{0:?} is no name for a queue")]
     Name(Arc<str>),
@@ -317,8 +319,7 @@ impl RabbitQueue {
     ///
     /// [`RabbitError`] if the address or a name is not valid. It does not connect yet.
     pub fn with(address: &str, queue: &str, options: RabbitOptions) -> Result<Self, RabbitError> {
-        let uri: AMQPUri =
-            address.parse().map_err(|why: String| RabbitError::Address(why.into()))?;
+        let uri: AMQPUri = address.parse().map_err(|_: String| RabbitError::Address)?;
         let dead = options.dead_letters.as_deref().map(name).transpose()?;
         let queue_name = name(queue)?;
         let dead = dead.map_or_else(|| name(&format!("{queue}.dead")), Ok)?;
