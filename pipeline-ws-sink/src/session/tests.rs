@@ -277,10 +277,7 @@ async fn decoded_for_joins(joins: usize) -> usize {
         ada.send(json!([reference, reference, T, "phx_join", {}])).await.unwrap();
     }
     let last = joins.to_string();
-    while ada.next().await != reply(&last, &last, T, "ok", json!({ "name": "ada" })) {
-        let decoded = ada.session.decoded_late;
-        assert!(decoded < joins, "{decoded} are decoded, and more joins wait");
-    }
+    while ada.next().await != reply(&last, &last, T, "ok", json!({ "name": "ada" })) {}
     ada.session.decoded_late
 }
 
