@@ -70,10 +70,6 @@ const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// How long channels have to end when their socket is gone, in total.
 const CHANNELS_END: Duration = Duration::from_secs(5);
 
-/// How many bytes of a frame cost as much as the frame itself. A frame of 1 MiB costs a task's
-/// whole budget of tokio for one poll.
-const BYTES_A_UNIT: usize = 8 << 10;
-
 /// The state that a client's channels share.
 pub(crate) struct Connection<S: Socket> {
     pub(crate) socket: Arc<S>,
@@ -97,11 +93,6 @@ pub(crate) async fn pay(units: u64) {
     }
 }
 
-/// The cost of a message of this decompressed size.
-pub(crate) fn cost(bytes: usize) -> u64 {
-    1 + (bytes / BYTES_A_UNIT) as u64
-}
-
 /// One client.
 ///
 /// Only the session knows which topics are joined. A channel announces its end to the session
@@ -119,9 +110,6 @@ pub(crate) struct Session<S: Socket> {
     spent: Option<Box<RateState>>,
     /// While the inbox is full: when to stop waiting for room.
     full_until: Option<Deadline>,
-    /// How many messages were decoded after they had waited for a join.
-    #[cfg(test)]
-    decoded_late: usize,
 }
 
 /// A topic that is joined, or being joined.
@@ -153,8 +141,6 @@ impl<S: Socket> Session<S> {
             unpaid: 0,
             spent: None,
             full_until: None,
-            #[cfg(test)]
-            decoded_late: 0,
         }
     }
 
@@ -186,47 +172,24 @@ impl<S: Socket> Session<S> {
     /// Handles the channels' events, and routes the messages that waited for them.
     pub(crate) async fn catch_up(&mut self) {
         while let Some(event) = self.connection.events.take() {
-            let (topic, waiting) = match event {
+            let waiting = match event {
                 SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
-                    Some(entry) if entry.instance.id() == id => {
-                        let waiting = entry.pending.take();
-                        (topic, waiting)
-                    }
-                    _ => (topic, None),
+                    Some(entry) if entry.instance.id() == id => entry.pending.take(),
+                    _ => None,
                 },
                 SessionEvent::Ended { topic, id } => match self.channels.get(&topic) {
                     Some(entry) if entry.instance.id() == id => {
-                        let waiting = self.channels.remove(&topic);
-                        (topic, waiting.and_then(|entry| self.forget(entry)))
+                        self.channels.remove(&topic).and_then(|entry| self.forget(entry))
                     }
-                    _ => (topic, None),
+                    _ => None,
                 },
             };
             self.count_channels();
-            if let Some(waiting) = waiting {
-                self.route_waiting(&topic, waiting).await;
-            }
-        }
-    }
-
-    /// Routes the messages that waited for a join of this topic, until one of them is a join. The
-    /// rest waits for that one as it is: if each message was decoded again for each join before it,
-    /// many joins of one topic would take time in the square of their number.
-    async fn route_waiting(&mut self, topic: &str, mut waiting: VecDeque<(Received, InboxBytes)>) {
-        while let Some((received, held)) = waiting.pop_front() {
-            pay(cost(received.len()) + self.unpaid()).await;
-            #[cfg(test)]
-            {
-                self.decoded_late += 1;
-            }
-            if let Ok(message) = ClientMessage::decode(self.connection.version, &received) {
-                self.route(&message, &received, held);
-            }
-            let entry = self.channels.get_mut(topic);
-            if let Some(pending) = entry.and_then(|entry| entry.pending.as_mut()) {
-                debug_assert!(pending.is_empty(), "nothing arrives meanwhile");
-                *pending = waiting;
-                return;
+            for (received, held) in waiting.into_iter().flatten() {
+                consume_budget().await;
+                if let Ok(message) = ClientMessage::decode(self.connection.version, &received) {
+                    self.route(&message, &received, held);
+                }
             }
         }
     }
