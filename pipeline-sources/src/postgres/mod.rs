@@ -11,9 +11,9 @@
 //!     postgres::{PostgresQueue, push_in},
 //! };
 //!
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let mut client: tokio_postgres::Client = unimplemented!();
+//! # async fn order(
+//! #     client: &mut tokio_postgres::Client,
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
 //! let queue = PostgresQueue::open("postgres://user@127.0.0.1/shop", "orders")?;
 //! queue.prepare().await?;
 //!
