@@ -1,6 +1,6 @@
 //! The channels of the server through which nodes send. Pure.
 
-use std::fmt::Write;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// The number of channels for topics. With fewer, a node would receive more topics that it has no
 /// subscribers of; with more, the numbers of what was sent would take more memory.
@@ -31,14 +31,50 @@ impl Channel {
 
     /// The name of the channel. It has the version of the frames in it.
     pub(crate) fn name(self, prefix: &str) -> String {
-        let mut name = format!("{prefix}.1.");
-        // Writing to a string cannot fail.
-        let _ = match self {
-            Self::Topic(number) => write!(name, "t.{number:05x}"),
-            Self::All => write!(name, "all"),
-            Self::Node(hash) => write!(name, "n.{hash:016x}"),
+        // One for each message: the formatting of the standard library would cost more than the rest.
+        let mut name = String::with_capacity(prefix.len() + 24);
+        name.push_str(prefix);
+        let (kind, number, digits) = match self {
+            Self::All => (".1.all", 0, 0),
+            Self::Topic(number) => (".1.t.", u64::from(number), 5),
+            Self::Node(hash) => (".1.n.", hash, 16),
         };
+        name.push_str(kind);
+        for digit in (0..digits).rev() {
+            let digit = u32::try_from(number >> (4 * digit) & 0xf).unwrap_or_default();
+            name.extend(char::from_digit(digit, 16));
+        }
         name
+    }
+}
+
+/// Hashes channels, which are hashes already.
+pub(crate) type BuildChannelHasher = BuildHasherDefault<ChannelHasher>;
+
+/// Mixes what it is given. There are few channels, and no way to choose them so that many collide.
+#[derive(Debug, Default)]
+pub(crate) struct ChannelHasher(u64);
+
+impl Hasher for ChannelHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_isize(&mut self, variant: isize) {
+        self.write_u64(variant.cast_unsigned() as u64);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
     }
 }
 

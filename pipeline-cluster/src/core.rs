@@ -22,7 +22,7 @@ use crate::{
     ClusterError, ClusterOptions,
     channels::Channel,
     clock::{SharedClock, micros},
-    frame::{Frame, FrameError, LONGEST_NODE, set_sequence},
+    frame::{self, Frame, FrameError, LONGEST_NODE, set_sequence},
     gap::{Gap, Missing, UNREAD},
     log::LineLimit,
     metrics::{ClusterMetrics, Reason},
@@ -268,13 +268,21 @@ impl Core {
     }
 
     /// A message has arrived from the server.
-    pub(crate) fn receive(&self, bytes: &Bytes) {
-        if let Err(error) = self.try_receive(bytes) {
-            self.metrics.dropped(Reason::Malformed, 1);
-            if let Some(left_out) = self.log.malformed.allow() {
-                let (error, length) = (error.to_string(), bytes.len());
-                tracing::warn!(error, length, left_out, "ignored a message that is no broadcast");
+    pub(crate) fn receive(&self, message: &Bytes) {
+        for frame in frame::frames(message) {
+            let received = frame.map_err(Malformed::from);
+            let length = message.len();
+            if let Err(error) = received.and_then(|frame| self.try_receive(&frame)) {
+                self.malformed(&error, length);
             }
+        }
+    }
+
+    fn malformed(&self, error: &Malformed, length: usize) {
+        self.metrics.dropped(Reason::Malformed, 1);
+        if let Some(left_out) = self.log.malformed.allow() {
+            let error = error.to_string();
+            tracing::warn!(error, length, left_out, "ignored a message that is no broadcast");
         }
     }
 
@@ -381,7 +389,8 @@ mod tests {
         left.broadcast(&news(1)).unwrap();
         let good = sent(&left);
         let mut bad = vec![Bytes::new(), Bytes::from_static(b"nonsense"), good.slice(..20)];
-        // A version of the future, and JSON that ends too early or is no object.
+        // A version of the future, a group that is cut off, and JSON that ends too early or is no object.
+        bad.push([&[3], &good[1..]].concat().into());
         bad.push([&[2], &good[1..]].concat().into());
         bad.push(good.slice(..good.len() - 1));
         bad.push([&good[..good.len() - 7], b"[1]"].concat().into());

@@ -15,7 +15,7 @@ use crate::{
     gap::Gap,
     interest::Interest,
     metrics::Reason,
-    queue::Outgoing,
+    packing::{Message, pack},
 };
 
 /// The most frames that are sent at once, and the most bytes.
@@ -40,14 +40,14 @@ pub(crate) trait Server: Send + Sync + 'static {
 
 /// A connection to a server.
 pub(crate) trait Session: Send + Sync {
-    /// The longest frame that the server takes.
-    fn max_frame(&self) -> usize;
+    /// The longest message that the server takes.
+    fn max_message(&self) -> usize;
 
-    /// Sends frames in order. Returns when the server has taken all of them.
+    /// Sends messages in order. Returns when the server has taken all of them.
     fn publish(
         &self,
         core: &Core,
-        frames: &[Outgoing],
+        messages: &[Message],
     ) -> impl Future<Output = Result<(), SessionError>> + Send;
 
     /// Subscribes. Returns when the subscriptions are in force.
@@ -108,7 +108,7 @@ struct Task {
     interest: Interest,
     /// What was given to the server, which has not confirmed it. It is sent again on the next connection,
     /// and the nodes that have it already drop the copy.
-    in_flight: Vec<Outgoing>,
+    in_flight: Vec<Message>,
     disconnected_at: Option<Instant>,
 }
 
@@ -280,34 +280,40 @@ async fn follow(
 async fn publish(
     core: &Core,
     session: &impl Session,
-    in_flight: &mut Vec<Outgoing>,
+    in_flight: &mut Vec<Message>,
 ) -> SessionError {
     loop {
         // Before the queue is looked at: what is taken from it is not sent yet.
         set_flushed(&core.state, false);
         if in_flight.is_empty() {
-            *in_flight = core.take(BATCH.0, BATCH.1);
+            let (mut taken, max) = (core.take(BATCH.0, BATCH.1), session.max_message());
+            let before = taken.len();
+            taken.retain(|it| it.frame.len() <= max);
+            if taken.len() < before {
+                core.dropped(Reason::TooLong, before - taken.len());
+            }
+            *in_flight = pack(taken, max);
         }
-        core.metrics.waiting.set((core.waiting() + in_flight.len()) as f64);
+        let frames: usize = in_flight.iter().map(|it| it.frames).sum();
+        core.metrics.waiting.set((core.waiting() + frames) as f64);
         if in_flight.is_empty() {
+            if core.waiting() > 0 {
+                // What was taken was too long.
+                continue;
+            }
             set_flushed(&core.state, true);
             core.wake.notified().await;
             continue;
         }
-        let before = in_flight.len();
-        in_flight.retain(|it| it.frame.len() <= session.max_frame());
-        if in_flight.len() < before {
-            core.dropped(Reason::TooLong, before - in_flight.len());
-        }
         match within(core, session.publish(core, in_flight)).await {
             Ok(()) => {
-                let bytes: usize = in_flight.iter().map(|it| it.frame.len()).sum();
-                core.metrics.sent.increment(in_flight.len() as u64);
+                let bytes: usize = in_flight.iter().map(|it| it.bytes.len()).sum();
+                core.metrics.sent.increment(frames as u64);
                 core.metrics.sent_bytes.increment(bytes as u64);
                 in_flight.clear();
             }
             Err(SessionError::Refused(why)) => {
-                core.dropped(Reason::Refused, in_flight.len());
+                core.dropped(Reason::Refused, frames);
                 in_flight.clear();
                 return SessionError::Refused(why);
             }

@@ -14,13 +14,25 @@
 //! | 2 + n | the event |
 //! | n | the payload: JSON text, or bytes |
 //!
+//! A message of the server is a frame, or a group of frames of one channel:
+//!
+//! | bytes | what |
+//! | --- | --- |
+//! | 1 | 2, where a frame has its version |
+//! | 4 + n | the first frame, after its length |
+//! | 4 + n | the second, and so on |
+//!
 //! Numbers are unsigned, with the most significant byte first.
 #![cfg_attr(not(feature = "fuzzing"), allow(unreachable_pub, reason = "fuzz targets reach it"))]
 
+use bytes::Bytes;
 use thiserror::Error;
 
 /// The version of this form.
 pub const VERSION: u8 = 1;
+
+/// The first byte of a group.
+pub const GROUP: u8 = 2;
 
 /// The longest frame, in bytes.
 pub const LONGEST_FRAME: usize = 64 << 20;
@@ -186,6 +198,41 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// The frames of a message. What cannot be read ends them.
+pub fn frames(message: &Bytes) -> impl Iterator<Item = Result<Bytes, FrameError>> {
+    let group = (message.first() == Some(&GROUP)).then(|| message.slice(1..));
+    let (mut one, mut rest) = (group.is_none().then(|| message.clone()), group.unwrap_or_default());
+    std::iter::from_fn(move || {
+        if let Some(frame) = one.take() {
+            return Some(Ok(frame));
+        }
+        if rest.is_empty() {
+            return None;
+        }
+        let frame = next_of_group(&mut rest);
+        if frame.is_none() {
+            rest.clear();
+        }
+        Some(frame.ok_or(FrameError::CutOff))
+    })
+}
+
+fn next_of_group(rest: &mut Bytes) -> Option<Bytes> {
+    let (length, _) = rest.split_first_chunk()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    let end = length.checked_add(4).filter(|end| *end <= rest.len())?;
+    let frame = rest.split_to(end);
+    Some(frame.slice(4..))
+}
+
+/// Adds a frame to a group.
+pub(crate) fn append_to_group(group: &mut Vec<u8>, frame: &[u8]) {
+    // A group is far shorter.
+    let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    group.extend(length.to_be_bytes());
+    group.extend(frame);
+}
+
 /// Sets the sequence number of an encoded frame.
 pub(crate) fn set_sequence(frame: &mut [u8], sequence: u64) {
     if let Some(place) = frame.get_mut(SEQUENCE) {
@@ -299,6 +346,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_group_that_is_cut_off_has_the_frames_before() {
+        let mut group = vec![GROUP];
+        append_to_group(&mut group, b"one");
+        append_to_group(&mut group, b"three");
+        let group = Bytes::from(group);
+        let read = |length: usize| frames(&group.slice(..length)).collect::<Vec<_>>();
+        let (one, three) = (Ok(Bytes::from_static(b"one")), Ok(Bytes::from_static(b"three")));
+        assert_eq!(read(group.len()), [one.clone(), three]);
+        for length in 9..group.len() {
+            assert_eq!(read(length), [one.clone(), Err(FrameError::CutOff)], "{length} bytes");
+        }
+        assert_eq!(read(8), [one]);
+        assert_eq!(read(1), [], "it is empty");
+    }
+
     proptest! {
         #[test]
         fn a_frame_arrives_as_it_was(
@@ -330,8 +393,10 @@ mod tests {
         #[test]
         fn any_bytes_are_a_frame_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(frame) = Frame::decode(&bytes) {
-                prop_assert_eq!(frame.encode().unwrap(), bytes);
+                prop_assert_eq!(frame.encode().unwrap(), bytes.clone());
             }
+            let read: usize = frames(&bytes.clone().into()).flatten().map(|it| it.len()).sum();
+            prop_assert!(read <= bytes.len());
         }
     }
 }

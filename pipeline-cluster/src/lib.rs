@@ -27,8 +27,9 @@
 //! A node receives the topics that have subscribers on it, what is for every node (messages between the
 //! trackers of presences, and `disconnect`), and what is sent to it alone. Topics are hashed to 1,048,576
 //! channels, and a node subscribes to the channel of a topic when its first subscriber comes, and
-//! unsubscribes [a while](ClusterOptions::linger) after the last has left. A message is a small header
-//! and the payload as it was encoded on the first node.
+//! unsubscribes [a while](ClusterOptions::linger) after the last has left. A broadcast is a small header
+//! and the payload as it was encoded on the first node. Broadcasts to one channel that wait at the same
+//! time are one message of the server, of up to 16 KiB.
 //!
 //! # What is promised
 //!
@@ -82,6 +83,7 @@ mod metrics;
 #[cfg(feature = "nats")]
 mod nats;
 mod options;
+mod packing;
 mod queue;
 #[cfg(feature = "redis")]
 mod redis;

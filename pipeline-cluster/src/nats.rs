@@ -14,7 +14,7 @@ use crate::{
     ClusterError,
     core::Core,
     driver::{Server, Session, SessionError},
-    queue::Outgoing,
+    packing::Message,
 };
 
 /// How many subscriptions may wait for the task that reads them.
@@ -95,13 +95,13 @@ impl NatsSession {
 }
 
 impl Session for NatsSession {
-    fn max_frame(&self) -> usize {
+    fn max_message(&self) -> usize {
         self.client.server_info().max_payload
     }
 
-    async fn publish(&self, core: &Core, frames: &[Outgoing]) -> Result<(), SessionError> {
-        for Outgoing { channel, frame } in frames {
-            let published = self.client.publish(core.channel_name(*channel), frame.clone()).await;
+    async fn publish(&self, core: &Core, messages: &[Message]) -> Result<(), SessionError> {
+        for Message { channel, bytes, frames: _ } in messages {
+            let published = self.client.publish(core.channel_name(*channel), bytes.clone()).await;
             published.map_err(|error| failed(&error))?;
         }
         self.round_trip().await

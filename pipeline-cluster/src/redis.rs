@@ -12,10 +12,10 @@ use crate::{
     ClusterError,
     core::Core,
     driver::{Server, Session, SessionError},
-    queue::Outgoing,
+    packing::Message,
 };
 
-/// The longest frame that Redis takes (`proto-max-bulk-len`); frames are shorter anyway.
+/// The longest message that Redis takes (`proto-max-bulk-len`); ours are shorter anyway.
 const LONGEST: usize = 512 << 20;
 
 /// A server of Redis.
@@ -75,14 +75,14 @@ impl Server for Redis {
 }
 
 impl Session for RedisSession {
-    fn max_frame(&self) -> usize {
+    fn max_message(&self) -> usize {
         LONGEST
     }
 
-    async fn publish(&self, core: &Core, frames: &[Outgoing]) -> Result<(), SessionError> {
+    async fn publish(&self, core: &Core, messages: &[Message]) -> Result<(), SessionError> {
         let mut pipe = redis::pipe();
-        for Outgoing { channel, frame } in frames {
-            pipe.cmd("PUBLISH").arg(core.channel_name(*channel)).arg(&**frame).ignore();
+        for Message { channel, bytes, frames: _ } in messages {
+            pipe.cmd("PUBLISH").arg(core.channel_name(*channel)).arg(&**bytes).ignore();
         }
         let mut connection = self.connection.clone();
         pipe.query_async::<()>(&mut connection).await.map_err(|error| failed(&error))

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::channels::Channel;
+use crate::channels::{BuildChannelHasher, Channel};
 
 /// How many nodes may have been sent to with numbers. What is sent to more of them has none.
 const NODES: usize = 65_536;
@@ -20,7 +20,7 @@ const ORIGINS: usize = 1_024;
 /// The last number that was sent in each channel.
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
-    last: HashMap<Channel, u64>,
+    last: HashMap<Channel, u64, BuildChannelHasher>,
     nodes: usize,
 }
 
@@ -43,15 +43,16 @@ impl Sent {
 #[derive(Debug, Default)]
 pub(crate) struct Arrived {
     origins: HashMap<Arc<str>, Origin>,
-    followed: HashSet<Channel>,
+    followed: HashSet<Channel, BuildChannelHasher>,
     /// Counts arrivals, to know which origin has been silent for longest.
     count: u64,
 }
 
 #[derive(Debug)]
 struct Origin {
+    name: Arc<str>,
     epoch: u64,
-    last: HashMap<Channel, u64>,
+    last: HashMap<Channel, u64, BuildChannelHasher>,
     /// The number of its last arrival.
     at: u64,
 }
@@ -100,15 +101,15 @@ impl Arrived {
         }
         self.count += 1;
         let at = self.count;
-        let (name, known) = match self.origins.get_key_value(origin) {
-            Some((name, _)) => (name.clone(), true),
-            None => (origin.into(), false),
-        };
-        if !known && self.origins.len() == ORIGINS {
-            self.forget_one();
+        if !self.origins.contains_key(origin) {
+            if self.origins.len() == ORIGINS {
+                self.forget_one();
+            }
+            let new = Origin { name: origin.into(), epoch, last: HashMap::default(), at };
+            self.origins.insert(new.name.clone(), new);
         }
-        let entry = self.origins.entry(name.clone());
-        let origin = entry.or_insert_with(|| Origin { epoch, last: HashMap::new(), at });
+        // It is there now.
+        let Some(origin) = self.origins.get_mut(origin) else { return Arrival::Expected };
         origin.at = at;
         if epoch < origin.epoch {
             // The rest of what a node sent before it was started again.
@@ -127,7 +128,7 @@ impl Arrived {
         }
         let missing = number - *last - 1;
         *last = number;
-        if missing == 0 { Arrival::Expected } else { Arrival::After(missing, name) }
+        if missing == 0 { Arrival::Expected } else { Arrival::After(missing, origin.name.clone()) }
     }
 
     fn forget_one(&mut self) {

@@ -1,13 +1,15 @@
 //! Broadcasts between nodes: exactly what is written is read, and other bytes are refused or are a frame that is
 //! written as the same bytes.
 
-use pipeline_cluster::frame::{Frame, LONGEST_NAME};
+use bytes::Bytes;
+use pipeline_cluster::frame::{Frame, GROUP, LONGEST_NAME, frames};
 
 use crate::input::Input;
 
 pub(crate) const DICTIONARY: &[&[u8]] = &[
     b"\x01\x00",
     b"\x01\x0f",
+    b"\x02\x00\x00\x00\x04",
     b"\x04left",
     b"\x00\x06room:1",
     b"\x00\x04news",
@@ -29,6 +31,15 @@ pub(crate) fn run(data: &[u8]) {
 
 /// Any bytes.
 fn read(bytes: &[u8]) {
+    let message = Bytes::copy_from_slice(bytes);
+    let read: Vec<_> = frames(&message).collect();
+    let inside: usize = read.iter().flatten().map(|frame| 4 + frame.len()).sum();
+    if bytes.first() == Some(&GROUP) {
+        let is_whole = read.iter().all(Result::is_ok);
+        assert!(1 + inside <= bytes.len() && is_whole == (1 + inside == bytes.len()));
+    } else {
+        assert_eq!(read, [Ok(message)]);
+    }
     let Ok(frame) = Frame::decode(bytes) else { return };
     assert!(!frame.origin.is_empty());
     assert!(frame.topic.len() <= LONGEST_NAME && frame.event.len() <= LONGEST_NAME);
