@@ -52,3 +52,35 @@ async fn presences_of_five_processes_are_one_list_and_a_dead_one_leaves_once() {
     let test = "presences_of_five_processes_are_one_list_and_a_dead_one_leaves_once";
     nodes::presence(KIND, test).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_cut_off_serves_its_own_and_comes_back() {
+    nodes::faults::netsplit(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_of_a_frozen_node_leave_once_and_join_once_when_it_runs_again() {
+    let test = "users_of_a_frozen_node_leave_once_and_join_once_when_it_runs_again";
+    nodes::faults::frozen_node(KIND, test).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_started_again_replaces_its_former_self_at_once() {
+    let test = "a_node_that_is_started_again_replaces_its_former_self_at_once";
+    nodes::faults::restarted_node(KIND, test).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_is_stopped_users_of_other_nodes_have_left() {
+    nodes::faults::stopped_server(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_restarted_in_time_lets_no_user_leave() {
+    nodes::faults::restarted_server(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whether_a_topic_has_subscribers_is_known_across_nodes() {
+    nodes::faults::listening(KIND).await;
+}

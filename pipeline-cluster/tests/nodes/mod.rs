@@ -2,6 +2,9 @@
 #![allow(dead_code, unreachable_pub, reason = "a server's tests may use a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+pub mod faults;
+mod proxy;
+
 use std::{
     collections::HashMap,
     env,
@@ -64,8 +67,12 @@ impl Node {
     }
 
     pub async fn with(server: &Server, options: ClusterOptions, endpoint: EndpointBuilder) -> Self {
+        Self::at(&server.url(), options, endpoint).await
+    }
+
+    async fn at(url: &str, options: ClusterOptions, endpoint: EndpointBuilder) -> Self {
         let (telemetry, recorded) = Recorded::new();
-        let cluster = join(&server.url(), options.telemetry(telemetry)).await;
+        let cluster = join(url, options.telemetry(telemetry)).await;
         let endpoint = endpoint.adapter(cluster.clone()).build().unwrap();
         Self { cluster, endpoint, recorded }
     }
@@ -429,8 +436,8 @@ fn tracker() -> TrackerOptions {
 /// Presences of all nodes are one list; a node that says goodbye leaves at once, and one that dies later;
 /// each leaves once.
 pub async fn presence(kind: Kind, test: &str) {
-    if let Some(url) = env::var_os("CLUSTER_NODE") {
-        return inside(&url.into_string().unwrap()).await;
+    if inside_of_another().await {
+        return;
     }
     let Some(server) = Server::start(kind).await else { return };
     let leaves = Arc::new(AtomicUsize::new(0));
@@ -486,6 +493,15 @@ fn spawn(server: &Server, test: &str, n: usize) -> Child {
     command.args(["--exact", test, "--nocapture"]).stdout(Stdio::null());
     command.env("CLUSTER_NODE", server.url()).env("CLUSTER_NUMBER", n.to_string());
     command.spawn().unwrap()
+}
+
+/// Whether this process is one of several, which the test has started. It has ended then.
+async fn inside_of_another() -> bool {
+    let url = env::var_os("CLUSTER_NODE");
+    if let Some(url) = &url {
+        inside(url.to_str().unwrap()).await;
+    }
+    url.is_some()
 }
 
 /// A node in a process of its own.

@@ -1,0 +1,271 @@
+//! Nodes and servers that fail, and what the others and their clients see of it.
+
+use std::{process::Child, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use pipeline_cluster::Gap;
+use pipeline_test_support::servers::{Kind, Server};
+use pipeline_ws_sink::{
+    Endpoint, Presence,
+    presence::{PresenceDiff, PresenceGuard, TrackerOptions},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::{Node, T, eventually, next, options, proxy::Proxy, spawn, tracker, within};
+
+/// A node with a user, whose key is its name.
+struct Present {
+    node: Node,
+    presence: Presence,
+    /// What its clients see, in order: `+ada` has joined, `-ada` has left.
+    told: Arc<Mutex<Vec<String>>>,
+    _user: PresenceGuard,
+}
+
+impl Present {
+    async fn start(url: &str, name: &str, tracker: TrackerOptions) -> Self {
+        let told = Arc::<Mutex<Vec<String>>>::default();
+        let tell = told.clone();
+        let tell = move |diff: &PresenceDiff| {
+            let left = diff.leaves.keys().map(|key| format!("-{key}"));
+            let joined = diff.joins.keys().map(|key| format!("+{key}"));
+            tell.lock().extend(left.chain(joined));
+        };
+        let presence = Presence::builder().tracker(tracker).on_diff(tell).build();
+        let builder = Endpoint::builder().presence(&presence);
+        let node = Node::at(url, options(name), builder).await;
+        within(node.cluster.connected()).await;
+        let user = presence.track_detached(T, name, &json!({})).unwrap();
+        Self { node, presence, told, _user: user }
+    }
+
+    async fn lists(&self) -> Vec<String> {
+        self.presence.list(T).await.keys().map(str::to_owned).collect()
+    }
+
+    /// Waits until these users are listed.
+    async fn listing(&self, users: &[&str]) {
+        eventually(async || self.lists().await == users).await;
+    }
+
+    /// Waits until clients have seen as much, and checks that it is this, in any order. A diff comes a
+    /// moment after the list.
+    async fn tells(&self, expected: &[&str]) {
+        eventually(async || self.told.lock().len() >= expected.len()).await;
+        let mut told = std::mem::take(&mut *self.told.lock());
+        told.sort_unstable();
+        assert_eq!(told, expected, "at {}", self.node.cluster.node());
+    }
+}
+
+/// One node is cut off from the server, and comes back.
+pub async fn netsplit(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let (proxy, direct) = (Proxy::start(server.port()).await, server.url());
+    let through = direct.replace(&server.port().to_string(), &proxy.port.to_string());
+    let one = Present::start(&direct, "one", tracker()).await;
+    let two = Present::start(&direct, "two", tracker()).await;
+    let far = Present::start(&through, "far", tracker()).await;
+    let all = ["far", "one", "two"];
+    for node in [&one, &two, &far] {
+        node.listing(&all).await;
+        node.tells(&["+far", "+one", "+two"]).await;
+    }
+    let mut at_one = one.node.subscribe(T).await;
+    let mut at_far = far.node.subscribe(T).await;
+    let mut said = async |of: &str, n: u64| {
+        let at = if of == "one" { &mut at_one } else { &mut at_far };
+        let said = async {
+            loop {
+                let (event, payload) = next(at).await;
+                if event == "said" {
+                    return payload["n"].as_u64().unwrap();
+                }
+            }
+        };
+        assert_eq!(within(said).await, n, "at {of}");
+    };
+    one.node.say(T, 1);
+    said("one", 1).await;
+    said("far", 1).await;
+    let mut gaps = far.node.cluster.gaps();
+
+    proxy.cut();
+    one.listing(&["one", "two"]).await;
+    two.listing(&["one", "two"]).await;
+    far.listing(&["far"]).await;
+    one.tells(&["-far"]).await;
+    two.tells(&["-far"]).await;
+    far.tells(&["-one", "-two"]).await;
+    one.node.say(T, 2);
+    said("one", 2).await;
+    far.node.say(T, 3);
+    said("far", 3).await;
+
+    proxy.heal();
+    for node in [&one, &two, &far] {
+        node.listing(&all).await;
+    }
+    one.tells(&["+far"]).await;
+    two.tells(&["+far"]).await;
+    far.tells(&["+one", "+two"]).await;
+    // What waited at the node that was cut off has arrived, late. What was sent to it is lost, and it
+    // knows.
+    said("one", 3).await;
+    one.node.say(T, 4);
+    said("far", 4).await;
+    assert!(matches!(within(gaps.next()).await, Some(Gap::Disconnected(_))));
+    loop {
+        match within(gaps.next()).await {
+            Some(gap @ Gap::Missing(_)) if gap.concerns(T) => break,
+            Some(_) => {}
+            None => panic!("the gap is not reported"),
+        }
+    }
+}
+
+/// Four other nodes, each a process with a user.
+async fn five(kind: Kind, test: &str) -> Option<(Server, Present, Vec<Process>)> {
+    let server = Server::start(kind).await?;
+    let here = Present::start(&server.url(), "here", tracker()).await;
+    let others = (0..4).map(|n| Process(spawn(&server, test, n))).collect();
+    here.listing(&["here", "user 0", "user 1", "user 2", "user 3"]).await;
+    here.tells(&["+here", "+user 0", "+user 1", "+user 2", "+user 3"]).await;
+    Some((server, here, others))
+}
+
+/// A process of a test. Killed on drop.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The numbers of the nodes that answer.
+async fn answering(here: &Present, count: usize) -> Vec<u64> {
+    let mut said = here.node.subscribe(T).await;
+    here.node.say(T, 0);
+    let mut heard = Vec::new();
+    while heard.len() < count {
+        let (event, payload) = next(&mut said).await;
+        if event == "heard" {
+            heard.push(payload["node"].as_u64().unwrap());
+        }
+    }
+    heard.sort_unstable();
+    heard
+}
+
+/// A node that is frozen for longer than its presences are kept, and runs again.
+pub async fn frozen_node(kind: Kind, test: &str) {
+    if super::inside_of_another().await {
+        return;
+    }
+    let Some((_server, here, others)) = five(kind, test).await else { return };
+    others[0].signal(Signal::STOP);
+    here.listing(&["here", "user 1", "user 2", "user 3"]).await;
+    assert_eq!(answering(&here, 3).await, [1, 2, 3], "the others are not delayed");
+    // Longer than the permanent-down period.
+    sleep(Duration::from_millis(3_500)).await;
+    here.tells(&["-user 0"]).await;
+    others[0].signal(Signal::CONT);
+    here.listing(&["here", "user 0", "user 1", "user 2", "user 3"]).await;
+    here.tells(&["+user 0"]).await;
+    eventually(async || answering(&here, 4).await == [0, 1, 2, 3]).await;
+}
+
+/// A node that is killed, and one of the same name that is started at once.
+pub async fn restarted_node(kind: Kind, test: &str) {
+    if super::inside_of_another().await {
+        return;
+    }
+    let Some((server, here, mut others)) = five(kind, test).await else { return };
+    drop(others.remove(0));
+    others.push(Process(spawn(&server, test, 0)));
+    here.tells(&["+user 0", "-user 0"]).await;
+    // Longer than the down period: its former life leaves no second time.
+    sleep(Duration::from_millis(1_500)).await;
+    here.tells(&[]).await;
+    let list = here.presence.list(T).await;
+    assert_eq!((list.len(), list.metas("user 0").count()), (5, 1));
+    assert_eq!(answering(&here, 4).await, [0, 1, 2, 3]);
+}
+
+/// A server that is stopped for longer than nodes are waited for.
+pub async fn stopped_server(kind: Kind) {
+    let Some(mut server) = Server::start(kind).await else { return };
+    let one = Present::start(&server.url(), "one", tracker()).await;
+    let two = Present::start(&server.url(), "two", tracker()).await;
+    for node in [&one, &two] {
+        node.listing(&["one", "two"]).await;
+        node.tells(&["+one", "+two"]).await;
+    }
+    server.stop();
+    one.listing(&["one"]).await;
+    two.listing(&["two"]).await;
+    one.tells(&["-two"]).await;
+    two.tells(&["-one"]).await;
+    let mut here = one.node.endpoint.subscribe(T);
+    one.node.say(T, 1);
+    assert_eq!(next(&mut here).await.1["n"], 1);
+    server.start_again().await;
+    one.listing(&["one", "two"]).await;
+    two.listing(&["one", "two"]).await;
+    one.tells(&["+two"]).await;
+    two.tells(&["+one"]).await;
+}
+
+/// A server that is killed and back before nodes count as down: clients notice nothing.
+pub async fn restarted_server(kind: Kind) {
+    let Some(mut server) = Server::start(kind).await else { return };
+    let patient = || tracker().permdown_period(Duration::from_secs(120));
+    let patient = || patient().down_period(Duration::from_secs(60));
+    let one = Present::start(&server.url(), "one", patient()).await;
+    let two = Present::start(&server.url(), "two", patient()).await;
+    one.listing(&["one", "two"]).await;
+    two.listing(&["one", "two"]).await;
+    one.tells(&["+one", "+two"]).await;
+    two.tells(&["+one", "+two"]).await;
+    server.kill();
+    eventually(async || !one.node.cluster.is_connected()).await;
+    // A change while the server is away is known everywhere when it is back.
+    let _more = one.presence.track_detached(T, "zoe", &json!({})).unwrap();
+    server.start_again().await;
+    two.listing(&["one", "two", "zoe"]).await;
+    one.tells(&["+zoe"]).await;
+    two.tells(&["+zoe"]).await;
+}
+
+/// Whether a topic has subscribers on any node is known a period late, and while a node is away every topic
+/// counts as subscribed.
+pub async fn listening(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let through = server.url().replace(&server.port().to_string(), &proxy.port.to_string());
+    let synced = || Endpoint::builder().sync_subscriptions(tracker());
+    let left = Node::at(&server.url(), options("left"), synced()).await;
+    let right = Node::at(&through, options("right"), synced()).await;
+    let has = |topic: &str| left.endpoint.pubsub().has_subscribers(topic);
+    assert!(has("user:1"), "the other node is not known yet");
+    let user = right.endpoint.subscribe("user:1");
+    eventually(async || has("user:1") && !has("user:2")).await;
+    drop(user);
+    eventually(async || !has("user:1")).await;
+    // What the node that is cut off says now is not known.
+    proxy.cut();
+    eventually(async || has("user:2")).await;
+    let _user = right.endpoint.subscribe("user:3");
+    proxy.heal();
+    eventually(async || has("user:3") && !has("user:2")).await;
+}
