@@ -146,6 +146,10 @@ pub struct SourceSnapshot {
     pub redelivered: u64,
     /// The items that were stored as handled.
     pub done: u64,
+    /// The items that have failed and are delivered again.
+    pub retried: u64,
+    /// The items that were given back, and count as not delivered.
+    pub released: u64,
     /// The items that were given up.
     pub given_up: u64,
     /// How often it could not connect, or a call of its broker failed.

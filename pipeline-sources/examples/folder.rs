@@ -15,8 +15,8 @@ use pipeline_core::{
     processing::{Message, Processors},
 };
 use pipeline_sources::{
-    Backlog, Broker, BrokerError, Delivery, Fetch, Item, Outcome, Settle, Settlement, Source,
-    SourceOptions,
+    Backlog, Broker, BrokerError, Delivery, Fetch, Item, NotStored, Outcome, Settle, Settlement,
+    Source, SourceOptions,
 };
 use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::sleep};
@@ -108,8 +108,9 @@ impl Folder {
                 let at = now_ms() + delay.as_millis();
                 renamed(&path, &self.item(&id, at, deliveries, "none"))?;
             }
-            Outcome::Release => {
-                renamed(&path, &self.item(&id, 0, deliveries.saturating_sub(1), "none"))?;
+            Outcome::Release { after } => {
+                let at = if after.is_zero() { 0 } else { now_ms() + after.as_millis() };
+                renamed(&path, &self.item(&id, at, deliveries.saturating_sub(1), "none"))?;
             }
             Outcome::GiveUp { reason } => {
                 let grave = self.path.join("dead").join(&id);
@@ -242,7 +243,10 @@ impl Fetch for Folder {
 impl Settle for Folder {
     type Receipt = Receipt;
 
-    async fn settle(&mut self, settlements: &[Settlement<Receipt>]) -> Result<(), BrokerError> {
+    async fn settle(
+        &self,
+        settlements: &[Settlement<Receipt>],
+    ) -> Result<Vec<NotStored>, BrokerError> {
         let (folder, settlements) = (self.clone(), settlements.to_vec());
         blocking(move || {
             let receipts: Vec<_> = settlements.iter().map(|each| each.receipt.clone()).collect();
@@ -251,12 +255,12 @@ impl Settle for Folder {
                     folder.store(file, &settlement.outcome)?;
                 }
             }
-            Ok(())
+            Ok(Vec::new())
         })
         .await
     }
 
-    async fn renew(&mut self, receipts: &[Receipt]) -> Result<(), BrokerError> {
+    async fn renew(&self, receipts: &[Receipt]) -> Result<(), BrokerError> {
         let (folder, receipts) = (self.clone(), receipts.to_vec());
         blocking(move || {
             let until = now_ms() + folder.lease.as_millis();
@@ -270,7 +274,7 @@ impl Settle for Folder {
         .await
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         let folder = self.clone();
         let count = blocking(move || Ok(folder.files()?.len() as u64)).await?;
         let mut backlog = Backlog::default();

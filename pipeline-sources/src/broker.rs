@@ -41,6 +41,13 @@ pub trait Broker: Send + Sync + 'static {
 
     /// How long an item that was fetched is kept from others, if that has to be renewed.
     fn lease(&self) -> Option<Duration>;
+
+    /// Whether the outcome of an item can be stored in a later session than that which has fetched it. If
+    /// not, the broker delivers again what a session had fetched when it ends, and a source handles nothing
+    /// more of it. By default it can.
+    fn outlives_sessions(&self) -> bool {
+        true
+    }
 }
 
 /// The half of a session that takes items.
@@ -61,20 +68,27 @@ pub trait Fetch: Send + 'static {
 }
 
 /// The half of a session that says what became of items.
-pub trait Settle: Send + 'static {
+///
+/// Its calls are made at the same time: leases are renewed while outcomes are stored, and neither waits
+/// until the backlog is counted. Of each call there is one at a time.
+pub trait Settle: Send + Sync + 'static {
     /// What identifies a delivery.
     type Receipt;
 
-    /// Stores what became of items, all of them or none. A delivery that the broker no longer knows,
-    /// because its lease is over or its session has ended, is not an error.
+    /// Stores what became of items. A delivery that the broker no longer knows, because its lease is over or
+    /// its session has ended, is not an error.
+    ///
+    /// It returns the outcomes that could not be stored although the session continues; all others are
+    /// stored then. After an error any of them may be stored or not. In both cases what was not stored is
+    /// stored again later, so a repetition has to change nothing.
     fn settle(
-        &mut self,
+        &self,
         settlements: &[Settlement<Self::Receipt>],
-    ) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    ) -> impl Future<Output = Result<Vec<NotStored>, BrokerError>> + Send;
 
     /// Renews the leases of items that are still being handled.
     fn renew(
-        &mut self,
+        &self,
         receipts: &[Self::Receipt],
     ) -> impl Future<Output = Result<(), BrokerError>> + Send {
         let _ = receipts;
@@ -82,8 +96,26 @@ pub trait Settle: Send + 'static {
     }
 
     /// What waits at the broker. Called about once a second.
-    fn backlog(&mut self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send {
+    fn backlog(&self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send {
         async { Ok(Backlog::default()) }
+    }
+}
+
+/// An outcome that a broker could not store, while it has stored the others of the call.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NotStored {
+    /// Which of the call's settlements it was.
+    pub index: usize,
+    /// Why it could not be stored.
+    pub error: BrokerError,
+}
+
+impl NotStored {
+    /// The settlement with this index could not be stored, because of this error.
+    #[must_use]
+    pub fn new(index: usize, error: impl Into<BrokerError>) -> Self {
+        Self { index, error: error.into() }
     }
 }
 
@@ -104,8 +136,13 @@ pub enum Outcome {
     Done,
     /// The item has failed, and is to be delivered again after this delay.
     Retry(Duration),
-    /// The item was not handled, and is to be delivered again at once.
-    Release,
+    /// The item has not failed, and is to be delivered again after this delay, as if it had not been
+    /// delivered: the delivery is not counted. A broker whose server counts each delivery itself, such as
+    /// NATS, cannot take it back.
+    Release {
+        /// How long it is kept back. Zero, if it was not handled at all.
+        after: Duration,
+    },
     /// The item is given up. The broker moves it to its dead letters.
     GiveUp {
         /// Why it has failed the last time.

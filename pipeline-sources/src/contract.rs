@@ -87,8 +87,24 @@ pub trait Subject: Send + Sync + 'static {
         async { false }
     }
 
+    /// Makes it impossible to store dead letters, as when there is no room for them. Returns false if the
+    /// subject cannot do that.
+    fn fill_graves(&self) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
+
+    /// Ends what [`fill_graves`](Self::fill_graves) has begun.
+    fn empty_graves(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// Whether deliveries without an outcome, in a process that has died, are counted.
     fn counts_deaths(&self) -> bool {
+        true
+    }
+
+    /// Whether an item that is given back counts as not delivered.
+    fn uncounts_releases(&self) -> bool {
         true
     }
 
@@ -126,6 +142,7 @@ pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
         each_item_is_handled_and_forgotten,
         an_item_arrives_with_all_that_belongs_to_it,
         a_failed_item_is_delivered_again_and_then_given_up,
+        an_item_that_is_postponed_is_not_given_up,
         an_item_that_cannot_be_decoded_is_given_up_and_the_others_go_on,
         a_malformed_item_is_given_up_and_the_others_go_on,
         nothing_is_fetched_without_demand,
@@ -241,6 +258,42 @@ async fn a_failed_item_is_delivered_again_and_then_given_up<S: Subject>(subject:
         .map(|(_, it)| it.deliveries)
         .collect::<Vec<_>>();
     assert!(deliveries == [1, 2, 3] || deliveries == [0, 0, 0], "{deliveries:?}");
+    assert_nothing_is_left(&*subject).await;
+}
+
+async fn an_item_that_is_postponed_is_not_given_up<S: Subject>(subject: Arc<S>) {
+    const LOOKS: usize = 8;
+    const DELAY: Duration = Duration::from_millis(100);
+    subject.push(Item::new("1")).await;
+    let (seen, times) = (Seen::default(), Arc::new(Mutex::new(Vec::new())));
+    let (log, looked) = (seen.clone(), times.clone());
+    let handle = async move |message: &mut Message<Item>| {
+        log.lock().push((String::new(), message.metadata().clone()));
+        looked.lock().push(Instant::now());
+        if looked.lock().len() < LOOKS {
+            return Err(Failure::new("its time has not come").later(DELAY));
+        }
+        Ok(())
+    };
+    let mut options = quick();
+    if !subject.uncounts_releases() {
+        options = options.max_deliveries(u32::MAX);
+    }
+    let pipeline = Pipeline::of_messages("contract")
+        .source(Source::new(subject.broker(), options))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .expect("the options are valid");
+    until("it is looked at again and again", async || seen.lock().len() >= LOOKS).await;
+    pipeline.drain(PATIENCE).await;
+    if subject.uncounts_releases() {
+        let deliveries: Vec<_> = seen.lock().iter().map(|(_, it)| it.deliveries).collect();
+        assert!(deliveries.iter().all(|count| *count <= 1), "{deliveries:?}");
+    }
+    // A delay may be measured by another clock.
+    let between = times.lock().windows(2).map(|two| two[1] - two[0]).min();
+    assert!(between >= Some(DELAY / 2), "{between:?}");
+    assert_eq!(subject.dead_letters().await, [] as [String; 0]);
     assert_nothing_is_left(&*subject).await;
 }
 

@@ -61,7 +61,7 @@ mod unix_ms;
 mod worker;
 
 pub use self::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     item::{DeadLetter, Delivery, Item},
     options::SourceOptions,
     source::Source,

@@ -50,7 +50,7 @@ impl SourceMetrics {
             retried: counter("pipeline.source.retried", "Items that are to be delivered again"),
             released: counter(
                 "pipeline.source.released",
-                "Items that were given back without being handled",
+                "Items that were given back, and count as not delivered",
             ),
             given_up: counter("pipeline.source.given_up", "Items that were given up"),
             connected: gauge("pipeline.source.connected", "1 while a source is connected, else 0"),
@@ -99,12 +99,13 @@ impl SourceMetrics {
         match outcome {
             Outcome::Done => self.report.update(|source| source.done += 1),
             Outcome::GiveUp { .. } => self.report.update(|source| source.given_up += 1),
-            Outcome::Retry(_) | Outcome::Release => {}
+            Outcome::Retry(_) => self.report.update(|source| source.retried += 1),
+            Outcome::Release { .. } => self.report.update(|source| source.released += 1),
         }
         match outcome {
             Outcome::Done => &self.done,
             Outcome::Retry(_) => &self.retried,
-            Outcome::Release => &self.released,
+            Outcome::Release { .. } => &self.released,
             Outcome::GiveUp { .. } => &self.given_up,
         }
         .increment(1);

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    broker::{Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     clock::now,
     demand::Demand,
     item::{Delivery, Item},
@@ -80,11 +80,12 @@ impl<R: Send + Sync + 'static> Acknowledger for Outcomes<R> {
 /// What becomes of an item that has failed after so many deliveries.
 fn outcome(failure: &Failure, deliveries: u32, options: &SourceOptions, random: f64) -> Outcome {
     if failure.kind().is_unhandled() {
-        return Outcome::Release;
+        return Outcome::Release { after: Duration::ZERO };
     }
     let is_last = deliveries >= options.max_deliveries;
     match failure.redelivery() {
         Redelivery::Never => Outcome::GiveUp { reason: failure.to_string().into() },
+        Redelivery::Later(after) => Outcome::Release { after },
         _ if is_last => Outcome::GiveUp { reason: failure.to_string().into() },
         Redelivery::After(delay) => Outcome::Retry(delay),
         Redelivery::Usual => Outcome::Retry(options.redeliver.nth_delay(deliveries.max(1), random)),
@@ -250,7 +251,7 @@ impl<B: Broker> Worker<B> {
     /// Stores outcomes until there are no more, renews leases, and samples the backlog.
     async fn settle(
         &self,
-        mut settle: B::Settle,
+        settle: B::Settle,
         state: &mut State<B::Receipt>,
         held: &HeldItems<B::Receipt>,
     ) -> Result<(), BrokerError> {
@@ -265,7 +266,10 @@ impl<B: Broker> Worker<B> {
         loop {
             while !state.unsettled.is_empty() {
                 let at_once = state.unsettled.len().min(self.options.settle_at_once);
-                settle.settle(&state.unsettled[..at_once]).await?;
+                let not_stored = settle.settle(&state.unsettled[..at_once]).await?;
+                if let Some(NotStored { error, .. }) = not_stored.into_iter().next() {
+                    return Err(error);
+                }
                 state.failures = 0;
                 let settled = state.unsettled.drain(..at_once);
                 held.forget(settled.map(|Settlement { receipt, outcome }| {
@@ -340,5 +344,8 @@ mod tests {
         let busy = || Failure::new("busy").retry_after(Duration::from_secs(9));
         assert_eq!(decided(&busy(), 1), Outcome::Retry(Duration::from_secs(9)));
         assert_eq!(decided(&busy(), 3), Outcome::GiveUp { reason: "busy".into() });
+        let minute = Duration::from_secs(60);
+        let later = decided(&Failure::new("absent").later(minute), 1000);
+        assert_eq!(later, Outcome::Release { after: minute });
     }
 }

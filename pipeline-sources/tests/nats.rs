@@ -138,6 +138,10 @@ impl Subject for OfServer {
         self.queue.push(item).await.unwrap();
     }
 
+    fn uncounts_releases(&self) -> bool {
+        false
+    }
+
     async fn push_malformed(&self) -> bool {
         // The stream is made by the first call.
         self.queue.backlog().await.unwrap();

@@ -328,7 +328,7 @@ async fn items_of_one_key_are_handled_in_order_although_one_fails() {
 async fn of_items_that_are_committed_in_any_order_one_of_a_key_is_in_work() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let queue = open(&server, options().ordered_by_key(true).lease(PATIENCE)).await;
-    let (mut fetch, mut settle) = queue.connect().await.unwrap();
+    let (mut fetch, settle) = queue.connect().await.unwrap();
     let item = |n: u32| Item::new(n.to_string()).key("k");
     let mut program = client(&server.url()).await;
     let early = program.transaction().await.unwrap();
@@ -364,7 +364,7 @@ async fn a_large_backlog_costs_nothing_until_it_is_asked_for() {
     let options = options().call_timeout(PATIENCE).lease(PATIENCE);
     let queue = open(&server, options.ordered_by_key(true)).await;
     let times = async || {
-        let (mut fetch, mut settle) = queue.connect().await.unwrap();
+        let (mut fetch, settle) = queue.connect().await.unwrap();
         let mut times = Vec::new();
         for n in 0..20 {
             queue.push(Item::new(n.to_string())).await.unwrap();
@@ -385,7 +385,7 @@ async fn a_large_backlog_costs_nothing_until_it_is_asked_for() {
         SELECT 'numbers', 'k' || n % 2, 'x' FROM generate_series(1, $1::int8) AS n";
     program.execute(fill, &[&items]).await.unwrap();
     let begun = Instant::now();
-    let (mut fetch, mut settle) = queue.connect().await.unwrap();
+    let (mut fetch, settle) = queue.connect().await.unwrap();
     assert_eq!(fetch.fetch(10).await.unwrap().len(), 2, "the first of each key");
     let first = begun.elapsed();
     let backlog = settle.backlog().await.unwrap();
@@ -415,7 +415,7 @@ async fn a_large_backlog_costs_nothing_until_it_is_asked_for() {
 async fn a_fetch_that_is_dropped_gives_back_what_it_takes() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let queue = open(&server, options().lease(PATIENCE * 10).call_timeout(PATIENCE)).await;
-    let (mut dropped, mut settle) = queue.connect().await.unwrap();
+    let (mut dropped, settle) = queue.connect().await.unwrap();
     let (mut fetch, _settle) = queue.connect().await.unwrap();
     for n in 0..30_u64 {
         queue.push(Item::new(n.to_string())).await.unwrap();
@@ -424,7 +424,7 @@ async fn a_fetch_that_is_dropped_gives_back_what_it_takes() {
             () = sleep(Duration::from_millis(n % 4)) => {}
             fetched = dropped.fetch(1) => {
                 let receipt = fetched.unwrap()[0].receipt;
-                let released = Settlement { receipt, outcome: Outcome::Release };
+                let released = Settlement { receipt, outcome: Outcome::Release { after: Duration::ZERO } };
                 settle.settle(&[released]).await.unwrap();
             }
         }

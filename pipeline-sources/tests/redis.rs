@@ -311,7 +311,7 @@ async fn a_push_beyond_the_most_items_is_refused_and_nothing_is_removed() {
         let options = options().max_items(5).shared(shared);
         let queue =
             RedisQueue::open_with(&server.url(), format!("shared {shared}"), options).unwrap();
-        let (mut fetch, mut settle) = queue.connect().await.unwrap();
+        let (mut fetch, settle) = queue.connect().await.unwrap();
         for n in 0..5 {
             queue.push(Item::new(n.to_string())).await.unwrap();
         }
@@ -338,8 +338,8 @@ async fn a_shared_stream_is_trimmed_up_to_what_any_group_has_not_done() {
         RedisQueue::open_with(&server.url(), "events", options).unwrap()
     };
     let (one, two) = (open("one"), open("two"));
-    let (mut fetch_one, mut settle_one) = one.connect().await.unwrap();
-    let (mut fetch_two, mut settle_two) = two.connect().await.unwrap();
+    let (mut fetch_one, settle_one) = one.connect().await.unwrap();
+    let (mut fetch_two, settle_two) = two.connect().await.unwrap();
     for n in 0..10 {
         one.push(Item::new(n.to_string())).await.unwrap();
     }
@@ -392,7 +392,7 @@ async fn a_group_is_created_again_after_the_server_has_lost_its_data() {
 async fn a_delay_is_measured_by_the_server_and_outlasts_the_lease() {
     let Some(server) = Server::start(Kind::Redis).await else { return };
     let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
-    let (mut fetch, mut settle) = queue.connect().await.unwrap();
+    let (mut fetch, settle) = queue.connect().await.unwrap();
     queue.push(Item::new("1")).await.unwrap();
     let first = fetch.fetch(1).await.unwrap().remove(0);
     let delay = Duration::from_millis(1500);
@@ -425,7 +425,7 @@ async fn a_fetch_that_is_dropped_gives_back_what_it_takes() {
     // It waits for a minute if its call does not end.
     let (mut dropped, _settle) = open(Duration::from_secs(60)).connect().await.unwrap();
     let queue = open(Duration::from_millis(10));
-    let (mut fetch, mut settle) = queue.connect().await.unwrap();
+    let (mut fetch, settle) = queue.connect().await.unwrap();
     let mut handled = HashSet::new();
     for n in 0..50_usize {
         // It waits for items when it is dropped, or has just got one.
@@ -440,7 +440,7 @@ async fn a_fetch_that_is_dropped_gives_back_what_it_takes() {
             () = added => {}
             fetched = dropped.fetch(1) => {
                 let receipt = fetched.unwrap().remove(0).receipt;
-                let released = Settlement { receipt, outcome: Outcome::Release };
+                let released = Settlement { receipt, outcome: Outcome::Release { after: Duration::ZERO } };
                 settle.settle(&[released]).await.unwrap();
             }
         }

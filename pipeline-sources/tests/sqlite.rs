@@ -18,7 +18,8 @@ use pipeline_core::{
     processing::{Failure, Message, Processors},
 };
 use pipeline_sources::{
-    Backlog, Broker, BrokerError, Delivery, Fetch, Item, Settle, Settlement, Source, SourceOptions,
+    Backlog, Broker, BrokerError, Delivery, Fetch, Item, NotStored, Settle, Settlement, Source,
+    SourceOptions,
     contract::{Subject, check},
     sqlite::{SqliteFetch, SqliteOptions, SqliteQueue, SqliteReceipt, SqliteSettle, push_in},
 };
@@ -398,15 +399,18 @@ impl Fetch for PanickingHalf<SqliteFetch> {
 impl Settle for PanickingHalf<SqliteSettle> {
     type Receipt = SqliteReceipt;
 
-    async fn settle(&mut self, outcomes: &[Settlement<SqliteReceipt>]) -> Result<(), BrokerError> {
+    async fn settle(
+        &self,
+        outcomes: &[Settlement<SqliteReceipt>],
+    ) -> Result<Vec<NotStored>, BrokerError> {
         self.0.call(SETTLE, self.1.settle(outcomes)).await
     }
 
-    async fn renew(&mut self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
+    async fn renew(&self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
         self.0.call(RENEW, self.1.renew(receipts)).await
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         self.0.call(BACKLOG, self.1.backlog()).await
     }
 }

@@ -50,6 +50,8 @@ pub enum FailureKind {
     Overflow,
     /// There is no batcher for the message in the pipeline.
     NoBatcher,
+    /// A callback wants the message [later](Failure::later).
+    Postponed,
 }
 
 impl FailureKind {
@@ -62,6 +64,7 @@ impl FailureKind {
             Self::Dropped => "dropped",
             Self::Overflow => "overflow",
             Self::NoBatcher => "no_batcher",
+            Self::Postponed => "postponed",
         }
     }
 
@@ -81,6 +84,9 @@ pub enum Redelivery {
     Usual,
     /// Deliver it again after this delay, if it may be delivered again at all.
     After(Duration),
+    /// Deliver it again after this delay, as if it had not been delivered: it has not failed, and this
+    /// delivery counts for nothing. A source whose server counts each delivery itself says so.
+    Later(Duration),
     /// Give it up now. A source with a place for dead letters puts it there.
     Never,
 }
@@ -121,6 +127,26 @@ impl Failure {
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.redelivery = Redelivery::After(delay);
+        self
+    }
+
+    /// The same, but the message has not failed: its time has not come yet, and the source should deliver
+    /// it again after this delay without counting this delivery. The processor's own tries end.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::processing::{Failure, FailureKind, Redelivery};
+    ///
+    /// let minute = Duration::from_secs(60);
+    /// let absent = Failure::new("the user is not there").later(minute);
+    /// assert_eq!(absent.redelivery(), Redelivery::Later(minute));
+    /// assert_eq!(absent.kind(), FailureKind::Postponed);
+    /// ```
+    #[must_use]
+    pub fn later(mut self, delay: Duration) -> Self {
+        self.kind = FailureKind::Postponed;
+        self.redelivery = Redelivery::Later(delay);
         self
     }
 

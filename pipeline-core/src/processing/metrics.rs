@@ -8,8 +8,8 @@ use super::{batching::BatchTrigger, failure::FailureKind};
 use crate::telemetry::{StageLabels, Telemetry, milliseconds};
 
 /// The kinds of failures that a metric tells apart.
-const KINDS: [FailureKind; 3] =
-    [FailureKind::Failed, FailureKind::Panicked, FailureKind::NoBatcher];
+const KINDS: [FailureKind; 4] =
+    [FailureKind::Failed, FailureKind::Panicked, FailureKind::NoBatcher, FailureKind::Postponed];
 
 /// The reasons for which a batch is closed.
 const TRIGGERS: [BatchTrigger; 4] =

@@ -12,7 +12,7 @@ use std::{
 use tokio::{sync::Notify, time::sleep};
 
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Settle, Settlement},
     item::Delivery,
 };
 
@@ -112,6 +112,10 @@ impl<B: Broker> Broker for Faulty<B> {
     fn lease(&self) -> Option<Duration> {
         self.broker.lease()
     }
+
+    fn outlives_sessions(&self) -> bool {
+        self.broker.outlives_sessions()
+    }
 }
 
 impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {
@@ -133,7 +137,10 @@ impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {
 impl<S: Settle<Receipt: Sync>> Settle for FaultySettle<S> {
     type Receipt = S::Receipt;
 
-    async fn settle(&mut self, settlements: &[Settlement<S::Receipt>]) -> Result<(), BrokerError> {
+    async fn settle(
+        &self,
+        settlements: &[Settlement<S::Receipt>],
+    ) -> Result<Vec<NotStored>, BrokerError> {
         while self.1.settles_slowly.load(SeqCst) {
             sleep(Duration::from_millis(1)).await;
         }
@@ -141,12 +148,12 @@ impl<S: Settle<Receipt: Sync>> Settle for FaultySettle<S> {
         self.0.settle(settlements).await
     }
 
-    async fn renew(&mut self, receipts: &[S::Receipt]) -> Result<(), BrokerError> {
+    async fn renew(&self, receipts: &[S::Receipt]) -> Result<(), BrokerError> {
         self.1.call()?;
         self.0.renew(receipts).await
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         self.1.call()?;
         self.0.backlog().await
     }

@@ -14,7 +14,7 @@ use super::{
     tracker::{KafkaReceipt, Taken},
 };
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     item::Delivery,
 };
 
@@ -117,9 +117,9 @@ impl Settle for KafkaSettle {
     type Receipt = KafkaReceipt;
 
     async fn settle(
-        &mut self,
+        &self,
         settlements: &[Settlement<KafkaReceipt>],
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Vec<NotStored>, BrokerError> {
         // A dead letter is durable before its item counts as done.
         let given_up = settlements.iter().filter_map(|it| match &it.outcome {
             Outcome::GiveUp { reason } => Some(self.give_up(&it.receipt, reason)),
@@ -142,10 +142,11 @@ impl Settle for KafkaSettle {
         };
         let time = self.queue.0.options.call_timeout;
         let in_time = timeout(time, committed).await;
-        Ok(in_time.unwrap_or(Err(KafkaError::Timeout(time)))?)
+        in_time.unwrap_or(Err(KafkaError::Timeout(time)))?;
+        Ok(Vec::new())
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         let (assigned, oldest) = self.shared.assigned();
         let items = self.queue.waiting(Some(assigned)).await?;
         Ok(Backlog { items, oldest, ..Backlog::default() })

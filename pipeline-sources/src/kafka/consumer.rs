@@ -120,7 +120,8 @@ impl Shared {
             let next = match outcome {
                 Outcome::Done | Outcome::GiveUp { .. } => Next::Done,
                 Outcome::Retry(delay) => Next::At(now.checked_add(*delay)),
-                Outcome::Release => Next::Released,
+                Outcome::Release { after: Duration::ZERO } => Next::Released,
+                Outcome::Release { after } => Next::ReleasedAt(now.checked_add(*after)),
             };
             state.tracker.settle(receipt, next);
         }

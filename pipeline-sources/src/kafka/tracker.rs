@@ -39,6 +39,8 @@ pub(super) enum Next {
     At(Option<Instant>),
     /// The item is delivered again at once, as if it had not been.
     Released,
+    /// The same, at this time. `None` is too late to be reckoned.
+    ReleasedAt(Option<Instant>),
 }
 
 /// An offset that may be committed.
@@ -281,8 +283,11 @@ impl<T: Clone> Tracker<T> {
                 }
                 partition.forget_done();
             }
-            Next::At(at) => {
+            Next::At(at) | Next::ReleasedAt(at) => {
                 entry.stage = Stage::Waiting;
+                if matches!(next, Next::ReleasedAt(_)) {
+                    entry.deliveries = entry.deliveries.saturating_sub(1);
+                }
                 if let Some(at) = at {
                     self.delayed.insert((at, number, offset, generation));
                 }

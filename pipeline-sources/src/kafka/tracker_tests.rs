@@ -68,6 +68,18 @@ fn an_item_that_is_given_back_comes_first_and_was_not_delivered() {
 }
 
 #[test]
+fn an_item_that_is_given_back_for_a_while_was_not_delivered() {
+    let mut tracker = tracker(&[0]);
+    tracker.receive(0, 0, None, 0);
+    let taken = tracker.take(1);
+    let at = Instant::now();
+    tracker.settle(&taken[0].receipt, Next::ReleasedAt(Some(at)));
+    assert!(tracker.take(1).is_empty());
+    tracker.wake(at);
+    assert_eq!(tracker.take(1)[0].deliveries, 1);
+}
+
+#[test]
 fn outcomes_of_a_partition_that_was_given_up_change_nothing() {
     let mut tracker = tracker(&[0]);
     tracker.receive(0, 0, None, 0);

@@ -23,7 +23,7 @@ use super::{
     size_of_headers,
 };
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     clock::now,
     item::Delivery,
 };
@@ -221,7 +221,10 @@ pub struct NatsSettle(Arc<Session>);
 impl Settle for NatsSettle {
     type Receipt = NatsReceipt;
 
-    async fn settle(&mut self, settlements: &[Settlement<NatsReceipt>]) -> Result<(), BrokerError> {
+    async fn settle(
+        &self,
+        settlements: &[Settlement<NatsReceipt>],
+    ) -> Result<Vec<NotStored>, BrokerError> {
         let session = &self.0;
         let known = settlements.iter().filter(|known| known.receipt.life == session.life);
         let given_up = known.clone().filter_map(|settlement| match &settlement.outcome {
@@ -237,26 +240,27 @@ impl Settle for NatsSettle {
         let answers = known.map(|settlement| {
             let answer = match &settlement.outcome {
                 Outcome::Done => DONE,
-                Outcome::Release => RELEASE,
+                Outcome::Release { after: Duration::ZERO } => RELEASE,
                 Outcome::GiveUp { .. } => GIVEN_UP,
-                Outcome::Retry(delay) => {
+                Outcome::Retry(delay) | Outcome::Release { after: delay } => {
                     let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
                     format!("-NAK {{\"delay\": {}}}", delay.min(i64::MAX.unsigned_abs())).into()
                 }
             };
             (settlement.receipt.reply.clone(), answer)
         });
-        Ok(session.answer(answers.collect()).await?)
+        session.answer(answers.collect()).await?;
+        Ok(Vec::new())
     }
 
-    async fn renew(&mut self, receipts: &[NatsReceipt]) -> Result<(), BrokerError> {
+    async fn renew(&self, receipts: &[NatsReceipt]) -> Result<(), BrokerError> {
         let session = &self.0;
         let known = receipts.iter().filter(|receipt| receipt.life == session.life);
         let answers = known.map(|receipt| (receipt.reply.clone(), IN_WORK));
         Ok(session.answer(answers.collect()).await?)
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         Ok(self.0.shared.backlog(&self.0.link).await?)
     }
 }

@@ -127,9 +127,10 @@ BEGIN
     UPDATE pipeline_items i SET available_at = now() + s.delay * interval '1 ms', lease = NULL
         FROM unnest(ids, leases, outcomes, delays) AS s (id, lease, outcome, delay)
         WHERE i.id = s.id AND i.lease = s.lease AND s.outcome = 'retry';
-    UPDATE pipeline_items i SET available_at = least(i.enqueued_at, now()), lease = NULL,
-            deliveries = greatest(i.deliveries - 1, 0)
-        FROM unnest(ids, leases, outcomes) AS s (id, lease, outcome)
+    UPDATE pipeline_items i SET lease = NULL, deliveries = greatest(i.deliveries - 1, 0),
+            available_at = CASE WHEN s.delay > 0 THEN now() + s.delay * interval '1 ms'
+                ELSE least(i.enqueued_at, now()) END
+        FROM unnest(ids, leases, outcomes, delays) AS s (id, lease, outcome, delay)
         WHERE i.id = s.id AND i.lease = s.lease AND s.outcome = 'release';
     DELETE FROM pipeline_items i
         USING unnest(ids, leases, outcomes) AS s (id, lease, outcome)

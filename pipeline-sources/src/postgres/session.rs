@@ -11,7 +11,7 @@ use super::{
     schema,
 };
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     heard::heard,
     item::Delivery,
     random::random_i64,
@@ -89,7 +89,7 @@ async fn take(session: &Arc<Session>, max: usize) -> Result<Taken, PostgresError
         runtime.spawn(async move {
             let release = |taken: Delivery<_>| Settlement {
                 receipt: taken.receipt,
-                outcome: Outcome::Release,
+                outcome: Outcome::Release { after: Duration::ZERO },
             };
             let taken: Vec<_> = taken.into_iter().map(release).collect();
             // If it fails, they are delivered again after their lease.
@@ -127,13 +127,13 @@ impl Session {
         let outcome = |it: &Settlement<_>| match it.outcome {
             Outcome::Done => "done",
             Outcome::Retry(_) => "retry",
-            Outcome::Release => "release",
+            Outcome::Release { .. } => "release",
             Outcome::GiveUp { .. } => "give up",
         };
         let outcomes: Vec<_> = settlements.iter().map(outcome).collect();
         let delay = |it: &Settlement<_>| match it.outcome {
             // A delay of a century is within what the server can add.
-            Outcome::Retry(delay) => ms(delay).min(ms(CENTURY)),
+            Outcome::Retry(delay) | Outcome::Release { after: delay } => ms(delay).min(ms(CENTURY)),
             _ => 0,
         };
         let delays: Vec<_> = settlements.iter().map(delay).collect();
@@ -180,14 +180,14 @@ impl Settle for PostgresSettle {
     type Receipt = PostgresReceipt;
 
     async fn settle(
-        &mut self,
+        &self,
         settlements: &[Settlement<PostgresReceipt>],
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Vec<NotStored>, BrokerError> {
         self.0.settle(settlements).await?;
-        Ok(())
+        Ok(Vec::new())
     }
 
-    async fn renew(&mut self, receipts: &[PostgresReceipt]) -> Result<(), BrokerError> {
+    async fn renew(&self, receipts: &[PostgresReceipt]) -> Result<(), BrokerError> {
         let ids: Vec<_> = receipts.iter().map(|receipt| receipt.id).collect();
         let leases: Vec<_> = receipts.iter().map(|receipt| receipt.lease).collect();
         let lease = ms(self.0.queue.options.lease);
@@ -197,7 +197,7 @@ impl Settle for PostgresSettle {
         Ok(())
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         Ok(self.0.queue.backlog(&self.0.settling).await?)
     }
 }

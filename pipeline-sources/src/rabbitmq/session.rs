@@ -28,7 +28,7 @@ use super::{
     random_id,
 };
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     clock::now,
     item::Delivery,
 };
@@ -127,6 +127,10 @@ impl Broker for RabbitQueue {
 
     fn lease(&self) -> Option<Duration> {
         None
+    }
+
+    fn outlives_sessions(&self) -> bool {
+        false
     }
 }
 
@@ -271,11 +275,12 @@ impl Session {
         &self,
         publisher: &Publisher,
         message: &Kept,
+        deliveries: u32,
         delay: Duration,
         queue: &ShortString,
     ) -> Result<(), RabbitError> {
-        let Kept { id, properties, payload, deliveries } = message;
-        let properties = format::for_retry(properties, id, *deliveries, delay_ms(delay));
+        let Kept { id, properties, payload, .. } = message;
+        let properties = format::for_retry(properties, id, deliveries, delay_ms(delay));
         publisher.publish(&ShortString::default(), queue, properties, payload).await
     }
 
@@ -307,9 +312,9 @@ impl Settle for RabbitSettle {
     type Receipt = RabbitReceipt;
 
     async fn settle(
-        &mut self,
+        &self,
         settlements: &[Settlement<RabbitReceipt>],
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Vec<NotStored>, BrokerError> {
         const WHAT: &str = "storing outcomes";
         let session = &self.0;
         let limit = session.shared.options.timeout;
@@ -320,8 +325,15 @@ impl Settle for RabbitSettle {
         for Settlement { receipt, outcome } in known {
             match outcome {
                 Outcome::Done => acked.push(receipt.tag),
-                Outcome::Release => again.push(receipt.tag),
-                Outcome::Retry(delay) => retried.push((receipt, *delay)),
+                Outcome::Release { after } if after.is_zero() => again.push(receipt.tag),
+                Outcome::Retry(delay) => {
+                    retried.push((receipt, *delay, receipt.message.deliveries));
+                }
+                // As if it had not been delivered.
+                Outcome::Release { after } => {
+                    let before = receipt.message.deliveries.saturating_sub(1);
+                    retried.push((receipt, *after, before));
+                }
                 Outcome::GiveUp { reason } => given_up.push((receipt, reason)),
             }
         }
@@ -334,7 +346,7 @@ impl Settle for RabbitSettle {
         if !retried.is_empty() || !given_up.is_empty() {
             let publisher = session.shared.publisher().await?;
             let mut groups: Vec<_> =
-                retried.iter().map(|(_, delay)| format::group_of(delay_ms(*delay))).collect();
+                retried.iter().map(|(_, delay, _)| format::group_of(delay_ms(*delay))).collect();
             groups.sort_unstable();
             groups.dedup();
             let mut queues = Vec::with_capacity(groups.len());
@@ -346,11 +358,12 @@ impl Settle for RabbitSettle {
                 queues.iter().find(|(of, _)| *of == group).map(|(_, queue)| queue)
             };
             let mut added: Vec<BoxFuture<'_, Result<(), RabbitError>>> = Vec::new();
-            for (receipt, delay) in &retried {
+            for (receipt, delay, deliveries) in &retried {
                 if let Some(queue) = queue_of(*delay) {
                     added.push(Box::pin(session.retry(
                         &publisher,
                         &receipt.message,
+                        *deliveries,
                         *delay,
                         queue,
                     )));
@@ -361,16 +374,16 @@ impl Settle for RabbitSettle {
             }
             try_join_all(added).await?;
             let tags =
-                retried.iter().map(|(it, _)| it.tag).chain(given_up.iter().map(|(it, _)| it.tag));
+                retried.iter().map(|(it, ..)| it.tag).chain(given_up.iter().map(|(it, _)| it.tag));
             let acks = tags.map(|tag| session.channel.basic_ack(tag, BasicAckOptions::default()));
             within(limit, WHAT, try_join_all(acks)).await?;
         }
         // Its answer comes behind what was sent before, so the server has read it.
         declared(&session.channel, &session.shared.names.queue, limit).await?;
-        Ok(())
+        Ok(Vec::new())
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         Ok(self.0.shared.backlog(&self.0.asking).await?)
     }
 }

@@ -79,7 +79,9 @@ for i = 3, #ARGV, 5 do
             elseif outcome == 'release' then
                 redis.call('XCLAIM', stream, group, consumer, 0, id,
                     'RETRYCOUNT', math.max(deliveries - 1, 0), 'JUSTID')
-                redis.call('ZADD', later, 0, id)
+                -- What is not delayed comes first.
+                local delay = tonumber(ARGV[i + 4])
+                redis.call('ZADD', later, delay > 0 and now + delay or 0, id)
             else
                 local entry = redis.call('XRANGE', stream, id, id)[1]
                 if entry then

@@ -14,7 +14,7 @@ use super::{
     link::{Link, Script, connect},
 };
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     heard::heard,
     item::Delivery,
     random::random_i64,
@@ -189,7 +189,7 @@ async fn kept<T: Send + 'static>(
         runtime.spawn(async move {
             let release = |taken: Delivery<_>| Settlement {
                 receipt: taken.receipt,
-                outcome: Outcome::Release,
+                outcome: Outcome::Release { after: Duration::ZERO },
             };
             let taken: Vec<_> = taken.into_iter().map(release).collect();
             // If it fails, they are delivered again after their lease.
@@ -234,7 +234,7 @@ impl Session {
         let mut settlements: Vec<_> = settlements.iter().collect();
         settlements.sort_by_key(|it| match it.outcome {
             Outcome::Done => 0,
-            Outcome::Retry(_) | Outcome::Release => 1,
+            Outcome::Retry(_) | Outcome::Release { .. } => 1,
             Outcome::GiveUp { .. } => 2,
         });
         for settlements in settlements.chunks(AT_ONCE) {
@@ -245,7 +245,7 @@ impl Session {
                 let (name, more) = match outcome {
                     Outcome::Done => ("done", String::new()),
                     Outcome::Retry(delay) => ("retry", ms(*delay).to_string()),
-                    Outcome::Release => ("release", String::new()),
+                    Outcome::Release { after } => ("release", ms(*after).to_string()),
                     Outcome::GiveUp { reason } => ("give up", reason.to_string()),
                 };
                 settle.arg(name).arg(&**id).arg(&**consumer).arg(*deliveries).arg(more);
@@ -260,13 +260,14 @@ impl Settle for RedisSettle {
     type Receipt = RedisReceipt;
 
     async fn settle(
-        &mut self,
+        &self,
         settlements: &[Settlement<RedisReceipt>],
-    ) -> Result<(), BrokerError> {
-        Ok(self.0.settle(settlements).await?)
+    ) -> Result<Vec<NotStored>, BrokerError> {
+        self.0.settle(settlements).await?;
+        Ok(Vec::new())
     }
 
-    async fn renew(&mut self, receipts: &[RedisReceipt]) -> Result<(), BrokerError> {
+    async fn renew(&self, receipts: &[RedisReceipt]) -> Result<(), BrokerError> {
         let Session { queue, link, .. } = &self.0;
         for receipts in receipts.chunks(AT_ONCE) {
             let mut renew = link.script(Script::Renew, &[&queue.stream]);
@@ -279,7 +280,7 @@ impl Settle for RedisSettle {
         Ok(())
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         let Session { queue, link, .. } = &self.0;
         if queue.options.shared {
             link.query::<()>(&link.script(Script::Trim, &[&queue.stream])).await?;

@@ -49,7 +49,7 @@ use tokio::{sync::Notify, time::timeout};
 
 use self::file::File;
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, Outcome, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     item::{DeadLetter, Delivery, Item},
     options::SourceOptions,
     random::random_i64,
@@ -418,7 +418,7 @@ impl SqliteQueue {
         // Nothing waits for the items any more.
         let unheard = move |taken: Vec<Delivery<SqliteReceipt>>| {
             let release = move |connection: &Connection| {
-                taken.iter().try_for_each(|taken| release(connection, taken.receipt))
+                taken.iter().try_for_each(|taken| release(connection, taken.receipt, 0))
             };
             file.call_later(release);
         };
@@ -484,9 +484,9 @@ fn item(row: &Row<'_>, first: usize) -> rusqlite::Result<Item> {
     })
 }
 
-fn release(connection: &Connection, receipt: SqliteReceipt) -> Result<(), SqliteError> {
+fn release(connection: &Connection, receipt: SqliteReceipt, at: i64) -> Result<(), SqliteError> {
     let SqliteReceipt { id, lease } = receipt;
-    connection.prepare_cached(schema::RELEASE)?.execute([id, lease])?;
+    connection.prepare_cached(schema::RELEASE)?.execute([id, lease, at])?;
     Ok(())
 }
 
@@ -498,9 +498,9 @@ impl Settle for SqliteSettle {
     type Receipt = SqliteReceipt;
 
     async fn settle(
-        &mut self,
+        &self,
         settlements: &[Settlement<SqliteReceipt>],
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Vec<NotStored>, BrokerError> {
         let settlements = settlements.to_vec();
         let settle = move |connection: &Connection| {
             settlements.iter().try_for_each(|settlement| settle_one(connection, settlement))
@@ -510,10 +510,10 @@ impl Settle for SqliteSettle {
         if self.0.options.ordered {
             self.0.added.notify_waiters();
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
-    async fn renew(&mut self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
+    async fn renew(&self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
         let (receipts, lease) = (receipts.to_vec(), self.0.options.lease);
         let renew = move |connection: &Connection| {
             let until = now_ms().saturating_add(ms(lease));
@@ -526,7 +526,7 @@ impl Settle for SqliteSettle {
         Ok(self.0.file.call(renew, |()| {}).await?)
     }
 
-    async fn backlog(&mut self) -> Result<Backlog, BrokerError> {
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
         Ok(self.0.backlog().await?)
     }
 }
@@ -544,7 +544,11 @@ fn settle_one(
             let at = now_ms().saturating_add(ms(*delay));
             connection.prepare_cached(schema::RETRY)?.execute([id, lease, at])?;
         }
-        Outcome::Release => release(connection, settlement.receipt)?,
+        Outcome::Release { after } => {
+            // What is not delayed comes before what was added meanwhile.
+            let at = if after.is_zero() { 0 } else { now_ms().saturating_add(ms(*after)) };
+            release(connection, settlement.receipt, at)?;
+        }
         Outcome::GiveUp { reason } => {
             let mut give_up = connection.prepare_cached(schema::GIVE_UP)?;
             if give_up.execute(params![id, lease, &**reason, now_ms()])? > 0 {

@@ -105,9 +105,9 @@ pub(super) const DONE: &str = "DELETE FROM pipeline_items WHERE id = ?1";
 pub(super) const RETRY: &str =
     "UPDATE pipeline_items SET available_at = ?3, lease = NULL WHERE id = ?1 AND lease = ?2";
 
-/// Gives an item back as if it had not been delivered. Parameters: id, lease.
+/// Gives an item back as if it had not been delivered. Parameters: id, lease, at.
 pub(super) const RELEASE: &str = "
-UPDATE pipeline_items SET available_at = 0, lease = NULL, deliveries = max(deliveries - 1, 0)
+UPDATE pipeline_items SET available_at = ?3, lease = NULL, deliveries = max(deliveries - 1, 0)
     WHERE id = ?1 AND lease = ?2";
 
 /// Copies an item to the dead letters. Parameters: id, lease, reason, now.

@@ -75,6 +75,10 @@ impl<B: Broker> Broker for Counted<B> {
     fn lease(&self) -> Option<Duration> {
         self.broker.lease()
     }
+
+    fn outlives_sessions(&self) -> bool {
+        self.broker.outlives_sessions()
+    }
 }
 
 /// A pipeline that counts how often it has handled each number, and how often its source has connected.
