@@ -30,6 +30,8 @@ pub struct DemandDispatcher {
     expected: Option<usize>,
     /// Whether the consumers are to be shuffled before the first delivery.
     shuffle: bool,
+    /// Whether events that come together are spread over the consumers.
+    spread: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +61,14 @@ impl DemandDispatcher {
         self
     }
 
+    /// Spreads events that come together over the consumers, as if they came one by one: each consumer
+    /// gets its share in one message, and those with the largest demand get most. By default the first
+    /// gets as many as it has asked for. So a few events that take long are in work at once.
+    pub fn spread(mut self) -> Self {
+        self.spread = true;
+        self
+    }
+
     /// The total demand.
     pub(super) fn total(&self) -> u128 {
         self.total
@@ -80,6 +90,37 @@ impl DemandDispatcher {
         let random = RandomState::new();
         self.consumers
             .sort_by_cached_key(|consumer| (consumer.demand == 0, random.hash_one(consumer.id)));
+    }
+}
+
+impl DemandDispatcher {
+    /// Sends fewer events than were asked for, so that the demands of their receivers are as equal as they
+    /// can be.
+    fn dispatch_evenly<E>(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        let count = events.len() as u128;
+        // The first of them whose demand beyond that of the next one is enough.
+        let (mut receivers, mut sum) = (0_usize, 0_u128);
+        for (place, consumer) in self.consumers.iter().enumerate() {
+            let (demand, seen) = (consumer.demand as u128, place as u128);
+            if sum >= count + seen * demand && place > 0 {
+                break;
+            }
+            (receivers, sum) = (place + 1, sum + demand);
+        }
+        let left = sum - count;
+        let (each, more) = (left / receivers as u128, left % receivers as u128);
+        let from = receivers as u128 - more;
+        let served: Vec<Consumer> = self.consumers.drain(..receivers).collect();
+        for (place, Consumer { id, demand }) in served.into_iter().enumerate() {
+            let kept = each + u128::from(place as u128 >= from);
+            // At most the demand, which is a `usize`.
+            let demand_left = usize::try_from(kept).unwrap_or(usize::MAX).min(demand);
+            self.insert(Consumer { id, demand: demand_left });
+            if demand > demand_left {
+                out.send(id, take_front(events, demand - demand_left));
+            }
+        }
+        self.total -= count;
     }
 }
 
@@ -138,6 +179,16 @@ impl<E> Dispatcher<E> for DemandDispatcher {
         let shuffled = has_demand && !events.is_empty() && mem::take(&mut self.shuffle);
         if shuffled {
             self.shuffle();
+        }
+        if self.spread && has_demand && (events.len() as u128) < self.total {
+            if shuffled {
+                // Random among equals.
+                self.consumers.sort_by_key(|consumer| Reverse(consumer.demand));
+            }
+            if !events.is_empty() {
+                self.dispatch_evenly(events, out);
+            }
+            return;
         }
         while !events.is_empty() {
             match self.consumers.first() {
@@ -252,6 +303,63 @@ mod tests {
         assert_eq!(case.emit(1..=5), [(A, vec![1, 2, 3]), (B, vec![4, 5])]);
         assert_eq!(case.emit(6..=8), []);
         assert_eq!(case.left, [6, 7, 8]);
+    }
+
+    #[test]
+    fn events_that_come_together_are_spread_as_if_they_came_one_by_one() {
+        fn spread(asks: &[(u64, usize)]) -> Case {
+            let mut case = asked(asks);
+            case.dispatcher = mem::take(&mut case.dispatcher).spread();
+            case
+        }
+        let numbers = |sent: Vec<(u64, Vec<u32>)>| {
+            sent.into_iter().map(|(to, events)| (to, events.len())).collect::<Vec<_>>()
+        };
+        let all = [(A, 10), (B, 10), (C, 10)];
+        assert_eq!(spread(&all).emit(1..=3), [(A, vec![1]), (B, vec![2]), (C, vec![3])]);
+        assert_eq!(numbers(spread(&all).emit(1..=8)), [(A, 3), (B, 3), (C, 2)]);
+        assert_eq!(numbers(spread(&all).emit(1..=2)), [(A, 1), (B, 1)]);
+        let mut case = spread(&[(A, 9), (B, 5), (C, 1)]);
+        assert_eq!(numbers(case.emit(1..=3)), [(A, 3)]);
+        assert_eq!(numbers(case.emit(1..=3)), [(A, 2), (B, 1)]);
+        assert_eq!(case.unmet(), 9);
+        assert_eq!(numbers(case.emit(1..=20)).iter().map(|(_, count)| count).sum::<usize>(), 9);
+        assert_eq!((case.unmet(), case.left.len()), (0, 11));
+        let mut case = spread(&[(A, usize::MAX), (B, usize::MAX), (C, 1)]);
+        assert_eq!(numbers(case.emit(1..=4)), [(A, 2), (B, 2)]);
+    }
+
+    proptest::proptest! {
+        /// The same numbers as one by one, whatever was asked for.
+        #[test]
+        fn spreading_is_the_same_as_one_by_one(
+            asks in proptest::collection::vec((1_u64..=3, 1_usize..20), 1..9), count in 1_u32..60
+        ) {
+            let mut together = asked(&asks);
+            together.dispatcher = mem::take(&mut together.dispatcher).spread();
+            let mut one_by_one = asked(&asks);
+            let mut shares = [[0_usize; 4]; 2];
+            for (to, events) in together.emit(1..=count) {
+                shares[0][usize::try_from(to).unwrap()] += events.len();
+            }
+            for event in 1..=count {
+                for (to, events) in one_by_one.emit(event..=event) {
+                    shares[1][usize::try_from(to).unwrap()] += events.len();
+                }
+            }
+            // Among equals the order may differ, so the demands that are left are the same, not whose.
+            let left = |case: &Case| {
+                let mut left: Vec<usize> =
+                    case.dispatcher.consumers.iter().map(|consumer| consumer.demand).collect();
+                left.sort_unstable();
+                left
+            };
+            proptest::prop_assert_eq!(left(&together), left(&one_by_one));
+            proptest::prop_assert_eq!(together.unmet(), one_by_one.unmet());
+            proptest::prop_assert_eq!(shares[0].iter().sum::<usize>(), shares[1].iter().sum::<usize>());
+            let sorted = |demands: &[Consumer]| demands.is_sorted_by_key(|one| Reverse(one.demand));
+            proptest::prop_assert!(sorted(&together.dispatcher.consumers));
+        }
     }
 
     #[test]

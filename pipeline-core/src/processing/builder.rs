@@ -18,7 +18,7 @@ use super::{
 use crate::{
     backoff::{Backoff, Jitter},
     builder::StartError,
-    dispatcher::PartitionDispatcher,
+    dispatcher::{DemandDispatcher, PartitionDispatcher},
     graph::Graph,
     pipeline::{Ends, Pipeline},
     stage::{
@@ -290,7 +290,7 @@ impl<T: Send + Sync + 'static> MessagePipelineBuilder<Sources<T>> {
                         Some(place(number, count))
                     })
                 }),
-                None => stage,
+                None => stage.default_dispatcher(|| DemandDispatcher::new().spread()),
             };
             Arc::new(adding.graph.add(stage.map(AsProducer)))
         }));
@@ -342,7 +342,10 @@ where
     T: Send + Sync + 'static,
     P: Processor<T>,
 {
-    let Processors { processor, concurrency, demand, tries, .. } = processors;
+    let Processors { processor, concurrency, mut demand, tries, .. } = processors;
+    if P::ONE_AT_A_TIME {
+        demand = demand.max_demand(1).min_demand(0);
+    }
     let (processor, metrics) = (Arc::new(processor), adding.message_metrics("processors"));
     let is_partitioned = partition_by.is_some();
     let mut targets: Vec<Arc<dyn Target<Forwarded<T, P::Output>>>> = Vec::new();

@@ -40,6 +40,11 @@ pub trait Processor<T>: Send + Sync + 'static {
     /// What it makes of a message, for the batchers.
     type Output: Send + 'static;
 
+    /// Whether each processor asks a source for one message at a time, whatever
+    /// [`Processors::max_demand`] says: for work that may wait for long, such as for a client. No message
+    /// waits behind another then while a processor is free. By default it is left to the options.
+    const ONE_AT_A_TIME: bool = false;
+
     /// Called with each chunk of messages before they are handled one by one, for example to fetch
     /// what all of them need with one query. It may fail single messages, which are handled all the
     /// same; [`handle_message`](Self::handle_message) may [recover](Message::recover) them.
@@ -204,11 +209,14 @@ impl<T, P: Processor<T>> Processors<T, P> {
         self
     }
 
-    /// How many messages a processor asks each source for. Default 10.
+    /// How many messages a processor asks each source for. Default 10; always 1 for a processor that works
+    /// on [one at a time](Processor::ONE_AT_A_TIME).
     ///
-    /// They wait for it, one after the other, also when other processors have nothing to do. With 1, as
-    /// many messages are in work as there are processors, and none waits behind a slow one. More suits
-    /// work that is quick.
+    /// What a source emits together goes to the processors that have asked for most, as evenly as it can be
+    /// divided, so a short backlog is in work at once. But what a processor has got waits for it, one after
+    /// the other, also when other processors have nothing to do by then, and is acknowledged chunk by chunk.
+    /// With 1, as many messages are in work as there are processors, and none waits behind a slow one. More
+    /// suits work that is quick.
     ///
     /// With several sources it may hold as many of each.
     pub fn max_demand(mut self, messages: usize) -> Self {

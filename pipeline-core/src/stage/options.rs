@@ -48,12 +48,16 @@ pub struct Stage<S, E> {
     pub(crate) options: StageOptions<E>,
 }
 
+/// Makes the dispatcher of a stage.
+type MakeDispatcher<E> = Box<dyn Fn() -> Box<dyn Dispatcher<E>> + Send>;
+
 /// Options for the events that a stage emits.
 pub(crate) struct StageOptions<E> {
     /// `None` for the default of the kind.
     buffer_size: Option<usize>,
     keep: BufferKeep,
-    dispatcher: Box<dyn Fn() -> Box<dyn Dispatcher<E>> + Send>,
+    /// By default a [`DemandDispatcher`].
+    dispatcher: Option<MakeDispatcher<E>>,
     mode: DemandMode,
     when_unsubscribed: WhenUnsubscribed,
     pub(crate) rate_limit: Option<Limiting>,
@@ -138,8 +142,16 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
     /// The dispatcher, which decides which consumer gets which event. Default a
     /// [`DemandDispatcher`]. A restarted stage gets a new one.
     pub fn dispatcher<D: Dispatcher<E>>(mut self, make: impl Fn() -> D + Send + 'static) -> Self {
-        self.options.dispatcher = Box::new(move || Box::new(make()));
+        self.options.dispatcher = Some(Box::new(move || Box::new(make())));
         self
+    }
+
+    /// The same for a stage that has not been given a dispatcher.
+    pub(crate) fn default_dispatcher<D: Dispatcher<E>>(
+        self,
+        make: impl Fn() -> D + Send + 'static,
+    ) -> Self {
+        if self.options.dispatcher.is_some() { self } else { self.dispatcher(make) }
     }
 
     /// The initial demand mode. Default [`DemandMode::Forward`]; only a producer can accumulate
@@ -197,7 +209,11 @@ impl<E: 'static> StageOptions<E> {
         let buffer = Buffer::new(self.buffer_size(kind), self.keep)
             .on_discard(self.discard.as_ref().map(|make| make()));
         let mode = if kind == StageKind::Producer { self.mode } else { DemandMode::Forward };
-        Outlet::new((self.dispatcher)(), buffer, mode, self.when_unsubscribed)
+        let dispatcher = match &self.dispatcher {
+            Some(make) => make(),
+            None => Box::new(DemandDispatcher::new()),
+        };
+        Outlet::new(dispatcher, buffer, mode, self.when_unsubscribed)
     }
 }
 
@@ -206,7 +222,7 @@ impl<E: 'static> Default for StageOptions<E> {
         Self {
             buffer_size: None,
             keep: BufferKeep::default(),
-            dispatcher: Box::new(|| Box::new(DemandDispatcher::new())),
+            dispatcher: None,
             mode: DemandMode::default(),
             when_unsubscribed: WhenUnsubscribed::default(),
             rate_limit: None,

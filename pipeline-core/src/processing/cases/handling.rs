@@ -1,10 +1,13 @@
 //! How processors handle messages.
 
+use std::future::pending;
+
 use super::{Log, Source, keep, pass};
 use crate::{
     Pipeline,
     backoff::{Backoff, Jitter},
     processing::{Batcher, Failure, Message, Processor, Processors},
+    testkit::settle,
 };
 
 use super::ms;
@@ -107,6 +110,55 @@ async fn s_201_a_failure_fails_one_message() {
     let why = source.failures().into_iter().map(|(_, why)| why).collect::<Vec<_>>();
     assert_eq!(why, ["panicked: at two", "not three"]);
     assert!(pipeline.snapshot().stages.iter().all(|stage| stage.restarts == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_048_a_short_backlog_is_in_work_at_once() {
+    let (producer, source) = Source::new();
+    let begun = Log::default();
+    let seen = begun.clone();
+    let handle = async move |n: &mut Message<u64>| {
+        seen.add(**n);
+        pending::<Result<(), Failure>>().await
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(20))
+        .start()
+        .unwrap();
+    // All have asked.
+    settle().await;
+    source.push(1..=20).await;
+    let mut begun = begun.take();
+    begun.sort_unstable();
+    assert_eq!(begun, (1..=20).collect::<Vec<_>>());
+}
+
+/// Waits for ever with the first message.
+struct OneAtATime;
+
+impl Processor<u64> for OneAtATime {
+    type Output = ();
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        if **message == 1 { pending().await } else { Ok(()) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_message_waits_behind_another_of_a_processor_that_works_on_one_at_a_time() {
+    let (producer, source) = Source::new();
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::new(OneAtATime).concurrency(3).max_demand(10))
+        .start()
+        .unwrap();
+    source.push(1..=30).await;
+    let mut done: Vec<u64> = source.acks().into_iter().flat_map(|(done, _)| done).collect();
+    done.sort_unstable();
+    assert_eq!(done, (2..=30).collect::<Vec<_>>());
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -227,7 +279,7 @@ async fn a_message_that_is_given_up_is_not_tried_again() {
 #[tokio::test(start_paused = true)]
 async fn a_try_that_takes_too_long_has_failed() {
     let (producer, source) = Source::new();
-    let handle = async |_: &mut Message<u64>| std::future::pending::<Result<(), Failure>>().await;
+    let handle = async |_: &mut Message<u64>| pending::<Result<(), Failure>>().await;
     let processors = Processors::from_fn(handle).concurrency(1).handle_within(ms(50));
     let _pipeline =
         Pipeline::of_messages("test").source(producer).processors(processors).start().unwrap();
@@ -311,7 +363,7 @@ async fn a_try_that_panics_when_it_is_dropped_fails_its_message_only() {
     let handle = async |n: &mut Message<u64>| {
         if **n == 2 {
             let _held = PanicsWhenDropped;
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         }
         Ok(())
     };
