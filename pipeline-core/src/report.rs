@@ -1,6 +1,6 @@
 //! The final report of a pipeline and its stages.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use thiserror::Error;
 
@@ -126,6 +126,7 @@ impl fmt::Debug for UncleanPipeline {
     }
 }
 
+/// Many stages with numbered names that ended in the same way are one entry.
 impl fmt::Display for PipelineReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let late = if self.completed { "" } else { " after its deadline" };
@@ -135,11 +136,57 @@ impl fmt::Display for PipelineReport {
             1 => f.write_str("1 unprocessed event")?,
             n => write!(f, "{n} unprocessed events")?,
         }
-        for stage in &self.stages {
-            write!(f, "; {stage}")?;
+        for Alike { stage, numbered } in alike(&self.stages) {
+            match numbered {
+                Some((base, count)) if count > FEW => {
+                    write!(f, "; {count} stages {base}_*{}", Ended(stage))?;
+                }
+                _ => write!(f, "; {stage}")?,
+            }
         }
         Ok(())
     }
+}
+
+/// How many stages with numbered names are reported one by one.
+const FEW: usize = 8;
+
+/// A stage, and the name without its number and how many such there are if there are many that ended as it
+/// did.
+struct Alike<'a> {
+    stage: &'a StageReport,
+    numbered: Option<(&'a str, usize)>,
+}
+
+/// The stages, but of many numbered ones that ended in the same way the first.
+fn alike(stages: &[StageReport]) -> Vec<Alike<'_>> {
+    let mut listed: Vec<Alike<'_>> = Vec::with_capacity(stages.len());
+    let keyed = |stage: &StageReport| format!("{}", Ended(stage));
+    let mut places = HashMap::<(&str, String), Vec<usize>>::new();
+    for stage in stages {
+        let base = base(&stage.stage);
+        if let Some(base) = base {
+            places.entry((base, keyed(stage))).or_default().push(listed.len());
+        }
+        listed.push(Alike { stage, numbered: base.map(|base| (base, 1)) });
+    }
+    let mut is_shown = vec![true; listed.len()];
+    for same in places.into_values().filter(|same| same.len() > FEW) {
+        for (nth, place) in same.iter().enumerate() {
+            is_shown[*place] = nth == 0;
+            if let Some((_, count)) = &mut listed[*place].numbered {
+                *count = same.len();
+            }
+        }
+    }
+    listed.into_iter().zip(is_shown).filter_map(|(one, shown)| shown.then_some(one)).collect()
+}
+
+/// The name without its number, if it has one.
+fn base(name: &str) -> Option<&str> {
+    let (base, number) = name.rsplit_once('_')?;
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && !base.is_empty()).then_some(base)
 }
 
 /// How a stage ended, and the events it left unprocessed. Part of a
@@ -245,22 +292,32 @@ impl StageReport {
 
 impl fmt::Display for StageReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ended ({})", self.stage, self.reason)?;
+        write!(f, "{}{}", self.stage, Ended(self))
+    }
+}
+
+/// The text about a stage that follows its name.
+struct Ended<'a>(&'a StageReport);
+
+impl fmt::Display for Ended<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(stage) = self;
+        write!(f, " ended ({})", stage.reason)?;
         for (count, what) in [
-            (self.pending, "pending"),
-            (self.in_progress, "in progress"),
-            (self.discarded, "discarded"),
-            (self.given_up, "given up"),
+            (stage.pending, "pending"),
+            (stage.in_progress, "in progress"),
+            (stage.discarded, "discarded"),
+            (stage.given_up, "given up"),
         ] {
             if count > 0 {
                 let events = if count == 1 { "event" } else { "events" };
                 write!(f, ", {count} {events} {what}")?;
             }
         }
-        if let Some(failure) = &self.last_failure {
-            let times = if self.restarts == 1 { "once" } else { "times" };
+        if let Some(failure) = &stage.last_failure {
+            let times = if stage.restarts == 1 { "once" } else { "times" };
             let count =
-                if self.restarts == 1 { String::new() } else { format!("{} ", self.restarts) };
+                if stage.restarts == 1 { String::new() } else { format!("{} ", stage.restarts) };
             write!(f, ", restarted {count}{times}, the last time because it {}", Because(failure))?;
         }
         Ok(())
@@ -277,5 +334,31 @@ impl fmt::Display for Because<'_> {
             ExitReason::NotRunning => f.write_str("needed a stage that did not run"),
             reason => reason.fmt(f),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_numbered_stages_that_ended_alike_are_one_entry() {
+        let mut report = PipelineReport::new("push".into());
+        let add = |report: &mut PipelineReport, name: String, reason: ExitReason| {
+            report.stages.push(StageReport::new(name.into(), reason));
+        };
+        add(&mut report, "source_0".into(), ExitReason::Normal);
+        (0..200).for_each(|n| add(&mut report, format!("processor_{n}"), ExitReason::Normal));
+        report.stages[7].pending = 2;
+        add(&mut report, "processor_200".into(), ExitReason::Killed);
+        (0..3).for_each(|n| add(&mut report, format!("few_{n}"), ExitReason::Normal));
+        let text = report.to_string();
+        assert_eq!(
+            text,
+            "pipeline push ended, 2 unprocessed events; source_0 ended (normal); \
+             199 stages processor_* ended (normal); processor_6 ended (normal), 2 events pending; \
+             processor_200 ended (killed); few_0 ended (normal); few_1 ended (normal); \
+             few_2 ended (normal)"
+        );
     }
 }
