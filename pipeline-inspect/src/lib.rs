@@ -87,6 +87,7 @@
 
 mod bottleneck;
 mod channel;
+mod folding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -6,7 +6,7 @@ use pipeline_core::snapshot::{Activity, PipelinePhase, PipelineSnapshot, StageSn
 use pipeline_ws_sink::endpoint::{EndpointSnapshot, MountSnapshot, RouteSnapshot};
 use serde::{Deserialize, Serialize};
 
-use crate::layers;
+use crate::{folding, layers};
 
 /// The version of the JSON form. It is incremented when a field is renamed, removed or changes its
 /// meaning, and not for new fields.
@@ -64,7 +64,8 @@ pub struct PipelineView {
     /// The bottleneck: the stage that the others wait for, if there is one. See [the
     /// crate](crate#the-bottleneck).
     pub bottleneck: Option<String>,
-    /// The stages, in the order in which they were added.
+    /// The stages, in the order in which they were added. More than 8 that differ in the number at the end of
+    /// their names, such as the processors of a pipeline of messages, are one: `processor_* (200)`.
     pub stages: Vec<StageView>,
     /// The subscriptions. Several subscriptions between two stages are one edge.
     pub edges: Vec<EdgeView>,
@@ -73,13 +74,11 @@ pub struct PipelineView {
 impl PipelineView {
     /// The view of a snapshot, without rates.
     pub(crate) fn new(snapshot: PipelineSnapshot) -> Self {
-        let mut view = Self {
-            name: snapshot.pipeline.to_string(),
-            phase: snapshot.phase,
-            bottleneck: None,
-            edges: snapshot.stages.iter().flat_map(edges).collect(),
-            stages: snapshot.stages.into_iter().map(StageView::new).collect(),
-        };
+        let edges = snapshot.stages.iter().flat_map(edges).collect();
+        let stages = snapshot.stages.into_iter().map(StageView::new).collect();
+        let (stages, edges) = folding::fold(stages, edges);
+        let (name, phase) = (snapshot.pipeline.to_string(), snapshot.phase);
+        let mut view = Self { name, phase, bottleneck: None, stages, edges };
         layers::assign(&mut view);
         view
     }
@@ -93,6 +92,8 @@ pub struct StageView {
     /// The snapshot, without subscriptions: those are [edges](PipelineView::edges).
     #[serde(flatten)]
     pub snapshot: StageSnapshot,
+    /// How many stages it stands for. Its counts are their sums, and its shares their averages.
+    pub stages: usize,
     /// The activity with the largest share of the window.
     pub mostly: Activity,
     /// The distance from the source: 0, or one more than the farthest stage that it is subscribed to.
@@ -124,6 +125,7 @@ impl StageView {
     fn new(mut snapshot: StageSnapshot) -> Self {
         let subscriptions = std::mem::take(&mut snapshot.subscriptions);
         Self {
+            stages: 1,
             mostly: snapshot.activity,
             demand: subscriptions.iter().map(|subscription| subscription.pending_demand).sum(),
             snapshot,
@@ -295,7 +297,7 @@ mod tests {
             fields(&pipeline["stages"][0]),
             "activity buffer_capacity buffered busy busy_seconds demand discarded discarded_by \
              discarded_per_second events_in events_out failures given_up in_per_second kind layer \
-             mostly name out_per_second queue_capacity queued restarts source waiting waiting_for_demand \
+             mostly name out_per_second queue_capacity queued restarts source stages waiting waiting_for_demand \
              waiting_for_demand_seconds waiting_for_events waiting_for_events_seconds \
              worker_failures workers"
         );

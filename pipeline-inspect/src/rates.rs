@@ -49,8 +49,9 @@ fn of_stage(stage: &mut StageView, before: &StageView, seconds: f64) {
     stage.in_per_second = per_second(now.events_in, before.events_in, seconds);
     stage.out_per_second = per_second(now.events_out, before.events_out, seconds);
     stage.discarded_per_second = per_second(now.discarded, before.discarded, seconds);
+    let stages = u32::try_from(stage.stages.max(1)).unwrap_or(u32::MAX);
     let share = |now: Duration, before: Duration| {
-        (now.saturating_sub(before).as_secs_f64() / seconds).clamp(0.0, 1.0)
+        ((now.saturating_sub(before) / stages).as_secs_f64() / seconds).clamp(0.0, 1.0)
     };
     stage.busy = share(now.busy, before.busy);
     stage.waiting_for_events = share(now.waiting_for_events, before.waiting_for_events);
