@@ -98,6 +98,10 @@ async fn items(queue: &SqliteQueue) -> Option<u64> {
     queue.backlog().await.unwrap().items
 }
 
+async fn items_left(queue: &SqliteQueue) -> u64 {
+    items(queue).await.unwrap()
+}
+
 async fn until_empty(queue: &SqliteQueue) {
     let waiting = async {
         while items(queue).await != Some(0) {
@@ -144,6 +148,39 @@ async fn items_are_gone_once_they_are_written() {
         assert_push!(ada, "news", { "text": n.to_string() });
     }
     refute_push!(ada, "news");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_confirm_delays_no_other_while_a_processor_is_free() {
+    const USERS: usize = 30;
+    let ((_folder, path), kit) = (file(), endpoint());
+    let queue = queue(path).await;
+    let topic = |user: usize| format!("user:{user}");
+    let mut clients = Vec::new();
+    for user in 0..USERS {
+        clients.push(join(&kit, &topic(user)).await);
+    }
+    let items = (0..USERS).map(|user| Item::new("hello").key(user.to_string())).collect();
+    queue.push_all(items).await.unwrap();
+    // Four processors, and the first client never confirms in the test's time.
+    let level = Acknowledge::Confirmed { within: PATIENCE * 10 };
+    let pipeline = pushing(&queue, &kit, level, NoSubscribers::Done);
+    let silent = assert_push!(clients[0], "news", { "ack": _ }, within: PATIENCE);
+    for client in &clients[1..] {
+        let news = assert_push!(client, "news", { "ack": _ }, within: PATIENCE);
+        let ack = client.push("ack", json!({ "id": news["ack"] }));
+        assert_reply!(client, ack, "ok");
+    }
+    let others_done = async {
+        while items_left(&queue).await > 1 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, others_done).await.unwrap();
+    let ack = clients[0].push("ack", json!({ "id": silent["ack"] }));
+    assert_reply!(clients[0], ack, "ok");
+    until_empty(&queue).await;
+    pipeline.drain(PATIENCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -190,11 +190,74 @@ async fn what_an_intercepting_channel_pushes_to_its_client_is_counted() {
     let delivered = server.endpoint.pubsub().deliver(broadcast).await.unwrap().await;
     assert_eq!((numbers(delivered), delivered.intercepted), ([1, 0, 0, 0], 1));
     assert_eq!(client.receive().await[3], "stamped");
-    // A channel that crashes instead pushes nothing, and has got it.
+    // A channel that crashes instead has lost it, while its socket is still there.
     let broadcast = PreparedBroadcast::new(T, "cursed", json!({})).unwrap();
     let delivered = server.endpoint.pubsub().deliver(broadcast).await.unwrap().await;
-    assert_eq!((numbers(delivered), delivered.intercepted), ([0; 4], 1));
-    assert!(!delivered.is_unheard());
+    assert_eq!((numbers(delivered), delivered.intercepted), ([0, 1, 0, 0], 0));
+    assert!(!delivered.is_unheard() && !delivered.is_complete());
+}
+
+/// Intercepts all that it is sent, and never ends.
+struct Stuck;
+
+impl Channel for Stuck {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    const INTERCEPT: &'static [&'static str] = &["news"];
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+
+    async fn handle_out(
+        &mut self,
+        _: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_intercepting_channel_has_lost_is_dropped_and_what_it_has_not_begun_is_closed() {
+    let mount = || Mount::new(NamedSocket).channel::<Stuck>("room:*");
+    // With too many broadcasts it crashes: the one that it has begun ends with it, and all others are lost.
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount()));
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    let mut outcomes = Vec::new();
+    for _ in 0..300 {
+        outcomes.push(server.endpoint.pubsub().deliver_now(news()).unwrap());
+        settle().await;
+    }
+    assert_eq!(numbers(outcomes[0].so_far()), [0, 0, 0, 1]);
+    assert_eq!(numbers(outcomes[299].so_far()), [0, 1, 0, 0]);
+    drop(client);
+    let mut sum = [0; 4];
+    for outcome in outcomes {
+        let delivered = timeout(PATIENCE, outcome).await.unwrap();
+        assert_eq!(numbers(delivered).iter().sum::<usize>(), 1, "{delivered:?}");
+        assert_eq!(delivered.intercepted, 0);
+        sum = std::array::from_fn(|at| sum[at] + numbers(delivered)[at]);
+    }
+    assert!(sum[0] == 0 && sum[1] > 0 && sum[2] > 0 && sum[3] == 0, "{sum:?}");
+
+    // One whose client leaves has handled nothing.
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount()));
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    let outcomes =
+        [deliver(server.endpoint.pubsub()).await, deliver(server.endpoint.pubsub()).await];
+    settle().await;
+    assert_eq!(numbers(outcomes[1].so_far()), [0, 0, 0, 1]);
+    drop(client);
+    for outcome in outcomes {
+        let delivered = timeout(PATIENCE, outcome).await.unwrap();
+        assert_eq!((numbers(delivered), delivered.intercepted), ([0, 0, 1, 0], 0));
+        assert!(delivered.is_unheard());
+    }
 }
 
 #[tokio::test(start_paused = true)]

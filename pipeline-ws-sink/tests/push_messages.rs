@@ -11,6 +11,7 @@ use std::{
 use futures::poll;
 use parking_lot::Mutex;
 use pipeline_core::{
+    ExitReason,
     backoff::{Backoff, Jitter},
     processing::{Acknowledger, Failure, Message, Metadata, Processor, Redelivery},
 };
@@ -125,6 +126,25 @@ async fn a_message_that_is_taken_over_is_done_before_its_push() {
     assert!(pushed.is_ok());
     assert!(matches!(acks.0.lock()[..], [Ok(7)]));
     assert_eq!(counted(&server.recorded), outcomes(&[("taken_over", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_push_cannot_be_encoded_is_given_up_at_any_level() {
+    let server = server(|mount| mount);
+    let _client = ada(&server, 1 << 16).await;
+    for level in ALL {
+        let to = server
+            .endpoint
+            .pubsub()
+            .push_messages(|_: &Message<Value>| Ok(Push::new(T, "ticket", json!([1]))))
+            .acknowledge(level);
+        let acks = Arc::new(Acks::default());
+        let mut message = Message::new(json!({}), 7, &acks);
+        let failure = to.handle_message(&mut message).await.unwrap_err();
+        assert_eq!(failure.redelivery(), Redelivery::Never, "{level:?}");
+        assert!(acks.0.lock().is_empty(), "{level:?}: it has not been taken over");
+    }
+    assert_eq!(counted(&server.recorded), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,6 +296,39 @@ async fn a_message_is_kept_if_its_only_client_ends_before_it_has_taken_it() {
     assert!(poll!(&mut pushed).is_pending());
     drop(client);
     assert!(matches!(pushed.await.unwrap_err().redelivery(), Redelivery::After(_)));
+}
+
+/// A user's channel that crashes with each push.
+struct Cursed;
+
+impl Channel for Cursed {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    const INTERCEPT: &'static [&'static str] = &["ticket"];
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+
+    async fn handle_out(
+        &mut self,
+        _: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        Err(Stop::because(ExitReason::failed("a curse")))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_an_intercepting_channel_loses_has_failed() {
+    let mount = Mount::new(NamedSocket).channel::<Cursed>("user:*");
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount));
+    let _client = ada(&server, 1 << 16).await;
+    let failure = push(&pushing(&server)).await.unwrap_err();
+    assert_eq!(failure.redelivery(), Redelivery::Usual);
+    assert_eq!(counted(&server.recorded), outcomes(&[("stuck", 1)]));
 }
 
 #[tokio::test(start_paused = true)]

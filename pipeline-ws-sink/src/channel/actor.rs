@@ -391,8 +391,18 @@ impl<C: Channel> RunningChannel<C> {
                 context.connection.outbox.wait_for_room().await;
                 (context.timeline, context.push) = (timeline, push);
                 let outcome = catch_panic(|| channel.handle_out(&event, payload, context)).await;
-                (context.timeline, context.push) = (None, None);
-                stopped(outcome)
+                let (_, push) = (context.timeline.take(), context.push.take());
+                let end = stopped(outcome);
+                if let Some(push) = push {
+                    match &end {
+                        None => push.was_intercepted(),
+                        Some(End::Stopped(why)) if !(why.is_graceful() || is_socket_end(why)) => {
+                            push.was_dropped();
+                        }
+                        Some(_) => {}
+                    }
+                }
+                end
             }
             ChannelMessage::Foreign(broadcast) => {
                 stopped(catch_panic(|| channel.handle_broadcast(broadcast, context)).await)

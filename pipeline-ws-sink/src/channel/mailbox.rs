@@ -133,6 +133,13 @@ impl Intercepted {
         let push = broadcast.push().cloned();
         Self { event, payload, timeline: broadcast.timeline().copied(), push }
     }
+
+    /// Counts it as lost to its channel.
+    fn was_dropped(&mut self) {
+        if let Some(push) = self.push.take() {
+            push.was_dropped();
+        }
+    }
 }
 
 /// The channel's mailbox has overflowed.
@@ -228,18 +235,24 @@ impl Mailbox {
     }
 
     /// Stores a broadcast without waiting: one slow channel must not delay the others.
-    fn broadcast(&self, message: ChannelMessage, room: Room) {
+    fn broadcast(&self, mut message: ChannelMessage, room: Room) {
         let mut state = self.state.lock();
-        if state.closed || state.overflowed {
+        if state.closed {
             return;
         }
-        if !state.has_room_for(&message, room) {
+        if !state.overflowed && state.has_room_for(&message, room) {
+            state.put(message);
+            return;
+        }
+        if !state.overflowed {
             state.overflowed = true;
             if let Some(receiver) = state.receiver.take() {
                 receiver.wake();
             }
-        } else {
-            state.put(message);
+        }
+        drop(state);
+        if let ChannelMessage::Intercepted(broadcast) = &mut message {
+            broadcast.was_dropped();
         }
     }
 
@@ -257,6 +270,11 @@ impl Mailbox {
                     matches!(message, ChannelMessage::Intercepted(_) | ChannelMessage::Foreign(_))
                 };
                 let waiting = state.messages.iter().filter(lost).count();
+                for message in &mut state.messages {
+                    if let ChannelMessage::Intercepted(broadcast) = message {
+                        broadcast.was_dropped();
+                    }
+                }
                 // Plus the one that found no room.
                 return Poll::Ready(Err(Overflow { dropped: waiting as u64 + 1 }));
             }

@@ -32,7 +32,7 @@ pub(crate) struct CountedPush {
 
 #[derive(Debug, Default)]
 struct Tally {
-    /// The sockets that had joined, without those of channels that intercept.
+    /// The sockets that had joined, and the channels that intercept it.
     addressed: AtomicUsize,
     written: AtomicUsize,
     dropped: AtomicUsize,
@@ -49,9 +49,10 @@ impl CountedPush {
         (Arc::new(Self { tally, _open: open }), outcome)
     }
 
-    /// Counts sockets that the push is for.
-    pub(crate) fn addressed(&self, sockets: usize) {
-        self.tally.addressed.fetch_add(sockets, Relaxed);
+    /// Counts receivers of the push: sockets, and channels that intercept it. What these push to their
+    /// clients is for one more.
+    pub(crate) fn addressed(&self, receivers: usize) {
+        self.tally.addressed.fetch_add(receivers, Relaxed);
     }
 
     /// Counts a socket that the push was for, and whose transport cannot carry it.
@@ -60,9 +61,9 @@ impl CountedPush {
         self.unsupported(1);
     }
 
-    /// Counts channels that intercept it. What they push to their clients meanwhile is counted too.
-    pub(crate) fn intercepted(&self, channels: usize) {
-        self.tally.intercepted.fetch_add(channels, Relaxed);
+    /// Counts a copy that a channel has intercepted and handled without an error.
+    pub(crate) fn was_intercepted(&self) {
+        self.tally.intercepted.fetch_add(1, Relaxed);
     }
 
     /// Counts clients that cannot receive it.
@@ -80,8 +81,9 @@ impl CountedPush {
         self.tally.written.fetch_add(1, Relaxed);
     }
 
-    /// Counts a copy that was dropped by the policy of its socket's outbox.
-    pub(super) fn was_dropped(&self) {
+    /// Counts a copy that was dropped by the policy of its socket's outbox, or by a channel that
+    /// intercepts.
+    pub(crate) fn was_dropped(&self) {
         self.tally.dropped.fetch_add(1, Relaxed);
     }
 }
@@ -103,7 +105,8 @@ pub struct PushOutcome {
     closed: oneshot::Receiver<()>,
 }
 
-/// What became of a push on this node: each socket that had joined its topic is counted once.
+/// What became of a push on this node: each socket that had joined its topic is counted once, and so is each
+/// channel that intercepts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivered {
@@ -111,16 +114,19 @@ pub struct Delivered {
     /// last byte.
     pub written: usize,
     /// The sockets whose outbox dropped it, because it was full and
-    /// [`Mount::when_full`](crate::Mount::when_full) said so.
+    /// [`Mount::when_full`](crate::Mount::when_full) said so; and the
+    /// [intercepting](crate::Channel::INTERCEPT) channels that crashed in
+    /// [`handle_out`](crate::Channel::handle_out), or had too many broadcasts waiting.
     pub dropped: usize,
-    /// The sockets that ended before they had taken it. Those that are closed because they are too
-    /// slow are among them.
+    /// The sockets that ended before they had taken it, and the intercepting channels that ended before
+    /// they had handled it. Those that are closed because they are too slow are among them.
     pub closed: usize,
     /// The sockets whose outcome was not known in time. Always 0 for a push that was awaited to the
     /// end.
     pub pending: usize,
-    /// The channels that [intercepted](crate::Channel::INTERCEPT) it. What they pushed to their
-    /// clients in [`handle_out`](crate::Channel::handle_out) is counted as a socket of its own.
+    /// The channels that [intercepted](crate::Channel::INTERCEPT) it and whose
+    /// [`handle_out`](crate::Channel::handle_out) has returned without an error. What they pushed to
+    /// their clients meanwhile is counted as a socket of its own.
     pub intercepted: usize,
     /// The clients whose protocol or transport cannot carry it: bytes, in version 1 of the protocol
     /// or by long polling.
@@ -187,12 +193,14 @@ impl Tally {
     fn read(&self) -> Delivered {
         let load = |count: &AtomicUsize| count.load(Relaxed);
         let (written, dropped) = (load(&self.written), load(&self.dropped));
+        let intercepted = load(&self.intercepted);
+        let known = written.saturating_add(dropped).saturating_add(intercepted);
         Delivered {
             written,
             dropped,
-            closed: load(&self.addressed).saturating_sub(written.saturating_add(dropped)),
+            closed: load(&self.addressed).saturating_sub(known),
             pending: 0,
-            intercepted: load(&self.intercepted),
+            intercepted,
             unsupported: load(&self.unsupported),
             elsewhere: self.elsewhere.load(Relaxed),
         }

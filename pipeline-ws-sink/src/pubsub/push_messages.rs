@@ -6,6 +6,7 @@ use std::{borrow::Cow, fmt, pin::pin, sync::Arc, time::Duration};
 use pipeline_core::{
     backoff::{Backoff, Jitter},
     processing::{Failure, Message, Processor},
+    timed::Timeline,
 };
 use thiserror::Error;
 
@@ -30,6 +31,9 @@ pub enum Acknowledge {
     /// and with its socket.
     Handled,
     /// Every socket that had joined the topic has taken the push, or has ended. The default.
+    ///
+    /// A channel that [intercepts](crate::Channel::INTERCEPT) it has handled it, and its socket has taken what
+    /// it has pushed meanwhile. If it crashes instead, the message has failed.
     ///
     /// The operating system has its bytes then; the client may still lose its connection before it has
     /// read them.
@@ -82,6 +86,7 @@ pub struct Push<P> {
     topic: Cow<'static, str>,
     event: Cow<'static, str>,
     payload: P,
+    timeline: Option<Timeline>,
 }
 
 impl<P: IntoPayload> Push<P> {
@@ -91,7 +96,21 @@ impl<P: IntoPayload> Push<P> {
         event: impl Into<Cow<'static, str>>,
         payload: P,
     ) -> Self {
-        Self { topic: topic.into(), event: event.into(), payload }
+        Self { topic: topic.into(), event: event.into(), payload, timeline: None }
+    }
+
+    /// Enables timing, as [`PreparedBroadcast::timed`] does: `timeline` holds the times until now.
+    ///
+    /// ```
+    /// use pipeline_core::timed::Timed;
+    /// use pipeline_ws_sink::pubsub::Push;
+    /// use serde_json::json;
+    ///
+    /// let alarm = Timed::now("Fire");
+    /// let push = Push::new("user:7", "alarm", json!({ "text": *alarm })).timed(&alarm);
+    /// ```
+    pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
+        Self { timeline: Some(timeline.into()), ..self }
     }
 }
 
@@ -113,7 +132,7 @@ pub struct PushMessages<F> {
 enum Stuck {
     #[error("no client has joined the topic")]
     Absent,
-    #[error("the outbox of a socket has dropped the push")]
+    #[error("a socket or a channel has dropped the push")]
     Dropped,
     #[error("a socket has not taken the push in time")]
     Slow,
@@ -123,11 +142,10 @@ impl PubSub {
     /// The end of a pipeline of messages: this function turns each message into a push, and the message
     /// is acknowledged when its push has come [far enough](PushMessages::acknowledge).
     ///
-    /// A processor waits for one push at a time. So the number of pushes on the way is the
-    /// [concurrency](pipeline_core::processing::Processors::concurrency), and a client that is slow to
-    /// confirm occupies one processor: use many, and let each ask for one message
-    /// ([`max_demand(1)`](pipeline_core::processing::Processors::max_demand)), because what a processor
-    /// has asked for waits behind the slow client.
+    /// A processor asks for one message and waits for its push, whatever its
+    /// [`max_demand`](pipeline_core::processing::Processors::max_demand) is. So the number of pushes on the
+    /// way is the [concurrency](pipeline_core::processing::Processors::concurrency), and each push that a
+    /// client is slow to take or to confirm occupies one processor: use many.
     ///
     /// The pushes of one user keep their order if the source delivers the next message of a user when the
     /// one before is done, as a queue that is ordered by key does. With
@@ -227,7 +245,8 @@ impl<F> PushMessages<F> {
     where
         P: IntoPayload + Send,
     {
-        let Push { topic, event, payload } = push;
+        let Push { topic, event, payload, timeline } = push;
+        let prepared = |payload| encoded(&topic, &event, payload, timeline);
         match self.acknowledge {
             Acknowledge::TakenOver => {
                 if matches!(self.no_subscribers, NoSubscribers::Keep { .. })
@@ -235,13 +254,15 @@ impl<F> PushMessages<F> {
                 {
                     return self.absent(Delivered::default(), message);
                 }
+                // What cannot be encoded is not taken over, but given up.
+                let broadcast = prepared(payload)?;
                 message.acknowledge_now();
-                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                let outcome = self.deliver(broadcast).await?;
                 self.metrics.taken_over.increment(1);
                 Ok(outcome.so_far())
             }
             Acknowledge::Handled => {
-                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                let outcome = self.deliver(prepared(payload)?).await?;
                 let delivered = outcome.so_far();
                 if delivered.is_unheard() {
                     return self.absent(delivered, message);
@@ -250,7 +271,7 @@ impl<F> PushMessages<F> {
                 Ok(delivered)
             }
             Acknowledge::Written => {
-                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                let outcome = self.deliver(prepared(payload)?).await?;
                 let delivered = outcome.within(self.written_within).await;
                 if delivered.is_unheard() {
                     return self.absent(delivered, message);
@@ -266,7 +287,8 @@ impl<F> PushMessages<F> {
             Acknowledge::Confirmed { within } => {
                 let confirmation = self.pubsub.confirmation(&topic)?;
                 let payload = WithAck { payload, id: confirmation.id() };
-                let outcome = self.deliver(prepared(&topic, &event, payload)?).await?;
+                let broadcast = encoded(&topic, &event, payload, timeline)?;
+                let outcome = self.deliver(broadcast).await?;
                 match confirmed(confirmation, outcome, within).await {
                     Ok(delivered) => {
                         self.metrics.confirmed.increment(1);
@@ -311,12 +333,18 @@ impl<F> PushMessages<F> {
 }
 
 /// Encodes a push. Another try of one that cannot be encoded would not help.
-fn prepared(
+fn encoded(
     topic: &str,
     event: &str,
     payload: impl IntoPayload,
+    timeline: Option<Timeline>,
 ) -> Result<PreparedBroadcast, Failure> {
-    PreparedBroadcast::new(topic, event, payload).map_err(|error| Failure::from(error).give_up())
+    let broadcast = PreparedBroadcast::new(topic, event, payload)
+        .map_err(|error| Failure::from(error).give_up())?;
+    Ok(match timeline {
+        Some(timeline) => broadcast.timed(timeline),
+        None => broadcast,
+    })
 }
 
 /// Why a push was not confirmed.
@@ -354,6 +382,9 @@ where
     F: Fn(&Message<T>) -> Result<Push<P>, Failure> + Send + Sync + 'static,
 {
     type Output = Delivered;
+
+    /// A client that is slow delays no message but its own while a processor is free.
+    const ONE_AT_A_TIME: bool = true;
 
     async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
         let push = (self.push)(message)?;

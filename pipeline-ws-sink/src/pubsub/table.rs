@@ -258,14 +258,14 @@ impl SubscriberTable {
         let since = now.saturating_duration_since(self.epoch);
         let mode = open.bursts.mode(since, open.subscribers.len(), burst::is_one_of_many(now));
         let (mut unrecorded, mut passed_over) = (PendingMetrics::default(), 0usize);
-        let (mut addressed, mut intercepted) = (0usize, 0usize);
+        let mut addressed = 0usize;
         for (_, (id, subscriber)) in &open.subscribers {
             if except == Some(*id) {
                 continue;
             }
             match subscriber {
                 Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
-                    intercepted += 1;
+                    addressed += 1;
                     joined.offer_intercepted(broadcast, slow.as_deref_mut());
                 }
                 Subscriber::Joined(joined) => match (broadcast.frame(joined.version), &mut slow) {
@@ -291,7 +291,6 @@ impl SubscriberTable {
         drop(open);
         if let Some(push) = broadcast.push() {
             push.addressed(addressed);
-            push.intercepted(intercepted);
             push.unsupported(passed_over);
         }
         unrecorded.record(&self.metrics);
