@@ -49,6 +49,19 @@ pub mod postgres;
 #[cfg_attr(docsrs, doc(cfg(feature = "rabbitmq")))]
 pub mod rabbitmq;
 mod random;
+#[cfg(any(
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqlite"
+))]
+#[cfg_attr(
+    not(any(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "redis")),
+    allow(dead_code, reason = "the others do not use it yet")
+)]
+mod reason;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod redis;

@@ -439,6 +439,39 @@ async fn a_dead_letter_that_is_too_large_is_kept_without_its_payload() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_whose_headers_are_too_large_is_kept_without_them() {
+    let (cluster, queue) = queue(1, options().set("message.max.bytes", "1000")).await;
+    let large = "x".repeat(900);
+    let headers = OwnedHeaders::new().insert(Header { key: "large", value: Some(&large) });
+    let record = FutureRecord::<str, str>::to("numbers").key("k").payload("x").headers(headers);
+    other_client(&cluster).send(record, PATIENCE).await.unwrap();
+    let long = |_: &str| Some(Failure::new("it is bad ".repeat(1000)).give_up());
+    let (pipeline, _) = keep(&queue, quick(), long);
+    until("it is given up", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    let dead = queue.dead_letters(None, 10).await.unwrap().remove(0);
+    assert_eq!(dead.item, Item::new("").key("k"));
+    assert!(dead.reason.starts_with("it is bad it is bad"), "{}", dead.reason);
+    assert!(dead.reason.ends_with(" (its payload and headers did not fit)"), "{}", dead.reason);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delay_that_cannot_be_reckoned_is_a_long_one() {
+    let (_cluster, queue) = queue(1, options()).await;
+    queue.push(Item::new("1")).await.unwrap();
+    let later = |_: &str| Some(Failure::new("later").retry_after(Duration::MAX));
+    let (pipeline, seen) = keep(&queue, quick(), later);
+    until("it is handled", async || seen.lock().len() == 1).await;
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+    until("its outcome is stored", async || source().held == 0).await;
+    assert_eq!((source().connection_errors, source().last_error), (0, None));
+    drop(pipeline);
+    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    until("it is delivered again", async || seen.lock().len() == 1).await;
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_other_clients_are_items_or_given_up() {
     let (cluster, queue) = queue(1, options()).await;
     let other = other_client(&cluster);

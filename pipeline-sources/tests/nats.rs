@@ -323,6 +323,29 @@ async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_with_large_headers_fits_and_its_stream_is_made_again() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    let mut other = Other::connect(&server);
+    // The server stores headers of up to 64 KiB.
+    let value = "x".repeat(65_000);
+    let large = format!("Pipeline-Key: k\r\nkind: order\r\nlarge: {value}\r\n");
+    other.publish("numbers", large.as_bytes(), "bad");
+    until("it is stored", async || items(&queue).await == 2).await;
+    let (pipeline, seen) = keep(&queue);
+    until("the first is handled", async || texts(&seen).contains(&"1".to_owned())).await;
+    // An operator removes the stream of the dead letters.
+    other.publish("$JS.API.STREAM.DELETE.numbers_dead", b"", "");
+    until("it is given up", async || reasons(&queue).await.len() == 1).await;
+    until("all are done", async || items(&queue).await == 0).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    let dead = queue.dead_letters(0, 10).await.unwrap().remove(0);
+    assert_eq!(dead.item, Item::new("bad").key("k").header("kind", "order"));
+    assert_eq!(&*dead.reason, "it is bad (1 of its headers did not fit)");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_stream_refuses_items_and_keeps_those_that_it_has() {
     let server = server!();
     let options = short().max_bytes(10_000);

@@ -213,6 +213,50 @@ async fn a_server_that_is_frozen_or_short_of_memory_loses_no_item() {
     let queue = |name| RabbitQueue::with(&server.url(), name, options.clone()).unwrap();
     outages::frozen(&server, queue("frozen")).await;
     a_server_that_is_short_of_memory_takes_no_items_and_says_so(&server, queue("blocked")).await;
+    an_item_that_is_in_work_for_too_long_is_shown(&server).await;
+}
+
+/// The server closes the channel of a consumer that does not acknowledge an item in time.
+async fn an_item_that_is_in_work_for_too_long_is_shown(server: &Server) {
+    // It is checked each time a channel is idle, a minute by default.
+    let set = "application:set_env(rabbit, consumer_timeout, 1000),
+        application:set_env(rabbit, channel_tick_interval, 200).";
+    server.rabbitmqctl(&["eval", set]);
+    // The argument means nothing to a server of this version, and is no error.
+    let options = short().consumer_timeout(Duration::from_secs(3600));
+    let queue = RabbitQueue::with(&server.url(), "slow", options).unwrap();
+    for text in ["slow", "1", "2"] {
+        queue.push(Item::new(text)).await.unwrap();
+    }
+    let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
+    let (log, opened) = (seen.clone(), gate.clone());
+    let handle = async move |message: &mut Message<Item>| {
+        let text = String::from_utf8(message.payload.to_vec())?;
+        log.lock().push((text.clone(), message.metadata().clone()));
+        if text == "slow" {
+            gate.acquire().await?.forget();
+        }
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(4).max_demand(1))
+        .start()
+        .unwrap();
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+    until("it is shown", async || source().last_error.is_some()).await;
+    let error = source().last_error.unwrap_or_default();
+    assert!(error.contains("longer than its consumer_timeout"), "{error}");
+    let slow = || texts(&seen).iter().filter(|text| *text == "slow").count();
+    until("it is delivered again", async || slow() >= 2).await;
+    server.rabbitmqctl(&["eval", "application:set_env(rabbit, consumer_timeout, 1800000)."]);
+    opened.add_permits(100);
+    assert!(pipeline.drain(PATIENCE).await.completed);
+    // The others are not concerned.
+    let mut others = texts(&seen);
+    others.retain(|text| text != "slow");
+    others.sort_unstable();
+    assert_eq!(others, ["1", "2"]);
 }
 
 async fn a_server_that_is_short_of_memory_takes_no_items_and_says_so(
@@ -371,6 +415,68 @@ async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up()
     assert_eq!(why[1], "the header pipeline-key is not text");
 }
 
+/// Headers of 110 KB, which the server takes, and in which there is no space for more.
+fn large_headers() -> Option<FieldTable> {
+    let value = "x".repeat(10_000);
+    let mut large = headers(&[("pipeline-key", b"k"), ("kind", b"order")]).unwrap();
+    let mut table = FieldTable::default();
+    for n in 0..5 {
+        large.insert(format!("h{n}").into(), AMQPValue::LongString(value.clone().into()));
+        table.insert(format!("t{n}").into(), AMQPValue::LongString(value.clone().into()));
+    }
+    large.insert("one".into(), AMQPValue::LongString(value.into()));
+    large.insert("table".into(), AMQPValue::FieldTable(table));
+    Some(large)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_with_large_headers_is_given_up_alone() {
+    const GOOD: usize = 200;
+    let server = server!();
+    let queue = queue(&server, "large headers");
+    queue.push(Item::new("0")).await.unwrap();
+    // One is given up at once, and the other has to be delivered again first.
+    for text in ["hopeless", "bad"] {
+        publish(&server, "large headers", text, large_headers()).await;
+    }
+    for n in 1..GOOD {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+    }
+    let seen = Seen::default();
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let text = String::from_utf8(message.payload.to_vec())?;
+        log.lock().push((text.clone(), message.metadata().clone()));
+        match &*text {
+            "hopeless" => Err(Failure::new("it is hopeless").give_up()),
+            "bad" => Err(Failure::new("it is bad")),
+            _ => Ok(()),
+        }
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(4).max_demand(20))
+        .start()
+        .unwrap();
+    until("all are handled", async || seen.lock().len() >= GOOD + 2).await;
+    until("two are given up", async || reasons(&queue).await.len() == 2).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    let mut handled = texts(&seen);
+    handled.sort_by_key(|text| text.parse::<usize>().ok());
+    let good = (0..GOOD).map(|n| n.to_string());
+    assert!(handled[2..].iter().cloned().eq(good), "{handled:?}");
+    let dead = queue.dead_letters(None, 10).await.unwrap();
+    let of = |text: &str| dead.iter().find(|dead| dead.item.payload == text).unwrap();
+    let expected = "it is hopeless (1 of its headers did not fit)";
+    assert_eq!(&*of("hopeless").reason, expected);
+    assert!(of("bad").reason.contains("cannot be added again: headers of"), "{dead:?}");
+    for dead in &dead {
+        assert_eq!(dead.item.key.as_deref(), Some("k"));
+        assert_eq!(dead.item.headers.get("kind").map(|kind| &**kind), Some("order"));
+    }
+    assert_eq!(queue.backlog().await.unwrap().items, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_items_and_keeps_those_that_it_has() {
     let server = server!();
@@ -433,6 +539,36 @@ async fn a_backlog_costs_nothing_until_it_is_asked_for() {
     assert_eq!(items().await, ITEMS - 510);
     opened.add_permits(ITEMS);
     pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_without_an_outcome_take_no_more_memory_than_they_may() {
+    const ITEMS: usize = 40;
+    let server = server!();
+    // Three items and what a fetch brings.
+    let options = short().max_unsettled_bytes(25_000);
+    let queue = RabbitQueue::with(&server.url(), "memory", options).unwrap();
+    for _ in 0..ITEMS {
+        queue.push(Item::new(vec![b'x'; 10_000])).await.unwrap();
+    }
+    let (broker, faults) = Faulty::new(queue.clone());
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        gate.acquire().await?.forget();
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(Source::new(broker, quick().fetch_at_once(2)))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(ITEMS))
+        .start()
+        .unwrap();
+    until("it fetches what it may hold", async || faults.fetched() == 4).await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(faults.fetched(), 4);
+    opened.add_permits(ITEMS);
+    until("all are fetched", async || faults.fetched() == ITEMS).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -305,6 +305,119 @@ async fn a_large_backlog_costs_nothing_until_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_memory_stores_outcomes_nevertheless() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
+    for text in ["later", "bad", "1", "2"] {
+        queue.push(Item::new(text)).await.unwrap();
+    }
+    execute::<()>(&server, "CONFIG SET maxmemory 1").await;
+    let refused = queue.push(Item::new("3")).await;
+    assert!(refused.is_err(), "the server has no memory for it");
+    // It connects and handles all the same. The first outcome of all is no removal.
+    let fails = |text: &str| match text {
+        "bad" => Some(Failure::new("it is bad").give_up()),
+        "later" => Some(Failure::new("not now")),
+        _ => None,
+    };
+    let (pipeline, seen) = keep(&queue, quick(), fails);
+    until("all are done", async || is_empty(&queue).await).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    assert_eq!(seen.lock().len(), 6, "one was tried three times");
+    let dead = queue.dead_letters("", 10).await.unwrap();
+    let mut reasons: Vec<_> = dead.iter().map(|dead| &*dead.reason).collect();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["it is bad", "not now"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_that_cannot_be_stored_holds_up_no_other_one() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
+    for text in ["0", "1", "2"] {
+        queue.push(Item::new(text)).await.unwrap();
+    }
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(10).await.unwrap();
+    execute::<()>(&server, "SET numbers:pipeline:dead text").await;
+    let outcomes =
+        [Outcome::GiveUp { reason: "bad".into() }, Outcome::Retry(Duration::ZERO), Outcome::Done];
+    let receipts = fetched.iter().map(|it| it.receipt.clone());
+    let settlements: Vec<_> =
+        receipts.zip(outcomes).map(|(receipt, outcome)| Settlement { receipt, outcome }).collect();
+    let not_stored = settle.settle(&settlements).await.unwrap();
+    assert_eq!(not_stored.iter().map(|it| it.index).collect::<Vec<_>>(), [0]);
+    let why = not_stored[0].error.to_string();
+    assert!(why.contains("WRONGTYPE"), "{why}");
+    let backlog = queue.backlog().await.unwrap();
+    assert_eq!((backlog.items, backlog.dead_letters), (Some(2), None));
+    assert_eq!(fetch.fetch(1).await.unwrap()[0].item.payload, "1", "it is delivered again");
+    execute::<()>(&server, "DEL numbers:pipeline:dead").await;
+    assert!(settle.settle(&settlements[..1]).await.unwrap().is_empty());
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_into_a_dead_letter_is_said() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
+    let mut add = redis::cmd("XADD");
+    add.arg("numbers").arg("*").arg("payload").arg("x");
+    (0..2500).for_each(|n| {
+        add.arg(format!("field {n}")).arg(n);
+    });
+    add.query_async::<()>(&mut client(&server).await).await.unwrap();
+    let long = |_: &str| Some(Failure::new("é".repeat(5000)).give_up());
+    let (pipeline, _) = keep(&queue, quick(), long);
+    until("it is given up", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    let dead = queue.dead_letters("", 10).await.unwrap().remove(0);
+    assert_eq!(dead.item.headers.len(), 1999);
+    let reason = format!("{} (501 of its fields did not fit)", "é".repeat(1000));
+    assert_eq!(*dead.reason, *reason);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_age_is_that_of_the_oldest_item_that_is_not_done() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    for shared in [false, true] {
+        let name = format!("shared-{shared}");
+        let options = options().shared(shared);
+        let queue = RedisQueue::open_with(&server.url(), name.clone(), options).unwrap();
+        let (mut fetch, settle) = queue.connect().await.unwrap();
+        // Another group reads the stream, so what is done in this one stays.
+        execute::<()>(&server, &format!("XGROUP CREATE {name} other 0")).await;
+        let oldest = async || queue.backlog().await.unwrap().oldest;
+        assert_eq!(oldest().await, None);
+        execute::<()>(&server, &format!("XADD {name} 1000-0 payload 1")).await;
+        execute::<()>(&server, &format!("XADD {name} 2000-0 payload 2 enqueued_at 1500")).await;
+        execute::<()>(&server, &format!("XADD {name} 3000-0 payload 3")).await;
+        let at = |ms| Some(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+        assert_eq!(oldest().await, at(1000));
+        let fetched = fetch.fetch(2).await.unwrap();
+        assert_eq!(oldest().await, at(1000), "it is in work");
+        let receipts: Vec<_> = fetched.into_iter().map(|it| it.receipt).collect();
+        let outcome = Outcome::Retry(PATIENCE);
+        settle.settle(&[Settlement { receipt: receipts[0].clone(), outcome }]).await.unwrap();
+        assert_eq!(oldest().await, at(1000), "it waits for its delay");
+        for (receipt, then) in receipts.into_iter().zip([1500, 3000]) {
+            settle.settle(&[Settlement { receipt, outcome: Outcome::Done }]).await.unwrap();
+            assert_eq!(oldest().await, at(then));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_items_than_the_server_takes_in_one_call_are_refused() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
+    let refused = queue.push_all(vec![Item::new("x"); 400_000]).await;
+    assert!(matches!(refused, Err(RedisQueueError::TooMany { .. })), "{refused:?}");
+    queue.push_all(vec![Item::new("x"); 10_000]).await.unwrap();
+    assert_eq!(queue.backlog().await.unwrap().items, Some(10_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_beyond_the_most_items_is_refused_and_nothing_is_removed() {
     let Some(server) = Server::start(Kind::Redis).await else { return };
     for shared in [false, true] {

@@ -2,14 +2,13 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::{FutureExt, future::join_all};
 use tokio::time::timeout;
 
 use super::{
     KafkaError, KafkaQueue,
     consumer::{self, Shared},
-    format::{KafkaId, Record, dead_letter},
+    format::{KafkaId, Kept, Record, dead_letter},
     is_too_large, now,
     tracker::{KafkaReceipt, Taken},
 };
@@ -18,8 +17,8 @@ use crate::{
     item::Delivery,
 };
 
-/// The longest text of a reason that is kept.
-const MAX_REASON: usize = 4096;
+/// How long the other outcomes wait for a dead letter that is being written.
+const BURIAL: Duration = Duration::from_secs(1);
 
 /// A consumer of the queue's group: what a [`Source`](crate::Source) reads from.
 ///
@@ -55,7 +54,8 @@ impl Broker for KafkaBroker {
     }
 
     async fn connect(&self) -> Result<(KafkaFetch, KafkaSettle), BrokerError> {
-        self.queue.probe().await?;
+        // Without the topic of the dead letters, all that is not given up is handled.
+        self.queue.probe(false).await?;
         let shared = self.shared.clone();
         let start = move |queue: KafkaQueue| {
             consumer::start(&queue.consumer_config(), queue.setup(), &shared)
@@ -120,13 +120,39 @@ impl Settle for KafkaSettle {
         &self,
         settlements: &[Settlement<KafkaReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
-        // A dead letter is durable before its item counts as done.
-        let given_up = settlements.iter().filter_map(|it| match &it.outcome {
-            Outcome::GiveUp { reason } => Some(self.give_up(&it.receipt, reason)),
-            _ => None,
-        });
-        try_join_all(given_up).await?;
-        let outcomes = settlements.iter().map(|it| (&it.receipt, &it.outcome));
+        // What is done goes first: it does not wait for a dead letter that cannot be stored.
+        let (given_up, others): (Vec<_>, Vec<_>) = settlements
+            .iter()
+            .enumerate()
+            .partition(|(_, it)| matches!(it.outcome, Outcome::GiveUp { .. }));
+        let others = others.into_iter().map(|(_, it)| (&it.receipt, &it.outcome));
+        self.store(others).await?;
+        let buried = given_up.iter().map(|(_, it)| self.give_up(it));
+        let buried = join_all(buried).await;
+        let (mut stored, mut not_stored) = (Vec::new(), Vec::new());
+        for ((index, settlement), buried) in given_up.into_iter().zip(buried) {
+            match buried {
+                Ok(()) => stored.push((&settlement.receipt, &settlement.outcome)),
+                Err(error) => not_stored.push(NotStored::new(index, error)),
+            }
+        }
+        self.store(stored.into_iter()).await?;
+        Ok(not_stored)
+    }
+
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
+        let (assigned, oldest) = self.shared.assigned();
+        let items = self.queue.waiting(Some(assigned)).await?;
+        Ok(Backlog { items, oldest, ..Backlog::default() })
+    }
+}
+
+impl KafkaSettle {
+    /// Takes note of outcomes, and waits until what follows of them is committed.
+    async fn store<'a>(
+        &self,
+        outcomes: impl Iterator<Item = (&'a KafkaReceipt, &'a Outcome)>,
+    ) -> Result<(), KafkaError> {
         let mut owed = self.shared.settle(outcomes);
         let committed = async {
             loop {
@@ -141,40 +167,57 @@ impl Settle for KafkaSettle {
             }
         };
         let time = self.queue.0.options.call_timeout;
-        let in_time = timeout(time, committed).await;
-        in_time.unwrap_or(Err(KafkaError::Timeout(time)))?;
-        Ok(Vec::new())
+        timeout(time, committed).await.unwrap_or(Err(KafkaError::Timeout(time)))
     }
 
-    async fn backlog(&self) -> Result<Backlog, BrokerError> {
-        let (assigned, oldest) = self.shared.assigned();
-        let items = self.queue.waiting(Some(assigned)).await?;
-        Ok(Backlog { items, oldest, ..Backlog::default() })
-    }
-}
-
-impl KafkaSettle {
-    /// Writes a dead letter, unless the delivery is no longer this consumer's.
-    async fn give_up(&self, receipt: &KafkaReceipt, reason: &str) -> Result<(), KafkaError> {
+    /// Writes a dead letter, unless the delivery is no longer this consumer's. A write that takes long
+    /// continues when this has returned an error, and is waited for the next time.
+    async fn give_up(&self, settlement: &Settlement<KafkaReceipt>) -> Result<(), KafkaError> {
+        let Settlement { receipt, outcome } = settlement;
         let in_work = self.shared.state.lock().tracker.in_work(receipt);
-        let Some((record, deliveries)) = in_work else { return Ok(()) };
-        let inner = &self.queue.0;
-        let id = KafkaId { partition: receipt.partition, offset: receipt.offset };
-        let reason = shortened(reason);
-        let mut letter = dead_letter(&record, &inner.topic, id, deliveries, reason, now());
-        match self.queue.write(&inner.dead_topic, None, &letter).await {
-            Err(error) if is_too_large(&error) => {
-                letter.payload = Some(Bytes::new());
-                self.queue.write(&inner.dead_topic, None, &letter).await?;
+        let (Some((record, deliveries)), Outcome::GiveUp { reason }) = (in_work, outcome) else {
+            self.shared.burials.lock().remove(receipt);
+            return Ok(());
+        };
+        let burial = self.shared.burials.lock().get(receipt).cloned();
+        let burial = burial.unwrap_or_else(|| {
+            let (queue, reason) = (self.queue.clone(), reason.clone());
+            let id = KafkaId { partition: receipt.partition, offset: receipt.offset };
+            let task =
+                tokio::spawn(async move { queue.bury(&record, id, deliveries, &reason).await });
+            let burial = task.map(|ended| ended.unwrap_or(Err(KafkaError::Ended)));
+            let burial = burial.boxed().shared();
+            self.shared.burials.lock().insert(*receipt, burial.clone());
+            burial
+        });
+        match timeout(BURIAL, burial).await {
+            Ok(buried) => {
+                self.shared.burials.lock().remove(receipt);
+                buried
             }
-            written => drop(written?),
+            Err(_) => Err(KafkaError::Timeout(BURIAL)),
         }
-        Ok(())
     }
 }
 
-/// The beginning of a long text.
-fn shortened(text: &str) -> &str {
-    let end = (0..=MAX_REASON.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or_default()]
+impl KafkaQueue {
+    /// Writes a dead letter. What is too large is left out, and the reason says so.
+    async fn bury(
+        &self,
+        record: &Record,
+        id: KafkaId,
+        deliveries: u32,
+        reason: &str,
+    ) -> Result<(), KafkaError> {
+        let now = now();
+        let topic = &self.0.topic;
+        let of = |kept| dead_letter(record, topic, id, deliveries, reason, now, kept);
+        for kept in [Kept::All, Kept::Headers] {
+            match self.write(&self.0.dead_topic, None, &of(kept)).await {
+                Err(error) if is_too_large(&error) => {}
+                written => return written.map(drop),
+            }
+        }
+        self.write(&self.0.dead_topic, None, &of(Kept::Nothing)).await.map(drop)
+    }
 }

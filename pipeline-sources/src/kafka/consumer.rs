@@ -5,7 +5,7 @@
 //! A commit blocks until it is confirmed; the client does not tell of one that does not block.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     mem,
     sync::{
         Arc,
@@ -16,6 +16,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::future::{self, BoxFuture};
 use parking_lot::{Condvar, Mutex};
 use pipeline_core::shown::shown;
 use rdkafka::{
@@ -42,6 +43,9 @@ use crate::broker::Outcome;
 /// How long the thread waits at most, if nothing wakes it.
 const IDLE: Duration = Duration::from_millis(200);
 
+/// The longest delay of an item: 30 days.
+const LONGEST_DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// How long after a commit has failed it is tried again.
 const COMMIT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -50,6 +54,8 @@ const COMMIT_AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct Setup {
     pub(super) topic: Arc<str>,
     pub(super) max_uncommitted: usize,
+    /// The most bytes of a partition's items that are not done.
+    pub(super) max_bytes: usize,
     pub(super) call_timeout: Duration,
     pub(super) revoke_wait: Duration,
 }
@@ -62,9 +68,14 @@ pub(super) struct Shared {
     pub(super) arrived: Notify,
     /// Something was committed or revoked, or the consumer has failed.
     pub(super) changed: Notify,
+    /// The dead letters that are being written, of deliveries without an outcome.
+    pub(super) burials: Mutex<HashMap<KafkaReceipt, Burial>>,
     wake: Wake,
     starting: Mutex<()>,
 }
+
+/// Whether a dead letter was written.
+pub(super) type Burial = future::Shared<BoxFuture<'static, Result<(), KafkaError>>>;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -92,6 +103,7 @@ impl Shared {
             state: Mutex::new(state),
             arrived: Notify::new(),
             changed: Notify::new(),
+            burials: Mutex::default(),
             wake: Wake::default(),
             starting: Mutex::new(()),
         }
@@ -119,9 +131,9 @@ impl Shared {
         for (receipt, outcome) in outcomes {
             let next = match outcome {
                 Outcome::Done | Outcome::GiveUp { .. } => Next::Done,
-                Outcome::Retry(delay) => Next::At(now.checked_add(*delay)),
+                Outcome::Retry(delay) => Next::At(now + (*delay).min(LONGEST_DELAY)),
                 Outcome::Release { after: Duration::ZERO } => Next::Released,
-                Outcome::Release { after } => Next::ReleasedAt(now.checked_add(*after)),
+                Outcome::Release { after } => Next::ReleasedAt(now + (*after).min(LONGEST_DELAY)),
             };
             state.tracker.settle(receipt, next);
         }
@@ -554,9 +566,9 @@ impl Reader {
 
     fn receive(&self, message: &BorrowedMessage<'_>) {
         let record = Arc::new(read(message));
-        let key = record.item.key.clone();
+        let (key, size) = (record.item.key.clone(), record.size());
         let mut state = self.shared.state.lock();
-        state.tracker.receive(message.partition(), message.offset(), key, record);
+        state.tracker.receive(message.partition(), message.offset(), key, record, size);
     }
 
     /// Reads as much as is asked for and was fetched.
@@ -583,7 +595,8 @@ impl Reader {
     fn read_from(&mut self, partition: i32, wanted: usize) {
         loop {
             let state = self.shared.state.lock();
-            let has_room = state.tracker.has_room(partition, self.setup.max_uncommitted);
+            let Setup { max_uncommitted, max_bytes, .. } = self.setup;
+            let has_room = state.tracker.has_room(partition, max_uncommitted, max_bytes);
             if !has_room || state.tracker.ready() >= wanted {
                 return;
             }

@@ -15,7 +15,16 @@ use rdkafka::{
 };
 use thiserror::Error;
 
-use crate::item::{DeadLetter, Item};
+use crate::{
+    item::{DeadLetter, Item},
+    reason::{cut, with_note},
+};
+
+/// The longest reason that is kept of a dead letter that is too large, in bytes.
+const SHORT_REASON: usize = 300;
+
+/// The largest key that is kept in a dead letter that is too large otherwise.
+const SMALL_KEY: usize = 200;
 
 /// The trace, as in HTTP.
 pub(super) const TRACE: &str = "traceparent";
@@ -82,6 +91,14 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// About how much memory it takes, in bytes.
+    pub(super) fn size(&self) -> usize {
+        let bytes = |it: &Option<Bytes>| it.as_ref().map_or(0, Bytes::len);
+        // Headers are kept as bytes and as texts.
+        let headers = self.headers.iter().map(|(name, value)| (name.len() + bytes(value)) * 2);
+        bytes(&self.payload) + bytes(&self.key) * 2 + headers.sum::<usize>()
+    }
+
     /// Whether it has no payload.
     pub(super) fn is_tombstone(&self) -> bool {
         self.payload.is_none()
@@ -161,8 +178,18 @@ fn read_headers(item: &mut Item, headers: &[(Arc<str>, Option<Bytes>)]) {
     item.headers = read;
 }
 
+/// What of an item is kept in its dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    All,
+    /// All but the payload.
+    Headers,
+    /// Its key, unless it is large, and its times.
+    Nothing,
+}
+
 /// The record of an item that is given up. Its key names the place of the item, so that a compacted topic
-/// keeps it until it is dropped.
+/// keeps it until it is dropped. The reason says what of the item is not kept.
 pub(super) fn dead_letter(
     record: &Record,
     topic: &str,
@@ -170,15 +197,23 @@ pub(super) fn dead_letter(
     deliveries: u32,
     reason: &str,
     now: SystemTime,
+    kept: Kept,
 ) -> ToWrite {
     let from = format!("{topic}-{id}");
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 6);
-    for (name, value) in record.headers.iter().filter(|(name, _)| !name.starts_with(OWN)) {
+    let of_item = record.headers.iter().filter(|(name, _)| !name.starts_with(OWN));
+    for (name, value) in of_item.filter(|_| kept != Kept::Nothing) {
         headers = headers.insert(Header { key: name, value: value.as_deref() });
     }
-    if let Some(key) = &record.key {
+    let is_kept = |key: &&Bytes| kept != Kept::Nothing || key.len() <= SMALL_KEY;
+    if let Some(key) = record.key.as_ref().filter(is_kept) {
         headers = with(headers, KEY, key);
     }
+    let reason = match kept {
+        Kept::All => cut(reason).to_owned(),
+        Kept::Headers => with_note(reason, "its payload did not fit", SHORT_REASON),
+        Kept::Nothing => with_note(reason, "its payload and headers did not fit", SHORT_REASON),
+    };
     if let Some(added) = record.enqueued_at {
         headers = with(headers, ENQUEUED_AT, to_ms(added).to_string().as_bytes());
     }
@@ -187,7 +222,8 @@ pub(super) fn dead_letter(
     headers = with(headers, DELIVERIES, deliveries.to_string().as_bytes());
     headers = with(headers, FROM, from.as_bytes());
     // A record without a payload would remove others of its key.
-    let payload = Some(record.payload.clone().unwrap_or_default());
+    let payload = record.payload.clone().filter(|_| kept == Kept::All);
+    let payload = Some(payload.unwrap_or_default());
     ToWrite { key: Some(from.into()), payload, headers }
 }
 

@@ -33,7 +33,8 @@
 //! Kafka keeps one number for each partition and group: the offset up to which everything is done. So
 //! items may be handled in any order, and the offset follows as far as everything before it is done. What
 //! was done beyond it is delivered again after the death of the process. It is at most
-//! [`max_uncommitted`](KafkaOptions::max_uncommitted) items for each partition.
+//! [`max_uncommitted`](KafkaOptions::max_uncommitted) items for each partition, and those that are not done
+//! have at most [`max_uncommitted_bytes`](KafkaOptions::max_uncommitted_bytes).
 //!
 //! An item that has failed is kept in the process and delivered again from there after its delay. Until
 //! then its partition's offset stays before it, while later items are handled. So nothing is lost and no
@@ -73,7 +74,12 @@
 //! and only then counts as done. The record has the item's value and headers, its key in `pipeline-key`,
 //! and `pipeline-reason`, `pipeline-deliveries`, `pipeline-enqueued-at`, `pipeline-given-up-at` (in
 //! milliseconds since 1970) and `pipeline-from`. If it is too large with them, the value is left out, and
-//! is still at the place that `pipeline-from` names.
+//! is still at the place that `pipeline-from` names; if it is too large without, the headers are left out too.
+//! The reason says so.
+//!
+//! While it cannot be written, as when the topic is gone, the offset of the item's partition stays before it.
+//! Later items are handled as far as [`max_uncommitted`](KafkaOptions::max_uncommitted) allows, and other
+//! partitions are not concerned. A source does not need the topic to begin.
 //!
 //! Kafka removes no single record. A dead letter that was replayed or dropped is marked by a record of the
 //! same key without a value, and no longer listed. In a topic with `cleanup.policy=compact` Kafka then
@@ -100,7 +106,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
@@ -132,6 +138,9 @@ use crate::{
     options::SourceOptions,
     source::Source,
 };
+
+/// How many items of a call are under way together.
+const PUSHED_AT_ONCE: usize = 10_000;
 
 /// Why a call of a Kafka queue failed.
 #[derive(Clone, Debug, Error)]
@@ -258,7 +267,7 @@ impl KafkaQueue {
         options: KafkaOptions,
     ) -> Result<Self, KafkaError> {
         let queue = Self::new(servers, topic, group, options);
-        queue.probe().await?;
+        queue.probe(true).await?;
         Ok(queue)
     }
 
@@ -314,7 +323,7 @@ impl KafkaQueue {
     ///
     /// As [`push`](Self::push).
     pub async fn push_all(&self, items: Vec<Item>) -> Result<Vec<KafkaId>, KafkaError> {
-        try_join_all(items.into_iter().map(|item| self.push(item))).await
+        stream::iter(items).map(|item| self.push(item)).buffered(PUSHED_AT_ONCE).try_collect().await
     }
 
     /// A source of the queue's items. A queue may have several, in any number of processes, up to one for
@@ -331,7 +340,8 @@ impl KafkaQueue {
     }
 
     /// How many items there are that are not done. After transactions of other programs there seem to be a
-    /// few more. Kafka does not tell how old they are, nor how many dead letters there are.
+    /// few more. Kafka does not tell how old they are, nor how many dead letters there are. A source knows how
+    /// old the oldest item is that it has read and that is not done, and shows this.
     ///
     /// # Errors
     ///
@@ -378,12 +388,13 @@ impl KafkaQueue {
         Ok(waiting.sum())
     }
 
-    /// Whether the servers answer, and both topics are there.
-    async fn probe(&self) -> Result<(), KafkaError> {
-        let look = |queue: Self| {
+    /// Whether the servers answer, and the topic is there, and that of the dead letters if it is asked for.
+    async fn probe(&self, dead: bool) -> Result<(), KafkaError> {
+        let look = move |queue: Self| {
             let writer = queue.writer()?;
-            for topic in [&queue.0.topic, &queue.0.dead_topic] {
-                queue.partitions(writer.client(), topic)?;
+            queue.partitions(writer.client(), &queue.0.topic)?;
+            if dead {
+                queue.partitions(writer.client(), &queue.0.dead_topic)?;
             }
             Ok(())
         };
@@ -519,6 +530,7 @@ impl KafkaQueue {
         Setup {
             topic: topic.clone(),
             max_uncommitted: options.max_uncommitted,
+            max_bytes: options.max_uncommitted_bytes,
             call_timeout: options.call_timeout,
             revoke_wait: options.revoke_wait,
         }

@@ -15,6 +15,7 @@ pub struct KafkaOptions {
     pub(super) dead_letters: Option<Arc<str>>,
     pub(super) ordered: bool,
     pub(super) max_uncommitted: usize,
+    pub(super) max_uncommitted_bytes: usize,
     pub(super) prefetch: usize,
     pub(super) call_timeout: Duration,
     pub(super) push_timeout: Duration,
@@ -29,6 +30,7 @@ impl Default for KafkaOptions {
             dead_letters: None,
             ordered: false,
             max_uncommitted: 10_000,
+            max_uncommitted_bytes: 64 << 20,
             prefetch: 1 << 20,
             call_timeout: seconds(10),
             push_timeout: seconds(30),
@@ -80,6 +82,13 @@ impl KafkaOptions {
     pub fn max_uncommitted(mut self, items: usize) -> Self {
         assert!(items > 0, "at least one item must be read");
         self.max_uncommitted = items;
+        self
+    }
+
+    /// How many bytes the items of a partition may have that were read and are not done. Beyond it nothing
+    /// more is read of the partition. Default 64 MiB.
+    pub fn max_uncommitted_bytes(mut self, bytes: usize) -> Self {
+        self.max_uncommitted_bytes = bytes.max(1);
         self
     }
 

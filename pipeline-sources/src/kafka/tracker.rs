@@ -35,12 +35,12 @@ pub(super) struct Taken<T> {
 pub(super) enum Next {
     /// The item is done.
     Done,
-    /// The item is delivered again at this time. `None` is too late to be reckoned.
-    At(Option<Instant>),
+    /// The item is delivered again at this time.
+    At(Instant),
     /// The item is delivered again at once, as if it had not been.
     Released,
-    /// The same, at this time. `None` is too late to be reckoned.
-    ReleasedAt(Option<Instant>),
+    /// The same, at this time.
+    ReleasedAt(Instant),
 }
 
 /// An offset that may be committed.
@@ -77,6 +77,8 @@ struct Partition<T> {
     keys: HashMap<Arc<str>, BTreeSet<i64>>,
     /// How many were taken and have no outcome.
     in_work: usize,
+    /// The bytes of those that are not done.
+    bytes: usize,
     /// The offset after the last one that was read.
     next: Option<i64>,
     /// The offset that is committed, as far as it is known.
@@ -89,6 +91,7 @@ struct Entry<T> {
     /// `None` when it is done.
     item: Option<T>,
     key: Option<Arc<str>>,
+    bytes: usize,
     stage: Stage,
     /// Which delivery was the last.
     delivery: u32,
@@ -126,6 +129,7 @@ impl<T: Clone> Tracker<T> {
             ready: BTreeSet::new(),
             keys: HashMap::new(),
             in_work: 0,
+            bytes: 0,
             next: None,
             committed: None,
             revoked: false,
@@ -159,14 +163,22 @@ impl<T: Clone> Tracker<T> {
         self.partitions.get(&partition).is_some_and(|partition| partition.in_work > 0)
     }
 
-    /// Whether another item of a partition may be read: fewer than so many were read and not committed.
-    pub(super) fn has_room(&self, partition: i32, limit: usize) -> bool {
+    /// Whether another item of a partition may be read: fewer than so many were read and not committed, and
+    /// those that are not done have fewer bytes.
+    pub(super) fn has_room(&self, partition: i32, items: usize, bytes: usize) -> bool {
         let partition = self.partitions.get(&partition);
-        partition.is_some_and(|it| !it.revoked && it.entries.len() < limit)
+        partition.is_some_and(|it| !it.revoked && it.entries.len() < items && it.bytes < bytes)
     }
 
     /// An item was read.
-    pub(super) fn receive(&mut self, partition: i32, offset: i64, key: Option<Arc<str>>, item: T) {
+    pub(super) fn receive(
+        &mut self,
+        partition: i32,
+        offset: i64,
+        key: Option<Arc<str>>,
+        item: T,
+        bytes: usize,
+    ) {
         let Some(state) = self.partitions.get(&partition) else { return };
         if state.revoked {
             return;
@@ -182,10 +194,12 @@ impl<T: Clone> Tracker<T> {
         let entry = Entry {
             item: Some(item),
             key: key.clone(),
+            bytes,
             stage: Stage::Waiting,
             delivery: 0,
             deliveries: 0,
         };
+        state.bytes += bytes;
         state.entries.insert(offset, entry);
         let is_first = key.is_none_or(|key| {
             let others = state.keys.entry(key).or_default();
@@ -277,6 +291,7 @@ impl<T: Clone> Tracker<T> {
             Next::Done => {
                 entry.stage = Stage::Done;
                 entry.item = None;
+                partition.bytes -= entry.bytes;
                 let freed = entry.key.take().and_then(|key| partition.done(&key, offset));
                 if let Some(freed) = freed.filter(|_| !partition.revoked) {
                     self.ready += usize::from(partition.ready.insert(freed));
@@ -288,9 +303,7 @@ impl<T: Clone> Tracker<T> {
                 if matches!(next, Next::ReleasedAt(_)) {
                     entry.deliveries = entry.deliveries.saturating_sub(1);
                 }
-                if let Some(at) = at {
-                    self.delayed.insert((at, number, offset, generation));
-                }
+                self.delayed.insert((at, number, offset, generation));
             }
             Next::Released => {
                 entry.stage = Stage::Waiting;

@@ -22,7 +22,7 @@ fn owed(tracker: &Tracker<i64>) -> Vec<(i32, i64)> {
 #[test]
 fn an_offset_is_committed_when_everything_before_it_is_done() {
     let mut tracker = tracker(&[0]);
-    (5..8).for_each(|offset| tracker.receive(0, offset, None, offset));
+    (5..8).for_each(|offset| tracker.receive(0, offset, None, offset, 1));
     let taken = tracker.take(10);
     assert_eq!(offsets(&taken), [5, 6, 7]);
     tracker.settle(&taken[1].receipt, Next::Done);
@@ -38,10 +38,10 @@ fn an_offset_is_committed_when_everything_before_it_is_done() {
 #[test]
 fn an_item_that_failed_holds_the_offset_until_it_is_done() {
     let mut tracker = tracker(&[0]);
-    (0..2).for_each(|offset| tracker.receive(0, offset, None, offset));
+    (0..2).for_each(|offset| tracker.receive(0, offset, None, offset, 1));
     let taken = tracker.take(10);
     let at = Instant::now() + Duration::from_secs(1);
-    tracker.settle(&taken[0].receipt, Next::At(Some(at)));
+    tracker.settle(&taken[0].receipt, Next::At(at));
     tracker.settle(&taken[1].receipt, Next::Done);
     assert_eq!((tracker.ready(), tracker.next_wake()), (0, Some(at)));
     tracker.wake(at - Duration::from_millis(1));
@@ -59,7 +59,7 @@ fn an_item_that_failed_holds_the_offset_until_it_is_done() {
 #[test]
 fn an_item_that_is_given_back_comes_first_and_was_not_delivered() {
     let mut tracker = tracker(&[0]);
-    (0..4).for_each(|offset| tracker.receive(0, offset, None, offset));
+    (0..4).for_each(|offset| tracker.receive(0, offset, None, offset, 1));
     let taken = tracker.take(3);
     taken.iter().rev().for_each(|taken| tracker.settle(&taken.receipt, Next::Released));
     let again = tracker.take(10);
@@ -70,10 +70,10 @@ fn an_item_that_is_given_back_comes_first_and_was_not_delivered() {
 #[test]
 fn an_item_that_is_given_back_for_a_while_was_not_delivered() {
     let mut tracker = tracker(&[0]);
-    tracker.receive(0, 0, None, 0);
+    tracker.receive(0, 0, None, 0, 1);
     let taken = tracker.take(1);
     let at = Instant::now();
-    tracker.settle(&taken[0].receipt, Next::ReleasedAt(Some(at)));
+    tracker.settle(&taken[0].receipt, Next::ReleasedAt(at));
     assert!(tracker.take(1).is_empty());
     tracker.wake(at);
     assert_eq!(tracker.take(1)[0].deliveries, 1);
@@ -82,15 +82,15 @@ fn an_item_that_is_given_back_for_a_while_was_not_delivered() {
 #[test]
 fn outcomes_of_a_partition_that_was_given_up_change_nothing() {
     let mut tracker = tracker(&[0]);
-    tracker.receive(0, 0, None, 0);
-    tracker.receive(0, 1, None, 1);
+    tracker.receive(0, 0, None, 0, 1);
+    tracker.receive(0, 1, None, 1, 1);
     let taken = tracker.take(1);
     tracker.revoke(0);
     assert!(tracker.is_in_work(0));
     assert!(tracker.take(10).is_empty());
     tracker.remove(0);
     tracker.assign(0);
-    tracker.receive(0, 0, None, 0);
+    tracker.receive(0, 0, None, 0, 1);
     let again = tracker.take(1);
     tracker.settle(&taken[0].receipt, Next::Done);
     assert!(tracker.is_in_work(0));
@@ -102,14 +102,14 @@ fn outcomes_of_a_partition_that_was_given_up_change_nothing() {
 #[test]
 fn a_commit_of_a_partition_that_was_given_up_does_not_count() {
     let mut tracker = tracker(&[0]);
-    tracker.receive(0, 0, None, 0);
+    tracker.receive(0, 0, None, 0, 1);
     let taken = tracker.take(1);
     tracker.settle(&taken[0].receipt, Next::Done);
     let commit = tracker.to_commit()[0];
     assert!(tracker.is_owed(&commit));
     tracker.assign(0);
     assert!(!tracker.is_owed(&commit));
-    tracker.receive(0, 0, None, 0);
+    tracker.receive(0, 0, None, 0, 1);
     let taken = tracker.take(1);
     tracker.committed(&commit);
     tracker.settle(&taken[0].receipt, Next::Done);
@@ -119,22 +119,22 @@ fn a_commit_of_a_partition_that_was_given_up_does_not_count() {
 #[test]
 fn what_is_done_while_a_partition_is_revoked_is_still_committed() {
     let mut tracker = tracker(&[0]);
-    tracker.receive(0, 0, None, 0);
+    tracker.receive(0, 0, None, 0, 1);
     let taken = tracker.take(1);
     tracker.revoke(0);
     tracker.settle(&taken[0].receipt, Next::Done);
     assert!(!tracker.is_in_work(0));
     assert_eq!(owed(&tracker), [(0, 1)]);
-    tracker.receive(0, 1, None, 1);
+    tracker.receive(0, 1, None, 1, 1);
     assert_eq!(tracker.ready(), 0);
 }
 
 #[test]
 fn a_log_that_begins_anew_is_followed() {
     let mut tracker = tracker(&[0]);
-    tracker.receive(0, 100, None, 100);
+    tracker.receive(0, 100, None, 100, 1);
     let before = tracker.take(1);
-    tracker.receive(0, 3, None, 3);
+    tracker.receive(0, 3, None, 3, 1);
     tracker.settle(&before[0].receipt, Next::Done);
     let taken = tracker.take(10);
     assert_eq!(offsets(&taken), [3]);
@@ -146,8 +146,8 @@ fn a_log_that_begins_anew_is_followed() {
 fn partitions_are_taken_from_in_turn() {
     let mut tracker = tracker(&[0, 1, 2]);
     for offset in 0..3 {
-        tracker.receive(0, offset, None, offset);
-        tracker.receive(2, offset, None, offset);
+        tracker.receive(0, offset, None, offset, 1);
+        tracker.receive(2, offset, None, offset, 1);
     }
     let partitions: Vec<_> = tracker.take(10).iter().map(|it| it.receipt.partition).collect();
     assert_eq!(partitions, [2, 0, 2, 0, 2, 0]);
@@ -158,13 +158,13 @@ fn items_of_a_key_are_in_work_one_at_a_time() {
     let mut tracker = Tracker::new(true);
     tracker.assign(0);
     for (offset, key) in [(0, "a"), (1, "a"), (2, "b"), (3, "a")] {
-        tracker.receive(0, offset, Some(key.into()), offset);
+        tracker.receive(0, offset, Some(key.into()), offset, 1);
     }
-    tracker.receive(0, 4, None, 4);
+    tracker.receive(0, 4, None, 4, 1);
     let taken = tracker.take(10);
     assert_eq!(offsets(&taken), [0, 2, 4]);
     let at = Instant::now();
-    tracker.settle(&taken[0].receipt, Next::At(Some(at)));
+    tracker.settle(&taken[0].receipt, Next::At(at));
     assert!(tracker.take(10).is_empty());
     tracker.wake(at);
     let again = tracker.take(10);
@@ -179,14 +179,18 @@ fn items_of_a_key_are_in_work_one_at_a_time() {
 #[test]
 fn no_more_is_read_than_may_be_uncommitted() {
     let mut tracker = tracker(&[0]);
-    (0..3).for_each(|offset| tracker.receive(0, offset, None, offset));
-    assert!(!tracker.has_room(0, 3) && tracker.has_room(0, 4) && !tracker.has_room(1, 4));
+    (0..3).for_each(|offset| tracker.receive(0, offset, None, offset, 1));
+    assert!(
+        !tracker.has_room(0, 3, usize::MAX)
+            && tracker.has_room(0, 4, usize::MAX)
+            && !tracker.has_room(1, 4, usize::MAX)
+    );
     let taken = tracker.take(3);
     // Those after the first one that is not done have to be remembered.
     tracker.settle(&taken[1].receipt, Next::Done);
-    assert!(!tracker.has_room(0, 3));
+    assert!(!tracker.has_room(0, 3, usize::MAX));
     tracker.settle(&taken[0].receipt, Next::Done);
-    assert!(tracker.has_room(0, 3));
+    assert!(tracker.has_room(0, 3, usize::MAX));
 }
 
 /// What happens to a tracker.
@@ -253,7 +257,7 @@ proptest! {
                     let model = &mut models[index(partition)];
                     let offset = model.next + gap;
                     let name = (key > 0).then(|| Arc::from(key.to_string()));
-                    tracker.receive(partition, offset, name, offset);
+                    tracker.receive(partition, offset, name, offset, 1);
                     if model.assigned && !model.revoked {
                         model.items.insert(offset, (key, false, false));
                         model.next = offset + 1;
@@ -281,7 +285,7 @@ proptest! {
                     let which = which % taken.len();
                     let (receipt, is_current) = taken[which];
                     let next = match next {
-                        0 => Next::At(Some(start)),
+                        0 => Next::At(start),
                         1 => Next::Released,
                         _ => Next::Done,
                     };
@@ -353,4 +357,21 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn no_more_is_read_while_items_that_are_not_done_have_too_many_bytes() {
+    let mut tracker = Tracker::new(false);
+    tracker.assign(0);
+    tracker.receive(0, 0, None, 0, 60);
+    assert!(tracker.has_room(0, 10, 100));
+    tracker.receive(0, 1, None, 1, 60);
+    assert!(!tracker.has_room(0, 10, 100));
+    let taken = tracker.take(2);
+    // It has failed, and is kept.
+    tracker.settle(&taken[0].receipt, Next::At(Instant::now()));
+    assert!(!tracker.has_room(0, 10, 100));
+    // It is done, although what is before it is not.
+    tracker.settle(&taken[1].receipt, Next::Done);
+    assert!(tracker.has_room(0, 10, 100));
 }

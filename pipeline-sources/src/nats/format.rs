@@ -12,7 +12,10 @@ use bytes::Bytes;
 use pipeline_core::timed::TraceContext;
 use serde::{Deserialize, Serialize};
 
-use crate::item::Item;
+use crate::{
+    item::Item,
+    reason::{LONGEST, cut, cut_to, with_note},
+};
 
 /// The key of an item.
 const KEY: &str = "Pipeline-Key";
@@ -29,8 +32,11 @@ const DEAD_LETTER: &str = "Pipeline-Dead-Letter";
 /// What the server compares to find messages that were added before.
 pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// The longest reason that is kept, in bytes.
-const LONGEST_REASON: usize = 2000;
+/// The server stores no headers of more bytes than these: 64 KiB with what it adds itself.
+pub(super) const MOST_HEADERS: usize = 65_000;
+
+/// Headers of so many bytes are kept when the payload is too large.
+const FEW_HEADERS: usize = 8 * 1024;
 
 /// What cannot be a header of NATS: texts with line ends, with space around them, or of a name that is taken.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -69,10 +75,8 @@ impl Death {
             let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
             u64::try_from(since.as_millis()).ok()
         };
-        let is_end = |end: &usize| reason.is_char_boundary(*end);
-        let end = (0..=LONGEST_REASON.min(reason.len())).rev().find(is_end).unwrap_or_default();
         Self {
-            reason: reason[..end].to_owned(),
+            reason: cut(reason).to_owned(),
             deliveries,
             enqueued_at_ms: enqueued_at.and_then(ms),
             given_up_at_ms: ms(given_up_at),
@@ -173,6 +177,67 @@ pub(super) fn with_death(headers: &mut HeaderMap, death: &Death) {
     if let Ok(death) = serde_json::to_string(death) {
         headers.insert(DEAD_LETTER, death);
     }
+}
+
+/// The size of headers in a message, in bytes.
+pub(super) fn size_of_headers(headers: &HeaderMap) -> usize {
+    let sizes = headers.iter().map(|(name, values)| size_of_header(name, values));
+    // The line of the version, and the empty one.
+    sizes.sum::<usize>() + 12
+}
+
+fn size_of_header(name: &HeaderName, values: &[HeaderValue]) -> usize {
+    let name: &str = name.as_ref();
+    values.iter().map(|value| name.len() + value.as_str().len() + 4).sum()
+}
+
+/// Makes the headers and the payload of a dead letter fit into a message of this size. The largest headers are
+/// left out, and of what is too large without them the end of the payload. The reason says so.
+pub(super) fn fit(
+    headers: &mut HeaderMap,
+    payload: &mut Bytes,
+    limit: usize,
+    reason: &str,
+    death: impl Fn(&str) -> Death,
+) {
+    // Of a very small limit, a part is for the reason. The note has to fit too.
+    let reason = cut_to(reason, (limit / 16).min(LONGEST - 200));
+    let death = |headers: usize, bytes: usize| {
+        let note = match (headers, bytes) {
+            (headers, 0) => format!("{headers} of its headers did not fit"),
+            (0, bytes) => format!("its last {bytes} bytes did not fit"),
+            (headers, bytes) => {
+                format!("{headers} of its headers and its last {bytes} bytes did not fit")
+            }
+        };
+        death(&with_note(reason, &note, LONGEST))
+    };
+    let mut own = HeaderMap::new();
+    with_death(&mut own, &death(usize::MAX, usize::MAX));
+    let room = limit.saturating_sub(size_of_headers(&own));
+    let most = MOST_HEADERS.saturating_sub(size_of_headers(&own));
+    let mut of_item: Vec<_> = headers
+        .iter()
+        .filter(|(name, _)| <_ as AsRef<str>>::as_ref(*name) != DEAD_LETTER)
+        .map(|(name, values)| (size_of_header(name, values), name.clone(), values.clone()))
+        .collect();
+    // The key and the trace are left out last.
+    of_item.sort_by_key(|(size, name, _)| (![KEY, TRACE].contains(&name.as_ref()), *size));
+    let (all, mut size) = (of_item.len(), of_item.iter().map(|(size, ..)| size).sum::<usize>());
+    let few = FEW_HEADERS.min(room);
+    while size > most || (size > few && size + payload.len() > room) {
+        let Some((largest, ..)) = of_item.pop() else { break };
+        size -= largest;
+    }
+    let kept = payload.len().min(room.saturating_sub(size));
+    let death = death(all - of_item.len(), payload.len() - kept);
+    payload.truncate(kept);
+    let mut fitted = HeaderMap::new();
+    for (_, name, values) in of_item {
+        values.into_iter().for_each(|value| fitted.append(name.clone(), value));
+    }
+    with_death(&mut fitted, &death);
+    *headers = fitted;
 }
 
 /// How an item became a dead letter. A dead letter of another program may not say so.
@@ -325,7 +390,33 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut() {
         let death = Death::new(&"ж".repeat(2000), 1, None, SystemTime::UNIX_EPOCH);
-        assert_eq!(death.reason, "ж".repeat(LONGEST_REASON / 2));
+        assert_eq!(death.reason, "ж".repeat(LONGEST / 2));
+    }
+
+    #[test]
+    fn a_dead_letter_always_fits_and_says_what_it_lacks() {
+        let death = |reason: &str| Death::new(reason, 3, None, SystemTime::UNIX_EPOCH);
+        let item = Item::new("x").key("k").header("kind", "order");
+        let odd = "\u{1}".repeat(2000);
+        for (large, payload, limit, reason) in [
+            (100_000, 100, 50_000, "it is bad"),
+            (64_900, 100, 1_000_000, "it is bad"),
+            (100, 100_000, 50_000, "it is bad"),
+            (100_000, 100_000, 50_000, &*odd),
+            (10, 3000, 2000, &*odd),
+        ] {
+            let mut headers = to_headers(&item.clone().header("large", "x".repeat(large)));
+            let mut payload = Bytes::from(vec![b'x'; payload]);
+            let before = payload.len();
+            fit(&mut headers, &mut payload, limit, reason, death);
+            let size = size_of_headers(&headers);
+            assert!(payload.len() + size <= limit && size <= MOST_HEADERS, "{large} {size}");
+            let death = super::death(&headers);
+            assert!(death.reason.contains("did not fit"), "{death:?}");
+            assert_eq!(headers.get("large").is_none(), large > 10_000);
+            assert_eq!(payload.len() == before, before < 1000);
+            assert_eq!(headers.get(KEY).map(HeaderValue::as_str), Some("k"));
+        }
     }
 
     #[test]

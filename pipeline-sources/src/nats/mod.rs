@@ -44,7 +44,8 @@
 //! | `Nats-…` | read by the server, and no part of the item |
 //!
 //! The time at which an item was added is the one of the message. A message whose `Pipeline-Item` is not
-//! valid is given up, and so is one with headers that are not text.
+//! valid is given up, and so is one with headers that are not text. If a dead letter with its reason is too
+//! large for the server, its largest headers or the end of its payload are left out, and the reason says so.
 //!
 //! # What JetStream promises
 //!
@@ -55,6 +56,8 @@
 //!   one that is killed may deliver again what was done in its last moments.
 //! - Items are delivered in the order in which they were added; after a retry or a lease that is over, later
 //!   ones may have been handled before.
+//! - A dead letter that cannot be stored, as when the server has no space, is tried again and holds up nothing
+//!   else. What is done frees space meanwhile.
 //! - JetStream counts each delivery, also one that was given back by a drain. Where drains are frequent,
 //!   [`max_deliveries`](crate::SourceOptions::max_deliveries) has to allow for them.
 
@@ -436,7 +439,7 @@ impl NatsQueue {
 
     async fn publish(&self, item: &Item, id: Option<&str>) -> Result<u64, NatsError> {
         let headers = format::to_headers(item);
-        let size = item.payload.len() + size_of_headers(&headers);
+        let size = item.payload.len() + format::size_of_headers(&headers);
         on_link!(self.shared, link => {
             let limit = link.client().max_payload().saturating_sub(RESERVED);
             if size > limit {
@@ -453,7 +456,8 @@ impl NatsQueue {
         Source::new(self.clone(), options)
     }
 
-    /// How many items there are, and when the oldest was added.
+    /// How many items there are, and when the oldest was added, whether it waits, is in work or waits for a
+    /// retry. Of a stream that keeps what is done, it is `None`.
     ///
     /// # Errors
     ///
@@ -494,15 +498,6 @@ impl NatsQueue {
     pub async fn drop_dead_letter(&self, id: u64) -> Result<bool, NatsError> {
         on_link!(self.shared, link => link.remove(&self.shared.dead_stream, id))
     }
-}
-
-fn size_of_headers(headers: &async_nats::HeaderMap) -> usize {
-    let sizes = headers.iter().flat_map(|(name, values)| {
-        let name: &str = name.as_ref();
-        values.iter().map(move |value| name.len() + value.as_str().len() + 4)
-    });
-    // The line of the version, and the empty one.
-    sizes.sum::<usize>() + 12
 }
 
 fn dead_letter(stored: link::Stored) -> DeadLetter<u64> {

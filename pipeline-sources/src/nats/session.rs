@@ -7,9 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use async_nats::{HeaderMap, Message, Request, Subscriber};
+use async_nats::{Message, Request, Subscriber};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use pipeline_core::shown::shown;
 use serde_json::{Value, json};
 use tokio::{
     runtime::Handle,
@@ -20,7 +21,6 @@ use super::{
     NatsError, NatsQueue, Shared,
     format::{self, Death},
     link::{Link, Stored},
-    size_of_headers,
 };
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
@@ -33,6 +33,10 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// How many requests are under way together.
 const AT_ONCE: usize = 32;
+
+/// After how long a message that cannot be read is delivered again if there is no space for its dead letter.
+/// Each time, the client library closes its connection.
+const UNREADABLE_AGAIN: Duration = Duration::from_secs(60);
 
 /// How many messages at either end of those that are not done are looked at for one that the client library
 /// cannot read.
@@ -75,8 +79,8 @@ impl Broker for NatsQueue {
         let session = Arc::new(Session { shared, link, life: life.finish() });
         if session.shared.suspect.load(SeqCst) {
             let [_, consumer] = &told;
-            session.give_up_what_is_unreadable(consumer).await?;
-            session.shared.suspect.store(false, SeqCst);
+            let all = session.give_up_what_is_unreadable(consumer).await?;
+            session.shared.suspect.store(!all, SeqCst);
         }
         let fetch = NatsFetch { session: session.clone(), pulled: None };
         Ok((fetch, NatsSettle(session)))
@@ -226,31 +230,41 @@ impl Settle for NatsSettle {
         settlements: &[Settlement<NatsReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
         let session = &self.0;
-        let known = settlements.iter().filter(|known| known.receipt.life == session.life);
-        let given_up = known.clone().filter_map(|settlement| match &settlement.outcome {
-            Outcome::GiveUp { reason } => Some((settlement.receipt.reply.clone(), reason.clone())),
-            _ => None,
-        });
-        // They are dead letters before the stream forgets them.
-        stream::iter(given_up.collect::<Vec<_>>())
-            .map(|(reply, reason)| async move { session.give_up(&reply, &reason).await })
-            .buffer_unordered(AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-        let answers = known.map(|settlement| {
-            let answer = match &settlement.outcome {
+        // Those of another life of the stream concern other items.
+        let known =
+            settlements.iter().enumerate().filter(|(_, known)| known.receipt.life == session.life);
+        let (mut answers, mut given_up) = (Vec::new(), Vec::new());
+        for (index, Settlement { receipt, outcome }) in known {
+            let answer = match outcome {
                 Outcome::Done => DONE,
                 Outcome::Release { after: Duration::ZERO } => RELEASE,
-                Outcome::GiveUp { .. } => GIVEN_UP,
-                Outcome::Retry(delay) | Outcome::Release { after: delay } => {
-                    let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
-                    format!("-NAK {{\"delay\": {}}}", delay.min(i64::MAX.unsigned_abs())).into()
+                Outcome::Retry(delay) | Outcome::Release { after: delay } => nak(*delay),
+                Outcome::GiveUp { reason } => {
+                    given_up.push((index, receipt.reply.clone(), reason.clone()));
+                    continue;
                 }
             };
-            (settlement.receipt.reply.clone(), answer)
-        });
-        session.answer(answers.collect()).await?;
-        Ok(Vec::new())
+            answers.push((receipt.reply.clone(), answer));
+        }
+        // A stream that has no space gets some when items are done, so these do not wait for dead letters.
+        session.answer(answers).await?;
+        // They are dead letters before the stream forgets them.
+        let buried: Vec<_> = stream::iter(given_up)
+            .map(|(index, reply, reason)| async move {
+                (index, session.give_up(&reply, &reason).await.map(|()| reply))
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let (mut forgotten, mut not_stored) = (Vec::new(), Vec::new());
+        for (index, buried) in buried {
+            match buried {
+                Ok(reply) => forgotten.push((reply, GIVEN_UP)),
+                Err(error) => not_stored.push(NotStored::new(index, error)),
+            }
+        }
+        session.answer(forgotten).await?;
+        Ok(not_stored)
     }
 
     async fn renew(&self, receipts: &[NatsReceipt]) -> Result<(), BrokerError> {
@@ -321,26 +335,34 @@ impl Session {
         deliveries: u32,
         enqueued_at: Option<SystemTime>,
     ) -> Result<(), NatsError> {
-        let death = Death::new(reason, deliveries, enqueued_at, now());
+        let death = |reason: &str| Death::new(reason, deliveries, enqueued_at, now());
         let mut headers = format::without_death(&format::parse_headers(&stored.headers));
-        format::with_death(&mut headers, &death);
+        format::with_death(&mut headers, &death(reason));
         let mut payload = stored.payload;
         // An item of another program may be as large as the server allows.
         let limit = self.link.client().max_payload().saturating_sub(100);
-        if payload.len() + size_of_headers(&headers) > limit {
-            headers = HeaderMap::new();
-            format::with_death(&mut headers, &death);
-            payload.truncate(limit.saturating_sub(size_of_headers(&headers)));
+        let size = format::size_of_headers(&headers);
+        if payload.len() + size > limit || size > format::MOST_HEADERS {
+            format::fit(&mut headers, &mut payload, limit, reason, death);
         }
         // If it is given up again because its outcome was not stored, there is one dead letter.
         let id = format!("{:x}.{}", self.life, stored.sequence);
-        self.link.publish(&self.shared.dead_subject, headers, payload, Some(&id)).await?;
+        let subject = &self.shared.dead_subject;
+        let publish = || self.link.publish(subject, headers.clone(), payload.clone(), Some(&id));
+        match publish().await {
+            // An operator has removed the stream of the dead letters.
+            Err(error) if error.is_missing() => {
+                self.shared.prepare(&self.link).await?;
+                publish().await?;
+            }
+            published => drop(published?),
+        }
         Ok(())
     }
 
     /// Gives up messages that the client library cannot read. It closes the connection at each of them, so
-    /// that they would come again and again.
-    async fn give_up_what_is_unreadable(&self, consumer: &Value) -> Result<(), NatsError> {
+    /// that they would come again and again. Returns whether there are no others now.
+    async fn give_up_what_is_unreadable(&self, consumer: &Value) -> Result<bool, NatsError> {
         let sequence = |of: &str| consumer[of]["stream_seq"].as_u64().unwrap_or_default();
         let (done, delivered) = (sequence("ack_floor"), sequence("delivered"));
         let oldest = done + 1..=delivered.min(done + SUSPECTS);
@@ -348,21 +370,42 @@ impl Session {
         stream::iter(oldest.chain(newest))
             .map(|sequence| self.give_up_if_unreadable(sequence))
             .buffer_unordered(AT_ONCE)
-            .try_collect::<()>()
+            .try_fold(true, async |all, is_gone| Ok(all && is_gone))
             .await
     }
 
-    async fn give_up_if_unreadable(&self, sequence: u64) -> Result<(), NatsError> {
+    /// Returns false if the message is unreadable and cannot be given up now.
+    async fn give_up_if_unreadable(&self, sequence: u64) -> Result<bool, NatsError> {
         let wanted = json!({ "seq": sequence });
         let stored = self.link.stored(&self.shared.stream, &wanted).await?;
-        let Some(stored) = stored else { return Ok(()) };
+        let Some(stored) = stored else { return Ok(true) };
         if format::is_readable(&stored.headers) {
-            return Ok(());
+            return Ok(true);
         }
-        self.bury(stored, "its headers are not valid", 1, None).await?;
         let Shared { stream, options, .. } = &*self.shared;
+        let is_buried = match self.bury(stored, "its headers are not valid", 1, None).await {
+            Ok(()) => true,
+            Err(error @ (NatsError::Lost | NatsError::Timeout(_))) => return Err(error),
+            Err(error) => {
+                tracing::warn!(
+                    stream = shown(stream),
+                    sequence,
+                    error = shown(&error),
+                    "a message that cannot be read could not be added to the dead letters"
+                );
+                false
+            }
+        };
         // What a delivery would have told.
         let reply = format!("$JS.ACK.{stream}.{}.1.{sequence}.{sequence}.0.0", options.consumer);
-        self.answer(vec![(reply.into(), GIVEN_UP)]).await
+        let answer = if is_buried { GIVEN_UP } else { nak(UNREADABLE_AGAIN) };
+        self.answer(vec![(reply.into(), answer)]).await?;
+        Ok(is_buried)
     }
+}
+
+/// The answer after which a message is delivered again when this time is over.
+fn nak(delay: Duration) -> Bytes {
+    let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+    format!("-NAK {{\"delay\": {}}}", delay.min(i64::MAX.unsigned_abs())).into()
 }

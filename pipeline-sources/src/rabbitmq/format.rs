@@ -15,7 +15,10 @@ use lapin::{
 use pipeline_core::timed::TraceContext;
 use serde::{Deserialize, Serialize};
 
-use crate::item::{DeadLetter, Item};
+use crate::{
+    item::{DeadLetter, Item},
+    reason::{cut, with_note},
+};
 
 /// The key of an item.
 const KEY: &str = "pipeline-key";
@@ -39,9 +42,6 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// How the server itself has moved a message to other queues, the last time first.
 const DEATHS: &str = "x-death";
-
-/// The longest reason that is kept, in bytes.
-const LONGEST_REASON: usize = 2000;
 
 /// The persistent mode of a message.
 const PERSISTENT: u8 = 2;
@@ -240,25 +240,72 @@ pub(super) fn for_retry(
     same.with_headers(headers).with_expiration(delay_ms.to_string().into())
 }
 
-/// The properties of a message that is given up.
+/// How a message becomes a dead letter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Death<'a> {
+    pub(super) deliveries: u32,
+    pub(super) reason: &'a str,
+    pub(super) now: SystemTime,
+    pub(super) dead_id: &'a str,
+}
+
+impl Death<'_> {
+    fn headers(&self, reason: &str) -> FieldTable {
+        let since = self.now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+        let mut headers = FieldTable::default();
+        headers.insert(DELIVERIES.into(), AMQPValue::LongLongInt(self.deliveries.into()));
+        headers.insert(REASON.into(), text(reason));
+        headers.insert(GIVEN_UP_AT.into(), AMQPValue::LongLongInt(ms));
+        headers.insert(DEAD_ID.into(), text(self.dead_id));
+        headers
+    }
+}
+
+/// The properties of a message that is given up, of no more than `limit` bytes: what does not fit is left out,
+/// the smallest headers stay, and the reason says so.
 pub(super) fn for_dead_letter(
     properties: &BasicProperties,
     id: &str,
-    deliveries: u32,
-    reason: &str,
-    now: SystemTime,
-    dead_id: &str,
+    death: &Death<'_>,
+    limit: usize,
 ) -> BasicProperties {
-    let (same, mut headers) = again(properties, id);
-    let is_end = |end: &usize| reason.is_char_boundary(*end);
-    let end = (0..=LONGEST_REASON.min(reason.len())).rev().find(is_end).unwrap_or_default();
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-    headers.insert(DELIVERIES.into(), AMQPValue::LongLongInt(deliveries.into()));
-    headers.insert(REASON.into(), text(&reason[..end]));
-    headers.insert(GIVEN_UP_AT.into(), AMQPValue::LongLongInt(ms));
-    headers.insert(DEAD_ID.into(), text(dead_id));
-    same.with_headers(headers)
+    let (same, before) = again(properties, id);
+    let reason = cut(death.reason);
+    let with = |own: FieldTable, kept: &[(&ShortString, &AMQPValue)]| {
+        let mut headers = own;
+        for (name, value) in kept {
+            headers.insert((*name).clone(), (*value).clone());
+        }
+        same.clone().with_headers(headers)
+    };
+    let mut kept: Vec<_> = before.inner().iter().collect();
+    let whole = with(death.headers(reason), &kept);
+    if size(&whole) <= limit {
+        return whole;
+    }
+    // The key and the trace first, and of the others as many as fit.
+    let of_item = |name: &ShortString| ![KEY, TRACE].contains(&name.as_str());
+    kept.sort_by_key(|(name, value)| (of_item(name), size_of_header(name, value)));
+    let all = kept.len();
+    let marked = |left_out: usize| {
+        with_note(reason, &format!("{left_out} of its headers did not fit"), usize::MAX)
+    };
+    let mut room = limit.checked_sub(size(&with(death.headers(&marked(all)), &[])));
+    kept.retain(|(name, value)| {
+        let left = room.and_then(|room| room.checked_sub(size_of_header(name, value)));
+        room = left.or(room);
+        left.is_some()
+    });
+    let fitted = with(death.headers(&marked(all - kept.len())), &kept);
+    if size(&fitted) <= limit {
+        return fitted;
+    }
+    // A server whose frames are very small.
+    let reason = with_note(reason, "nothing else of it did fit", 200);
+    let least = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let least = same.message_id().clone().into_iter().fold(least, BasicProperties::with_message_id);
+    least.with_headers(death.headers(&reason))
 }
 
 /// The properties of a dead letter that is added to its queue again.
@@ -297,17 +344,44 @@ pub(super) fn dead_letter(properties: &BasicProperties, payload: Bytes) -> DeadL
     }
 }
 
-/// The size of the properties in bytes, about. They have to fit into one frame.
+/// The size of the properties in bytes, or a little more. They have to fit into one frame.
 pub(super) fn size(properties: &BasicProperties) -> usize {
+    let texts = [
+        properties.content_type(),
+        properties.content_encoding(),
+        properties.correlation_id(),
+        properties.reply_to(),
+        properties.expiration(),
+        properties.message_id(),
+        properties.kind(),
+        properties.user_id(),
+        properties.app_id(),
+        properties.cluster_id(),
+    ];
+    let texts = texts.into_iter().flatten().map(|text| text.as_str().len() + 1);
     let headers = properties.headers().iter().flatten();
-    let sizes = headers.map(|(name, value)| {
-        let value = match value {
-            AMQPValue::LongString(text) => text.len(),
-            _ => 16,
-        };
-        name.as_str().len() + value + 8
-    });
-    sizes.sum()
+    let headers = headers.map(|(name, value)| size_of_header(name, value));
+    // The flags, the numbers, and the length of the headers.
+    texts.chain(headers).sum::<usize>() + 32
+}
+
+fn size_of_header(name: &ShortString, value: &AMQPValue) -> usize {
+    name.as_str().len() + 1 + size_of_value(value)
+}
+
+/// With its type and its length.
+fn size_of_value(value: &AMQPValue) -> usize {
+    let inner = match value {
+        AMQPValue::LongString(text) => text.len(),
+        AMQPValue::ByteArray(bytes) => bytes.len(),
+        AMQPValue::ShortString(text) => text.as_str().len(),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(size_of_value).sum(),
+        AMQPValue::FieldTable(table) => {
+            table.inner().iter().map(|(name, value)| size_of_header(name, value)).sum()
+        }
+        _ => 8,
+    };
+    inner + 5
 }
 
 /// How long the messages of a queue of retries wait at least, in milliseconds: a power of two that is not
@@ -364,13 +438,43 @@ mod tests {
         let item = Item::new("x").key("k").header("kind", "order");
         let first = to_properties(&item, "7", AT).with_expiration("9".into());
         let at = AT + Duration::from_millis(1234);
-        let given_up = for_dead_letter(&first, "", 3, "it\nis bad", at, "d1");
+        let death = Death { deliveries: 3, reason: "it\nis bad", now: at, dead_id: "d1" };
+        let given_up = for_dead_letter(&first, "", &death, 10_000);
         assert_eq!(*given_up.expiration(), None);
         let dead = dead_letter(&given_up, "x".into());
         assert_eq!((&*dead.id, &*dead.reason, dead.deliveries), ("d1", "it\nis bad", 3));
         assert_eq!((dead.item.clone(), dead.given_up_at), (item.clone(), Some(at)));
         let replayed = back(&for_replay(&given_up, ""));
         assert_eq!((replayed.item, replayed.deliveries), (item, 1));
+    }
+
+    #[test]
+    fn a_dead_letter_always_fits_and_says_what_it_lacks() {
+        let death = Death { deliveries: 3, reason: "it is bad", now: AT, dead_id: "d1" };
+        let mut headers =
+            to_properties(&Item::new("x").key("k"), "7", AT).headers().clone().unwrap();
+        let mut table = FieldTable::default();
+        for n in 0..100 {
+            headers.insert(format!("small{n}").into(), text("small"));
+            table.insert(format!("n{n}").into(), text(&"x".repeat(1000)));
+        }
+        headers.insert("table".into(), AMQPValue::FieldTable(table));
+        headers.insert("text".into(), text(&"x".repeat(60_000)));
+        let large = BasicProperties::default().with_message_id("7".into()).with_headers(headers);
+        assert!(size(&large) > 160_000 && size(&large) < 170_000, "{}", size(&large));
+        let fitted = for_dead_letter(&large, "", &death, 90_000);
+        assert!(size(&fitted) < 90_000);
+        let dead = dead_letter(&fitted, "x".into());
+        assert!(dead.item.headers.contains_key("text"));
+        assert!(dead.reason.starts_with("it is bad (1 of its headers"), "{}", dead.reason);
+        let fitted = for_dead_letter(&large, "", &death, 30_000);
+        let dead = dead_letter(&fitted, "x".into());
+        assert_eq!((dead.item.headers.len(), dead.item.key.as_deref()), (100, Some("k")));
+        assert!(dead.reason.contains("2 of its headers"), "{}", dead.reason);
+        let fitted = for_dead_letter(&large, "", &death, 100);
+        let dead = dead_letter(&fitted, "x".into());
+        assert!(dead.item.headers.is_empty() && dead.reason.contains("nothing else"), "{dead:?}");
+        assert_eq!((&*dead.id, dead.deliveries), ("d1", 3));
     }
 
     #[test]

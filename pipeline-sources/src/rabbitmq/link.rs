@@ -25,6 +25,12 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The largest properties, in bytes. They have to fit into one frame, of 128 KiB as servers have it.
 const LARGEST_PROPERTIES: usize = 100 * 1024;
 
+/// How much of it is kept free for what a retry or a dead letter adds.
+const RESERVED: usize = 4 * 1024;
+
+/// How long a refusal of a retry or of a dead letter is taken for a passing one.
+const PASSING: Duration = Duration::from_millis(200);
+
 /// How long a queue of retries is kept that is not used, beyond the delays of its messages.
 const UNUSED: Duration = Duration::from_secs(24 * 3600);
 
@@ -185,6 +191,10 @@ pub(super) async fn prepare(
         if options.kind == RabbitQueueKind::Quorum {
             arguments.insert("x-delivery-limit".into(), number(options.delivery_limit.into()));
         }
+        if let Some(time) = options.consumer_timeout {
+            let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            arguments.insert("x-consumer-timeout".into(), number(ms));
+        }
         if let Some(items) = options.max_items {
             arguments.insert("x-max-length".into(), number(items));
         }
@@ -248,23 +258,58 @@ impl Publisher {
         &self.connection
     }
 
-    /// Adds a message, and waits until it is confirmed.
-    pub(super) async fn publish(
+    /// The largest properties of a message, in bytes.
+    pub(super) fn largest_properties(&self) -> usize {
+        let frame = usize::try_from(self.connection.configuration().frame_max());
+        (frame.unwrap_or(usize::MAX) / 4 * 3).min(LARGEST_PROPERTIES)
+    }
+
+    /// Adds an item, and waits until it is confirmed.
+    pub(super) async fn push(
         &self,
-        exchange: &ShortString,
-        key: &ShortString,
+        queue: &ShortString,
         properties: BasicProperties,
         payload: &[u8],
     ) -> Result<(), RabbitError> {
+        let limit = self.largest_properties().saturating_sub(RESERVED);
+        let patience = if self.has_limit { Duration::ZERO } else { self.limit };
+        let to = (&ShortString::default(), queue);
+        self.publish(to, properties, payload, limit, self.limit, patience).await
+    }
+
+    /// Adds a message that was delivered before, and waits until it is confirmed. It does not wait for a
+    /// server or a queue that takes nothing now, because other outcomes would wait with it.
+    pub(super) async fn push_again(
+        &self,
+        to: (&ShortString, &ShortString),
+        properties: BasicProperties,
+        payload: &[u8],
+    ) -> Result<(), RabbitError> {
+        let limit = self.largest_properties();
+        self.publish(to, properties, payload, limit, Duration::ZERO, PASSING).await
+    }
+
+    /// Adds a message to an exchange with a key. It waits for a blocked connection, and adds it again when it
+    /// is refused, for these times.
+    async fn publish(
+        &self,
+        (exchange, key): (&ShortString, &ShortString),
+        properties: BasicProperties,
+        payload: &[u8],
+        limit: usize,
+        blocked: Duration,
+        refused: Duration,
+    ) -> Result<(), RabbitError> {
         const WHAT: &str = "adding an item";
         let size = format::size(&properties);
-        if size > LARGEST_PROPERTIES {
-            return Err(RabbitError::TooLarge { size, limit: LARGEST_PROPERTIES });
+        if size > limit {
+            return Err(RabbitError::TooLarge { size, limit });
         }
-        let deadline = Instant::now() + self.limit;
+        let began = Instant::now();
+        let deadline = began + self.limit;
         // What is handed to the library now would be sent later, and would take memory until then.
         while self.connection.status().blocked() {
-            if Instant::now() >= deadline {
+            if began.elapsed() >= blocked {
                 return Err(RabbitError::Blocked);
             }
             sleep(LOOK).await;
@@ -279,7 +324,7 @@ impl Publisher {
                 Ok(Ok(Confirmation::Ack(None) | Confirmation::NotRequested)) => Ok(()),
                 Ok(Ok(Confirmation::Ack(Some(_)))) => Err(RabbitError::Unroutable),
                 // A queue without a limit refuses for a moment only, such as one that has just been made.
-                Ok(Ok(Confirmation::Nack(_))) if !self.has_limit && Instant::now() < deadline => {
+                Ok(Ok(Confirmation::Nack(_))) if began.elapsed() < refused => {
                     sleep(LOOK).await;
                     continue;
                 }

@@ -39,6 +39,8 @@
 //!   most twice its delay. It is then behind the other items.
 //! - An item that is given up is added to the exchange of dead letters, with headers that say why. The server
 //!   itself adds those that were delivered [too often](RabbitOptions::delivery_limit).
+//! - Each outcome is stored on its own. An item whose headers are so large that those of a retry do not fit
+//!   is given up, and of a dead letter that is too large, the largest headers are left out. The reason says so.
 //! - Pushes, retries and dead letters are persistent, and are confirmed by the server. They have a connection
 //!   of their own, for a server that is short of memory or disk takes nothing from it: a push waits then, and
 //!   fails with [`RabbitError::Blocked`] when its time is over. Items are handled and acknowledged meanwhile.
@@ -68,7 +70,20 @@
 //!   there tells only whether an item was delivered before.
 //! - Acknowledgements are not confirmed. A source makes sure that the server has read them, but one that is
 //!   killed may deliver again what was done in its last moments.
-//! - It tells how many items wait, and not how many are being handled or wait for a retry.
+//! - It tells how many items wait, and not how many are being handled or wait for a retry, nor how old any of
+//!   them is: [`Backlog::oldest`] is `None`, so an alert on the age never fires.
+//!
+//! # Long work
+//!
+//! The server closes the channel of a source when an item that it has delivered is not acknowledged within
+//! `consumer_timeout`, half an hour if its configuration does not say otherwise. The time begins with the
+//! delivery, so it has to be enough for the item and for those that wait before it
+//! ([`max_demand`](pipeline_core::processing::Processors::max_demand) says how many these are). Then
+//! everything that the source has in work is delivered again, the outcomes of these deliveries are not stored,
+//! and the source shows [`RabbitError::ConsumerTimeout`]. Work that takes longer each time is given up after
+//! [`max_deliveries`](crate::SourceOptions::max_deliveries). There is nothing that a client could renew. So
+//! where work may take that long, set `consumer_timeout` in `rabbitmq.conf` to more, in milliseconds, or
+//! [for the queue](RabbitOptions::consumer_timeout).
 
 mod format;
 mod link;
@@ -96,6 +111,7 @@ use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 
 use self::link::{Dialer, Names, Publisher, declared, prepare, within};
+use self::session::Room;
 pub use self::session::{RabbitFetch, RabbitReceipt, RabbitSettle};
 use crate::{
     broker::{Backlog, BrokerError},
@@ -133,6 +149,8 @@ struct Shared {
     sessions: AtomicU64,
     /// How many fetches are made for one item only.
     careful: AtomicUsize,
+    /// The memory of the items of all its sources that have no stored outcome.
+    room: Arc<Room>,
 }
 
 /// The kind of a queue of RabbitMQ.
@@ -162,13 +180,23 @@ pub struct RabbitOptions {
     timeout: Duration,
     max_items: Option<u64>,
     delivery_limit: u32,
+    consumer_timeout: Option<Duration>,
+    max_unsettled_bytes: usize,
 }
 
 impl Default for RabbitOptions {
     fn default() -> Self {
         let timeout = Duration::from_secs(5);
         let kind = RabbitQueueKind::Quorum;
-        Self { kind, dead_letters: None, timeout, max_items: None, delivery_limit: 100 }
+        Self {
+            kind,
+            dead_letters: None,
+            timeout,
+            max_items: None,
+            delivery_limit: 100,
+            consumer_timeout: None,
+            max_unsettled_bytes: 64 << 20,
+        }
     }
 }
 
@@ -201,6 +229,21 @@ impl RabbitOptions {
     /// as the server has space for.
     pub fn max_items(mut self, items: u64) -> Self {
         self.max_items = Some(items);
+        self
+    }
+
+    /// How long an item may be in work, for a server of version 3.12 or later. Default as the server has it,
+    /// which is half an hour. An older server has one time for all its queues, `consumer_timeout` in its
+    /// configuration, and nothing else changes it. See [long work](self#long-work).
+    pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
+        self.consumer_timeout = Some(timeout.max(Duration::from_secs(1)));
+        self
+    }
+
+    /// How many bytes the items may have that were delivered to sources of this queue and have no stored
+    /// outcome. Beyond it nothing more is consumed. Default 64 MiB, and what one fetch brings.
+    pub fn max_unsettled_bytes(mut self, bytes: usize) -> Self {
+        self.max_unsettled_bytes = bytes.max(1);
         self
     }
 
@@ -257,6 +300,12 @@ pub enum RabbitError {
         /// The error of the client library.
         source: lapin::Error,
     },
+    /// The server has closed the channel of the deliveries, and delivers again what was in work. It does so
+    /// when an item was in work for longer than its `consumer_timeout`.
+    #[error(
+        "the server has closed the channel, as when an item is in work for longer than its consumer_timeout"
+    )]
+    ConsumerTimeout,
     /// The connection or the consumer was closed.
     #[error("the connection was closed")]
     Closed,
@@ -265,6 +314,22 @@ pub enum RabbitError {
 impl RabbitError {
     const fn new(what: &'static str, source: lapin::Error) -> Self {
         Self::Client { what, source }
+    }
+
+    /// Whether it tells no more than that a channel is closed, or that an item was in work for too long.
+    fn is_of_a_closed_channel(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Client { source, .. } => match source.kind() {
+                ErrorKind::InvalidChannelState(..) => true,
+                ErrorKind::ProtocolError(error) => {
+                    *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+                        && error.get_message().as_str().contains("delivery acknowledgement")
+                }
+                _ => false,
+            },
+            _ => false,
+        }
     }
 
     /// Whether it is for want of a queue or an exchange.
@@ -331,6 +396,7 @@ impl RabbitQueue {
             publisher: Mutex::default(),
             sessions: AtomicU64::new(0),
             careful: AtomicUsize::new(0),
+            room: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -354,10 +420,9 @@ impl RabbitQueue {
     pub async fn push(&self, item: Item) -> Result<Arc<str>, RabbitError> {
         let id = random_id();
         let properties = format::to_properties(&item, &id, now());
-        let exchange = ShortString::default();
         let queue = &self.shared.names.queue;
         let publisher = self.shared.publisher().await?;
-        let push = || publisher.publish(&exchange, queue, properties.clone(), &item.payload);
+        let push = || publisher.push(queue, properties.clone(), &item.payload);
         match push().await {
             Err(RabbitError::Unroutable) => {
                 self.shared.prepare(&publisher).await?;
@@ -444,8 +509,8 @@ impl RabbitQueue {
             let message = &found.delivery;
             let properties = format::for_replay(&message.properties, &random_id());
             let message_id = properties.message_id().as_ref().map(ToString::to_string);
-            let (exchange, queue) = (ShortString::default(), &self.shared.names.queue);
-            publisher.publish(&exchange, queue, properties, &message.data).await?;
+            let to = (&ShortString::default(), &self.shared.names.queue);
+            publisher.push_again(to, properties, &message.data).await?;
             self.shared.ack(&channel, message.delivery_tag).await?;
             new = Some(message_id.unwrap_or_default().into());
         }

@@ -1,16 +1,21 @@
 //! A session of a source: a consumer for as many items as are asked for, and outcomes.
 
 use std::{
+    borrow::Cow,
+    collections::btree_map::{BTreeMap, Entry},
     fmt,
     hash::{Hash, Hasher},
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{
     StreamExt,
-    future::{BoxFuture, try_join_all},
+    future::{join_all, try_join_all},
 };
 use lapin::{
     BasicProperties, Channel, Connection, Consumer,
@@ -20,10 +25,11 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, sync::Notify, time::timeout};
 
 use super::{
-    RabbitError, RabbitQueue, Shared, format,
+    RabbitError, RabbitQueue, Shared,
+    format::{self, Death},
     link::{Publisher, declared, prepare, within},
     random_id,
 };
@@ -35,6 +41,9 @@ use crate::{
 
 /// How long a consumer that has got items waits for more of those that are there.
 const GATHER: Duration = Duration::from_millis(3);
+
+/// How often a source that waits for memory looks whether its channel is still open.
+const LOOK_AT_CHANNEL: Duration = Duration::from_secs(1);
 
 /// How many fetches are for one item after a connection was lost while items were delivered.
 const CAREFUL: usize = 20;
@@ -57,6 +66,46 @@ struct Kept {
     properties: BasicProperties,
     payload: Bytes,
     deliveries: u32,
+    /// What it takes of the memory that unsettled items may take.
+    weight: Weight,
+}
+
+/// The bytes of a message, as long as it is kept.
+struct Weight {
+    bytes: usize,
+    room: Arc<Room>,
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.room.bytes.fetch_sub(self.bytes, SeqCst);
+        self.room.freed.notify_one();
+    }
+}
+
+/// The bytes of the messages that were delivered and have no stored outcome.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    bytes: AtomicUsize,
+    freed: Notify,
+}
+
+impl Room {
+    fn take(self: &Arc<Self>, bytes: usize) -> Weight {
+        self.bytes.fetch_add(bytes, SeqCst);
+        Weight { bytes, room: self.clone() }
+    }
+
+    /// Waits until they are fewer than this.
+    async fn below(&self, limit: usize) {
+        loop {
+            let freed = self.freed.notified();
+            if self.bytes.load(SeqCst) < limit {
+                return;
+            }
+            freed.await;
+        }
+    }
 }
 
 impl PartialEq for RabbitReceipt {
@@ -78,6 +127,7 @@ impl fmt::Debug for RabbitReceipt {
         f.debug_struct("RabbitReceipt")
             .field("session", &self.session)
             .field("tag", &self.tag)
+            .field("bytes", &self.message.weight.bytes)
             .finish_non_exhaustive()
     }
 }
@@ -111,6 +161,10 @@ impl Broker for RabbitQueue {
     type Receipt = RabbitReceipt;
     type Fetch = RabbitFetch;
     type Settle = RabbitSettle;
+
+    fn description(&self) -> Cow<'_, str> {
+        format!("the queue {} of RabbitMQ", self.name()).into()
+    }
 
     async fn connect(&self) -> Result<(RabbitFetch, RabbitSettle), BrokerError> {
         let shared = self.shared.clone();
@@ -150,8 +204,10 @@ impl Fetch for RabbitFetch {
         // One of the items may be what the client library cannot read. The others are not delivered with it.
         let careful = session.shared.careful.load(SeqCst);
         let max = if careful > 0 { 1 } else { max };
+        session.has_room().await?;
         self.consumers += 1;
         let taken = session.consume(max, self.consumers).await;
+        let taken = taken.map_err(|error| session.explained(error));
         match &taken {
             Ok(_) if careful > 0 => session.shared.careful.store(careful - 1, SeqCst),
             Ok(_) => {}
@@ -197,6 +253,27 @@ impl Drop for OpenConsumer<'_> {
 const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: true };
 
 impl Session {
+    /// Waits until the items without a stored outcome take less memory than they may.
+    async fn has_room(&self) -> Result<(), RabbitError> {
+        let Shared { options, room, .. } = &*self.shared;
+        while timeout(LOOK_AT_CHANNEL, room.below(options.max_unsettled_bytes)).await.is_err() {
+            if !self.channel.status().connected() {
+                return Err(self.explained(RabbitError::Closed));
+            }
+        }
+        Ok(())
+    }
+
+    /// The error of a call of the channel, or why it was closed while the connection is still there.
+    fn explained(&self, error: RabbitError) -> RabbitError {
+        let is_there = self.connection.as_ref().is_some_and(|it| it.status().connected());
+        let is_closed = !self.channel.status().connected();
+        if is_there && is_closed && error.is_of_a_closed_channel() {
+            return RabbitError::ConsumerTimeout;
+        }
+        error
+    }
+
     /// Consumes up to `max` items, and waits until there is at least one.
     ///
     /// Items that are acknowledged while a consumer is open are of others before it, so the server delivers
@@ -249,11 +326,13 @@ impl Session {
         let told = format::told(&delivered.properties, payload.clone(), delivered.redelivered);
         let id = delivered.properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
         let id = id.unwrap_or_else(random_id);
+        let bytes = payload.len() + format::size(&delivered.properties);
         let kept = Kept {
             id: id.clone(),
             properties: delivered.properties,
             payload,
             deliveries: told.deliveries,
+            weight: self.shared.room.take(bytes),
         };
         let receipt = RabbitReceipt {
             session: self.number,
@@ -270,7 +349,7 @@ impl Session {
         }
     }
 
-    /// Adds an item to the queue of retries for this delay.
+    /// Adds an item to the queue of retries for this delay, or to the dead letters if it does not fit.
     async fn retry(
         &self,
         publisher: &Publisher,
@@ -281,7 +360,13 @@ impl Session {
     ) -> Result<(), RabbitError> {
         let Kept { id, properties, payload, .. } = message;
         let properties = format::for_retry(properties, id, deliveries, delay_ms(delay));
-        publisher.publish(&ShortString::default(), queue, properties, payload).await
+        match publisher.push_again((&ShortString::default(), queue), properties, payload).await {
+            Err(error @ RabbitError::TooLarge { .. }) => {
+                let reason = format!("it has failed, and cannot be added again: {error}");
+                self.bury(publisher, message, &reason).await
+            }
+            added => added,
+        }
     }
 
     /// Adds an item to the dead letters.
@@ -291,12 +376,70 @@ impl Session {
         message: &Kept,
         reason: &str,
     ) -> Result<(), RabbitError> {
-        let Kept { id, properties, payload, deliveries } = message;
+        let Kept { id, properties, payload, deliveries, .. } = message;
         let dead_id = random_id();
-        let properties =
-            format::for_dead_letter(properties, id, *deliveries, reason, now(), &dead_id);
+        let death = Death { deliveries: *deliveries, reason, now: now(), dead_id: &dead_id };
+        let limit = publisher.largest_properties();
+        let properties = format::for_dead_letter(properties, id, &death, limit);
         let names = &self.shared.names;
-        publisher.publish(&names.dead, &names.queue, properties, payload).await
+        let to = (&names.dead, &names.queue);
+        match publisher.push_again(to, properties.clone(), payload).await {
+            Err(RabbitError::Unroutable) => {
+                self.shared.prepare(publisher).await?;
+                publisher.push_again(to, properties, payload).await
+            }
+            added => added,
+        }
+    }
+
+    /// Adds items that have failed where they belong, each on its own. Returns what became of each.
+    async fn add_again<'a>(&self, failed: &[Failed<'a>]) -> Vec<Result<(), RabbitError>> {
+        let publisher = match self.shared.publisher().await {
+            Ok(publisher) => publisher,
+            Err(error) => return failed.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let mut queues = BTreeMap::new();
+        for (_, delay) in failed.iter().filter_map(Failed::again) {
+            let group = format::group_of(delay_ms(delay));
+            if let Entry::Vacant(queue) = queues.entry(group) {
+                queue.insert(publisher.retries(&self.shared.names, group).await);
+            }
+        }
+        let (publisher, queues) = (&*publisher, &queues);
+        let added = failed.iter().map(|failed| async move {
+            let message = &failed.receipt.message;
+            if let Outcome::GiveUp { reason } = failed.outcome {
+                return self.bury(publisher, message, reason).await;
+            }
+            let Some((deliveries, delay)) = failed.again() else { return Ok(()) };
+            match queues.get(&format::group_of(delay_ms(delay))) {
+                Some(Ok(queue)) => self.retry(publisher, message, deliveries, delay, queue).await,
+                Some(Err(error)) => Err(error.clone()),
+                None => Err(RabbitError::Closed),
+            }
+        });
+        join_all(added).await
+    }
+}
+
+/// An item that has failed, and is to be added again or to the dead letters.
+struct Failed<'a> {
+    /// The place of its outcome among those to be stored.
+    index: usize,
+    receipt: &'a RabbitReceipt,
+    outcome: &'a Outcome,
+}
+
+impl Failed<'_> {
+    /// How many deliveries of an item count that is delivered again, and after how long it is.
+    fn again(&self) -> Option<(u32, Duration)> {
+        let deliveries = self.receipt.message.deliveries;
+        match self.outcome {
+            Outcome::Retry(delay) => Some((deliveries, *delay)),
+            // As if it had not been delivered.
+            Outcome::Release { after } => Some((deliveries.saturating_sub(1), *after)),
+            _ => None,
+        }
     }
 }
 
@@ -315,75 +458,57 @@ impl Settle for RabbitSettle {
         &self,
         settlements: &[Settlement<RabbitReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
-        const WHAT: &str = "storing outcomes";
-        let session = &self.0;
-        let limit = session.shared.options.timeout;
-        // The server has delivered those of other sessions again.
-        let known = settlements.iter().filter(|known| known.receipt.session == session.number);
-        let (mut acked, mut again) = (Vec::new(), Vec::new());
-        let (mut retried, mut given_up) = (Vec::new(), Vec::new());
-        for Settlement { receipt, outcome } in known {
-            match outcome {
-                Outcome::Done => acked.push(receipt.tag),
-                Outcome::Release { after } if after.is_zero() => again.push(receipt.tag),
-                Outcome::Retry(delay) => {
-                    retried.push((receipt, *delay, receipt.message.deliveries));
-                }
-                // As if it had not been delivered.
-                Outcome::Release { after } => {
-                    let before = receipt.message.deliveries.saturating_sub(1);
-                    retried.push((receipt, *after, before));
-                }
-                Outcome::GiveUp { reason } => given_up.push((receipt, reason)),
-            }
-        }
-        // A server that takes no messages reads these nevertheless.
-        let acks =
-            acked.into_iter().map(|tag| session.channel.basic_ack(tag, BasicAckOptions::default()));
-        within(limit, WHAT, try_join_all(acks)).await?;
-        let nacks = again.into_iter().map(|tag| session.channel.basic_nack(tag, REQUEUE));
-        within(limit, WHAT, try_join_all(nacks)).await?;
-        if !retried.is_empty() || !given_up.is_empty() {
-            let publisher = session.shared.publisher().await?;
-            let mut groups: Vec<_> =
-                retried.iter().map(|(_, delay, _)| format::group_of(delay_ms(*delay))).collect();
-            groups.sort_unstable();
-            groups.dedup();
-            let mut queues = Vec::with_capacity(groups.len());
-            for group in groups {
-                queues.push((group, publisher.retries(&session.shared.names, group).await?));
-            }
-            let queue_of = |delay: Duration| {
-                let group = format::group_of(delay_ms(delay));
-                queues.iter().find(|(of, _)| *of == group).map(|(_, queue)| queue)
-            };
-            let mut added: Vec<BoxFuture<'_, Result<(), RabbitError>>> = Vec::new();
-            for (receipt, delay, deliveries) in &retried {
-                if let Some(queue) = queue_of(*delay) {
-                    added.push(Box::pin(session.retry(
-                        &publisher,
-                        &receipt.message,
-                        *deliveries,
-                        *delay,
-                        queue,
-                    )));
-                }
-            }
-            for (receipt, reason) in &given_up {
-                added.push(Box::pin(session.bury(&publisher, &receipt.message, reason)));
-            }
-            try_join_all(added).await?;
-            let tags =
-                retried.iter().map(|(it, ..)| it.tag).chain(given_up.iter().map(|(it, _)| it.tag));
-            let acks = tags.map(|tag| session.channel.basic_ack(tag, BasicAckOptions::default()));
-            within(limit, WHAT, try_join_all(acks)).await?;
-        }
-        // Its answer comes behind what was sent before, so the server has read it.
-        declared(&session.channel, &session.shared.names.queue, limit).await?;
-        Ok(Vec::new())
+        let stored = self.0.settle(settlements).await;
+        Ok(stored.map_err(|error| self.0.explained(error))?)
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
         Ok(self.0.shared.backlog(&self.0.asking).await?)
+    }
+}
+
+impl Session {
+    /// Stores outcomes, each on its own. Returns those that could not be stored.
+    async fn settle(
+        &self,
+        settlements: &[Settlement<RabbitReceipt>],
+    ) -> Result<Vec<NotStored>, RabbitError> {
+        const WHAT: &str = "storing outcomes";
+        let limit = self.shared.options.timeout;
+        // The server has delivered those of other sessions again.
+        let known = settlements
+            .iter()
+            .enumerate()
+            .filter(|(_, known)| known.receipt.session == self.number);
+        let (mut acked, mut again, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, Settlement { receipt, outcome }) in known {
+            match outcome {
+                Outcome::Done => acked.push(receipt.tag),
+                Outcome::Release { after: Duration::ZERO } => again.push(receipt.tag),
+                Outcome::Retry(_) | Outcome::Release { .. } | Outcome::GiveUp { .. } => {
+                    failed.push(Failed { index, receipt, outcome });
+                }
+            }
+        }
+        // A server that takes no messages reads these nevertheless.
+        let ack = |tag| self.channel.basic_ack(tag, BasicAckOptions::default());
+        within(limit, WHAT, try_join_all(acked.into_iter().map(ack))).await?;
+        let nacks = again.into_iter().map(|tag| self.channel.basic_nack(tag, REQUEUE));
+        within(limit, WHAT, try_join_all(nacks)).await?;
+        let mut not_stored = Vec::new();
+        if !failed.is_empty() {
+            let added = self.add_again(&failed).await;
+            let mut acked = Vec::with_capacity(added.len());
+            for (Failed { index, receipt, .. }, added) in failed.iter().zip(added) {
+                match added {
+                    Ok(()) => acked.push(receipt.tag),
+                    Err(error) => not_stored.push(NotStored::new(*index, error)),
+                }
+            }
+            within(limit, WHAT, try_join_all(acked.into_iter().map(ack))).await?;
+        }
+        // Its answer comes behind what was sent before, so the server has read it.
+        declared(&self.channel, &self.shared.names.queue, limit).await?;
+        Ok(not_stored)
     }
 }

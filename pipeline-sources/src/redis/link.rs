@@ -18,13 +18,22 @@ pub(super) enum Script {
     Trim,
     Push,
     Replay,
-    Forget,
+    Open,
+    Backlog,
 }
 
 impl Script {
     /// In the order in which they are declared.
-    const ALL: [Self; 7] =
-        [Self::Take, Self::Settle, Self::Renew, Self::Trim, Self::Push, Self::Replay, Self::Forget];
+    const ALL: [Self; 8] = [
+        Self::Take,
+        Self::Settle,
+        Self::Renew,
+        Self::Trim,
+        Self::Push,
+        Self::Replay,
+        Self::Open,
+        Self::Backlog,
+    ];
 
     fn text(self) -> String {
         match self {
@@ -34,7 +43,8 @@ impl Script {
             Self::Trim => [scripts::TRIM, scripts::TRIM_NOW].concat(),
             Self::Push => [scripts::TRIM, scripts::PUSH].concat(),
             Self::Replay => scripts::REPLAY.to_owned(),
-            Self::Forget => scripts::FORGET.to_owned(),
+            Self::Open => scripts::OPEN.to_owned(),
+            Self::Backlog => scripts::BACKLOG.to_owned(),
         }
     }
 }

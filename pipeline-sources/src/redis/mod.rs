@@ -45,7 +45,8 @@
 //! | any other | a header, in UTF-8 |
 //!
 //! An item without a payload, or with something that is not as said here, is given up with its reason. A
-//! dead letter has the fields of its item, and `dead:id`, `dead:reason`, `dead:deliveries` and `dead:at`.
+//! dead letter has the fields of its item, and `dead:id`, `dead:reason`, `dead:deliveries` and `dead:at`. Of an
+//! item with more than 2,000 fields it has those, and the reason says how many it lacks.
 //!
 //! # What is promised
 //!
@@ -53,7 +54,8 @@
 //! death of the server is its configuration: with `appendonly yes` and `appendfsync always` it is on the
 //! disk, with `everysec` the last second may be lost, and without `appendonly` all. A replica that takes
 //! over may lack the last items too. The same holds for outcomes: what is lost of them is delivered again.
-//! Set `maxmemory-policy noeviction`, with which a full server refuses a push instead of removing items.
+//! Set `maxmemory-policy noeviction`, with which a full server refuses a push instead of removing items. It
+//! takes outcomes nevertheless, dead letters included, which need little or free as much as they need.
 //!
 //! Items are delivered in the order in which they were added. An item that was delivered before may come
 //! after later ones, and so may one of several sources or processors: there is no order by key.
@@ -70,7 +72,7 @@ mod session;
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use redis::{Client, FromRedisValue, RedisError, Value};
+use redis::{Client, RedisError};
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 
@@ -78,7 +80,6 @@ pub use self::session::{RedisFetch, RedisReceipt, RedisSettle};
 use self::{
     entry::Entry,
     link::{Link, Script},
-    session::optional,
 };
 use crate::{
     broker::{Backlog, BrokerError},
@@ -87,6 +88,9 @@ use crate::{
     source::Source,
     unix_ms::from_ms,
 };
+
+/// How many values are sent in one call. The server takes 1,048,576.
+const MOST_VALUES: usize = 1_000_000;
 
 /// A queue in a stream of Redis.
 ///
@@ -200,6 +204,17 @@ pub enum RedisQueueError {
         /// How many there may be.
         max: u64,
     },
+    /// The items of a call are more than the server takes in one.
+    #[error("the items have {values} values, more than the {max} of a call")]
+    TooMany {
+        /// How many values they have: the names and the values of their fields, and one for each item.
+        values: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// An outcome could not be stored.
+    #[error("an outcome could not be stored: {0}")]
+    NotStored(Arc<str>),
     /// The runtime has ended.
     #[error("the task of the call has ended")]
     Closed,
@@ -267,7 +282,8 @@ impl RedisQueue {
         ids.into_iter().next().ok_or(RedisQueueError::Closed)
     }
 
-    /// Adds items, all of them or none. When it returns their ids, the server has accepted them.
+    /// Adds items, all of them or none. When it returns their ids, the server has accepted them. One call is for
+    /// some 300,000 at most, and the server does nothing else meanwhile.
     ///
     /// # Errors
     ///
@@ -281,12 +297,16 @@ impl RedisQueue {
         if items.is_empty() {
             return Ok(Vec::new());
         }
+        let items: Vec<_> = items.iter().map(entry::fields).collect();
+        let values = items.iter().map(|fields| fields.len() + 1).sum();
+        if values > MOST_VALUES {
+            return Err(RedisQueueError::TooMany { values, max: MOST_VALUES });
+        }
         let ids: Vec<String> = self
             .call(async |link| {
                 let mut push = link.script(Script::Push, &[stream]);
                 push.arg(options.max_items.unwrap_or(0)).arg(u8::from(options.shared));
-                for item in items {
-                    let fields = entry::fields(item);
+                for fields in &items {
                     push.arg(fields.len());
                     fields.iter().for_each(|field| {
                         push.arg(&field[..]);
@@ -308,7 +328,8 @@ impl RedisQueue {
         Source::new(self.clone(), options)
     }
 
-    /// How many items there are, and how old the first one is.
+    /// How many items there are, and when the oldest was added that is not done, whether it waits, is in work
+    /// or waits for a retry.
     ///
     /// # Errors
     ///
@@ -409,49 +430,16 @@ impl RedisQueue {
 
 impl Inner {
     async fn backlog(&self, link: &Link) -> Result<Backlog, RedisError> {
-        let mut first = redis::cmd("XRANGE");
-        first.arg(&self.stream).arg("-").arg("+").arg("COUNT").arg(1);
-        let first: Vec<Entry> = link.query(&first).await?;
-        let length = async |key: &str| link.query::<u64>(redis::cmd("XLEN").arg(key)).await;
-        let oldest = first.first().and_then(|(id, _)| id.split('-').next()?.parse().ok());
-        let items = if self.options.shared {
-            self.not_done(link).await?
-        } else {
-            Some(length(&self.stream).await?)
-        };
+        let mut backlog = link.script(Script::Backlog, &[&self.stream, &self.dead]);
+        backlog.arg(&self.options.group).arg(u8::from(self.options.shared));
+        let (items, oldest, dead): (i64, i64, i64) = link.query(&backlog).await?;
+        let items = u64::try_from(items).ok();
         Ok(Backlog {
             items,
-            oldest: oldest.and_then(from_ms).filter(|_| items != Some(0)),
-            dead_letters: Some(length(&self.dead).await?),
+            oldest: from_ms(oldest).filter(|_| oldest >= 0 && items != Some(0)),
+            dead_letters: u64::try_from(dead).ok(),
         })
     }
-
-    /// How many items of a stream that several groups read are not done in this one. Servers before
-    /// version 7 do not say it.
-    async fn not_done(&self, link: &Link) -> Result<Option<u64>, RedisError> {
-        let mut info = redis::cmd("XINFO");
-        let groups: Vec<Vec<Value>> = match link.query(info.arg("GROUPS").arg(&self.stream)).await {
-            Ok(groups) => groups,
-            // There is no stream yet.
-            Err(error) if error.code() == Some("ERR") => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let group = groups.into_iter().find_map(|group| {
-            let field = |name: &str| {
-                let mut fields = group.chunks_exact(2);
-                let named =
-                    |pair: &&[Value]| optional::<String>(pair[0].clone()).as_deref() == Some(name);
-                fields.find(named).map(|pair| pair[1].clone())
-            };
-            let name = optional::<String>(field("name")?)?;
-            (name == self.options.group).then(|| (count(field("lag")), count(field("pending"))))
-        });
-        Ok(group.and_then(|(lag, pending)| Some(lag? + pending?)))
-    }
-}
-
-fn count(value: Option<Value>) -> Option<u64> {
-    u64::from_redis_value(value?).ok()
 }
 
 impl fmt::Debug for RedisQueue {

@@ -53,8 +53,9 @@ if first[2] then due = math.max(tonumber(first[2]) - now, 0) end
 return {taken, cursor, due}
 ";
 
-/// Stores outcomes. Keys: stream, later, dead letters. Arguments: group, whether items that are done stay,
-/// and of each outcome its name, the item's id, its consumer, its deliveries, and a delay or a reason.
+/// Stores outcomes, each on its own. Keys: stream, later, dead letters. Arguments: group, whether items that
+/// are done stay, and of each outcome its name, the item's id, its consumer, its deliveries, and a delay or a
+/// reason. Returns the places of those that could not be stored, and why.
 ///
 /// An item that another consumer has taken over is left to it, unless it is done.
 pub(super) const SETTLE: &str = "
@@ -67,40 +68,50 @@ local function done(id)
     redis.call('ZREM', later, id)
     if not stays then redis.call('XDEL', stream, id) end
 end
-for i = 3, #ARGV, 5 do
-    local outcome, id, consumer, deliveries = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-    if outcome == 'done' then
-        done(id)
+local function settle(outcome, id, consumer, deliveries, more)
+    if outcome == 'done' then return done(id) end
+    local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
+    if not pending or pending[2] ~= consumer or pending[4] ~= tonumber(deliveries) then return end
+    if outcome == 'retry' then
+        redis.call('ZADD', later, now + more, id)
+    elseif outcome == 'release' then
+        redis.call('XCLAIM', stream, group, consumer, 0, id,
+            'RETRYCOUNT', math.max(deliveries - 1, 0), 'JUSTID')
+        -- What is not delayed comes first.
+        local delay = tonumber(more)
+        redis.call('ZADD', later, delay > 0 and now + delay or 0, id)
     else
-        local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
-        if pending and pending[2] == consumer and pending[4] == tonumber(deliveries) then
-            if outcome == 'retry' then
-                redis.call('ZADD', later, now + ARGV[i + 4], id)
-            elseif outcome == 'release' then
-                redis.call('XCLAIM', stream, group, consumer, 0, id,
-                    'RETRYCOUNT', math.max(deliveries - 1, 0), 'JUSTID')
-                -- What is not delayed comes first.
-                local delay = tonumber(ARGV[i + 4])
-                redis.call('ZADD', later, delay > 0 and now + delay or 0, id)
-            else
-                local entry = redis.call('XRANGE', stream, id, id)[1]
-                if entry then
-                    local fields = {
-                        'dead:id', id, 'dead:reason', ARGV[i + 4],
-                        'dead:deliveries', deliveries, 'dead:at', string.format('%d', now),
-                    }
-                    -- So many values can be passed to a command here.
-                    for n = 1, math.min(#entry[2], 4000) do
-                        fields[#fields + 1] = entry[2][n]
-                    end
-                    redis.call('XADD', dead, '*', unpack(fields))
-                end
-                done(id)
+        local entry = redis.call('XRANGE', stream, id, id)[1]
+        if entry then
+            -- So many values can be passed to a command here.
+            local kept = math.min(#entry[2], 4000)
+            if kept < #entry[2] then
+                more = more .. ' (' .. (#entry[2] - kept) / 2 .. ' of its fields did not fit)'
             end
+            local fields = {
+                'dead:id', id, 'dead:reason', more,
+                'dead:deliveries', deliveries, 'dead:at', string.format('%d', now),
+            }
+            for n = 1, kept do fields[#fields + 1] = entry[2][n] end
+            redis.call('XADD', dead, '*', unpack(fields))
         end
+        done(id)
     end
 end
-return redis.status_reply('OK')
+-- A server without memory refuses what needs some, unless the script has begun to write. What is stored here
+-- is small, or frees as much.
+redis.call('XACK', stream, group, '0-0')
+local failed = {}
+for i = 3, #ARGV, 5 do
+    local stored, why = pcall(settle, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+    if not stored then
+        why = type(why) == 'table' and why.err or tostring(why)
+        -- The group is created again by a new session.
+        if string.find(why, 'NOGROUP') then return redis.error_reply(why) end
+        failed[#failed + 1] = {(i - 3) / 5, why}
+    end
+end
+return failed
 ";
 
 /// Renews leases. Keys: stream. Arguments: group, and of each item its id, its consumer and its deliveries.
@@ -205,9 +216,13 @@ redis.call('XDEL', KEYS[2], ARGV[1])
 return id
 ";
 
-/// Removes consumers that have nothing in work and have not been seen for a while. Keys: stream. Arguments:
-/// group, and how long in milliseconds.
-pub(super) const FORGET: &str = "
+/// Creates the consumer group unless it is there, and removes consumers that have nothing in work and have not
+/// been seen for a while. Keys: stream. Arguments: group, and how long in milliseconds.
+pub(super) const OPEN: &str = "
+-- So that a server without memory does not refuse it.
+redis.call('XACK', KEYS[1], ARGV[1], '0-0')
+local created = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], 0, 'MKSTREAM')
+if created.err and not string.find(created.err, 'BUSYGROUP') then return created end
 for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local consumer = {}
     for i = 1, #flat, 2 do consumer[flat[i]] = flat[i + 1] end
@@ -216,4 +231,44 @@ for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     end
 end
 return redis.status_reply('OK')
+";
+
+/// What waits. Keys: stream, dead letters. Arguments: group, and whether several groups read the stream.
+///
+/// Returns how many items are not done or -1, when the oldest of them was added in milliseconds since 1970 or
+/// -1, and how many dead letters there are or -1. Payloads stay where they are.
+pub(super) const BACKLOG: &str = "
+local stream, group = KEYS[1], ARGV[1]
+local dead = redis.pcall('XLEN', KEYS[2])
+if type(dead) ~= 'number' then dead = -1 end
+if redis.call('EXISTS', stream) == 0 then return {0, -1, dead} end
+local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+local items = redis.call('XLEN', stream)
+if ARGV[2] == '1' then
+    items, first = -1, nil
+    for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+        local it = {}
+        for i = 1, #flat, 2 do it[flat[i]] = flat[i + 1] end
+        if it['name'] == group then
+            -- Servers before version 7 do not say how many are new.
+            if it['lag'] then items = it['lag'] + it['pending'] end
+            -- The first one that is in work, or that is new.
+            if it['pending'] > 0 then
+                local id = redis.call('XPENDING', stream, group)[2]
+                first = redis.call('XRANGE', stream, id, '+', 'COUNT', 1)[1]
+            else
+                local after = '(' .. it['last-delivered-id']
+                first = redis.call('XRANGE', stream, after, '+', 'COUNT', 1)[1]
+            end
+        end
+    end
+end
+local oldest = -1
+if first then
+    oldest = string.match(first[1], '[0-9]+')
+    for i = 1, #first[2], 2 do
+        if first[2][i] == 'enqueued_at' then oldest = first[2][i + 1] end
+    end
+end
+return {items, tonumber(oldest) or -1, dead}
 ";

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use redis::{FromRedisValue, RedisError, aio::MultiplexedConnection};
+use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::{
     runtime::Handle,
     time::{Instant, timeout},
@@ -18,6 +18,7 @@ use crate::{
     heard::heard,
     item::Delivery,
     random::random_i64,
+    reason::cut,
     unix_ms::ms,
 };
 
@@ -62,17 +63,10 @@ impl Broker for RedisQueue {
         let patience = queue.options.call_timeout;
         let link = timeout(patience, Link::open(&queue.client, patience)).await;
         let link = link.map_err(|_| RedisQueueError::TimedOut)??;
-        // It is there again after a server has lost its data, and gets what was added since.
-        let mut create = redis::cmd("XGROUP");
-        create.arg("CREATE").arg(&queue.stream).arg(&queue.options.group).arg(0).arg("MKSTREAM");
-        if let Err(error) = link.query::<()>(&create).await
-            && error.code() != Some("BUSYGROUP")
-        {
-            return Err(error.into());
-        }
-        let mut forget = link.script(Script::Forget, &[&queue.stream]);
-        forget.arg(&queue.options.group).arg(ms(FORGET_AFTER));
-        link.query::<()>(&forget).await?;
+        // The group is there again after a server has lost its data, and gets what was added since.
+        let mut open = link.script(Script::Open, &[&queue.stream]);
+        open.arg(&queue.options.group).arg(ms(FORGET_AFTER));
+        link.query::<()>(&open).await?;
         // A waiting call answers after the interval at the latest.
         let slowest = queue.options.poll.saturating_add(patience);
         let mut waiting = connect(&queue.client, patience, slowest).await?;
@@ -228,16 +222,10 @@ impl Session {
     async fn settle(
         &self,
         settlements: &[Settlement<RedisReceipt>],
-    ) -> Result<(), RedisQueueError> {
+    ) -> Result<Vec<NotStored>, RedisQueueError> {
         let Inner { stream, later, dead, options, .. } = &*self.queue;
-        // A server without memory stores no dead letters, and forgets items all the same.
-        let mut settlements: Vec<_> = settlements.iter().collect();
-        settlements.sort_by_key(|it| match it.outcome {
-            Outcome::Done => 0,
-            Outcome::Retry(_) | Outcome::Release { .. } => 1,
-            Outcome::GiveUp { .. } => 2,
-        });
-        for settlements in settlements.chunks(AT_ONCE) {
+        let mut not_stored = Vec::new();
+        for (chunk, settlements) in settlements.chunks(AT_ONCE).enumerate() {
             let mut settle = self.link.script(Script::Settle, &[stream, later, dead]);
             settle.arg(&options.group).arg(u8::from(options.shared));
             for Settlement { receipt, outcome } in settlements {
@@ -246,13 +234,17 @@ impl Session {
                     Outcome::Done => ("done", String::new()),
                     Outcome::Retry(delay) => ("retry", ms(*delay).to_string()),
                     Outcome::Release { after } => ("release", ms(*after).to_string()),
-                    Outcome::GiveUp { reason } => ("give up", reason.to_string()),
+                    Outcome::GiveUp { reason } => ("give up", cut(reason).to_owned()),
                 };
                 settle.arg(name).arg(&**id).arg(&**consumer).arg(*deliveries).arg(more);
             }
-            self.link.query::<()>(&settle).await?;
+            let failed: Vec<(usize, String)> = self.link.query(&settle).await?;
+            not_stored.extend(failed.into_iter().map(|(index, why)| {
+                let error = RedisQueueError::NotStored(why.into());
+                NotStored::new(chunk * AT_ONCE + index, error)
+            }));
         }
-        Ok(())
+        Ok(not_stored)
     }
 }
 
@@ -263,8 +255,7 @@ impl Settle for RedisSettle {
         &self,
         settlements: &[Settlement<RedisReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
-        self.0.settle(settlements).await?;
-        Ok(Vec::new())
+        Ok(self.0.settle(settlements).await?)
     }
 
     async fn renew(&self, receipts: &[RedisReceipt]) -> Result<(), BrokerError> {
@@ -287,9 +278,4 @@ impl Settle for RedisSettle {
         }
         Ok(queue.backlog(link).await?)
     }
-}
-
-/// A value that the server says, or nothing.
-pub(super) fn optional<T: FromRedisValue>(value: redis::Value) -> Option<T> {
-    redis::from_redis_value(value).ok()
 }
