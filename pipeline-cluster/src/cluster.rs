@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use pipeline_ws_sink::pubsub::{Adapter, AdapterError, Broadcast, LocalNode};
+use pipeline_ws_sink::pubsub::{Adapter, AdapterError, AdapterSnapshot, Broadcast, LocalNode};
 use thiserror::Error;
 use tokio::time::{Duration, timeout};
 
@@ -151,6 +151,10 @@ impl Adapter for Cluster {
 
     fn follows_topics(&self) -> bool {
         true
+    }
+
+    fn snapshot(&self) -> Option<AdapterSnapshot> {
+        Some(self.node.core.snapshot())
     }
 
     fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {

@@ -7,11 +7,11 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use pipeline_core::{telemetry::milliseconds, timed::Timeline};
+use pipeline_core::timed::Timeline;
 use pipeline_ws_sink::{
     Payload,
     payload::PayloadError,
-    pubsub::{AdapterError, Broadcast, LocalNode},
+    pubsub::{AdapterError, AdapterSnapshot, Broadcast, LocalNode},
 };
 use tokio::{
     sync::{Notify, broadcast, watch},
@@ -224,6 +224,13 @@ impl Core {
         self.outbound.lock().queue.len()
     }
 
+    pub(crate) fn snapshot(&self) -> AdapterSnapshot {
+        let mut snapshot = self.metrics.snapshot();
+        snapshot.is_connected = self.state.borrow().is_connected;
+        snapshot.waiting = self.waiting();
+        snapshot
+    }
+
     /// Waits until nothing waits to be sent.
     pub(crate) async fn flushed(&self) {
         let mut state = self.state.subscribe();
@@ -342,7 +349,7 @@ impl Core {
         }
         self.metrics.received.increment(1);
         self.metrics.received_bytes.increment(bytes.len() as u64);
-        self.metrics.lag.record(milliseconds(lag));
+        self.metrics.delivered(lag);
         Ok(())
     }
 }

@@ -123,8 +123,9 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Length("trace", trace.len()));
         }
         let names = self.origin.len() + self.topic.len() + self.event.len();
-        // The fields of a fixed length, with all options.
-        let length = 39 + TRACE_LENGTH + names + self.payload.len();
+        // Exact, because a buffer with room to spare is allocated once more when it is shared.
+        let options = self.age.map_or(0, |_| 8) + trace.len();
+        let length = 31 + options + names + self.payload.len();
         if length > LONGEST_FRAME {
             return Err(FrameError::Length("payload", self.payload.len()));
         }
@@ -149,6 +150,7 @@ impl<'a> Frame<'a> {
             out.extend(text.as_bytes());
         }
         out.extend(self.payload);
+        debug_assert_eq!(out.len(), length);
         Ok(out)
     }
 

@@ -1,7 +1,15 @@
 //! The metrics of a node of a cluster.
 
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
 use metrics::{Counter, Gauge, Histogram};
-use pipeline_core::telemetry::Telemetry;
+use pipeline_core::telemetry::{Telemetry, milliseconds};
+use pipeline_ws_sink::pubsub::AdapterSnapshot;
+
+use crate::clock::micros;
 
 /// Why something was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,38 +26,66 @@ pub(crate) enum Reason {
     Repeated,
 }
 
+/// A counter that can be read.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    recorded: Counter,
+    count: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn increment(&self, by: u64) {
+        self.recorded.increment(by);
+        self.count.fetch_add(by, Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+}
+
+impl From<Counter> for Tally {
+    fn from(recorded: Counter) -> Self {
+        Self { recorded, count: AtomicU64::new(0) }
+    }
+}
+
 /// The metrics of a node of a cluster.
 #[derive(Debug)]
 pub(crate) struct ClusterMetrics {
-    pub(crate) sent: Counter,
-    pub(crate) sent_bytes: Counter,
-    pub(crate) received: Counter,
-    pub(crate) received_bytes: Counter,
-    pub(crate) gaps: Counter,
-    pub(crate) lost: Counter,
+    pub(crate) sent: Tally,
+    pub(crate) sent_bytes: Tally,
+    pub(crate) received: Tally,
+    pub(crate) received_bytes: Tally,
+    pub(crate) gaps: Tally,
+    pub(crate) lost: Tally,
     pub(crate) connects: Counter,
     pub(crate) connection_errors: Counter,
-    pub(crate) lag: Histogram,
+    lag: Histogram,
+    /// The sum of the recorded lags, in microseconds.
+    lag_micros: AtomicU64,
     pub(crate) connected: Gauge,
     pub(crate) waiting: Gauge,
     pub(crate) channels: Gauge,
-    queue_full: Counter,
-    too_long: Counter,
-    refused: Counter,
-    malformed: Counter,
-    repeated: Counter,
+    queue_full: Tally,
+    too_long: Tally,
+    refused: Tally,
+    malformed: Tally,
+    repeated: Tally,
 }
 
 impl ClusterMetrics {
     pub(crate) fn register(telemetry: &Telemetry) -> Self {
-        let counter = |name, what| telemetry.counter(name, what, []);
+        let plain = |name, what| telemetry.counter(name, what, []);
+        let counter = |name, what| Tally::from(plain(name, what));
         let gauge = |name, what| telemetry.gauge(name, what, []);
         let dropped = |reason: &str| {
-            telemetry.counter(
+            let dropped = telemetry.counter(
                 "pipeline.cluster.dropped",
                 "Broadcasts that were not sent to other nodes, or not delivered here",
                 [("reason", reason.to_owned())],
-            )
+            );
+            Tally::from(dropped)
         };
         Self {
             sent: counter("pipeline.cluster.sent", "Broadcasts that were sent to other nodes"),
@@ -70,11 +106,11 @@ impl ClusterMetrics {
                 "pipeline.cluster.lost",
                 "Broadcasts of other nodes that are known to be missing",
             ),
-            connects: counter(
+            connects: plain(
                 "pipeline.cluster.connects",
                 "Connections to the server of the cluster",
             ),
-            connection_errors: counter(
+            connection_errors: plain(
                 "pipeline.cluster.connection_errors",
                 "How often the server could not be connected to, or a connection was lost",
             ),
@@ -83,6 +119,7 @@ impl ClusterMetrics {
                 "Time from a broadcast on another node to its delivery on this one",
                 [],
             ),
+            lag_micros: AtomicU64::new(0),
             connected: gauge("pipeline.cluster.connected", "1 while the node is connected, else 0"),
             waiting: gauge("pipeline.cluster.waiting", "Broadcasts that wait to be sent"),
             channels: gauge(
@@ -106,5 +143,26 @@ impl ClusterMetrics {
             Reason::Repeated => &self.repeated,
         }
         .increment(count as u64);
+    }
+    /// A broadcast of another node was delivered this long after it.
+    pub(crate) fn delivered(&self, lag: Duration) {
+        self.lag.record(milliseconds(lag));
+        self.lag_micros.fetch_add(micros(lag), Relaxed);
+    }
+
+    /// What was counted so far.
+    pub(crate) fn snapshot(&self) -> AdapterSnapshot {
+        let dropped =
+            [&self.queue_full, &self.too_long, &self.refused, &self.malformed, &self.repeated];
+        let mut snapshot = AdapterSnapshot::default();
+        snapshot.sent = self.sent.get();
+        snapshot.sent_bytes = self.sent_bytes.get();
+        snapshot.received = self.received.get();
+        snapshot.received_bytes = self.received_bytes.get();
+        snapshot.lag_micros = self.lag_micros.load(Relaxed);
+        snapshot.gaps = self.gaps.get();
+        snapshot.lost = self.lost.get();
+        snapshot.dropped = dropped.into_iter().map(Tally::get).sum();
+        snapshot
     }
 }

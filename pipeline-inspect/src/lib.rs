@@ -76,10 +76,18 @@
 //! In a chain with one slow stage, that stage is named: those before it wait for demand, and those after
 //! it for events. When all wait for events, no stage is named.
 //!
+//! # Several nodes
+//!
+//! Where the endpoint has an [adapter](pipeline_ws_sink::pubsub::Adapter), each inspector tells the others
+//! every two seconds how its node is, in a message of a few hundred bytes, and shows all of them: sockets,
+//! rates, broadcasts between nodes with their lag and gaps, and bottlenecks. A node without an inspector is
+//! not shown. A node that has been silent for 10 s is shown as gone, for 15 minutes.
+//!
 //! # What it costs
 //!
 //! One snapshot a second, and no work in the path of an event. The JSON is serialized only when a viewer
-//! has joined or requests it. Memory is bounded: a few views, and percentiles of five minutes.
+//! has joined or requests it. Memory is bounded: a few views, percentiles of five minutes, and a
+//! report of each of up to 1000 other nodes.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 // Instants and durations: see clippy.toml.
@@ -96,6 +104,7 @@ mod hosts;
 mod inspector;
 mod layers;
 mod model;
+mod nodes;
 mod page;
 mod rates;
 mod sampler;
@@ -103,7 +112,7 @@ mod sampler;
 pub use self::{
     inspector::{Inspector, InspectorBuilder},
     model::{
-        ChannelView, DeliveredView, EdgeView, EndpointView, MountView, PercentilesView,
-        PipelineView, StageView, VERSION, View,
+        BetweenView, ChannelView, DeliveredView, EdgeView, EndpointView, MountView, NodeView,
+        PercentilesView, PipelineView, StageView, VERSION, View,
     },
 };

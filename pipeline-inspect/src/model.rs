@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use pipeline_core::snapshot::{Activity, PipelinePhase, PipelineSnapshot, StageSnapshot};
-use pipeline_ws_sink::endpoint::{EndpointSnapshot, MountSnapshot, RouteSnapshot};
+use pipeline_ws_sink::{
+    endpoint::{EndpointSnapshot, MountSnapshot, RouteSnapshot},
+    pubsub::AdapterSnapshot,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{folding, layers};
@@ -50,6 +53,60 @@ pub struct View {
     /// The endpoint, if one was given and it still exists.
     #[serde(default)]
     pub endpoint: Option<EndpointView>,
+    /// The nodes of the cluster by name, if the endpoint has an adapter. Each has to have an inspector.
+    #[serde(default)]
+    pub nodes: Vec<NodeView>,
+}
+
+/// A node of a cluster, as it was when it last reported.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct NodeView {
+    /// The name of the node.
+    pub name: String,
+    /// Whether it is the node of this inspector.
+    pub is_this: bool,
+    /// Whether it has not reported for 10 s: it has ended, or it cannot be reached. It is shown for 15
+    /// minutes.
+    pub is_gone: bool,
+    /// Seconds since its last report; nodes report every two seconds.
+    pub silent_seconds: f64,
+    /// Seconds since its inspector was built.
+    pub uptime_seconds: f64,
+    /// Whether its endpoint [drains](pipeline_ws_sink::Endpoint::drain).
+    pub is_draining: bool,
+    /// Its open sockets.
+    pub sockets: usize,
+    /// Its joined channels.
+    pub channels: usize,
+    /// Frames written per second.
+    pub frames_out_per_second: f64,
+    /// Frames dropped per second, for all reasons.
+    pub dropped_per_second: f64,
+    /// The 99th percentile of delivery times in the last minute, in milliseconds.
+    pub delivered_p99: Option<f64>,
+    /// Its pipelines that have a bottleneck, each with the stage: `push: work`.
+    pub bottlenecks: Vec<String>,
+    /// What it has sent to other nodes and received from them.
+    pub between: Option<BetweenView>,
+}
+
+/// What a node sends to other nodes, and receives from them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct BetweenView {
+    /// The snapshot of the adapter.
+    #[serde(flatten)]
+    pub snapshot: AdapterSnapshot,
+    /// Broadcasts sent per second.
+    pub sent_per_second: f64,
+    /// Broadcasts received per second.
+    pub received_per_second: f64,
+    /// The mean time from a broadcast on another node to its delivery on this one, in milliseconds, if
+    /// one has arrived.
+    pub lag_ms: Option<f64>,
 }
 
 /// A pipeline.
@@ -180,6 +237,8 @@ pub struct EndpointView {
     pub channels: Vec<ChannelView>,
     /// Delivery times of timed pushes.
     pub delivered: DeliveredView,
+    /// What this node sends to other nodes and receives from them, if its adapter tells.
+    pub between: Option<BetweenView>,
     /// Broadcasts per second.
     pub broadcasts_per_second: f64,
     /// Frames received per second.
@@ -196,9 +255,12 @@ impl EndpointView {
         let (sockets, channels) = (&mut snapshot.sockets, &mut snapshot.channels);
         let mount = |snapshot| MountView { snapshot, connected_per_second: 0.0 };
         let channel = |snapshot| ChannelView { snapshot, joined_per_second: 0.0 };
+        let between = snapshot.adapter.take();
+        let between = between.map(|snapshot| BetweenView { snapshot, ..BetweenView::default() });
         Self {
             sockets: sockets.drain(..).map(mount).collect(),
             channels: channels.drain(..).map(channel).collect(),
+            between,
             snapshot,
             ..Self::default()
         }
@@ -288,9 +350,15 @@ mod tests {
             edges: vec![EdgeView::default()],
             ..PipelineView::default()
         };
-        let view = View { pipelines: vec![pipeline], endpoint: Some(endpoint), ..View::default() };
+        let node = NodeView { between: Some(BetweenView::default()), ..NodeView::default() };
+        let view = View {
+            pipelines: vec![pipeline],
+            endpoint: Some(endpoint),
+            nodes: vec![node],
+            ..View::default()
+        };
         let view = json!(view);
-        assert_eq!(fields(&view), "endpoint pipelines uptime_seconds version window_seconds");
+        assert_eq!(fields(&view), "endpoint nodes pipelines uptime_seconds version window_seconds");
         let (pipeline, endpoint) = (&view["pipelines"][0], &view["endpoint"]);
         assert_eq!(fields(pipeline), "bottleneck edges name phase stages");
         assert_eq!(
@@ -309,7 +377,7 @@ mod tests {
         assert_eq!(fields(&pipeline["edges"][0]), "from pending_demand per_second sent to");
         assert_eq!(
             fields(endpoint),
-            "broadcasts broadcasts_per_second bytes_waiting channels closed_slow \
+            "between broadcasts broadcasts_per_second bytes_waiting channels closed_slow \
              connections_refused delivered draining dropped dropped_per_second frames_in \
              frames_in_per_second frames_out frames_out_per_second frames_waiting inbox_bytes \
              outbox_bytes sockets topics"
@@ -323,5 +391,16 @@ mod tests {
             "channel joined joined_per_second open path pattern refused topics"
         );
         assert_eq!(fields(&endpoint["delivered"]), "count history windows");
+        let node = &view["nodes"][0];
+        assert_eq!(
+            fields(node),
+            "between bottlenecks channels delivered_p99 dropped_per_second frames_out_per_second is_draining \
+             is_gone is_this name silent_seconds sockets uptime_seconds"
+        );
+        assert_eq!(
+            fields(&node["between"]),
+            "dropped gaps is_connected lag_micros lag_ms lost received received_bytes received_per_second \
+             sent sent_bytes sent_per_second waiting"
+        );
     }
 }

@@ -83,6 +83,14 @@ fn of_endpoint(endpoint: &mut EndpointView, before: &EndpointView, seconds: f64)
     endpoint.frames_out_per_second = per_second(now.frames_out, was.frames_out);
     endpoint.dropped_per_second =
         per_second(now.dropped.values().sum(), was.dropped.values().sum());
+    if let (Some(between), Some(before)) = (&mut endpoint.between, &before.between) {
+        let (now, was) = (&between.snapshot, &before.snapshot);
+        between.sent_per_second = per_second(now.sent, was.sent);
+        between.received_per_second = per_second(now.received, was.received);
+        let received = now.received.saturating_sub(was.received);
+        let lag = for_each_of(now.lag_micros, was.lag_micros, received);
+        between.lag_ms = (received > 0).then_some(lag / 1e3);
+    }
     for (mount, before) in endpoint.sockets.iter_mut().zip(&before.sockets) {
         mount.connected_per_second =
             per_second(mount.snapshot.connected, before.snapshot.connected);
@@ -90,6 +98,12 @@ fn of_endpoint(endpoint: &mut EndpointView, before: &EndpointView, seconds: f64)
     for (channel, before) in endpoint.channels.iter_mut().zip(&before.channels) {
         channel.joined_per_second = per_second(channel.snapshot.joined, before.snapshot.joined);
     }
+}
+
+/// The increase for each of so many.
+#[expect(clippy::cast_precision_loss, reason = "counts of a few seconds are far smaller")]
+fn for_each_of(now: u64, before: u64, count: u64) -> f64 {
+    per_second(now, before, count as f64)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds are far smaller")]

@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use pipeline_core::snapshot::PipelineObserver;
-use pipeline_ws_sink::{PubSub, endpoint::EndpointObserver};
+use pipeline_ws_sink::{PubSub, endpoint::EndpointObserver, pubsub::TopicSubscription};
 use tokio::{
     task::coop::consume_budget,
     time::{self, Instant, MissedTickBehavior},
@@ -13,6 +14,7 @@ use crate::{
     channel::{EVENT, Shown, TOPIC},
     history::History,
     model::{EndpointView, PipelineView, VERSION, View},
+    nodes::{self, Nodes},
 };
 
 /// The sampling interval.
@@ -25,6 +27,47 @@ pub(crate) struct Sampler {
     endpoint: Option<EndpointObserver>,
     since: Instant,
     history: History,
+    cluster: Option<Cluster>,
+}
+
+/// The nodes of the endpoint's cluster.
+#[derive(Debug)]
+struct Cluster {
+    /// The name of this node.
+    name: String,
+    /// The reports of the others.
+    reports: TopicSubscription,
+    nodes: Nodes,
+    /// The number of the next sample.
+    sample: u64,
+}
+
+impl Cluster {
+    fn of(endpoint: &EndpointObserver) -> Option<Self> {
+        let pubsub = endpoint.pubsub()?;
+        let (name, reports) = (pubsub.node_name()?.to_owned(), pubsub.subscribe(nodes::TOPIC));
+        Some(Self { name, reports, nodes: Nodes::default(), sample: 0 })
+    }
+
+    /// Puts the nodes into a view, and tells the others about this one.
+    fn exchange(&mut self, endpoint: Option<&EndpointObserver>, view: &mut View, now: Duration) {
+        while let Some(report) = self.reports.recv().now_or_never() {
+            // Those that were dropped are followed by others.
+            let Ok(report) = report else { continue };
+            if let (nodes::EVENT, Some(json)) = (report.event(), report.payload().json()) {
+                self.nodes.hear(json, &self.name, now);
+            }
+        }
+        let own = nodes::report(&self.name, view);
+        if self.sample.is_multiple_of(nodes::EVERY)
+            && let Some(pubsub) = endpoint.and_then(EndpointObserver::pubsub)
+        {
+            // The others see that this node is silent.
+            let _ = pubsub.broadcast(nodes::TOPIC, nodes::EVENT, &own);
+        }
+        self.sample = self.sample.wrapping_add(1);
+        view.nodes = self.nodes.list(own, now);
+    }
 }
 
 impl Sampler {
@@ -32,7 +75,8 @@ impl Sampler {
         pipelines: Vec<PipelineObserver>,
         endpoint: Option<EndpointObserver>,
     ) -> Self {
-        Self { pipelines, endpoint, since: Instant::now(), history: History::default() }
+        let cluster = endpoint.as_ref().and_then(Cluster::of);
+        Self { pipelines, endpoint, since: Instant::now(), history: History::default(), cluster }
     }
 
     /// Takes a snapshot.
@@ -57,7 +101,11 @@ impl Sampler {
         let endpoint = self.endpoint.as_ref().and_then(EndpointObserver::snapshot);
         let endpoint = endpoint.map(EndpointView::new);
         let view = View { version: VERSION, pipelines, endpoint, ..View::default() };
-        self.history.add(at, view)
+        let mut view = self.history.add(at, view);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.exchange(self.endpoint.as_ref(), &mut view, at);
+        }
+        view
     }
 
     /// Samples periodically and broadcasts to the viewers. Never returns: the inspector aborts it.

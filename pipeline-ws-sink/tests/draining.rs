@@ -10,7 +10,7 @@ use pipeline_test_support::{Client, Log, settle};
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Topic,
     channel::{JoinContext, JoinError},
-    endpoint::EndpointReport,
+    endpoint::{EndpointReport, Shed},
     mount::Drainer,
 };
 use serde_json::json;
@@ -393,4 +393,65 @@ async fn a_dropped_drain_closes_the_rest_at_once() {
     draining.abort();
     assert!(second.await.unwrap() < began + INTERVAL);
     assert_eq!(again.await.unwrap().aborted, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_of_the_sockets_is_closed_slowly_and_the_oldest_first() {
+    let server = server(1);
+    let mut clients = vec![];
+    for _ in 0..10 {
+        clients.push(client(&server, "/socket", 1).await);
+        sleep(Duration::from_secs(1)).await;
+    }
+    let began = Instant::now();
+    assert_eq!(server.endpoint.shed(Shed::share(0.5).per_second(2)).await, 5);
+    let mut closed = vec![];
+    for client in clients.drain(..5) {
+        closed.push((client.await.unwrap() - began).as_millis() / 500);
+    }
+    assert_eq!(closed, [0, 1, 2, 3, 4]);
+    // The others stay, and new ones are accepted.
+    clients.push(client(&server, "/socket", 1).await);
+    assert!(clients.iter().all(|client| !client.is_finished()));
+    assert_eq!(server.endpoint.open_sockets(), 6);
+    assert_eq!(server.endpoint.shed(Shed::down_to(4)).await, 2);
+    for client in clients.drain(..2) {
+        client.await.unwrap();
+    }
+    assert_eq!(server.endpoint.shed(Shed::down_to(4)).await, 0);
+    // Three have been open for at least five seconds, and one is new.
+    assert_eq!(server.endpoint.shed(Shed::older_than(Duration::from_secs(3))).await, 3);
+    assert!(!clients.pop().unwrap().is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn fewer_are_closed_when_clients_leave_or_the_endpoint_drains() {
+    let server = server(1);
+    let mut clients = vec![];
+    for _ in 0..4 {
+        clients.push(server.connect(4096).await);
+    }
+    let endpoint = server.endpoint.clone();
+    let slowly = Shed::down_to(1).per_second(1);
+    let shedding = tokio::spawn(async move { endpoint.shed(slowly).await });
+    let mut clients = clients.into_iter();
+    ended(clients.next().unwrap()).await;
+    // Two leave by themselves, and one is left, as asked for.
+    drop((clients.next(), clients.next()));
+    assert_eq!(shedding.await.unwrap(), 1);
+    assert_eq!(server.endpoint.open_sockets(), 1);
+
+    let endpoint = server.endpoint.clone();
+    let mut more = vec![];
+    for _ in 0..9 {
+        more.push(server.connect(4096).await);
+    }
+    let all = Shed::share(1.0).per_second(1);
+    let shedding = tokio::spawn(async move { endpoint.shed(all).await });
+    ended(clients.next().unwrap()).await;
+    drain(&server.endpoint, AN_HOUR);
+    for client in more {
+        ended(client).await;
+    }
+    assert!(shedding.await.unwrap() <= 2, "the rest is closed by the drain");
 }

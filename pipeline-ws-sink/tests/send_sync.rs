@@ -10,12 +10,13 @@ use pipeline_ws_sink::{
     },
     endpoint::{
         BuildError, EndpointBuilder, EndpointObserver, EndpointReport, EndpointSnapshot, Latencies,
-        MountSnapshot, PathError, PatternError, RouteSnapshot,
+        MountSnapshot, PathError, PatternError, RouteSnapshot, Shed,
     },
     mount::{CheckOrigin, Drainer, LongPoll, Origin, OriginError, WhenFull},
     payload::PayloadError,
     pubsub::{
-        AdapterError, Broadcast, BroadcastError, Lagged, LocalNode, SubscriberId, TopicSubscription,
+        AdapterError, AdapterSnapshot, Broadcast, BroadcastError, Lagged, LocalNode, SubscriberId,
+        TopicSubscription,
     },
     socket::{ConnectError, ConnectInfo, MissingParam, Params, ParamsError, PeerAddr},
     token::{KeyDigest, KeyOptions, Signer, SignerError, TokenError},
@@ -31,6 +32,7 @@ fn public_types_are_send_and_sync() {
     }
     both!(
         AdapterError,
+        AdapterSnapshot,
         Broadcast,
         BroadcastError,
         BuildError,
@@ -66,6 +68,7 @@ fn public_types_are_send_and_sync() {
         Ref,
         Reply,
         RouteSnapshot,
+        Shed,
         SendError,
         Signer,
         SignerError,

@@ -138,8 +138,28 @@ function showSources(pipelines) {
   table('source-table', rows)
 }
 
+function showNodes(nodes) {
+  const state = (node) => {
+    if (node.is_gone) return `gone for ${age(node.silent_seconds)}`
+    if (node.between && !node.between.is_connected) return 'cut off'
+    return node.is_draining ? 'draining' : 'up'
+  }
+  byId('nodes').hidden = nodes.length === 0
+  table('node-table', nodes.map((node) => {
+    const between = node.between
+    return [
+      node.is_this ? `${node.name} (this)` : node.name, state(node), count(node.sockets), count(node.channels),
+      rate(node.frames_out_per_second), milliseconds(node.delivered_p99),
+      between ? rate(between.sent_per_second) : '–', between ? rate(between.received_per_second) : '–',
+      between ? milliseconds(between.lag_ms) : '–', between ? `${count(between.gaps)}, ${count(between.lost)} lost` : '–',
+      between ? count(between.waiting) : '–', node.bottlenecks.join(', ') || '–',
+    ]
+  }))
+}
+
 function show(view) {
   latest = view
+  showNodes(view.nodes)
   showPipelines(view.pipelines)
   showSources(view.pipelines)
   showEndpoint(view.endpoint)

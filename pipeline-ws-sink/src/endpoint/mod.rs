@@ -10,6 +10,7 @@ pub(crate) mod mount;
 mod sampler;
 #[cfg(test)]
 mod schedules;
+mod shed;
 pub(crate) mod snapshot;
 pub(crate) mod sockets;
 pub(crate) mod state;
@@ -39,6 +40,7 @@ use self::{
 };
 pub use self::{
     listen::listen,
+    shed::Shed,
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
 };
 pub use crate::{
@@ -343,6 +345,30 @@ impl Endpoint {
         EndpointReport { closed: sockets.saturating_sub(aborted), aborted }
     }
 
+    /// Closes a part of the sockets with code 1012, slowly, so that their clients connect again, and a
+    /// load balancer gives them to other nodes: for a node that has been added, or after a restart of all.
+    /// Returns how many were closed.
+    ///
+    /// The endpoint accepts clients as before; a balancer that counts connections gives the next ones to
+    /// nodes that have fewer. A long-polling client's session ends as in a [drain](Self::drain). The
+    /// oldest sockets are closed first. It ends early when the endpoint drains.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, no more sockets are closed.
+    ///
+    /// ```
+    /// use pipeline_ws_sink::{Endpoint, endpoint::Shed};
+    ///
+    /// /// Gives other nodes their part: the mean is known from the inspector, or from metrics.
+    /// async fn balance(endpoint: &Endpoint, mean: usize) -> usize {
+    ///     endpoint.shed(Shed::down_to(mean).per_second(200)).await
+    /// }
+    /// ```
+    pub async fn shed(&self, shed: Shed) -> usize {
+        shed.run(&self.inner.state.sockets).await
+    }
+
     /// Answers a request: a client that connects, or any other request.
     fn answer<B>(&self, request: Request<B>) -> impl Future<Output = Answer> + Send + use<B>
     where
@@ -428,6 +454,7 @@ impl Inner {
             outbox_bytes: self.state.outboxes.bytes(),
             dropped: dropped.collect(),
             closed_slow: metrics.closed_slow.get(),
+            adapter: self.state.pubsub.adapter_snapshot(),
             delivered: metrics.push_times.delivered.get(),
         }
     }

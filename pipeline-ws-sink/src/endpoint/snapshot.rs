@@ -10,7 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
-use crate::telemetry::latencies::Latencies;
+use crate::{
+    pubsub::{AdapterSnapshot, PubSub},
+    telemetry::latencies::Latencies,
+};
 
 /// The state of an endpoint's sockets and channels at one moment. It is read while they run, so its
 /// numbers may be of slightly different moments. Counters start when the endpoint is built.
@@ -55,6 +58,10 @@ pub struct EndpointSnapshot {
     pub dropped: BTreeMap<Cow<'static, str>, u64>,
     /// Sockets that were closed because the client was too slow.
     pub closed_slow: u64,
+    /// What the adapter has sent to other nodes and received from them, if there is one that tells.
+    /// Not serialized.
+    #[serde(skip)]
+    pub adapter: Option<AdapterSnapshot>,
     /// The metric `pipeline.push_delivered`: from when an item was enqueued until its frame was
     /// written, one sample for each socket. Not serialized.
     #[serde(skip)]
@@ -130,6 +137,12 @@ impl EndpointObserver {
     #[must_use]
     pub fn snapshot(&self) -> Option<EndpointSnapshot> {
         Some(self.0.upgrade()?.snapshot())
+    }
+
+    /// The endpoint's broadcasts and subscriptions; `None` when it is gone.
+    #[must_use]
+    pub fn pubsub(&self) -> Option<PubSub> {
+        Some(self.0.upgrade()?.state.pubsub.clone())
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use futures::future::join_all;
 use parking_lot::Mutex;
 use slab::Slab;
-use tokio::time;
+use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{drainer::MountDrainer, entrants::Entrants};
@@ -35,6 +35,8 @@ struct Table {
     closed: Option<SocketEnd>,
     /// The number of sockets that were open when the first draining began.
     drained: Option<usize>,
+    /// The number of sockets that were shed and have not left yet.
+    shed: usize,
 }
 
 struct OpenSocket {
@@ -44,6 +46,8 @@ struct OpenSocket {
     at: usize,
     /// The drainer of its mount.
     drainer: Arc<MountDrainer>,
+    opened_at: Instant,
+    is_shed: bool,
 }
 
 /// The draining of all sockets that were open when it began. Dropping it closes the remaining ones
@@ -132,6 +136,29 @@ impl Sockets {
         self.table.lock().open.len()
     }
 
+    /// When each socket was opened, and its key.
+    pub(super) fn opened(&self) -> Vec<(Instant, usize)> {
+        let table = self.table.lock();
+        table.open.iter().map(|(key, open)| (open.opened_at, key)).collect()
+    }
+
+    /// Ends the socket with this key, if it is the one that was opened then. Returns whether it was open.
+    pub(super) fn shed(&self, key: usize, opened_at: Instant) -> bool {
+        let mut table = self.table.lock();
+        let open = table.open.get_mut(key).filter(|open| open.opened_at == opened_at);
+        let Some(open) = open.filter(|open| !open.outbox.has_ended()) else { return false };
+        open.is_shed = true;
+        open.outbox.end(SocketEnd::Draining);
+        table.shed += 1;
+        true
+    }
+
+    /// The number of sockets, without those that were shed and have not left yet.
+    pub(super) fn staying(&self) -> usize {
+        let table = self.table.lock();
+        table.open.len().saturating_sub(table.shed)
+    }
+
     /// The pending frames of all sockets. Sockets that open or close meanwhile may be missed.
     pub(crate) fn waiting(&self) -> Load {
         let (mut waiting, mut next) = (Load::default(), 0);
@@ -170,7 +197,15 @@ impl Entrant {
             alike.push(key);
             alike.len() - 1
         });
-        table.open.insert(OpenSocket { outbox: outbox.clone(), id, at, drainer: drainer.clone() });
+        let open = OpenSocket {
+            outbox: outbox.clone(),
+            id,
+            at,
+            drainer: drainer.clone(),
+            opened_at: Instant::now(),
+            is_shed: false,
+        };
+        table.open.insert(open);
         if let Some(end) = table.closed {
             outbox.end(end);
         }
@@ -270,6 +305,7 @@ impl MountDraining {
 impl Table {
     fn remove(&mut self, key: usize) -> OpenSocket {
         let open = self.open.remove(key);
+        self.shed -= usize::from(open.is_shed);
         if let Some(id) = &open.id
             && let Some(alike) = self.by_id.get_mut(id)
         {

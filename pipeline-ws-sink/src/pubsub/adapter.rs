@@ -8,6 +8,7 @@ use std::{
 };
 
 use pipeline_core::ExitReason;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{PubSub, Shared, broadcast::Broadcast};
@@ -80,6 +81,11 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
+    /// What the adapter has sent and received, for readers of the node's state. None by default.
+    fn snapshot(&self) -> Option<AdapterSnapshot> {
+        None
+    }
+
     /// Sends a broadcast to all other nodes.
     ///
     /// An adapter that knows which nodes have subscribers may leave out the others, unless the broadcast
@@ -99,6 +105,42 @@ pub trait Adapter: Send + Sync + 'static {
     fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError>;
 }
 
+/// What an [`Adapter`] has sent and received. Counters start with the adapter.
+///
+/// ```
+/// use pipeline_ws_sink::pubsub::AdapterSnapshot;
+///
+/// let mut snapshot = AdapterSnapshot::default();
+/// snapshot.is_connected = true;
+/// snapshot.sent = 7;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct AdapterSnapshot {
+    /// Whether the node can send and receive now.
+    pub is_connected: bool,
+    /// Broadcasts that wait to be sent.
+    pub waiting: usize,
+    /// Broadcasts that were sent to other nodes.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Broadcasts of other nodes.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// The sum of the times from a broadcast on another node to its delivery on this one, in
+    /// microseconds.
+    pub lag_micros: u64,
+    /// How often broadcasts of another node were missing.
+    pub gaps: u64,
+    /// How many are known to be missing.
+    pub lost: u64,
+    /// Broadcasts that were not sent, or not delivered here.
+    pub dropped: u64,
+}
+
 /// The program's adapter. A panic while it sends is an error, so that no caller has to expect one: the
 /// endpoint also sends by itself, from its trackers' tasks and while it shuts down.
 pub(crate) struct Contained<A>(pub(crate) A);
@@ -114,6 +156,10 @@ impl<A: Adapter> Adapter for Contained<A> {
 
     fn follows_topics(&self) -> bool {
         self.0.follows_topics()
+    }
+
+    fn snapshot(&self) -> Option<AdapterSnapshot> {
+        catch_unwind(AssertUnwindSafe(|| self.0.snapshot())).unwrap_or_default()
     }
 
     fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {

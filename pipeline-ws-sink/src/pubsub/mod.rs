@@ -26,7 +26,7 @@ use tokio::time::Instant;
 pub(crate) use self::adapter::Contained;
 pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriberTable, SubscriptionGuard};
 pub use self::{
-    adapter::{Adapter, AdapterError, LocalNode},
+    adapter::{Adapter, AdapterError, AdapterSnapshot, LocalNode},
     broadcast::Broadcast,
     confirm::{Confirmation, NotConfirmed, TooManyConfirmations},
     filter::FilterSubscribed,
@@ -494,8 +494,14 @@ impl PubSub {
         }
     }
 
-    /// The name of this node, if there is an adapter.
-    pub(crate) fn node_name(&self) -> Option<&str> {
+    /// What the adapter has sent and received, if it tells.
+    pub(crate) fn adapter_snapshot(&self) -> Option<AdapterSnapshot> {
+        self.shared.adapter.as_ref()?.snapshot()
+    }
+
+    /// The name of this node, if there is an [`Adapter`].
+    #[must_use]
+    pub fn node_name(&self) -> Option<&str> {
         self.shared.adapter.as_ref().map(|adapter| adapter.node_name())
     }
 
