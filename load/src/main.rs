@@ -7,6 +7,7 @@ mod bench;
 mod client;
 mod figure;
 mod growth;
+mod nodes;
 mod peers;
 mod rows;
 mod sources;

@@ -2,6 +2,7 @@
 
 mod broadcasts;
 mod connecting;
+mod nodes;
 mod pushes;
 mod sources;
 mod stages;
@@ -29,6 +30,8 @@ pub(crate) enum Rows {
     Stages,
     /// Durable sources, and the bare client libraries
     Sources,
+    /// Broadcasts between nodes, and the bare client libraries
+    Nodes,
 }
 
 impl Rows {
@@ -42,6 +45,7 @@ impl Rows {
             Self::Connect => connecting::lines(bench),
             Self::Stages => stages::lines(bench),
             Self::Sources => sources::lines(bench),
+            Self::Nodes => nodes::lines(bench),
         }
     }
 }

@@ -111,6 +111,12 @@ impl Server {
         self.port
     }
 
+    /// The id of its process, while it runs.
+    #[must_use]
+    pub fn process(&self) -> Option<u32> {
+        self.running.as_ref().map(|running| running.child.id())
+    }
+
     /// Its address, with the user and the database of the test.
     #[must_use]
     pub fn url(&self) -> String {

@@ -1,0 +1,71 @@
+//! Broadcasts from one node to others, compared with messages of the bare client libraries.
+
+use pipeline_test_support::servers::{Kind, Server};
+use tokio::runtime::Runtime;
+
+use crate::{
+    bench::{Bench, Size},
+    error::LoadError,
+    nodes::{self, Traffic, bare, server},
+    rows::stages::line,
+    table::Line,
+};
+
+pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
+    let (messages, paced) = match bench.size {
+        Size::Full => (500_000, 5_000),
+        Size::Quick => (100_000, 1_000),
+        Size::Tiny => (2_000, 20),
+    };
+    let mut lines = Vec::new();
+    for (kind, name) in [(Kind::Redis, "Redis"), (Kind::Nats, "NATS")] {
+        if Runtime::new()?.block_on(Server::start(kind)).is_none() {
+            continue;
+        }
+        let to_one = Traffic { messages, topics: 1, others: 1, listening: 1 };
+        for topics in [1, 1_000] {
+            let load = Traffic { topics, ..to_one };
+            let plural = if topics == 1 { "topic" } else { "topics" };
+            let ours = async || nodes::rate(&server(kind).await?, kind, load).await;
+            let bares = async || bare::rate(&server(kind).await?, kind, load).await;
+            let rate = line(
+                bench,
+                &format!("{name}, node to node, {topics} {plural}: broadcasts/s"),
+                async || Ok(ours().await?.per_second),
+                async || Ok(bares().await?.per_second),
+            )?;
+            let baseline = rate.baseline.as_ref().map_or(f64::NAN, |figure| figure.median);
+            lines.push(rate.at_least(0.6 * baseline, "≥ 0.6 × baseline"));
+            lines.push(line(
+                bench,
+                &format!("{name}, the same: µs of processor time for each"),
+                async || Ok(ours().await?.processor_micros),
+                async || Ok(bares().await?.processor_micros),
+            )?);
+        }
+        // The baseline is the same library with the one node that listens.
+        let of_three = Traffic { others: 3, topics: 1_000, ..to_one };
+        let alone = Traffic { topics: 1_000, ..to_one };
+        let rate = line(
+            bench,
+            &format!("{name}, one of three other nodes listens: broadcasts/s"),
+            async || Ok(nodes::rate(&server(kind).await?, kind, of_three).await?.per_second),
+            async || Ok(nodes::rate(&server(kind).await?, kind, alone).await?.per_second),
+        )?;
+        let baseline = rate.baseline.as_ref().map_or(f64::NAN, |figure| figure.median);
+        lines.push(rate.at_least(0.8 * baseline, "≥ 0.8 × one node"));
+        for (part, percent) in [(50, "p50"), (99, "p99")] {
+            let at = |times: Vec<f64>| {
+                let at = times.len() * part / 100;
+                times.get(at).copied().unwrap_or(f64::NAN)
+            };
+            lines.push(line(
+                bench,
+                &format!("{name}, one at a time, ms until it arrives: {percent}"),
+                async || nodes::latencies(&server(kind).await?, kind, paced).await.map(at),
+                async || bare::latencies(&server(kind).await?, kind, paced).await.map(at),
+            )?);
+        }
+    }
+    Ok(lines)
+}
