@@ -136,6 +136,96 @@ async fn slow_joins_count_as_well() {
     ada.expect((9..=12).map(answer)).await;
 }
 
+/// A topic whose join takes as long as the test wants.
+const SLOW: &str = "slow:join";
+
+/// A client that has joined a topic, and is joining another, behind which it sends as many events.
+async fn joining(server: &MemoryServer, events: usize, bytes: usize) -> Client<DuplexStream> {
+    let mut ada = server.connect(1 << 24).await;
+    ada.join("2", T).await;
+    ada.send(json!(["1", "join", SLOW, "phx_join", {}])).await;
+    for n in 1..=events {
+        let padding = "x".repeat(bytes);
+        ada.send(json!(["1", n.to_string(), SLOW, "ping", { "padding": padding }])).await;
+    }
+    ada
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_not_read_while_256_messages_wait_behind_a_join_and_then_they_are_refused() {
+    let (builder, gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder);
+    let mut ada = joining(&server, 300, 1).await;
+    let begun = Instant::now();
+    ada.send(json!([null, "beat", "phoenix", "heartbeat", {}])).await;
+    let response = json!({ "reason": "too many messages are waiting" });
+    let refused = |n: usize| reply("1", &n.to_string(), SLOW, "error", response.clone());
+    ada.expect((257..=300).map(refused)).await;
+    let beaten = json!([null, "beat", "phoenix", "phx_reply", {"status": "ok", "response": {}}]);
+    ada.expect([beaten]).await;
+    assert!((PATIENCE..PATIENCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let paused = server.recorded.counters("socket.reads_paused");
+    assert_eq!(paused, [("reason=join".to_owned(), 1)]);
+    let refused = server.recorded.counters("socket.messages_refused");
+    assert!(refused.iter().any(|(labels, n)| labels.contains("reason=join") && *n == 44));
+
+    // Other topics have room.
+    let begun = Instant::now();
+    ada.send(json!(["2", "3", T, "ping", {}])).await;
+    ada.expect([reply("2", "3", T, "ok", json!({}))]).await;
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+
+    gate.add_permits(1);
+    ada.expect([reply("1", "join", SLOW, "ok", json!({}))]).await;
+    let answer = |n: usize| reply("1", &n.to_string(), SLOW, "ok", json!({ "padding": "x" }));
+    ada.expect((1..=256).map(answer)).await;
+    // There is room again.
+    ada.send(json!(["1", "last", SLOW, "ping", {}])).await;
+    ada.expect([reply("1", "last", SLOW, "ok", json!({}))]).await;
+    ada.expect_nothing_else().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_128_kib_wait_behind_a_join_and_nothing_is_lost_if_it_ends_in_time() {
+    let (builder, gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder);
+    let mut ada = joining(&server, 250, 1000).await;
+    sleep(PATIENCE / 2).await;
+    // The join, and the message that waits for room, count as well.
+    let (held, share) = (server.endpoint.snapshot().inbox_bytes, 16 << 10);
+    assert!((100_000..(128 << 10) + 4_000).contains(&(held + share)), "{held}");
+    gate.add_permits(1);
+    ada.expect([reply("1", "join", SLOW, "ok", json!({}))]).await;
+    for n in 1..=250 {
+        let answer = ada.receive().await;
+        assert_eq!((&answer[1], &answer[4]["status"]), (&json!(n.to_string()), &json!("ok")));
+    }
+    ada.expect_nothing_else().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_of_a_topic_that_wait_for_each_other_are_bounded_and_all_answered() {
+    let (builder, gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder);
+    let mut ada = server.connect(1 << 24).await;
+    for n in 1..=1000 {
+        let reference = n.to_string();
+        ada.send(json!([reference, reference, SLOW, "phx_join", {}])).await;
+    }
+    sleep(PATIENCE / 2).await;
+    assert!(server.endpoint.snapshot().inbox_bytes < 128 << 10);
+    gate.add_permits(1000);
+    for n in 1..=1000 {
+        let reference = n.to_string();
+        ada.expect([reply(&reference, &reference, SLOW, "ok", json!({}))]).await;
+        if n > 1 {
+            let before = (n - 1).to_string();
+            ada.expect([json!([before, before, SLOW, "phx_close", {}])]).await;
+        }
+    }
+    ada.expect_nothing_else().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_disconnect_is_noticed_while_a_channel_is_busy() {
     let server = server(|mount| mount.max_inbox(10_000).idle_timeout(Duration::MAX));

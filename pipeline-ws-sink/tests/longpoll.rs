@@ -685,6 +685,46 @@ async fn a_body_may_be_larger_than_the_inbox_of_its_client() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_thousand_joins_of_a_topic_in_one_request_are_accepted_one_after_the_other() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let join = |n: usize| json!([n.to_string(), n.to_string(), T, "phx_join", {}]).to_string();
+    let lines: Vec<_> = (1..=1000).map(join).collect();
+    assert_eq!(poller.post(&lines.join("\n")).await, json!({ "status": 200 }));
+    // Each ends the one before.
+    assert_eq!(poller.messages().await.len(), 1999);
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_whose_requests_are_given_up_wait_behind_a_join_within_its_bound() {
+    let (server, gate) = server_with(|mount| mount);
+    let poller = Poller::connect(&server, V2).await;
+    let message = |n: usize| match n {
+        0 => json!(["1", "0", "slow:x", "phx_join", {}]).to_string(),
+        n => json!(["1", n.to_string(), "slow:x", "ping", {}]).to_string(),
+    };
+    let mut refused = 0;
+    for n in 0..=300 {
+        // Each request is answered after its window, as the join has not ended.
+        let message = message(n);
+        let (posted, polled) = tokio::join!(poller.post(&message), poller.poll());
+        assert_eq!(posted["status"], 408, "{n}");
+        refused += polled["messages"].as_array().map_or(0, Vec::len);
+    }
+    gate.add_permits(1);
+    let mut accepted = 0;
+    while refused + accepted < 301 {
+        for message in poller.messages().await {
+            let message = message.to_string();
+            let is_ok = message.contains(r#""status":"ok""#);
+            assert!(is_ok || message.contains("too many messages are waiting"), "{message}");
+            *(if is_ok { &mut accepted } else { &mut refused }) += 1;
+        }
+    }
+    assert_eq!((accepted, refused), (257, 44), "the join, and 256 behind it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_polling_client_is_rate_limited_too() {
     let polled = LongPoll::new();
     let (builder, _) = endpoint_with(|mount| mount.longpoll(polled).frame_rate_limit(100));

@@ -54,7 +54,7 @@ const fn passing(size: usize) -> usize {
     HOSTILE * 2 * (size + (16 << 10))
 }
 
-/// What both clients hold of small messages, a few hundred of which may wait for a join.
+/// What both clients hold of small messages, 256 of which may wait behind joins.
 const FEW: usize = HOSTILE << 18;
 
 /// The limits of the calm client's response times. `docs/spec/hostile.md` has their reasons.

@@ -431,6 +431,10 @@ impl<S: Socket> Mount<S> {
     /// noticed, however long a channel takes. Refused messages are counted in
     /// `socket.messages_refused`, with the reason `inbox`.
     ///
+    /// Messages that are sent during a join of their topic wait here too, but no more than 256 of
+    /// them and 128 KiB, for all topics of a client together. Beyond that the same happens, with the
+    /// reason `join`, to messages on topics that are being joined.
+    ///
     /// [`EndpointBuilder::max_inboxes`](crate::endpoint::EndpointBuilder::max_inboxes) bounds the
     /// inboxes of all sockets of an endpoint.
     pub fn max_inbox(mut self, bytes: usize) -> Self {

@@ -205,6 +205,11 @@ impl Inbox {
 }
 
 impl InboxBytes {
+    /// The number of bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether there is room for these bytes, next to all other bytes of the socket and the
     /// endpoint.
     pub(crate) fn has_room(&self) -> bool {

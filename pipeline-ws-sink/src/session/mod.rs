@@ -7,6 +7,7 @@ pub(crate) mod rate_limit;
 #[cfg(test)]
 mod tests;
 pub(crate) mod token_bucket;
+mod waiting;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 use pipeline_core::{Deadline, ExitReason};
 use serde_json::json;
 use tokio::{
-    task::{JoinHandle, coop::consume_budget},
+    task::{JoinHandle, coop::consume_budget, yield_now},
     time::{self, Instant},
 };
 
@@ -31,6 +32,7 @@ use self::{
     end::SocketEnd,
     inbox::{Inbox, InboxBytes},
     rate_limit::{Excess, OnLimit, RateState},
+    waiting::{Behind, WaitingMessages},
 };
 use crate::{
     channel::{ChannelMessage, Instance, Join, Mailbox, Replaced},
@@ -38,7 +40,7 @@ use crate::{
     outbox::Outbox,
     payload::Payload,
     protocol::{
-        message::{Address, ClientMessage, JOIN, LEAVE, Received},
+        message::{Address, ClientMessage, JOIN, LEAVE, Received, Unreadable},
         reference::Ref,
         version::Version,
     },
@@ -59,8 +61,8 @@ const JOIN_COST: u64 = 16;
 /// answer is written from scratch.
 const REFUSAL_COST: u64 = 8;
 
-/// How long a client with a full inbox is not read from. It is shorter than clients wait for the
-/// answer to a heartbeat.
+/// How long a client is not read from whose inbox is full, or of which too much waits for joins. It
+/// is shorter than clients wait for the answer to a heartbeat.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long channels handle pending messages after their client is gone: it may have sent a message
@@ -69,6 +71,10 @@ const LAST_EVENTS: Duration = Duration::from_secs(1);
 
 /// How long channels have to end when their socket is gone, in total.
 const CHANNELS_END: Duration = Duration::from_secs(5);
+
+/// How many bytes of a frame cost as much as the frame itself. A frame of 1 MiB costs a task's
+/// whole budget of tokio for one poll.
+const BYTES_A_UNIT: usize = 8 << 10;
 
 /// The state that a client's channels share.
 pub(crate) struct Connection<S: Socket> {
@@ -93,6 +99,11 @@ pub(crate) async fn pay(units: u64) {
     }
 }
 
+/// The cost of a message of this decompressed size.
+pub(crate) fn cost(bytes: usize) -> u64 {
+    1 + (bytes / BYTES_A_UNIT) as u64
+}
+
 /// One client.
 ///
 /// Only the session knows which topics are joined. A channel announces its end to the session
@@ -110,6 +121,13 @@ pub(crate) struct Session<S: Socket> {
     spent: Option<Box<RateState>>,
     /// While the inbox is full: when to stop waiting for room.
     full_until: Option<Deadline>,
+    /// The messages that wait for joins, all topics together.
+    behind: Behind,
+    /// While they are too many: when to stop waiting for fewer.
+    crowded_until: Option<Deadline>,
+    /// How often a message was decoded.
+    #[cfg(test)]
+    decoded: usize,
 }
 
 /// A topic that is joined, or being joined.
@@ -119,7 +137,7 @@ struct Entry {
     mailbox: Arc<Mailbox>,
     task: JoinHandle<()>,
     /// The messages that wait for the join, while it runs.
-    pending: Option<VecDeque<(Received, InboxBytes)>>,
+    pending: Option<WaitingMessages>,
 }
 
 impl Entry {
@@ -141,6 +159,10 @@ impl<S: Socket> Session<S> {
             unpaid: 0,
             spent: None,
             full_until: None,
+            behind: Behind::default(),
+            crowded_until: None,
+            #[cfg(test)]
+            decoded: 0,
         }
     }
 
@@ -172,26 +194,58 @@ impl<S: Socket> Session<S> {
     /// Handles the channels' events, and routes the messages that waited for them.
     pub(crate) async fn catch_up(&mut self) {
         while let Some(event) = self.connection.events.take() {
-            let waiting = match event {
+            let (topic, waiting) = match event {
                 SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
-                    Some(entry) if entry.instance.id() == id => entry.pending.take(),
-                    _ => None,
+                    Some(entry) if entry.instance.id() == id => {
+                        let waiting = entry.pending.take();
+                        (topic, waiting)
+                    }
+                    _ => (topic, None),
                 },
                 SessionEvent::Ended { topic, id } => match self.channels.get(&topic) {
                     Some(entry) if entry.instance.id() == id => {
-                        self.channels.remove(&topic).and_then(|entry| self.forget(entry))
+                        let waiting = self.channels.remove(&topic);
+                        (topic, waiting.and_then(|entry| self.forget(entry)))
                     }
-                    _ => None,
+                    _ => (topic, None),
                 },
             };
             self.count_channels();
-            for (received, held) in waiting.into_iter().flatten() {
-                consume_budget().await;
-                if let Ok(message) = ClientMessage::decode(self.connection.version, &received) {
-                    self.route(&message, &received, held);
-                }
+            if let Some(waiting) = waiting {
+                self.route_waiting(&topic, waiting).await;
             }
         }
+    }
+
+    /// Routes the messages that waited for a join of this topic, until one of them is a join. The
+    /// rest waits for that one as it is: if each message was decoded again for each join before it,
+    /// many joins of one topic would take time in the square of their number.
+    async fn route_waiting(&mut self, topic: &str, mut waiting: WaitingMessages) {
+        while let Some((received, held)) = waiting.pop_front() {
+            self.behind.remove(&held);
+            pay(cost(received.len()) + self.unpaid()).await;
+            if let Ok(message) = self.decode(&received) {
+                self.route(&message, &received, held);
+            }
+            let entry = self.channels.get_mut(topic);
+            if let Some(pending) = entry.and_then(|entry| entry.pending.as_mut()) {
+                debug_assert!(pending.is_empty(), "nothing arrives meanwhile");
+                *pending = waiting;
+                // The session and its channel wake each other, so neither uses up its budget, and a
+                // thread that always has a task to run looks at its sockets after 61 of them only.
+                // Between two joins, everything else that is ready runs, and they are looked at.
+                yield_now().await;
+                return;
+            }
+        }
+    }
+
+    fn decode<'a>(&mut self, received: &'a Received) -> Result<ClientMessage<'a>, Unreadable> {
+        #[cfg(test)]
+        {
+            self.decoded += 1;
+        }
+        ClientMessage::decode(self.connection.version, received)
     }
 
     /// Counts a received message in the inbox, before it is handled.
@@ -201,8 +255,8 @@ impl<S: Socket> Session<S> {
 
     /// Handles a received message, which is already [counted](Self::hold) in the inbox.
     ///
-    /// If the client sends faster than its messages are handled, it waits for room in the inbox,
-    /// for a limited time, and for nothing else.
+    /// If the client sends faster than its messages are handled, it waits for room in the inbox, or
+    /// behind a join, for a limited time, and for nothing else.
     ///
     /// # Errors
     ///
@@ -216,7 +270,7 @@ impl<S: Socket> Session<S> {
         match self.handle(&received, held)? {
             None => Ok(()),
             // Boxed, so that a socket that never waits is no larger.
-            Some(held) => Box::pin(self.handle_late(received, held)).await,
+            Some((held, full)) => Box::pin(self.handle_late(received, held, full)).await,
         }
     }
 
@@ -226,14 +280,14 @@ impl<S: Socket> Session<S> {
         mem::take(&mut self.unpaid) + self.connection.outbox.take_unpaid()
     }
 
-    /// Handles a message, unless it has to wait for room: then its count is returned. It awaits
-    /// nothing, so that an idle socket's task needs no room for a message.
+    /// Handles a message, unless it has to wait for room: then its count is returned, and where there
+    /// is none. It awaits nothing, so that an idle socket's task needs no room for a message.
     fn handle(
         &mut self,
         received: &Received,
         held: InboxBytes,
-    ) -> Result<Option<InboxBytes>, SocketEnd> {
-        let message = ClientMessage::decode(self.connection.version, received)?;
+    ) -> Result<Option<(InboxBytes, Scope)>, SocketEnd> {
+        let message = self.decode(received)?;
         if let Some((field, bytes)) = message.too_long() {
             let lines = &self.routes.limited.lines;
             limited!(
@@ -260,47 +314,78 @@ impl<S: Socket> Session<S> {
         if leaves && held.overflow() {
             return Err(SocketEnd::Limited);
         }
-        if !leaves {
-            if !held.has_room() {
-                return Ok(Some(held));
-            }
-            self.full_until = None;
+        if !leaves && let Some(full) = self.is_full_for(topic.as_deref(), &held) {
+            return Ok(Some((held, full)));
         }
         self.route(&message, received, held);
         Ok(None)
     }
 
-    /// Handles a message that has to wait for room, or refuses it.
-    async fn handle_late(&mut self, received: Received, held: InboxBytes) -> Result<(), SocketEnd> {
-        let has_room = self.wait_for_room(&held).await;
-        let message = ClientMessage::decode(self.connection.version, &received)?;
-        if has_room {
-            self.route(&message, &received, held);
-        } else {
-            self.unpaid += REFUSAL_COST;
-            self.routes.limited.count(Scope::Inbox);
-            self.answer_refused(&message, &reason("too many messages are waiting"));
+    /// Where there is no room for a message on this topic: in the inbox, or behind the topic's join.
+    fn is_full_for(&mut self, topic: Option<&str>, held: &InboxBytes) -> Option<Scope> {
+        if !held.has_room() {
+            return Some(Scope::Inbox);
         }
-        Ok(())
+        self.full_until = None;
+        if !self.behind.is_full() {
+            self.crowded_until = None;
+            return None;
+        }
+        let entry = topic.and_then(|topic| self.channels.get(topic));
+        entry.is_some_and(|entry| entry.pending.is_some()).then_some(Scope::Join)
     }
 
-    /// Waits for room for this message, unless that has failed before and there has been no room
-    /// since.
-    async fn wait_for_room(&mut self, held: &InboxBytes) -> bool {
-        let until = match self.full_until {
-            Some(until) => until,
-            None => {
-                self.metrics().reads_paused_by_inbox.increment(1);
-                *self.full_until.insert(Deadline::from_now(PATIENCE))
-            }
-        };
+    /// Handles a message that has to wait for room, or refuses it.
+    async fn handle_late(
+        &mut self,
+        received: Received,
+        held: InboxBytes,
+        mut full: Scope,
+    ) -> Result<(), SocketEnd> {
         loop {
+            let has_room = self.wait_for_room(full, &held).await;
+            // Each look at a message is paid for.
+            self.unpaid += cost(received.len());
+            let message = self.decode(&received)?;
+            match self.is_full_for(message.topic().as_deref(), &held) {
+                None => self.route(&message, &received, held),
+                Some(still) if has_room => {
+                    full = still;
+                    continue;
+                }
+                Some(still) => {
+                    self.unpaid += REFUSAL_COST;
+                    self.routes.limited.count(still);
+                    self.answer_refused(&message, &reason("too many messages are waiting"));
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// Waits for room for this message, in the inbox or behind joins, unless that has failed before
+    /// and there has been no room since.
+    async fn wait_for_room(&mut self, full: Scope, held: &InboxBytes) -> bool {
+        let behind_joins = full == Scope::Join;
+        let known = if behind_joins { self.crowded_until } else { self.full_until };
+        let until = known.unwrap_or_else(|| {
+            let (metrics, until) = (self.metrics(), Deadline::from_now(PATIENCE));
+            if behind_joins {
+                metrics.reads_paused_by_joins.increment(1);
+                self.crowded_until = Some(until);
+            } else {
+                metrics.reads_paused_by_inbox.increment(1);
+                self.full_until = Some(until);
+            }
+            until
+        });
+        loop {
+            if behind_joins && !self.behind.is_full() {
+                return true;
+            }
             tokio::select! {
                 biased;
-                () = held.room() => {
-                    self.full_until = None;
-                    return true;
-                }
+                () = held.room(), if !behind_joins => return true,
                 // Messages that wait for a join are handled after it, and free room.
                 () = self.changed() => self.catch_up().await,
                 () = until.passed() => return false,
@@ -357,7 +442,7 @@ impl<S: Socket> Session<S> {
 
     /// Removes a channel that has announced its end, but keeps its task. Returns the messages that
     /// waited for its join.
-    fn forget(&mut self, entry: Entry) -> Option<VecDeque<(Received, InboxBytes)>> {
+    fn forget(&mut self, entry: Entry) -> Option<WaitingMessages> {
         self.ending.retain(|task| !task.is_finished());
         if !entry.task.is_finished() {
             self.ending.push(entry.task);
@@ -377,6 +462,7 @@ impl<S: Socket> Session<S> {
         let entry = topic.as_deref().and_then(|topic| self.channels.get_mut(topic));
         match (entry, event.as_deref()) {
             (Some(Entry { pending: Some(pending), .. }), _) => {
+                self.behind.add(&held);
                 pending.push_back((received.clone(), held));
             }
             (_, Some(JOIN)) => self.join(message, received, held),

@@ -139,6 +139,8 @@ pub(crate) enum Scope {
     Topic,
     /// Bytes received and not handled: see [`Inbox`](crate::session::inbox::Inbox).
     Inbox,
+    /// Messages that wait for a join: see [`Behind`](crate::session::waiting::Behind).
+    Join,
 }
 
 impl Scope {
@@ -147,6 +149,7 @@ impl Scope {
             Self::Socket => "socket",
             Self::Topic => "topic",
             Self::Inbox => "inbox",
+            Self::Join => "join",
         }
     }
 }

@@ -72,6 +72,8 @@ struct House {
     recorded: Recorded,
     /// The inbox limit of each client.
     inbox: usize,
+    /// The number of frames that each client's outbox may hold.
+    frames: usize,
 }
 
 impl House {
@@ -86,11 +88,11 @@ impl House {
             vec![],
             EndpointLimits { sockets: 8, inboxes: 64 << 20, outboxes: 64 << 20, confirmations: 8 },
         );
-        Self { state, routes: Arc::new(routes), recorded, inbox: 1 << 20 }
+        Self { state, routes: Arc::new(routes), recorded, inbox: 1 << 20, frames: 100 }
     }
 
     fn enter(&self, name: &'static str, version: Version) -> Visitor {
-        let limits = OutboxLimits { frames: 100, bytes: 1 << 20 };
+        let limits = OutboxLimits { frames: self.frames, bytes: self.frames << 14 };
         let metrics = self.state.metrics.clone();
         let outbox = Arc::new(Outbox::new(Writer::Fetched, limits, metrics.clone()));
         let connection = Arc::new(Connection {
@@ -264,4 +266,79 @@ async fn handling_a_message_takes_little_of_the_task_of_a_socket() {
     // The future is part of each socket's task, and takes memory while the socket is idle.
     let size = size_of_val(&ada.session.receive(received, held));
     assert!(size <= 600, "{size}");
+}
+
+/// Sends this many messages without waiting for the answers, and returns how often one of them was
+/// decoded. The last one is a join.
+async fn decoded_of(messages: usize, message: impl Fn(usize) -> Value) -> usize {
+    let mut house = House::new();
+    house.frames = 2 * messages;
+    let mut ada = house.enter("ada", Version::V2);
+    let outbox = ada.outbox.clone();
+    // A client that reads while it sends.
+    let reading = tokio::spawn(async move {
+        let last = messages.to_string();
+        loop {
+            for frame in poll_fn(|cx| outbox.poll_fetch(cx)).await.iter() {
+                let answer: Value = serde_json::from_slice(&frame.body()).unwrap();
+                if answer[1] == last && answer[4]["status"] == "ok" {
+                    return;
+                }
+            }
+        }
+    });
+    for at in 1..=messages {
+        ada.send(message(at)).await.unwrap();
+        let decoded = ada.session.decoded;
+        assert!(decoded <= 3 * at, "{decoded} times, after {at} messages");
+    }
+    let mut answered = std::pin::pin!(time::timeout(PATIENCE * 6, reading));
+    loop {
+        tokio::select! {
+            () = ada.session.changed() => ada.session.catch_up().await,
+            read = &mut answered => break read.unwrap().unwrap(),
+        }
+        let decoded = ada.session.decoded;
+        assert!(decoded <= 3 * messages, "{decoded} times, and more messages wait");
+    }
+    ada.session.decoded
+}
+
+#[tokio::test]
+async fn joins_that_wait_for_joins_are_decoded_three_times_each_however_many_there_are() {
+    // When it arrives, when there is room for it, and when the join before it has ended.
+    for joins in [1_000, 10_000] {
+        let of_one_topic = decoded_of(joins, |at| {
+            let reference = at.to_string();
+            json!([reference, reference, T, "phx_join", {}])
+        });
+        let decoded = of_one_topic.await;
+        assert!((joins..=3 * joins).contains(&decoded), "{decoded} for {joins} joins");
+
+        let of_fifty = decoded_of(joins, |at| {
+            let (reference, topic) = (at.to_string(), format!("room:{}", at % 50));
+            json!([reference, reference, topic, "phx_join", {}])
+        });
+        let decoded = of_fifty.await;
+        assert!((joins..=3 * joins).contains(&decoded), "{decoded} for {joins} joins");
+    }
+}
+
+#[tokio::test]
+async fn messages_that_waited_for_a_join_cost_by_their_size() {
+    let house = House::new();
+    let mut ada = house.enter("ada", Version::V2);
+    ada.send(json!(["1", "1", T, "phx_join", {}])).await.unwrap();
+    // The budget of one poll is 128 units, and this costs 129.
+    let long = "x".repeat(1 << 20);
+    ada.send(json!(["1", "2", T, "ping", { "long": long }])).await.unwrap();
+    ada.session.changed().await;
+    let mut polls = 0;
+    let mut late = std::pin::pin!(ada.session.catch_up());
+    poll_fn(|cx| {
+        polls += 1;
+        late.as_mut().poll(cx)
+    })
+    .await;
+    assert!(polls >= 2, "129 units are paid in {polls} turns");
 }

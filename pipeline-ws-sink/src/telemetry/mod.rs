@@ -70,6 +70,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) dropped_by_end: Tally,
     /// How often reading from a client paused because its inbox was full.
     pub(crate) reads_paused_by_inbox: Counter,
+    /// How often reading from a client paused because too much waited for its joins.
+    pub(crate) reads_paused_by_joins: Counter,
     /// How often reading from a client paused because it exceeded its rate.
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
@@ -122,6 +124,7 @@ impl SocketMetrics {
             confirmations_refused: confirmations("refused"),
             confirmations_unknown: confirmations("unknown"),
             reads_paused_by_inbox: paused("inbox"),
+            reads_paused_by_joins: paused("join"),
             reads_paused_by_rate: paused("rate"),
             frames_in: counter("socket.frames_in", "Frames received from clients"),
             frames_out: counter("socket.frames_out", "Frames written to sockets"),

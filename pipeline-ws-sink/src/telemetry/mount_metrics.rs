@@ -67,6 +67,7 @@ pub(crate) struct LimitMetrics {
     socket: Tally,
     topic: Tally,
     inbox: Tally,
+    join: Tally,
 }
 
 /// Counters of attempts, by status.
@@ -177,8 +178,9 @@ impl LimitMetrics {
             let description = "Events and joins over a limit, by limit";
             telemetry.counter("socket.messages_refused", description, labels).into()
         };
-        let [socket, topic, inbox] = [Scope::Socket, Scope::Topic, Scope::Inbox].map(counter);
-        Self { lines: LineLimit::new(), socket, topic, inbox }
+        let [socket, topic, inbox, join] =
+            [Scope::Socket, Scope::Topic, Scope::Inbox, Scope::Join].map(counter);
+        Self { lines: LineLimit::new(), socket, topic, inbox, join }
     }
 
     pub(crate) fn count(&self, scope: Scope) {
@@ -186,12 +188,13 @@ impl LimitMetrics {
             Scope::Socket => &self.socket,
             Scope::Topic => &self.topic,
             Scope::Inbox => &self.inbox,
+            Scope::Join => &self.join,
         }
         .increment(1);
     }
 
     pub(crate) fn refused(&self) -> u64 {
-        self.socket.get() + self.topic.get() + self.inbox.get()
+        self.socket.get() + self.topic.get() + self.inbox.get() + self.join.get()
     }
 }
 

@@ -22,17 +22,13 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    endings::Endings,
-    read_pace::{ReadPace, cost},
-    websocket::silence,
-};
+use super::{endings::Endings, read_pace::ReadPace, websocket::silence};
 use crate::{
     endpoint::longpoll::LongPoll,
     outbox::{FetchedFrames, Outbox, OutboxBytes},
     protocol::message::Received,
     session::{
-        Session,
+        Session, cost,
         end::SocketEnd,
         inbox::{self, InboxBytes},
         pay,

@@ -6,12 +6,11 @@ use tokio::time::Instant;
 
 use crate::{
     protocol::connection::Incoming,
-    session::token_bucket::{Bucket, Rate},
+    session::{
+        cost,
+        token_bucket::{Bucket, Rate},
+    },
 };
-
-/// How many bytes of a frame cost as much as the frame itself. A frame of 1 MiB costs a task's
-/// whole budget of tokio for one poll.
-const BYTES_A_UNIT: usize = 8 << 10;
 
 /// How many seconds' worth of its rate a client may be ahead.
 const BURST: u32 = 10;
@@ -30,11 +29,6 @@ pub(super) struct ReadPace {
     since: Instant,
     rate: Rate,
     bucket: Bucket,
-}
-
-/// The cost of a message of this decompressed size.
-pub(super) fn cost(bytes: usize) -> u64 {
-    1 + (bytes / BYTES_A_UNIT) as u64
 }
 
 /// The cost of handling this.

@@ -9,7 +9,7 @@ use tokio::time::{self, Instant};
 use super::{
     endings::Endings,
     io::Reader,
-    read_pace::{ReadPace, cost, cost_of},
+    read_pace::{ReadPace, cost_of},
 };
 use crate::{
     endpoint::mount::MountOptions,
@@ -21,7 +21,7 @@ use crate::{
         connection::{CHUNK, Decoder, Incoming, Passed, Rest},
         frame::Frame,
     },
-    session::{PATIENCE, Session, end::SocketEnd, inbox::Inbox, pay},
+    session::{PATIENCE, Session, cost, end::SocketEnd, inbox::Inbox, pay},
     socket::Socket,
     telemetry::log_line,
 };
