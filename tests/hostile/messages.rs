@@ -1,6 +1,9 @@
 //! Messages that are not of the channel protocol, or not what a channel expects.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     arena::Arena,
@@ -619,7 +622,62 @@ fn limits() -> Vec<Case> {
             },
             expect: Messages(vec![beaten("0"); 10]),
         },
+        Case {
+            id: "K-277",
+            what: "ten thousand joins of a joined topic in one write",
+            act: Act::Steps(|arena| joins_at_once(arena, 1)),
+            expect: Expect::As(AT_ONCE),
+        },
+        Case {
+            id: "K-278",
+            what: "ten thousand joins of fifty joined topics in one write",
+            act: Act::Steps(|arena| joins_at_once(arena, 50)),
+            expect: Expect::As(AT_ONCE),
+        },
     ]
+}
+
+const AT_ONCE: &str = "each is answered and ends the one before, and takes no longer than ten of \
+                       which each is sent after the answer to the one before";
+
+/// Joins these topics, and then ten thousand times more without waiting for an answer.
+fn joins_at_once(arena: &Arena, topics: usize) -> Result<(), String> {
+    const ONE_BY_ONE: usize = 200;
+    const AT_ONCE: usize = 10_000;
+    let mut client = Client::open(arena.address, SOCKET, "").map_err(|error| error.to_string())?;
+    let is_ok = |answer: &Value| answer[3] == "phx_reply" && answer[4]["status"] == "ok";
+    let nth = |n: usize| join(&format!("room:{}", n % topics));
+    let begun = Instant::now();
+    for n in 0..ONE_BY_ONE {
+        let answer = client.ask(&nth(n))?;
+        if !is_ok(&answer) || (n >= topics && client.message()?[3] != "phx_close") {
+            return Err(format!("a join was answered with {answer}"));
+        }
+    }
+    let one_by_one = begun.elapsed() / u32::try_from(ONE_BY_ONE).unwrap();
+
+    let joins: Vec<_> = (0..AT_ONCE).flat_map(nth).collect();
+    let mut writing = client.stream.try_clone().map_err(|error| error.to_string())?;
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        // It reads while it writes, as the server does.
+        scope.spawn(move || writing.write_all(&joins));
+        let (mut accepted, mut closed) = (0, 0);
+        while accepted < AT_ONCE || closed < AT_ONCE {
+            let answer = client.message()?;
+            match &answer[3] {
+                _ if is_ok(&answer) => accepted += 1,
+                event if event == "phx_close" => closed += 1,
+                _ => return Err(format!("{answer} came after {accepted} joins")),
+            }
+            let (took, most) = (begun.elapsed(), one_by_one * 10);
+            let handled = u32::try_from(accepted).unwrap().max(1_000);
+            if took > most * handled {
+                return Err(format!("{accepted} joins took {took:?}, one alone {one_by_one:?}"));
+            }
+        }
+        Result::Ok(())
+    })
 }
 
 #[test]
