@@ -95,6 +95,45 @@ impl<Id> DeadLetter<Id> {
     }
 }
 
+/// An item that is not done, as its broker has it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct QueuedItem<Id = i64> {
+    /// Its id in the queue.
+    pub id: Id,
+    /// The item.
+    pub item: Item,
+    /// When it was added to the queue.
+    pub enqueued_at: Option<SystemTime>,
+    /// How often it was delivered.
+    pub deliveries: u32,
+    /// What it waits for.
+    pub state: QueuedState,
+    /// Why it will be given up, if it cannot be read.
+    pub malformed: Option<Arc<str>>,
+}
+
+/// What an item waits for that is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QueuedState {
+    /// Delivered when a pipeline asks for it.
+    Available,
+    /// In work, or its process has died. If its lease is not renewed until this time, it is delivered
+    /// again.
+    InWork {
+        /// When its lease ends.
+        until: SystemTime,
+    },
+    /// Delivered again at this time.
+    Later {
+        /// The time.
+        at: SystemTime,
+    },
+    /// Waiting for an earlier item of its key, or for one in work.
+    Blocked,
+}
+
 impl<R> Delivery<R> {
     /// The metadata of the item's message.
     pub(crate) fn metadata(&self) -> Metadata {

@@ -57,10 +57,6 @@ mod random;
     feature = "redis",
     feature = "sqlite"
 ))]
-#[cfg_attr(
-    not(any(feature = "kafka", feature = "nats", feature = "rabbitmq", feature = "redis")),
-    allow(dead_code, reason = "the others do not use it yet")
-)]
 mod reason;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
@@ -75,7 +71,7 @@ mod worker;
 
 pub use self::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
-    item::{DeadLetter, Delivery, Item},
+    item::{DeadLetter, Delivery, Item, QueuedItem, QueuedState},
     options::SourceOptions,
     source::Source,
 };

@@ -5,6 +5,7 @@
 #![cfg(all(feature = "postgres", feature = "test-kit", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod common;
 mod kills;
 mod outages;
 
@@ -19,21 +20,18 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_core::{
     Pipeline,
-    backoff::{Backoff, Jitter},
     processing::{Failure, Message, Processors},
 };
 use pipeline_sources::{
-    Broker, Fetch, Item, Outcome, Settle, Settlement, SourceOptions,
+    Broker, Fetch, Item, Outcome, QueuedState, Settle, Settlement,
     contract::{Subject, check},
     postgres::{PostgresError, PostgresOptions, PostgresQueue, SCHEMA, push_in},
 };
 use pipeline_test_support::servers::{Kind, Server};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, types::ToSql};
 
-use self::outages::until;
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use self::common::{Numbers, PATIENCE, assert_dead, keep, quick, stuck, text, until};
 
 /// Options of tests: short leases, and calls that end soon.
 fn options() -> PostgresOptions {
@@ -41,12 +39,6 @@ fn options() -> PostgresOptions {
         .lease(Duration::from_millis(500))
         .poll_interval(Duration::from_millis(100))
         .call_timeout(Duration::from_secs(2))
-}
-
-/// Retries without much delay.
-fn quick() -> SourceOptions {
-    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
-    SourceOptions::new().redeliver_after(backoff.jitter(Jitter::None)).max_deliveries(3)
 }
 
 /// The connection of another program.
@@ -60,27 +52,6 @@ async fn open(server: &Server, options: PostgresOptions) -> PostgresQueue {
     let queue = PostgresQueue::open_with(&server.url(), "numbers", options).unwrap();
     queue.prepare().await.unwrap();
     queue
-}
-
-/// Starts a pipeline that keeps the texts, and fails those for which the function says so.
-fn keep(
-    queue: &PostgresQueue,
-    options: SourceOptions,
-    fails: fn(&str) -> Option<Failure>,
-) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let log = seen.clone();
-    let handle = async move |message: &mut Message<Item>| {
-        let text = String::from_utf8(message.payload.to_vec())?;
-        log.lock().push(text.clone());
-        fails(&text).map_or(Ok(()), Err)
-    };
-    let pipeline = Pipeline::of_messages("test")
-        .source(queue.source(options))
-        .processors(Processors::from_fn(handle).concurrency(1))
-        .start()
-        .unwrap();
-    (pipeline, seen)
 }
 
 async fn is_empty(queue: &PostgresQueue) -> bool {
@@ -105,9 +76,29 @@ impl Subject for AtServer {
     }
 
     async fn push_malformed(&self) -> bool {
-        let insert = "INSERT INTO pipeline_items (queue, payload, headers) VALUES ($1, '', '[]')";
-        self.client.execute(insert, &[&self.queue.name()]).await.unwrap();
+        let headers = r#"{"n": 7}"#;
+        let insert = format!(
+            "INSERT INTO pipeline_items (queue, payload, headers) VALUES ($1, '', '{headers}')"
+        );
+        self.client.execute(&insert, &[&self.queue.name()]).await.unwrap();
         true
+    }
+
+    async fn fill_graves(&self) -> bool {
+        let name = self.queue.name();
+        let full = format!(
+            "CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE 'there is no room'; END $$;
+             CREATE TRIGGER no_room BEFORE INSERT ON pipeline_dead_letters
+                FOR EACH ROW WHEN (NEW.queue = '{name}') EXECUTE FUNCTION no_room();"
+        );
+        self.client.batch_execute(&full).await.unwrap();
+        true
+    }
+
+    async fn empty_graves(&self) {
+        let empty = "DROP TRIGGER no_room ON pipeline_dead_letters";
+        self.client.batch_execute(empty).await.unwrap();
     }
 
     async fn dead_letters(&self) -> Vec<String> {
@@ -218,7 +209,7 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
         (0..3).map(|n| Item::new(n.to_string()).key("k").header("kind", "test")).collect();
     let ids = queue.push_all(items.clone()).await.unwrap();
     assert!(ids.is_sorted() && ids.len() == 3, "{ids:?}");
-    let (pipeline, seen) = keep(&queue, quick(), |_| Some(Failure::new("it is \0 bad")));
+    let (pipeline, seen) = keep(queue.source(quick()), |_| Some(Failure::new("it is \0 bad")));
     until("all are given up", async || is_empty(&queue).await).await;
     pipeline.drain(PATIENCE).await;
     assert_eq!(seen.lock().len(), 9);
@@ -229,9 +220,7 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
     dead.extend(queue.dead_letters(dead[1].id, 2).await.unwrap());
     assert_eq!(dead.iter().map(|dead| dead.id).collect::<Vec<_>>(), ids);
     for (dead, item) in dead.iter().zip(&items) {
-        assert_eq!(&dead.item, item);
-        assert_eq!((dead.deliveries, &*dead.reason), (3, "it is \u{fffd} bad"));
-        assert!(dead.enqueued_at.unwrap() <= dead.given_up_at.unwrap());
+        assert_dead(dead, item, 3, "it is \u{fffd} bad");
     }
 
     let new = queue.replay(ids[0]).await.unwrap().unwrap();
@@ -241,11 +230,48 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
     assert!(!queue.drop_dead_letter(ids[1]).await.unwrap());
     let backlog = queue.backlog().await.unwrap();
     assert_eq!((backlog.items, backlog.dead_letters), (Some(1), Some(1)));
-    // It is as it was, and as old, and is tried again from the first time on.
+    // It is as it was, and is tried again from the first time on. Its age begins anew.
     let (mut fetch, _settle) = queue.connect().await.unwrap();
     let again = fetch.fetch(10).await.unwrap();
     assert_eq!((again.len(), &again[0].item, again[0].deliveries), (1, &items[0], 1));
-    assert_eq!(again[0].enqueued_at, dead[0].enqueued_at);
+    assert!(again[0].enqueued_at.unwrap() >= dead[0].given_up_at.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_is_moved_to_the_next_queue_once() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let ordered = options().ordered_by_key(true);
+    let orders = PostgresQueue::open_with(&server.url(), "orders", ordered).unwrap();
+    let pushes = PostgresQueue::open_with(&server.url(), "pushes", options()).unwrap();
+    for n in 0..10 {
+        orders.push(Item::new(n.to_string()).key("k")).await.unwrap();
+    }
+    let queue = orders.clone();
+    let failed = Arc::new(Mutex::new(false));
+    let handle = async move |order: &mut Message<Item>| {
+        let id = order.metadata().id.clone().unwrap_or_default();
+        let item = Item::new(format!("enriched {}", text(order)));
+        let new = queue.forward(&id, "pushes", item.clone()).await?;
+        // The one that was moved is gone.
+        assert!(new.is_some() && queue.forward(&id, "pushes", item).await?.is_none());
+        // It was moved, whatever becomes of its message.
+        if text(order) == "3" && !std::mem::replace(&mut *failed.lock(), true) {
+            return Err(Failure::new("it is too late"));
+        }
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("orders")
+        .source(orders.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(2))
+        .start()
+        .unwrap();
+    let (pushing, seen) = keep(pushes.source(quick()), |_| None);
+    until("all are done", async || is_empty(&orders).await && is_empty(&pushes).await).await;
+    pipeline.drain(PATIENCE).await;
+    pushing.drain(PATIENCE).await;
+    assert_eq!(*seen.lock(), (0..10).map(|n| format!("enriched {n}")).collect::<Vec<_>>());
+    assert!(orders.dead_letters(0, 10).await.unwrap().is_empty());
+    assert_eq!(orders.forward("no id", "pushes", Item::new("")).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,7 +279,7 @@ async fn a_program_adds_items_in_its_own_transaction_and_wakes_the_source() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     // Only a notification can wake it in time.
     let queue = open(&server, options().poll_interval(PATIENCE * 10)).await;
-    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
     let mut program = client(&server.url()).await;
     program.batch_execute("CREATE TABLE orders (id int)").await.unwrap();
     for commits in [false, true] {
@@ -281,7 +307,7 @@ async fn items_are_found_without_notifications() {
     let program = client(&server.url()).await;
     let disable = "ALTER TABLE pipeline_items DISABLE TRIGGER pipeline_items_added";
     program.batch_execute(disable).await.unwrap();
-    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
     for n in 0..3 {
         queue.push(Item::new(n.to_string())).await.unwrap();
         until("it is handled", async || seen.lock().len() > n).await;
@@ -301,7 +327,7 @@ async fn items_of_one_key_are_handled_in_order_although_one_fails() {
     let seen = Arc::new(Mutex::new(Vec::<u64>::new()));
     let log = seen.clone();
     let handle = async move |message: &mut Message<Item>| {
-        let n = String::from_utf8(message.payload.to_vec())?.parse::<u64>()?;
+        let n = text(message).parse::<u64>()?;
         if n == 4 && !std::mem::replace(&mut *failed.lock(), true) {
             return Err(Failure::new("not the first time"));
         }
@@ -356,6 +382,416 @@ async fn of_items_that_are_committed_in_any_order_one_of_a_key_is_in_work() {
     assert!(is_empty(&queue).await);
 }
 
+/// What another program and an operator do to a queue that is ordered by key, and what sources do, one
+/// after the other, by the functions that sources call.
+struct Disorder {
+    numbers: Numbers,
+    /// Programs, and whether each has a transaction open.
+    programs: Vec<(Client, bool)>,
+    operator: Client,
+    /// What sources have taken: ids and leases.
+    held: Vec<(i64, i64)>,
+    token: i64,
+    log: Vec<String>,
+}
+
+const KEYS: [&str; 2] = ["a", "b"];
+
+impl Disorder {
+    async fn ids(&self, which: &str) -> Vec<i64> {
+        let select = format!("SELECT id FROM pipeline_items WHERE {which} ORDER BY id");
+        let rows = self.operator.query(&select, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    async fn add(&mut self) {
+        let (key, which) = (self.numbers.below(2), self.numbers.below(3));
+        let begins = self.numbers.below(2) == 0;
+        let (program, is_open) = &mut self.programs[which];
+        if begins && !*is_open {
+            program.batch_execute("BEGIN").await.unwrap();
+            *is_open = true;
+        }
+        let add = "INSERT INTO pipeline_items (queue, key, payload) VALUES ('numbers', $1, '') RETURNING id";
+        let id: i64 = program.query_one(add, &[&KEYS[key]]).await.unwrap().get(0);
+        self.log.push(format!("program {which} adds {id} of {}, open: {is_open}", KEYS[key]));
+    }
+
+    async fn commit(&mut self, which: usize) {
+        let (program, is_open) = &mut self.programs[which];
+        if std::mem::take(is_open) {
+            program.batch_execute("COMMIT").await.unwrap();
+            self.log.push(format!("program {which} commits"));
+        }
+    }
+
+    /// Takes items. None is taken before an earlier one of its key.
+    async fn take(&mut self) -> Vec<i64> {
+        let most = i64::try_from(self.numbers.below(4) + 1).unwrap();
+        self.token += 1;
+        let take =
+            "SELECT id FROM pipeline_take('numbers', $1, 60000, $2, NULL) WHERE id IS NOT NULL";
+        let rows = self.operator.query(take, &[&most, &self.token]).await.unwrap();
+        let taken: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        self.log.push(format!("a source takes {taken:?}"));
+        let early = "lease = $1 AND EXISTS (SELECT FROM pipeline_items e
+            WHERE e.key = pipeline_items.key AND e.id < pipeline_items.id)";
+        let early = self.ids(&early.replace("$1", &self.token.to_string())).await;
+        assert!(early.is_empty(), "taken before their turn: {early:?}, {:#?}", self.log);
+        self.held.extend(taken.iter().map(|id| (*id, self.token)));
+        taken
+    }
+
+    async fn settle(&mut self, (id, lease): (i64, i64), outcome: &str) {
+        let settle = "SELECT pipeline_settle('numbers', $1, $2, $3, $4, $5)";
+        let (zero, reason) = (vec![0_i64], vec!["it is bad"]);
+        let (ids, leases, outcomes) = (vec![id], vec![lease], vec![outcome]);
+        let parameters: [&(dyn ToSql + Sync); 5] = [&ids, &leases, &outcomes, &zero, &reason];
+        self.operator.query(settle, &parameters).await.unwrap();
+        self.held.retain(|held| *held != (id, lease));
+        self.log.push(format!("{outcome}: {id}"));
+    }
+
+    /// A source dies, and its leases end.
+    async fn die(&mut self) {
+        let Some((_, lease)) = self.numbers.one_of(&self.held) else { return };
+        let end =
+            "UPDATE pipeline_items SET available_at = now() - interval '1 s' WHERE lease = $1";
+        self.operator.execute(end, &[&lease]).await.unwrap();
+        self.held.retain(|held| held.1 != lease);
+        self.log.push(format!("the source of lease {lease} dies"));
+    }
+
+    async fn disturb(&mut self) {
+        let all = self.ids("true").await;
+        let idle = self.ids("lease IS NULL").await;
+        let (what, id) = match self.numbers.below(4) {
+            0 => ("DELETE FROM pipeline_items WHERE id = $1", self.numbers.one_of(&all)),
+            1 => ("UPDATE pipeline_items SET key = 'a' WHERE id = $1", self.numbers.one_of(&idle)),
+            2 => ("UPDATE pipeline_items SET key = NULL WHERE id = $1", self.numbers.one_of(&idle)),
+            _ => {
+                let infinity = "UPDATE pipeline_items SET available_at = 'infinity' WHERE id = $1";
+                (infinity, self.numbers.one_of(&idle))
+            }
+        };
+        let Some(id) = id else { return };
+        self.operator.execute(what, &[&id]).await.unwrap();
+        self.log.push(format!("{what}: {id}"));
+        if what.starts_with("DELETE") {
+            self.held.retain(|held| held.0 != id);
+        }
+        self.operator.execute("SELECT pipeline_sweep('numbers', NULL)", &[]).await.unwrap();
+    }
+
+    /// If a key has items, one of them is available, in work, or waits for a time that comes. At most one is
+    /// in work.
+    async fn check(&self) {
+        let count = |having: &str| {
+            format!(
+                "SELECT key FROM pipeline_items WHERE key IS NOT NULL GROUP BY key HAVING {having}"
+            )
+        };
+        let stuck = self.operator.query(&count("bool_and(available_at = 'infinity')"), &[]).await;
+        assert!(stuck.unwrap().is_empty(), "all items of a key wait: {:#?}", self.log);
+        let in_work = "count(*) FILTER (WHERE lease IS NOT NULL AND available_at > now()) > 1";
+        let many = self.operator.query(&count(in_work), &[]).await.unwrap();
+        assert!(many.is_empty(), "several items of a key are in work: {:#?}", self.log);
+    }
+
+    async fn run(&mut self) {
+        for _ in 0..60 {
+            match self.numbers.below(10) {
+                0..=2 => self.add().await,
+                3 => {
+                    let which = self.numbers.below(3);
+                    self.commit(which).await;
+                }
+                4 | 5 => {
+                    self.take().await;
+                }
+                6 | 7 => {
+                    let outcomes = ["done", "done", "retry", "release", "give up"];
+                    if let Some(held) = self.numbers.one_of(&self.held) {
+                        let outcome = self.numbers.one_of(&outcomes).unwrap();
+                        self.settle(held, outcome).await;
+                    }
+                }
+                8 => self.die().await,
+                _ => self.disturb().await,
+            }
+            self.check().await;
+        }
+        for which in 0..3 {
+            self.commit(which).await;
+        }
+        for held in self.held.clone() {
+            self.settle(held, "done").await;
+        }
+        // What is left is handled, without a sweep.
+        while !self.ids("true").await.is_empty() {
+            let taken = self.take().await;
+            assert!(!taken.is_empty(), "items are left: {:#?}", self.log);
+            for id in taken {
+                self.settle((id, self.token), "done").await;
+            }
+            self.check().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_never_stuck_whatever_is_committed_late_dies_or_is_deleted() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    open(&server, options().ordered_by_key(true)).await;
+    let mut programs = Vec::new();
+    for _ in 0..3 {
+        programs.push((client(&server.url()).await, false));
+    }
+    let operator = client(&server.url()).await;
+    let (numbers, held, log) = (Numbers::new(0), Vec::new(), Vec::new());
+    let mut disorder = Disorder { numbers, programs, operator, held, token: 0, log };
+    let rounds = std::env::var("ROUNDS").map_or(40, |rounds| rounds.parse().unwrap());
+    for seed in 0..rounds {
+        disorder.numbers = Numbers::new(seed);
+        disorder.log = vec![format!("round {seed}")];
+        disorder.run().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_not_stuck_after_a_late_commit_and_a_death() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options().ordered_by_key(true)).await;
+    let mut program = client(&server.url()).await;
+    let early = program.transaction().await.unwrap();
+    push_in(&early, "numbers", &Item::new("1").key("k")).await.unwrap();
+    // Its id is greater, and it is committed and in work before.
+    queue.push(Item::new("2").key("k")).await.unwrap();
+    let dying = stuck(queue.source(quick())).await;
+    early.commit().await.unwrap();
+    queue.push(Item::new("3").key("k")).await.unwrap();
+    let all_wait = async || {
+        let items = queue.items(0, 10).await.unwrap();
+        items.iter().map(|it| it.state == QueuedState::Blocked).collect::<Vec<_>>()
+    };
+    // Another source sees that it is not their turn.
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("the others wait", async || all_wait().await == [true, false, true]).await;
+    drop(dying);
+    until("all are handled", async || is_empty(&queue).await).await;
+    assert_eq!(*seen.lock(), ["1", "2", "3"]);
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_not_stuck_after_an_operator_has_deleted_its_first_item() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options().ordered_by_key(true).lease(PATIENCE * 10)).await;
+    for n in 1..=3 {
+        queue.push(Item::new(n.to_string()).key("k")).await.unwrap();
+    }
+    let first = stuck(queue.source(quick())).await;
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    let blocked = async || {
+        let items = queue.items(0, 10).await.unwrap();
+        items.iter().filter(|it| it.state == QueuedState::Blocked).count()
+    };
+    until("the others wait", async || blocked().await == 2).await;
+    let operator = client(&server.url()).await;
+    let delete = "DELETE FROM pipeline_items WHERE payload = '1'";
+    assert_eq!(operator.execute(delete, &[]).await.unwrap(), 1);
+    until("the others are handled", async || *seen.lock() == ["2", "3"]).await;
+    drop(first);
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_behind_many_of_one_key_do_not_wait_until_all_of_them_were_looked_at() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let options = options().ordered_by_key(true).lease(PATIENCE * 10).call_timeout(PATIENCE);
+    let queue = open(&server, options).await;
+    let operator = client(&server.url()).await;
+    let fill = "INSERT INTO pipeline_items (queue, key, payload)
+        SELECT 'numbers', 'hot', 'x' FROM generate_series(1, 30000)";
+    operator.execute(fill, &[]).await.unwrap();
+    for n in 0..100 {
+        queue.push(Item::new(n.to_string()).key(n.to_string())).await.unwrap();
+    }
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    let mut keys = Vec::new();
+    while keys.len() < 101 {
+        let fetched = timeout(PATIENCE, fetch.fetch(20)).await.unwrap().unwrap();
+        keys.extend(fetched.into_iter().map(|it| it.item.key.unwrap().to_string()));
+    }
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), 101, "one of each key");
+    let count = "SELECT count(*) FROM pipeline_items WHERE available_at <= now()";
+    let not_looked_at: i64 = operator.query_one(count, &[]).await.unwrap().get(0);
+    assert!(not_looked_at > 15_000, "{not_looked_at} were not looked at");
+}
+
+/// Rows that cannot be read are given up with a reason, and the others go on.
+async fn odd_rows(address: &str, options: PostgresOptions) {
+    let queue = PostgresQueue::open_with(address, "numbers", options).unwrap();
+    queue.prepare().await.unwrap();
+    let operator = client(address).await;
+    // Tables of version 1 have no constraints, and an operator may drop them.
+    let drop = "ALTER TABLE pipeline_items DROP CONSTRAINT pipeline_items_headers_check,
+        DROP CONSTRAINT pipeline_items_enqueued_at_check";
+    operator.batch_execute(drop).await.unwrap();
+    for odd in [
+        "('numbers', '1', DEFAULT, DEFAULT, 'infinity', DEFAULT)",
+        "('numbers', '2', DEFAULT, DEFAULT, '-infinity', DEFAULT)",
+        "('numbers', '3', DEFAULT, '[]', DEFAULT, DEFAULT)",
+        "('numbers', '4', DEFAULT, '{\"kind\": \"order\", \"n\": 7}', DEFAULT, DEFAULT)",
+        "('numbers', '5', DEFAULT, DEFAULT, DEFAULT, 2147483647)",
+    ] {
+        let columns = "queue, payload, key, headers, enqueued_at, deliveries";
+        let insert = format!("INSERT INTO pipeline_items ({columns}) VALUES {odd}");
+        operator.batch_execute(&insert).await.unwrap();
+    }
+    let good =
+        "INSERT INTO pipeline_items (queue, payload, trace, deliveries, enqueued_at, available_at)
+        VALUES ('numbers', 'good', 'no trace', -5, '4713-01-01 BC', '-infinity')";
+    operator.batch_execute(good).await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("all are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(*seen.lock(), ["good"]);
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    let reasons: Vec<_> = dead.iter().map(|it| &*it.reason).collect();
+    assert_eq!(reasons[..2], ["its enqueued_at is no time"; 2]);
+    assert!(reasons[2..4].iter().all(|it| it.contains("not an object of texts")), "{reasons:?}");
+    assert!(reasons[4].contains("2147483647"), "{reasons:?}");
+    assert_eq!(dead.len(), 5);
+    assert_eq!(&dead[3].item.payload[..], b"4");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_cannot_be_read_are_given_up_and_the_others_go_on() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    odd_rows(&server.url(), options()).await;
+    // New tables refuse the plain mistakes.
+    let operator = client(&server.url()).await;
+    operator.batch_execute("DROP TABLE pipeline_items").await.unwrap();
+    operator.batch_execute(SCHEMA).await.unwrap();
+    for refused in ["headers) VALUES ('q', '', '[]')", "enqueued_at) VALUES ('q', '', 'infinity')"]
+    {
+        let insert = format!("INSERT INTO pipeline_items (queue, payload, {refused}");
+        assert!(operator.batch_execute(&insert).await.is_err(), "{refused}");
+    }
+    let database = "CREATE DATABASE plain ENCODING 'SQL_ASCII' TEMPLATE template0
+        LC_COLLATE 'C' LC_CTYPE 'C'";
+    operator.batch_execute(database).await.unwrap();
+    let url = server.url();
+    let address = format!("{}/plain", url.rsplit_once('/').unwrap().0);
+    odd_rows(&address, options().ordered_by_key(true)).await;
+    // Where there is no encoding, a text may be of any bytes.
+    let operator = client(&address).await;
+    let insert = "INSERT INTO pipeline_items (queue, payload, key, trace)
+        VALUES ('bytes', 'x', convert_from('\\xff'::bytea, 'SQL_ASCII'), NULL),
+            ('bytes', 'y', NULL, convert_from('\\xff'::bytea, 'SQL_ASCII'))";
+    operator.batch_execute(insert).await.unwrap();
+    let queue = PostgresQueue::open_with(&address, "bytes", options()).unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("both are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(*seen.lock(), ["y"]);
+    assert_eq!(&*queue.dead_letters(0, 10).await.unwrap()[0].reason, "its key is not UTF-8");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_whose_id_is_taken_gets_another_and_a_long_reason_is_cut() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options()).await;
+    let operator = client(&server.url()).await;
+    let fails = |text: &str| Some(Failure::new(text.repeat(3000)).give_up());
+    let (pipeline, _) = keep(queue.source(quick()), fails);
+    for n in 0..3 {
+        let insert =
+            format!("INSERT INTO pipeline_items (id, queue, payload) VALUES (7, 'numbers', '{n}')");
+        operator.batch_execute(&insert).await.unwrap();
+        until("it is given up", async || is_empty(&queue).await).await;
+    }
+    pipeline.drain(PATIENCE).await;
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    assert_eq!(dead.iter().map(|it| it.id).collect::<Vec<_>>(), [7, 8, 9]);
+    for (n, dead) in dead.iter().enumerate() {
+        assert_eq!(dead.item.payload, n.to_string());
+        assert_eq!(*dead.reason, *n.to_string().repeat(2000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_stays_ordered_when_it_is_opened_without_saying_so() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    open(&server, options().ordered_by_key(true)).await;
+    let queue = open(&server, options().lease(PATIENCE * 10)).await;
+    for n in 0..6 {
+        queue.push(Item::new(n.to_string()).key("k")).await.unwrap();
+    }
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    assert_eq!(fetch.fetch(10).await.unwrap().len(), 1, "it is ordered");
+    let unordered = open(&server, options().ordered_by_key(false)).await;
+    let (mut fetch, _settle) = unordered.connect().await.unwrap();
+    let mut fetched = 0;
+    while fetched < 5 {
+        fetched += timeout(PATIENCE, fetch.fetch(10)).await.unwrap().unwrap().len();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_first_is_the_oldest() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options().ordered_by_key(true).lease(PATIENCE * 10)).await;
+    for (text, key) in [("later", "a"), ("in work", "b"), ("blocked", "b"), ("available", "c")] {
+        queue.push(Item::new(text).key(key)).await.unwrap();
+    }
+    let first = queue.items(0, 1).await.unwrap().remove(0);
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(2).await.unwrap();
+    let retry = Outcome::Retry(PATIENCE * 10);
+    settle.settle(&[Settlement { receipt: fetched[0].receipt, outcome: retry }]).await.unwrap();
+    // It is looked at, and then the last one is taken and given back.
+    let last = fetch.fetch(2).await.unwrap();
+    let release = Outcome::Release { after: Duration::ZERO };
+    settle.settle(&[Settlement { receipt: last[0].receipt, outcome: release }]).await.unwrap();
+    let mut items = queue.items(0, 2).await.unwrap();
+    items.extend(queue.items(items[1].id, 10).await.unwrap());
+    let texts: Vec<_> = items.iter().map(|it| it.item.payload.clone()).collect();
+    assert_eq!(texts, ["later", "in work", "blocked", "available"]);
+    let states: Vec<_> = items.iter().map(|it| it.state).collect();
+    assert!(matches!(states[0], QueuedState::Later { .. }), "{states:?}");
+    assert!(matches!(states[1], QueuedState::InWork { .. }), "{states:?}");
+    assert_eq!(states[2..], [QueuedState::Blocked, QueuedState::Available]);
+    assert_eq!(items.iter().map(|it| it.deliveries).collect::<Vec<_>>(), [1, 1, 0, 0]);
+    // The first is not done, and so it is the oldest.
+    assert_eq!(queue.backlog().await.unwrap().oldest, first.enqueued_at);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_version_1_become_those_of_version_2() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let operator = client(&server.url()).await;
+    operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
+    // Of one key, the first is gone and the others wait for ever; of another, one is leased by a process
+    // that has died.
+    let old = "INSERT INTO pipeline_items (queue, key, payload, available_at, lease) VALUES
+        ('numbers', 'a', '1', 'infinity', NULL), ('numbers', 'b', '2', now(), NULL),
+        ('numbers', 'a', '3', 'infinity', 7), ('numbers', 'b', '4', now(), 7),
+        ('numbers', NULL, '5', now(), NULL)";
+    operator.batch_execute(old).await.unwrap();
+    let queue = open(&server, options().ordered_by_key(true)).await;
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("all are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    let seen = seen.lock();
+    assert_eq!(seen.len(), 5);
+    let place = |text: &str| seen.iter().position(|seen| seen == text);
+    assert!(place("1") < place("3") && place("2") < place("4"), "{seen:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_backlog_costs_nothing_until_it_is_asked_for() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
@@ -388,22 +824,25 @@ async fn a_large_backlog_costs_nothing_until_it_is_asked_for() {
     let (mut fetch, settle) = queue.connect().await.unwrap();
     assert_eq!(fetch.fetch(10).await.unwrap().len(), 2, "the first of each key");
     let first = begun.elapsed();
+    let begun = Instant::now();
     let backlog = settle.backlog().await.unwrap();
+    let sample = begun.elapsed();
     assert!(backlog.items.unwrap() > 10_000, "{backlog:?}");
     // Each is found before its turn once.
     let blocked = async || {
         let count = "SELECT count(*) FROM pipeline_items WHERE available_at = 'infinity'";
         program.query_one(count, &[]).await.unwrap().get::<_, i64>(0)
     };
-    let mut searches = 0;
-    while blocked().await < items - 2 {
-        let _ = timeout(Duration::from_millis(500), fetch.fetch(1)).await;
-        searches += 1;
-        assert!(searches < 1000, "{} of {items} are blocked", blocked().await);
-    }
+    let all = async {
+        while blocked().await < items - 2 {
+            let _ = timeout(Duration::from_millis(500), fetch.fetch(1)).await;
+        }
+    };
+    timeout(PATIENCE * 20, all).await.unwrap();
     let with = times().await;
     println!(
-        "{items} items: the first fetch took {first:?}; then {with:?} an item, alone {alone:?}"
+        "{items} items: the first fetch took {first:?}, the first sample {sample:?}; then {with:?} an \
+         item, alone {alone:?}"
     );
     assert!(
         with < alone * 20 + Duration::from_millis(20),
@@ -453,7 +892,7 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
     let program = client(&server.url()).await;
     program.batch_execute(SCHEMA).await.unwrap();
     assert_eq!(without.backlog().await.unwrap().items, Some(1), "it can be run again");
-    program.batch_execute("UPDATE pipeline_schema SET version = 2").await.unwrap();
+    program.batch_execute("UPDATE pipeline_schema SET version = 3").await.unwrap();
     let newer = PostgresQueue::open(&server.url(), "a").unwrap().prepare().await.unwrap_err();
-    assert!(matches!(newer, PostgresError::Version { version: 2 }), "{newer}");
+    assert!(matches!(newer, PostgresError::Version { version: 3 }), "{newer}");
 }

@@ -49,7 +49,8 @@ impl Link {
         });
         let link = Self { client, patience, task: task.abort_handle() };
         // What is given up here is given up there too.
-        link.execute(&format!("SET statement_timeout = {}", patience.as_millis().max(1))).await?;
+        let timeout = format!("SET statement_timeout = {};", patience.as_millis().max(1));
+        link.execute(&(timeout + schema::TEXTS_AS_THEY_ARE)).await?;
         link.prepare_schema(creates).await?;
         Ok(link)
     }

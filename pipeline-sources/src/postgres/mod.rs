@@ -49,8 +49,8 @@
 //! ```
 //!
 //! A payload is bytes, so a text with backslashes in it is written as `convert_to('...', 'UTF8')`. `headers`
-//! is an object of texts, and `trace` a `traceparent` of W3C. An item with other headers is given
-//! up with its reason. A text with a zero in it cannot be stored.
+//! is an object of texts, and `trace` a `traceparent` of W3C. An item with other headers, or with values that
+//! cannot be read, is given up with its reason. A text with a zero in it cannot be stored.
 //!
 //! A transaction that adds items tells it to the sources when it is committed. `NOTIFY` lets transactions
 //! commit one after the other; where that is too slow, `ALTER TABLE pipeline_items DISABLE TRIGGER
@@ -70,12 +70,12 @@
 //! Connections are without TLS. The server is of version 11 or newer.
 
 mod link;
+mod row;
 mod schema;
 mod session;
 
 use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
 
-use pipeline_core::timed::TraceContext;
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 use tokio_postgres::{Config, GenericClient, Row, types::Type};
@@ -87,7 +87,7 @@ pub use self::{
 };
 use crate::{
     broker::{Backlog, BrokerError},
-    item::{DeadLetter, Item},
+    item::{DeadLetter, Item, QueuedItem},
     options::SourceOptions,
     source::Source,
     unix_ms::from_ms,
@@ -118,7 +118,7 @@ pub struct PostgresOptions {
     lease: Duration,
     poll: Duration,
     call_timeout: Duration,
-    ordered: bool,
+    ordered: Option<bool>,
     creates: bool,
 }
 
@@ -128,7 +128,7 @@ impl Default for PostgresOptions {
             lease: Duration::from_secs(30),
             poll: Duration::from_millis(500),
             call_timeout: Duration::from_secs(10),
-            ordered: false,
+            ordered: None,
             creates: true,
         }
     }
@@ -162,12 +162,15 @@ impl PostgresOptions {
     }
 
     /// Items with the same key are delivered in their order, one at a time: the next one when the one
-    /// before was handled or given up. Default no. All sources of a queue have to agree.
+    /// before was handled or given up. It is a property of the queue in the database, which stays as it is
+    /// where this is not called, and is not ordered at first. All that call it have to agree.
     ///
     /// The order is that of the items' ids, as far as their transactions are committed. Programs that add
-    /// items do not wait for each other; only sources do, for the time of a statement.
+    /// items do not wait for each other; only sources do, for the time of a statement. An operator may
+    /// delete and change items: the next one of a key is found within some
+    /// [intervals](Self::poll_interval).
     pub fn ordered_by_key(mut self, ordered: bool) -> Self {
-        self.ordered = ordered;
+        self.ordered = Some(ordered);
         self
     }
 
@@ -245,35 +248,44 @@ pub async fn push_in(
     client.query_typed_one(schema::PUSH, parameters).await?.try_get(0)
 }
 
+/// Adds an item to a queue, and removes the item of another queue that it was made of, in a transaction of
+/// the program, or with a client of its own. It returns the id of the new item, or `None` if the other is
+/// gone, because it was handled elsewhere meanwhile. Then nothing is added.
+///
+/// The id is that in the [metadata](pipeline_core::processing::Metadata::id) of a message of
+/// [`from`](PostgresQueue). When it is acknowledged after that, nothing more happens.
+///
+/// # Errors
+///
+/// The error of the statement.
+pub async fn forward_in(
+    client: &impl GenericClient,
+    from: &str,
+    id: &str,
+    to: &str,
+    item: &Item,
+) -> Result<Option<i64>, tokio_postgres::Error> {
+    // What is no number is no item of this queue.
+    let Ok(id) = id.parse::<i64>() else { return Ok(None) };
+    let (headers, trace) = (headers(item), item.trace.map(|trace| trace.to_string()));
+    let (key, payload) = (item.key.as_deref(), &item.payload[..]);
+    let parameters: link::Parameters<'_> = &[
+        (&from, Type::TEXT),
+        (&id, Type::INT8),
+        (&to, Type::TEXT),
+        (&key, Type::TEXT),
+        (&payload, Type::BYTEA),
+        (&headers, Type::TEXT),
+        (&trace, Type::TEXT),
+    ];
+    client.query_typed_one(schema::FORWARD, parameters).await?.try_get(0)
+}
+
 /// The headers of an item as JSON.
 fn headers(item: &Item) -> Option<String> {
     let headers: BTreeMap<&str, &str> = item.headers.iter().map(|(k, v)| (&**k, &**v)).collect();
     // Text is always valid JSON.
     (!headers.is_empty()).then(|| serde_json::to_string(&headers).ok()).flatten()
-}
-
-/// An item in the columns `key`, `payload`, `headers` and `trace` after the first, and why it cannot be
-/// read.
-fn item(row: &Row) -> Result<(Item, Option<String>), PostgresError> {
-    let mut malformed = None;
-    let mut headers = BTreeMap::<String, String>::new();
-    if let Some(text) = row.try_get::<_, Option<&str>>(3)? {
-        match serde_json::from_str(text) {
-            Ok(read) => headers = read,
-            Err(error) => {
-                malformed = Some(format!("its headers are not an object of texts: {error}"));
-            }
-        }
-    }
-    let trace = row.try_get::<_, Option<&str>>(4)?;
-    let item = Item {
-        key: row.try_get::<_, Option<&str>>(1)?.map(Into::into),
-        payload: row.try_get::<_, Vec<u8>>(2)?.into(),
-        headers: headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
-        // A trace that cannot be read is no reason to give the item up.
-        trace: trace.and_then(|trace| trace.parse::<TraceContext>().ok()),
-    };
-    Ok((item, malformed))
 }
 
 impl PostgresQueue {
@@ -357,6 +369,35 @@ impl PostgresQueue {
         .await
     }
 
+    /// Removes an item of this queue that is being handled, and adds one to another queue, in one transaction,
+    /// so that a death between the two steps of a program neither loses nor doubles it: [`forward_in`]. It
+    /// returns the id of the new item, or `None` if the other is gone, and then nothing is added.
+    ///
+    /// ```no_run
+    /// # use pipeline_core::processing::{Failure, Message};
+    /// # use pipeline_sources::{Item, postgres::PostgresQueue};
+    /// # fn enrich(item: &Item) -> Item { item.clone() }
+    /// # let orders = PostgresQueue::open("postgres://localhost/shop", "orders").unwrap();
+    /// let handle = async move |order: &mut Message<Item>| {
+    ///     let id = order.metadata().id.clone().unwrap_or_default();
+    ///     orders.forward(&id, "pushes", enrich(order)).await?;
+    ///     Ok::<_, Failure>(())
+    /// };
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push).
+    pub async fn forward(
+        &self,
+        id: &str,
+        to: &str,
+        item: Item,
+    ) -> Result<Option<i64>, PostgresError> {
+        let from = &self.0.name;
+        self.call(async |link| Ok(forward_in(link.client(), from, id, to, &item).await?)).await
+    }
+
     /// A source of the queue's items. A queue may have several, in any number of processes; each item is
     /// delivered to one of them at a time.
     #[must_use]
@@ -364,7 +405,7 @@ impl PostgresQueue {
         Source::new(self.clone(), options)
     }
 
-    /// How many items there are, and how old the next one is. They are counted up to 10,000; if there are
+    /// How many items there are that are not done, and when the first of them was added. They are counted up to 10,000; if there are
     /// more, it is the server's estimate of all items in the table.
     ///
     /// # Errors
@@ -374,8 +415,19 @@ impl PostgresQueue {
         self.call(async |link| self.0.backlog(&link).await).await
     }
 
+    /// Up to `limit` items that are not done, by id, after the one with this id. They are in work or wait:
+    /// [`QueuedItem::state`].
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if the server does not say them.
+    pub async fn items(&self, after: i64, limit: u32) -> Result<Vec<QueuedItem>, PostgresError> {
+        let rows = self.page(schema::ITEMS, after, limit).await?;
+        rows.iter().map(row::queued).collect()
+    }
+
     /// Up to `limit` items that were given up, by id, after the one with this id. They keep the ids which
-    /// they had in the queue.
+    /// they had in the queue, unless there was a dead letter with that id already.
     ///
     /// # Errors
     ///
@@ -385,29 +437,12 @@ impl PostgresQueue {
         after: i64,
         limit: u32,
     ) -> Result<Vec<DeadLetter>, PostgresError> {
-        let limit = i64::from(limit);
-        let rows = self
-            .call(async |link| {
-                let name = (&self.0.name as _, Type::TEXT);
-                let parameters = [name, (&after as _, Type::INT8), (&limit as _, Type::INT8)];
-                link.query(schema::DEAD_LETTERS, &parameters).await
-            })
-            .await?;
-        let dead = |row: &Row| {
-            Ok(DeadLetter {
-                id: row.try_get(0)?,
-                item: item(row)?.0,
-                enqueued_at: from_ms(row.try_get(5)?),
-                deliveries: u32::try_from(row.try_get::<_, i32>(6)?).unwrap_or_default(),
-                reason: row.try_get::<_, &str>(7)?.into(),
-                given_up_at: from_ms(row.try_get(8)?),
-            })
-        };
-        rows.iter().map(dead).collect()
+        let rows = self.page(schema::DEAD_LETTERS, after, limit).await?;
+        rows.iter().map(row::dead_letter).collect()
     }
 
-    /// Adds an item that was given up to the queue again, as a new item. Returns its new id, or `None`
-    /// if there is none with this id.
+    /// Adds an item that was given up to the queue again, as a new item, whose age begins now. Returns its
+    /// new id, or `None` if there is none with this id.
     ///
     /// # Errors
     ///
@@ -435,17 +470,34 @@ impl PostgresQueue {
         Ok(dropped.await? > 0)
     }
 
+    /// The rows of a statement with the parameters queue, id and limit.
+    async fn page(
+        &self,
+        statement: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Row>, PostgresError> {
+        let limit = i64::from(limit);
+        self.call(async |link| {
+            let name = (&self.0.name as _, Type::TEXT);
+            let parameters = [name, (&after as _, Type::INT8), (&limit as _, Type::INT8)];
+            link.query(statement, &parameters).await
+        })
+        .await
+    }
+
     /// Makes a call on the connection of the queue, and connects first if there is none.
     async fn call<T>(
         &self,
         call: impl AsyncFnOnce(Arc<Link>) -> Result<T, PostgresError>,
     ) -> Result<T, PostgresError> {
         let mut used = None;
-        let called = async {
+        // It is large, and a handler that makes calls would have it in it several times.
+        let called = Box::pin(async {
             let link = self.0.shared_link().await?;
             used = Some(link.clone());
             call(link).await
-        };
+        });
         let called = timeout(self.0.options.call_timeout, called).await;
         let answer = called.unwrap_or(Err(PostgresError::TimedOut));
         if let (Err(_), Some(used)) = (&answer, used) {
@@ -458,8 +510,17 @@ impl PostgresQueue {
 impl Inner {
     /// A new connection.
     async fn link(&self, notified: impl Fn(&str) + Send + 'static) -> Result<Link, PostgresError> {
-        let PostgresOptions { call_timeout, creates, .. } = self.options;
-        Link::open(&self.config, call_timeout, creates, notified).await
+        let PostgresOptions { call_timeout, creates, ordered, .. } = self.options;
+        let link = Link::open(&self.config, call_timeout, creates, notified).await?;
+        if let Some(ordered) = ordered {
+            let name = (&self.name as _, Type::TEXT);
+            let is_so: bool =
+                link.one(schema::IS_ORDERED, std::slice::from_ref(&name)).await?.try_get(0)?;
+            if is_so != ordered {
+                link.change(schema::DECLARE, &[name, (&ordered, Type::BOOL)]).await?;
+            }
+        }
+        Ok(link)
     }
 
     /// The connection for what is not of a source.

@@ -1,31 +1,50 @@
 //! A session of a source: what it takes, and what became of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use tokio::{runtime::Handle, sync::Notify, time::timeout};
-use tokio_postgres::{Row, types::Type};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, Notify},
+    time::{Instant, timeout},
+};
+use tokio_postgres::types::Type;
 
 use super::{
-    Inner, PostgresError, PostgresQueue, item,
+    Inner, PostgresError, PostgresQueue,
     link::{Link, Parameters, waking},
-    schema,
+    row, schema,
 };
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     heard::heard,
     item::Delivery,
     random::random_i64,
-    unix_ms::{from_ms, ms},
+    reason::cut,
+    unix_ms::ms,
 };
 
 /// What identifies a delivery: the item, and its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PostgresReceipt {
-    id: i64,
-    lease: i64,
+    pub(super) id: i64,
+    pub(super) lease: i64,
 }
 
-type Taken = Vec<Delivery<PostgresReceipt>>;
+/// What was taken.
+#[derive(Debug)]
+struct Taken {
+    items: Vec<Delivery<PostgresReceipt>>,
+    looked: Looked,
+}
+
+/// How far the server has looked.
+#[derive(Debug, PartialEq, Eq)]
+enum Looked {
+    /// At all that is available, or at as many as are wanted.
+    Everywhere,
+    /// Key by key, up to this one, or up to the last.
+    Up(Option<String>),
+}
 
 /// A connected source. Leases end by the other connection, so that they need not wait for takes.
 #[derive(Debug)]
@@ -33,6 +52,8 @@ struct Session {
     queue: Arc<Inner>,
     taking: Link,
     settling: Link,
+    /// Told when items are added, or have their turn.
+    added: Arc<Notify>,
 }
 
 impl Broker for PostgresQueue {
@@ -40,17 +61,20 @@ impl Broker for PostgresQueue {
     type Fetch = PostgresFetch;
     type Settle = PostgresSettle;
 
+    fn description(&self) -> Cow<'_, str> {
+        format!("the queue {} in PostgreSQL", self.name()).into()
+    }
+
     async fn connect(&self) -> Result<(PostgresFetch, PostgresSettle), BrokerError> {
         let Self(queue) = self;
         let added = Arc::new(Notify::new());
         let taking = queue.link(waking(&queue.name, added.clone())).await?;
         taking.execute("LISTEN pipeline_items").await?;
-        if !queue.options.ordered {
-            taking.change(schema::UNBLOCK, &[(&queue.name, Type::TEXT)]).await?;
-        }
         let settling = queue.link(|_| {}).await?;
-        let session = Arc::new(Session { queue: queue.clone(), taking, settling });
-        Ok((PostgresFetch { session: session.clone(), added }, PostgresSettle(session)))
+        let session = Arc::new(Session { queue: queue.clone(), taking, settling, added });
+        let fetch =
+            PostgresFetch { session: session.clone(), after: None, sweep: Sweep::default() };
+        Ok((fetch, PostgresSettle { session, counting: Mutex::default() }))
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -62,27 +86,55 @@ impl Broker for PostgresQueue {
 #[derive(Debug)]
 pub struct PostgresFetch {
     session: Arc<Session>,
-    /// Told when items are added.
-    added: Arc<Notify>,
+    /// The key after which the server looks next, key by key.
+    after: Option<String>,
+    sweep: Sweep,
 }
+
+/// When it is looked for items whose turn has come unnoticed.
+#[derive(Debug, Default)]
+struct Sweep {
+    last: Option<Instant>,
+    /// The key after which it looks next.
+    after: Option<String>,
+}
+
+/// The shortest time between two sweeps.
+const SWEEP: Duration = Duration::from_millis(100);
 
 impl Fetch for PostgresFetch {
     type Receipt = PostgresReceipt;
 
-    async fn fetch(&mut self, max: usize) -> Result<Taken, BrokerError> {
+    async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<PostgresReceipt>>, BrokerError> {
+        let poll = self.session.queue.options.poll;
         loop {
-            let taken = take(&self.session, max).await?;
-            if !taken.is_empty() {
-                return Ok(taken);
+            if self.sweep.last.is_none_or(|last| last.elapsed() >= poll.max(SWEEP)) {
+                self.sweep.last = Some(Instant::now());
+                self.sweep.after = self.session.sweep(self.sweep.after.as_deref()).await?;
             }
-            // What is available later is found by looking, and so is what was not told.
-            let _ = timeout(self.session.queue.options.poll, self.added.notified()).await;
+            let taken = take(&self.session, max, self.after.clone()).await?;
+            let is_everywhere = taken.looked == Looked::Everywhere;
+            if let Looked::Up(key) = taken.looked {
+                self.after = key;
+            }
+            if !taken.items.is_empty() {
+                return Ok(taken.items);
+            }
+            // Else, there were many before their turn. They are noted, so the next look goes further.
+            if is_everywhere {
+                // What is available later is found by looking, and so is what was not told.
+                let _ = timeout(poll, self.session.added.notified()).await;
+            }
         }
     }
 }
 
 /// Leases up to `max` items. It is completed also if it is dropped, and gives back then what it has taken.
-async fn take(session: &Arc<Session>, max: usize) -> Result<Taken, PostgresError> {
+async fn take(
+    session: &Arc<Session>,
+    max: usize,
+    after: Option<String>,
+) -> Result<Taken, PostgresError> {
     let (taking, unheard) = (session.clone(), session.clone());
     let give_back = move |result: Result<Taken, PostgresError>| {
         let (Ok(taken), Ok(runtime)) = (result, Handle::try_current()) else { return };
@@ -91,18 +143,18 @@ async fn take(session: &Arc<Session>, max: usize) -> Result<Taken, PostgresError
                 receipt: taken.receipt,
                 outcome: Outcome::Release { after: Duration::ZERO },
             };
-            let taken: Vec<_> = taken.into_iter().map(release).collect();
+            let taken: Vec<_> = taken.items.into_iter().map(release).collect();
             // If it fails, they are delivered again after their lease.
             let _ = unheard.settle(&taken).await;
         });
     };
     let (answer, heard) = heard(give_back);
-    tokio::spawn(async move { answer.send(taking.take(max).await) });
+    tokio::spawn(async move { answer.send(taking.take(max, after.as_deref()).await) });
     heard.await.unwrap_or(Err(PostgresError::Closed))
 }
 
 impl Session {
-    async fn take(&self, max: usize) -> Result<Taken, PostgresError> {
+    async fn take(&self, max: usize, after: Option<&str>) -> Result<Taken, PostgresError> {
         let Inner { name, options, .. } = &*self.queue;
         let max = i64::try_from(max).unwrap_or(i64::MAX);
         let (lease, token) = (ms(options.lease), random_i64());
@@ -111,17 +163,30 @@ impl Session {
             (&max, Type::INT8),
             (&lease, Type::INT8),
             (&token, Type::INT8),
-            (&options.ordered, Type::BOOL),
+            (&after, Type::TEXT),
         ];
         let rows = self.taking.query(schema::TAKE, parameters).await?;
-        rows.iter().map(|row| delivery(row, token)).collect()
+        let mut taken = Taken { items: Vec::with_capacity(rows.len()), looked: Looked::Everywhere };
+        for row in &rows {
+            match row::delivery(row, token)? {
+                Some(item) => taken.items.push(item),
+                None => taken.looked = Looked::Up(row::key(row)?),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Frees items whose turn has come unnoticed. Returns the key after which there are more to look at.
+    async fn sweep(&self, after: Option<&str>) -> Result<Option<String>, PostgresError> {
+        let parameters = [(&self.queue.name as _, Type::TEXT), (&after as _, Type::TEXT)];
+        let row = self.taking.one(schema::SWEEP, &parameters).await?;
+        row::first_text(&row)
     }
 
     async fn settle(
         &self,
         settlements: &[Settlement<PostgresReceipt>],
-    ) -> Result<(), PostgresError> {
-        let Inner { name, options, .. } = &*self.queue;
+    ) -> Result<Vec<NotStored>, PostgresError> {
         let ids: Vec<_> = settlements.iter().map(|it| it.receipt.id).collect();
         let leases: Vec<_> = settlements.iter().map(|it| it.receipt.lease).collect();
         let outcome = |it: &Settlement<_>| match it.outcome {
@@ -139,42 +204,42 @@ impl Session {
         let delays: Vec<_> = settlements.iter().map(delay).collect();
         let reason = |it: &Settlement<_>| match &it.outcome {
             // The server keeps no text with a zero in it.
-            Outcome::GiveUp { reason } => reason.replace('\0', "\u{fffd}"),
+            Outcome::GiveUp { reason } => cut(reason).replace('\0', "\u{fffd}"),
             _ => String::new(),
         };
         let reasons: Vec<_> = settlements.iter().map(reason).collect();
         let parameters: Parameters<'_> = &[
-            (name, Type::TEXT),
-            (&options.ordered, Type::BOOL),
+            (&self.queue.name, Type::TEXT),
             (&ids, Type::INT8_ARRAY),
             (&leases, Type::INT8_ARRAY),
             (&outcomes, Type::TEXT_ARRAY),
             (&delays, Type::INT8_ARRAY),
             (&reasons, Type::TEXT_ARRAY),
         ];
-        self.settling.query(schema::SETTLE, parameters).await?;
-        Ok(())
+        let mut not_stored = Vec::new();
+        for row in self.settling.query(schema::SETTLE, parameters).await? {
+            match row.try_get::<_, Option<i64>>(0)?.map(usize::try_from) {
+                Some(Ok(place)) if place > 0 => {
+                    let error = row.try_get::<_, &str>(1)?;
+                    not_stored.push(NotStored::new(place - 1, BrokerError::new(error)));
+                }
+                // It is the turn of other items.
+                _ => self.added.notify_one(),
+            }
+        }
+        Ok(not_stored)
     }
 }
 
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-fn delivery(row: &Row, lease: i64) -> Result<Delivery<PostgresReceipt>, PostgresError> {
-    let id: i64 = row.try_get(0)?;
-    let (item, malformed) = item(row)?;
-    Ok(Delivery {
-        receipt: PostgresReceipt { id, lease },
-        id: id.to_string().into(),
-        item,
-        enqueued_at: from_ms(row.try_get(5)?),
-        deliveries: u32::try_from(row.try_get::<_, i32>(6)?).unwrap_or_default(),
-        malformed: malformed.map(Into::into),
-    })
-}
-
 /// Stores the outcomes of a queue's items.
 #[derive(Debug)]
-pub struct PostgresSettle(Arc<Session>);
+pub struct PostgresSettle {
+    session: Arc<Session>,
+    /// Connected to when it is counted for the first time. A count that takes long delays nothing else.
+    counting: Mutex<Option<Link>>,
+}
 
 impl Settle for PostgresSettle {
     type Receipt = PostgresReceipt;
@@ -183,21 +248,28 @@ impl Settle for PostgresSettle {
         &self,
         settlements: &[Settlement<PostgresReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
-        self.0.settle(settlements).await?;
-        Ok(Vec::new())
+        Ok(self.session.settle(settlements).await?)
     }
 
     async fn renew(&self, receipts: &[PostgresReceipt]) -> Result<(), BrokerError> {
         let ids: Vec<_> = receipts.iter().map(|receipt| receipt.id).collect();
         let leases: Vec<_> = receipts.iter().map(|receipt| receipt.lease).collect();
-        let lease = ms(self.0.queue.options.lease);
+        let lease = ms(self.session.queue.options.lease);
         let parameters: Parameters<'_> =
             &[(&ids, Type::INT8_ARRAY), (&leases, Type::INT8_ARRAY), (&lease, Type::INT8)];
-        self.0.settling.change(schema::RENEW, parameters).await?;
+        self.session.settling.change(schema::RENEW, parameters).await?;
         Ok(())
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
-        Ok(self.0.queue.backlog(&self.0.settling).await?)
+        let mut counting = self.counting.lock().await;
+        // It is put back if nothing has failed.
+        let link = match counting.take() {
+            Some(link) => link,
+            None => self.session.queue.link(|_| {}).await?,
+        };
+        let backlog = self.session.queue.backlog(&link).await?;
+        *counting = Some(link);
+        Ok(backlog)
     }
 }

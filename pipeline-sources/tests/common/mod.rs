@@ -1,0 +1,106 @@
+//! What the tests of several brokers need.
+#![allow(dead_code, reason = "a broker's tests may use a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    Pipeline,
+    backoff::{Backoff, Jitter},
+    processing::{Failure, Message, Processors},
+};
+use pipeline_sources::{Broker, DeadLetter, Item, Source, SourceOptions};
+use tokio::time::{sleep, timeout};
+
+/// How long a test waits for what has to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The texts that a pipeline has handled.
+pub(crate) type Seen = Arc<Mutex<Vec<String>>>;
+
+pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !so().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+/// Three deliveries, without much delay.
+pub(crate) fn quick() -> SourceOptions {
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
+    SourceOptions::new().redeliver_after(backoff.jitter(Jitter::None)).max_deliveries(3)
+}
+
+pub(crate) fn text(message: &Message<Item>) -> String {
+    String::from_utf8(message.payload.to_vec()).unwrap()
+}
+
+/// Starts a pipeline with one processor that keeps the texts, and fails those for which the function says
+/// so.
+pub(crate) fn keep<B: Broker>(
+    source: Source<B>,
+    fails: fn(&str) -> Option<Failure>,
+) -> (Pipeline, Seen) {
+    let seen = Seen::default();
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let text = text(message);
+        log.lock().push(text.clone());
+        fails(&text).map_or(Ok(()), Err)
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(source)
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    (pipeline, seen)
+}
+
+/// Starts a pipeline whose handler never ends, and waits until it has begun with an item. To drop it is
+/// to kill it.
+pub(crate) async fn stuck<B: Broker>(source: Source<B>) -> Pipeline {
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let at_work = begun.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        at_work.notify_one();
+        std::future::pending::<Result<(), Failure>>().await
+    };
+    let pipeline = Pipeline::of_messages("stuck")
+        .source(source)
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(1))
+        .start()
+        .unwrap();
+    timeout(PATIENCE, begun.notified()).await.unwrap();
+    pipeline
+}
+
+/// Checks that a dead letter is this item, with this number of deliveries and this reason.
+#[track_caller]
+pub(crate) fn assert_dead<Id>(dead: &DeadLetter<Id>, item: &Item, deliveries: u32, reason: &str) {
+    assert_eq!(&dead.item, item);
+    assert_eq!((dead.deliveries, &*dead.reason), (deliveries, reason));
+    assert!(dead.enqueued_at.unwrap() <= dead.given_up_at.unwrap());
+}
+
+/// Numbers that look random and are the same each time.
+#[derive(Debug)]
+pub(crate) struct Numbers(u64);
+
+impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        let next = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = next.wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % limit
+    }
+
+    pub(crate) fn one_of<T: Copy>(&mut self, of: &[T]) -> Option<T> {
+        (!of.is_empty()).then(|| of[self.below(of.len())])
+    }
+}
