@@ -2,6 +2,8 @@
 #![cfg(all(feature = "sqlite", feature = "test-kit"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod common;
+
 use std::{
     path::PathBuf,
     sync::{
@@ -14,19 +16,20 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_core::{
     Pipeline,
-    backoff::{Backoff, Jitter},
+    backoff::Backoff,
     processing::{Failure, Message, Processors},
 };
 use pipeline_sources::{
-    Backlog, Broker, BrokerError, Delivery, Fetch, Item, NotStored, Settle, Settlement, Source,
-    SourceOptions,
+    Backlog, Broker, BrokerError, Delivery, Fetch, Item, NotStored, Outcome, QueuedState, Settle,
+    Settlement, Source,
     contract::{Subject, check},
     sqlite::{SqliteFetch, SqliteOptions, SqliteQueue, SqliteReceipt, SqliteSettle, push_in},
 };
+use rusqlite::{Connection, params};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+use self::common::{Numbers, PATIENCE, assert_dead, keep, quick, stuck, text, until};
 
 /// A file that is removed at the end.
 fn file() -> (TempDir, PathBuf) {
@@ -35,66 +38,50 @@ fn file() -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn text(message: &Message<Item>) -> String {
-    String::from_utf8(message.payload.to_vec()).unwrap()
-}
-
-/// Retries without much delay.
-fn quick() -> SourceOptions {
-    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
-    SourceOptions::new().redeliver_after(backoff.jitter(Jitter::None)).max_deliveries(3)
-}
-
-async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !so().await {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
-}
-
-/// Starts a pipeline that keeps the texts, and fails those for which the function says so.
-fn keep(
-    queue: &SqliteQueue,
-    options: SourceOptions,
-    fails: fn(&str) -> Option<Failure>,
-) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let log = seen.clone();
-    let handle = async move |message: &mut Message<Item>| {
-        let text = text(message);
-        log.lock().push(text.clone());
-        fails(&text).map_or(Ok(()), Err)
-    };
-    let pipeline = Pipeline::of_messages("test")
-        .source(queue.source(options))
-        .processors(Processors::from_fn(handle).concurrency(1))
-        .start()
-        .unwrap();
-    (pipeline, seen)
-}
-
 async fn is_empty(queue: &SqliteQueue) -> bool {
     queue.backlog().await.unwrap().items == Some(0)
 }
 
 /// A queue in a folder of its own.
-struct InFile(SqliteQueue, #[expect(dead_code, reason = "it is removed at the end")] TempDir);
+struct InFile {
+    queue: SqliteQueue,
+    /// The connection of another program.
+    program: Mutex<Connection>,
+    #[expect(dead_code, reason = "it is removed at the end")]
+    folder: TempDir,
+}
 
 impl Subject for InFile {
     type Broker = SqliteQueue;
 
     fn broker(&self) -> SqliteQueue {
-        self.0.clone()
+        self.queue.clone()
     }
 
     async fn push(&self, item: Item) {
-        self.0.push(item).await.unwrap();
+        self.queue.push(item).await.unwrap();
+    }
+
+    async fn push_malformed(&self) -> bool {
+        let insert = "INSERT INTO pipeline_items (queue, payload, headers)
+            VALUES ('test', '', '{\"kind\": \"order\", \"n\": 7}')";
+        self.program.lock().execute(insert, []).unwrap();
+        true
+    }
+
+    async fn fill_graves(&self) -> bool {
+        let full = "CREATE TRIGGER full BEFORE INSERT ON pipeline_dead_letters
+            BEGIN SELECT RAISE(ABORT, 'there is no room'); END";
+        self.program.lock().execute_batch(full).unwrap();
+        true
+    }
+
+    async fn empty_graves(&self) {
+        self.program.lock().execute_batch("DROP TRIGGER full").unwrap();
     }
 
     async fn dead_letters(&self) -> Vec<String> {
-        let dead = self.0.dead_letters(0, 100).await.unwrap();
+        let dead = self.queue.dead_letters(0, 100).await.unwrap();
         dead.iter().map(|dead| dead.reason.to_string()).collect()
     }
 }
@@ -106,7 +93,10 @@ async fn a_queue_in_a_file_keeps_the_contract() {
             let (folder, path) = file();
             let options = SqliteOptions::new().lease(Duration::from_millis(300));
             let options = options.ordered_by_key(ordered);
-            InFile(SqliteQueue::open_with(path, "test", options).await.unwrap(), folder)
+            let queue = SqliteQueue::open_with(&path, "test", options).await.unwrap();
+            let program = Connection::open(&path).unwrap();
+            program.busy_timeout(PATIENCE).unwrap();
+            InFile { queue, program: Mutex::new(program), folder }
         })
         .await;
     }
@@ -119,7 +109,7 @@ async fn items_are_delivered_in_order_and_forgotten_when_they_are_done() {
     for n in 0..50 {
         queue.push(Item::new(n.to_string())).await.unwrap();
     }
-    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
     until("all are done", async || is_empty(&queue).await).await;
     assert_eq!(*seen.lock(), (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
     assert!(pipeline.drain(PATIENCE).await.is_clean());
@@ -133,20 +123,23 @@ async fn an_item_that_fails_is_delivered_again_and_then_given_up() {
     let id = queue.push(item.clone()).await.unwrap();
     queue.push(Item::new("good")).await.unwrap();
     let fails = |text: &str| (text == "bad").then(|| Failure::new("it is bad"));
-    let (pipeline, seen) = keep(&queue, quick(), fails);
+    let (pipeline, seen) = keep(queue.source(quick()), fails);
     until("all are done", async || is_empty(&queue).await).await;
     pipeline.drain(PATIENCE).await;
     assert_eq!(seen.lock().iter().filter(|text| *text == "bad").count(), 3);
     let dead = queue.dead_letters(0, 10).await.unwrap();
     assert_eq!(dead.len(), 1);
-    assert_eq!((dead[0].id, dead[0].deliveries, &*dead[0].reason), (id, 3, "it is bad"));
-    assert_eq!(dead[0].item, item);
-    assert!(dead[0].enqueued_at <= dead[0].given_up_at);
+    assert_eq!(dead[0].id, id);
+    assert_dead(&dead[0], &item, 3, "it is bad");
 
     // It can be replayed, and dropped.
     assert_eq!(queue.replay(id + 100).await.unwrap(), None);
     let new = queue.replay(id).await.unwrap().unwrap();
     assert!(new > id);
+    // Its age begins anew.
+    let again = queue.items(0, 10).await.unwrap().remove(0);
+    assert_eq!((again.id, again.item, again.deliveries), (new, item, 0));
+    assert!(again.enqueued_at >= dead[0].given_up_at);
     assert_eq!(queue.backlog().await.unwrap().items, Some(1));
     assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(0));
     assert!(!queue.drop_dead_letter(id).await.unwrap());
@@ -202,7 +195,7 @@ async fn a_drain_gives_back_what_no_stage_has_begun_with() {
     let left = queue.backlog().await.unwrap().items.unwrap();
     assert!(left > 0);
     let again = SqliteQueue::open(&path, "numbers").await.unwrap();
-    let (pipeline, seen) = keep(&again, quick(), |_| None);
+    let (pipeline, seen) = keep(again.source(quick()), |_| None);
     until("all are done", async || is_empty(&queue).await).await;
     assert_eq!(seen.lock().len() as u64, left);
     pipeline.drain(PATIENCE).await;
@@ -226,7 +219,7 @@ async fn what_a_drain_has_no_time_for_is_given_back_as_if_it_had_not_been_delive
         .unwrap();
     begun.notified().await;
     pipeline.drain(Duration::from_millis(10)).await;
-    let file = rusqlite::Connection::open(&path).unwrap();
+    let file = Connection::open(&path).unwrap();
     let select = "SELECT count(*), max(deliveries), count(lease) FROM pipeline_items";
     let counts = file.query_row(select, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
     assert_eq!(counts, Ok((5, 0, 0)));
@@ -238,20 +231,9 @@ async fn the_items_of_a_dead_process_are_delivered_again_after_their_lease() {
     let options = SqliteOptions::new().lease(Duration::from_millis(300));
     let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
     queue.push(Item::new("7")).await.unwrap();
-    let begun = Arc::new(tokio::sync::Notify::new());
-    let at_work = begun.clone();
-    let handle = async move |_: &mut Message<Item>| {
-        at_work.notify_one();
-        std::future::pending::<Result<(), Failure>>().await
-    };
-    let pipeline = Pipeline::of_messages("test")
-        .source(queue.source(quick()))
-        .processors(Processors::from_fn(handle).concurrency(1))
-        .start()
-        .unwrap();
-    begun.notified().await;
+    let pipeline = stuck(queue.source(quick())).await;
     // The lease is renewed while the item is handled.
-    let (second, seen) = keep(&queue, quick(), |_| None);
+    let (second, seen) = keep(queue.source(quick()), |_| None);
     sleep(Duration::from_millis(900)).await;
     assert!(seen.lock().is_empty());
     // Dropping a pipeline ends its tasks at once, as the death of its process does.
@@ -294,12 +276,447 @@ async fn items_of_one_key_are_handled_in_order_although_one_fails() {
     assert_eq!(of(1), (1..20).step_by(2).collect::<Vec<_>>());
 }
 
+/// What programs and an operator do to a queue that is ordered by key, and what sources do, one after the
+/// other.
+struct Disorder {
+    numbers: Numbers,
+    queue: SqliteQueue,
+    fetch: SqliteFetch,
+    settle: SqliteSettle,
+    operator: Connection,
+    held: Vec<SqliteReceipt>,
+    log: Vec<String>,
+}
+
+const KEYS: [&str; 2] = ["a", "b"];
+const NEVER: i64 = i64::MAX;
+
+/// Whether it is the turn of an item, so that a fetch has to return.
+const HAS_TURN: &str = "SELECT EXISTS (SELECT 1 FROM pipeline_items AS f WHERE
+    (key IS NULL AND available_at < 4000000000000)
+    OR (id = (SELECT min(id) FROM pipeline_items WHERE key = f.key)
+        AND NOT EXISTS (SELECT 1 FROM pipeline_items WHERE key = f.key AND lease IS NOT NULL
+            AND available_at > 4000000000000 AND available_at < 9223372036854775807)
+        AND (available_at < 4000000000000 OR (available_at = 9223372036854775807
+            AND EXISTS (SELECT 1 FROM pipeline_items WHERE key = f.key
+                AND available_at < 4000000000000)))))";
+
+impl Disorder {
+    fn ids(&self, which: &str) -> Vec<i64> {
+        let select = format!("SELECT id FROM pipeline_items WHERE {which} ORDER BY id");
+        let mut select = self.operator.prepare(&select).unwrap();
+        select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+
+    fn add(&mut self) {
+        let key = KEYS[self.numbers.below(2)];
+        // A program may choose the id, also one before others.
+        let id = self.numbers.below(3) == 0;
+        let id = id.then(|| 1 + self.numbers.below(500)).and_then(|id| i64::try_from(id).ok());
+        let add = "INSERT OR IGNORE INTO pipeline_items (id, queue, key, payload)
+            VALUES (?1, 'numbers', ?2, '')";
+        self.operator.execute(add, params![id, key]).unwrap();
+        self.log.push(format!("a program adds {id:?} of {key}"));
+    }
+
+    /// Takes items, if it is the turn of some. None is taken before an earlier one of its key.
+    async fn take(&mut self) -> usize {
+        let has_turn = self.operator.query_row(HAS_TURN, [], |row| row.get::<_, bool>(0)).unwrap();
+        if !has_turn {
+            return 0;
+        }
+        let most = self.numbers.below(4) + 1;
+        let fetched = timeout(PATIENCE, self.fetch.fetch(most)).await;
+        let fetched = fetched.unwrap_or_else(|_| panic!("nothing is taken: {:#?}", self.log));
+        let taken: Vec<_> = fetched.unwrap().into_iter().map(|it| (it.id, it.receipt)).collect();
+        let ids: Vec<_> = taken.iter().map(|(id, _)| id.to_string()).collect();
+        self.log.push(format!("a source takes {ids:?}"));
+        let early = format!(
+            "id IN ({}) AND EXISTS (SELECT 1 FROM pipeline_items AS e
+                WHERE e.key = pipeline_items.key AND e.id < pipeline_items.id)",
+            ids.join(", ")
+        );
+        let early = self.ids(&early);
+        assert!(early.is_empty(), "taken before their turn: {early:?}, {:#?}", self.log);
+        self.held.extend(taken.into_iter().map(|(_, receipt)| receipt));
+        ids.len()
+    }
+
+    async fn settle(&mut self, receipt: SqliteReceipt, outcome: Outcome) {
+        self.log.push(format!("{receipt:?}: {outcome:?}"));
+        let settlement = Settlement { receipt, outcome };
+        assert!(self.settle.settle(&[settlement]).await.unwrap().is_empty());
+        self.held.retain(|held| *held != receipt);
+    }
+
+    /// A source dies, and its leases end.
+    fn die(&mut self) {
+        let leases = "UPDATE pipeline_items SET available_at = 5
+            WHERE lease IS NOT NULL AND available_at < 9223372036854775807";
+        self.operator.execute(leases, []).unwrap();
+        self.held.clear();
+        self.log.push("all sources die".to_owned());
+    }
+
+    async fn disturb(&mut self) {
+        let (all, idle) = (self.ids("true"), self.ids("lease IS NULL"));
+        let infinity = format!("UPDATE pipeline_items SET available_at = {NEVER} WHERE id = ?1");
+        let (what, id) = match self.numbers.below(8) {
+            0 | 1 => ("DELETE FROM pipeline_items WHERE id = ?1", self.numbers.one_of(&all)),
+            2 | 3 => {
+                ("UPDATE pipeline_items SET key = 'a' WHERE id = ?1", self.numbers.one_of(&idle))
+            }
+            4 | 5 => {
+                ("UPDATE pipeline_items SET key = NULL WHERE id = ?1", self.numbers.one_of(&idle))
+            }
+            // Without the triggers of what it replaces.
+            6 => (
+                "REPLACE INTO pipeline_items (id, queue, key, payload) VALUES (?1, 'numbers', 'b', '')",
+                self.numbers.one_of(&idle),
+            ),
+            _ => (&*infinity, self.numbers.one_of(&self.ids("lease IS NULL AND key IS NOT NULL"))),
+        };
+        let Some(id) = id else { return };
+        self.operator.execute(what, [id]).unwrap();
+        self.log.push(format!("{what}: {id}"));
+        if what.starts_with("REPLACE") || what == infinity {
+            // A new source looks at once for what nothing else has noticed.
+            let (mut fetch, _) = self.queue.connect().await.unwrap();
+            if let Ok(fetched) = timeout(Duration::from_millis(300), fetch.fetch(1)).await {
+                let receipt = fetched.unwrap()[0].receipt;
+                self.settle(receipt, Outcome::Release { after: Duration::ZERO }).await;
+            }
+        }
+    }
+
+    /// If a key has items, one of them is available, in work, or waits for a time that comes. At most one is
+    /// in work.
+    fn check(&self) {
+        let keys = |having: &str| {
+            let select = format!(
+                "SELECT count(*) FROM (SELECT key FROM pipeline_items WHERE key IS NOT NULL
+                    GROUP BY key HAVING {having})"
+            );
+            self.operator.query_row(&select, [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        let stuck = keys("min(available_at) = 9223372036854775807");
+        assert_eq!(stuck, 0, "all items of a key wait: {:#?}", self.log);
+        let many = keys(
+            "sum(lease IS NOT NULL AND available_at > 4000000000000
+                AND available_at < 9223372036854775807) > 1",
+        );
+        assert_eq!(many, 0, "several items of a key are in work: {:#?}", self.log);
+    }
+
+    async fn run(&mut self) {
+        for _ in 0..60 {
+            match self.numbers.below(10) {
+                0..=3 => self.add(),
+                4 | 5 => {
+                    self.take().await;
+                }
+                6 | 7 => {
+                    let outcome = match self.numbers.below(5) {
+                        0 | 1 => Outcome::Done,
+                        2 => Outcome::Retry(Duration::ZERO),
+                        3 => Outcome::Release { after: Duration::ZERO },
+                        _ => Outcome::GiveUp { reason: "it is bad".into() },
+                    };
+                    if let Some(receipt) = self.numbers.one_of(&self.held) {
+                        self.settle(receipt, outcome).await;
+                    }
+                }
+                8 => self.die(),
+                _ => self.disturb().await,
+            }
+            self.check();
+        }
+        for receipt in std::mem::take(&mut self.held) {
+            self.settle(receipt, Outcome::Done).await;
+        }
+        // Those whose item was moved to another key while it was in work.
+        self.die();
+        while !self.ids("true").is_empty() {
+            assert!(self.take().await > 0, "items are left: {:#?}", self.log);
+            for receipt in std::mem::take(&mut self.held) {
+                self.settle(receipt, Outcome::Done).await;
+            }
+            self.check();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_never_stuck_whatever_is_added_dies_or_is_changed() {
+    let (_folder, path) = file();
+    // Leases that outlast the year 2096.
+    let options = SqliteOptions::new().lease(Duration::from_secs(100 * 365 * 24 * 3600));
+    let options = options.ordered_by_key(true).poll_interval(Duration::from_millis(1));
+    let queue = SqliteQueue::open_with(&path, "numbers", options).await.unwrap();
+    let (fetch, settle) = queue.connect().await.unwrap();
+    let operator = Connection::open(&path).unwrap();
+    operator.busy_timeout(PATIENCE).unwrap();
+    operator.pragma_update(None, "synchronous", "OFF").unwrap();
+    let (numbers, held, log) = (Numbers::new(0), Vec::new(), Vec::new());
+    let mut disorder = Disorder { numbers, queue, fetch, settle, operator, held, log };
+    let rounds = std::env::var("ROUNDS").map_or(30, |rounds| rounds.parse().unwrap());
+    for seed in 0..rounds {
+        disorder.numbers = Numbers::new(seed);
+        disorder.log = vec![format!("round {seed}")];
+        disorder.run().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_come_again_do_not_wait_behind_a_backlog_nor_new_ones_behind_them() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    let first = queue.push_all((0..4).map(|n| Item::new(format!("first {n}"))).collect()).await;
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(3).await.unwrap();
+    // One has failed, one was postponed, and the process of one has died.
+    let outcomes =
+        [Outcome::Retry(Duration::ZERO), Outcome::Release { after: Duration::from_nanos(1) }];
+    for (fetched, outcome) in fetched.iter().zip(outcomes) {
+        let settlement = Settlement { receipt: fetched.receipt, outcome };
+        assert!(settle.settle(&[settlement]).await.unwrap().is_empty());
+    }
+    let operator = Connection::open(&path).unwrap();
+    let end = "UPDATE pipeline_items SET available_at = 5 WHERE id = ?1";
+    assert_eq!(operator.execute(end, [first.unwrap()[2]]), Ok(1));
+    queue.push_all((0..1000).map(|n| Item::new(n.to_string())).collect()).await.unwrap();
+    let mut texts = async |most| {
+        let fetched = fetch.fetch(most).await.unwrap();
+        fetched.iter().map(|it| String::from_utf8(it.item.payload.to_vec()).unwrap()).collect()
+    };
+    let mut seen: Vec<String> = texts(4).await;
+    assert_eq!(seen.len(), 4);
+    seen.extend::<Vec<String>>(texts(4).await);
+    for n in 0..4 {
+        assert!(seen.contains(&format!("first {n}")), "{seen:?}");
+    }
+    // Many that come again leave half of the places, also where there is one.
+    operator.execute("UPDATE pipeline_items SET available_at = 5 WHERE id <= 504", []).unwrap();
+    let mut counts = [0_usize, 0];
+    for most in [10, 11, 1, 1, 1, 1] {
+        for text in texts(most).await {
+            let is_new = text.parse::<usize>().is_ok_and(|n| n >= 500);
+            counts[usize::from(is_new)] += 1;
+        }
+    }
+    assert!(counts[0].abs_diff(counts[1]) <= 1, "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_cannot_be_read_are_given_up_and_the_others_go_on() {
+    let (_folder, path) = file();
+    // The first version had no constraints.
+    let operator = Connection::open(&path).unwrap();
+    operator.busy_timeout(PATIENCE).unwrap();
+    operator.execute_batch(include_str!("fixtures/sqlite_1.sql")).unwrap();
+    let columns = [
+        ("enqueued_at", "datetime('now')", "its enqueued_at is no integer"),
+        (
+            "enqueued_at",
+            "(julianday('now') - 2440587.5) * 86400000.123",
+            "its enqueued_at is no integer",
+        ),
+        ("enqueued_at", "x'00'", "its enqueued_at is no integer"),
+        ("headers", "'{\"kind\": \"order\", \"n\": 7}'", "its headers are not an object of texts"),
+        ("headers", "'[]'", "its headers are not an object of texts"),
+        ("headers", "5", "its headers are not an object of texts"),
+        ("headers", "x'ff'", "its headers are not an object of texts"),
+        ("key", "x'ff'", "its key is not UTF-8"),
+        ("deliveries", "9223372036854775807", "delivered 2147483647 times"),
+    ];
+    let insert = |column: &str, value: &str, payload: &str| {
+        let insert = format!(
+            "INSERT INTO pipeline_items (queue, payload, {column}) VALUES ('numbers', '{payload}', {value})"
+        );
+        operator.execute_batch(&insert).unwrap_or_else(|error| panic!("{insert}: {error}"));
+    };
+    for (n, (column, value, _)) in columns.iter().enumerate() {
+        insert(column, value, &n.to_string());
+    }
+    let fine = [
+        ("available_at", "'soon'"),
+        ("available_at", "1e300"),
+        ("available_at", "-5"),
+        ("deliveries", "'many'"),
+        ("deliveries", "-5"),
+        ("lease", "'mine'"),
+        ("trace", "x'ff'"),
+        ("key", "5.5"),
+        ("enqueued_at", "-9223372036854775807"),
+    ];
+    for (column, value) in fine {
+        insert(column, value, "good");
+    }
+    for ordered in [false, true] {
+        let options = SqliteOptions::new().ordered_by_key(ordered);
+        let queue = SqliteQueue::open_with(&path, "numbers", options).await.unwrap();
+        let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+        until("all are done", async || is_empty(&queue).await).await;
+        pipeline.drain(PATIENCE).await;
+        assert_eq!(*seen.lock(), vec!["good"; fine.len()]);
+        let dead = queue.dead_letters(0, 100).await.unwrap();
+        assert_eq!(dead.len(), columns.len());
+        for ((column, value, reason), dead) in columns.iter().zip(dead) {
+            assert!(dead.reason.contains(reason), "{column} {value}: {}", dead.reason);
+            // It is the same when it is replayed, or it can be read now.
+            queue.replay(dead.id).await.unwrap().unwrap();
+        }
+        operator.execute("DELETE FROM pipeline_items", []).unwrap();
+        for (n, (column, value, _)) in columns.iter().enumerate() {
+            insert(column, value, &n.to_string());
+        }
+        for (column, value) in fine {
+            insert(column, value, "good");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_file_refuses_plain_mistakes() {
+    let (_folder, path) = file();
+    SqliteQueue::open(&path, "numbers").await.unwrap();
+    let operator = Connection::open(&path).unwrap();
+    for (column, value) in
+        [("enqueued_at", "datetime('now')"), ("available_at", "'soon'"), ("deliveries", "1.5")]
+    {
+        let insert = format!(
+            "INSERT INTO pipeline_items (queue, payload, {column}) VALUES ('numbers', '', {value})"
+        );
+        assert!(operator.execute_batch(&insert).is_err(), "{insert}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_the_first_version_is_used_as_it_is() {
+    let (_folder, path) = file();
+    let program = Connection::open(&path).unwrap();
+    program.execute_batch(include_str!("fixtures/sqlite_1.sql")).unwrap();
+    // The last one of the key waits for ever, as an operator has changed the key of the first.
+    let old = "INSERT INTO pipeline_queues (queue, ordered) VALUES ('numbers', 1);
+        INSERT INTO pipeline_items (queue, key, payload) VALUES
+            ('numbers', 'a', '1'), ('numbers', 'a', '2'), ('numbers', NULL, '3');
+        UPDATE pipeline_items SET key = 'b' WHERE id = 1;";
+    program.execute_batch(old).unwrap();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("all are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    seen.lock().sort();
+    assert_eq!(*seen.lock(), ["1", "2", "3"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_whose_id_is_taken_gets_another_and_a_long_reason_is_cut() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    let program = Connection::open(&path).unwrap();
+    program.busy_timeout(PATIENCE).unwrap();
+    let fails = |text: &str| Some(Failure::new(text.repeat(3000)).give_up());
+    let (pipeline, _) = keep(queue.source(quick()), fails);
+    for n in 0..3 {
+        let insert = "INSERT INTO pipeline_items (id, queue, payload) VALUES (7, 'numbers', ?1)";
+        program.execute(insert, [n.to_string()]).unwrap();
+        until("it is given up", async || is_empty(&queue).await).await;
+    }
+    pipeline.drain(PATIENCE).await;
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    assert_eq!(dead.iter().map(|it| it.id).collect::<Vec<_>>(), [7, 8, 9]);
+    for (n, dead) in dead.iter().enumerate() {
+        assert_eq!(dead.item.payload, n.to_string());
+        assert_eq!(*dead.reason, *n.to_string().repeat(2000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_stays_ordered_when_it_is_opened_without_saying_so() {
+    let (_folder, path) = file();
+    let ordered = SqliteOptions::new().ordered_by_key(true);
+    SqliteQueue::open_with(&path, "numbers", ordered).await.unwrap();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    for n in 0..6 {
+        queue.push(Item::new(n.to_string()).key("k")).await.unwrap();
+    }
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    assert_eq!(fetch.fetch(10).await.unwrap().len(), 1, "it is ordered");
+    let unordered = SqliteOptions::new().ordered_by_key(false);
+    SqliteQueue::open_with(&path, "numbers", unordered).await.unwrap();
+    assert_eq!(fetch.fetch(10).await.unwrap().len(), 5, "it is not ordered any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_first_is_the_oldest() {
+    let (_folder, path) = file();
+    let queue = SqliteOptions::new().ordered_by_key(true);
+    let queue = SqliteQueue::open_with(&path, "numbers", queue).await.unwrap();
+    for (text, key) in [("later", "a"), ("in work", "b"), ("blocked", "b"), ("available", "c")] {
+        queue.push(Item::new(text).key(key)).await.unwrap();
+    }
+    let first = queue.items(0, 1).await.unwrap().remove(0);
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(2).await.unwrap();
+    let retry = Outcome::Retry(PATIENCE * 10);
+    settle.settle(&[Settlement { receipt: fetched[0].receipt, outcome: retry }]).await.unwrap();
+    let mut items = queue.items(0, 2).await.unwrap();
+    items.extend(queue.items(items[1].id, 10).await.unwrap());
+    let texts: Vec<_> = items.iter().map(|it| it.item.payload.clone()).collect();
+    assert_eq!(texts, ["later", "in work", "blocked", "available"]);
+    let states: Vec<_> = items.iter().map(|it| it.state).collect();
+    assert!(matches!(states[0], QueuedState::Later { .. }), "{states:?}");
+    assert!(matches!(states[1], QueuedState::InWork { .. }), "{states:?}");
+    assert_eq!(states[2..], [QueuedState::Blocked, QueuedState::Available]);
+    assert_eq!(items.iter().map(|it| it.deliveries).collect::<Vec<_>>(), [1, 1, 0, 0]);
+    // The first is not done, and so it is the oldest.
+    assert_eq!(queue.backlog().await.unwrap().oldest, first.enqueued_at);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_is_moved_to_the_next_queue_once() {
+    let (_folder, path) = file();
+    let ordered = SqliteOptions::new().ordered_by_key(true);
+    let orders = SqliteQueue::open_with(&path, "orders", ordered).await.unwrap();
+    let pushes = SqliteQueue::open(&path, "pushes").await.unwrap();
+    for n in 0..10 {
+        orders.push(Item::new(n.to_string()).key("k")).await.unwrap();
+    }
+    let queue = orders.clone();
+    let failed = Arc::new(Mutex::new(false));
+    let handle = async move |order: &mut Message<Item>| {
+        let id = order.metadata().id.clone().unwrap_or_default();
+        let item = Item::new(format!("enriched {}", text(order)));
+        let new = queue.forward(&id, "pushes", item.clone()).await?;
+        // The one that was moved is gone.
+        assert!(new.is_some() && queue.forward(&id, "pushes", item).await?.is_none());
+        // It was moved, whatever becomes of its message.
+        if text(order) == "3" && !std::mem::replace(&mut *failed.lock(), true) {
+            return Err(Failure::new("it is too late"));
+        }
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("orders")
+        .source(orders.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(2))
+        .start()
+        .unwrap();
+    let (pushing, seen) = keep(pushes.source(quick()), |_| None);
+    until("all are done", async || is_empty(&orders).await && is_empty(&pushes).await).await;
+    pipeline.drain(PATIENCE).await;
+    pushing.drain(PATIENCE).await;
+    assert_eq!(*seen.lock(), (0..10).map(|n| format!("enriched {n}")).collect::<Vec<_>>());
+    assert!(orders.dead_letters(0, 10).await.unwrap().is_empty());
+    assert_eq!(orders.forward("no id", "pushes", Item::new("")).await.unwrap(), None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_adds_items_in_its_own_transaction() {
     let (_folder, path) = file();
     let queue = SqliteQueue::open(&path, "orders").await.unwrap();
-    let (pipeline, seen) = keep(&queue, quick(), |_| None);
-    let program = rusqlite::Connection::open(&path).unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    let program = Connection::open(&path).unwrap();
     program.busy_timeout(PATIENCE).unwrap();
     program.execute_batch("CREATE TABLE orders (id INTEGER)").unwrap();
     let add = |commit: bool| {
@@ -325,21 +742,9 @@ async fn an_item_that_kills_its_process_each_time_is_given_up() {
     let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
     queue.push(Item::new("poison")).await.unwrap();
     for _ in 0..3 {
-        let begun = Arc::new(tokio::sync::Notify::new());
-        let at_work = begun.clone();
-        let handle = async move |_: &mut Message<Item>| {
-            at_work.notify_one();
-            std::future::pending::<Result<(), Failure>>().await
-        };
-        let pipeline = Pipeline::of_messages("test")
-            .source(queue.source(quick()))
-            .processors(Processors::from_fn(handle).concurrency(1))
-            .start()
-            .unwrap();
-        begun.notified().await;
-        drop(pipeline);
+        drop(stuck(queue.source(quick())).await);
     }
-    let (pipeline, seen) = keep(&queue, quick(), |_| None);
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
     until("it is given up", async || is_empty(&queue).await).await;
     pipeline.drain(PATIENCE).await;
     assert!(seen.lock().is_empty());

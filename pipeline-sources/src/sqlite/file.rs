@@ -139,14 +139,23 @@ fn open(path: &Path) -> Result<Connection, SqliteError> {
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let prepare = || {
-        let connection = Connection::open_with_flags(path, flags)?;
+        let mut connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         // What a savepoint would restore. In a file, it costs as much as the log.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.set_prepared_statement_cache_capacity(64);
-        connection.execute_batch(schema::TABLES)?;
+        let is_current = |connection: &Connection| {
+            connection.query_row(schema::IS_CURRENT, [], |row| row.get::<_, bool>(0))
+        };
+        if !is_current(&connection)? {
+            // At once, as another process may use the file.
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute_batch(schema::TABLES)?;
+            transaction.commit()?;
+        }
         Ok(connection)
     };
     prepare()

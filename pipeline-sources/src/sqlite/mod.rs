@@ -35,24 +35,29 @@
 //! enough.
 
 mod file;
+mod row;
 mod schema;
 
 use std::{
     borrow::Cow, collections::BTreeMap, error::Error, path::PathBuf, sync::Arc, time::Duration,
 };
 
-use bytes::Bytes;
-use pipeline_core::timed::TraceContext;
-use rusqlite::{Connection, OptionalExtension, Row, params, types::ValueRef};
+use rusqlite::{
+    Connection, ErrorCode, OptionalExtension, Row, ToSql, Transaction, params, types::Value,
+};
 use thiserror::Error;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use self::file::File;
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
-    item::{DeadLetter, Delivery, Item},
+    item::{DeadLetter, Delivery, Item, QueuedItem},
     options::SourceOptions,
     random::random_i64,
+    reason::cut,
     source::Source,
     unix_ms::{from_ms, ms, now_ms},
 };
@@ -64,6 +69,11 @@ use crate::{
 ///
 /// Items are delivered in the order of their ids. After a retry, and with several processors, an item
 /// may be handled after a later one, unless the queue is [ordered by key](SqliteOptions::ordered_by_key).
+/// Those that are to be delivered again, and those of processes that have died, come first when it is time,
+/// whatever backlog there is; but at least every second item is a new one, if there are any.
+///
+/// A call waits for other processes that write to the file, up to ten seconds, and fails then. A file system
+/// that does not answer cannot be interrupted.
 #[derive(Clone, Debug)]
 pub struct SqliteQueue {
     file: File,
@@ -79,13 +89,13 @@ pub struct SqliteQueue {
 pub struct SqliteOptions {
     lease: Duration,
     poll: Duration,
-    ordered: bool,
+    ordered: Option<bool>,
 }
 
 impl Default for SqliteOptions {
     fn default() -> Self {
         let (lease, poll) = (Duration::from_secs(30), Duration::from_millis(100));
-        Self { lease, poll, ordered: false }
+        Self { lease, poll, ordered: None }
     }
 }
 
@@ -112,10 +122,10 @@ impl SqliteOptions {
     }
 
     /// Items with the same key are delivered in their order, one at a time: the next one when the one
-    /// before was handled or given up. It is a property of the queue in the file, and the last process
-    /// that opens it decides. Default no.
+    /// before was handled or given up. It is a property of the queue in the file, which stays as it is where
+    /// this is not called, and is not ordered at first. The last process that calls it decides.
     pub fn ordered_by_key(mut self, ordered: bool) -> Self {
-        self.ordered = ordered;
+        self.ordered = Some(ordered);
         self
     }
 }
@@ -188,6 +198,41 @@ pub fn push_in(connection: &Connection, queue: &str, item: &Item) -> rusqlite::R
     ])
 }
 
+/// Adds an item to a queue, and removes the item of another queue that it was made of, in a transaction of
+/// the program. It returns the id of the new item, or `None` if the other is gone, because it was handled
+/// elsewhere meanwhile. Then nothing is added.
+///
+/// The id is that in the [metadata](pipeline_core::processing::Metadata::id) of a message of
+/// [`from`](SqliteQueue). When it is acknowledged after that, nothing more happens.
+///
+/// # Errors
+///
+/// The error of SQLite.
+pub fn forward_in(
+    transaction: &Transaction<'_>,
+    from: &str,
+    id: &str,
+    to: &str,
+    item: &Item,
+) -> rusqlite::Result<Option<i64>> {
+    forward(transaction, from, id, to, item)
+}
+
+fn forward(
+    connection: &Connection,
+    from: &str,
+    id: &str,
+    to: &str,
+    item: &Item,
+) -> rusqlite::Result<Option<i64>> {
+    // What is no number is no item of this queue.
+    let Ok(id) = id.parse::<i64>() else { return Ok(None) };
+    if connection.prepare_cached(schema::REMOVE)?.execute(params![from, id])? == 0 {
+        return Ok(None);
+    }
+    push_in(connection, to, item).map(Some)
+}
+
 impl SqliteQueue {
     /// Opens a queue in a file, with default options. Creates the file and its tables if there are
     /// none.
@@ -214,7 +259,8 @@ impl SqliteQueue {
     ) -> Result<Self, SqliteError> {
         let file = File::open(path.into()).await?;
         let queue = Self { file, queue: queue.into(), options, added: Arc::default() };
-        let (name, ordered) = (queue.queue.clone(), options.ordered);
+        let Some(ordered) = options.ordered else { return Ok(queue) };
+        let name = queue.queue.clone();
         let declare = move |connection: &Connection| {
             let changed = connection.execute(schema::DECLARE, params![&*name, ordered])?;
             if changed > 0 {
@@ -266,6 +312,44 @@ impl SqliteQueue {
         Ok(ids)
     }
 
+    /// Removes an item of this queue that is being handled, and adds one to another queue in the file, in one
+    /// transaction, so that a death between the two steps of a program neither loses nor doubles it. It
+    /// returns the id of the new item, or `None` if the other is gone, because it was handled elsewhere
+    /// meanwhile; then nothing is added. [`forward_in`] does it in a transaction of the program. Sources of
+    /// the other queue see the item after their [poll interval](SqliteOptions::poll_interval).
+    ///
+    /// ```
+    /// # use pipeline_core::processing::{Failure, Message};
+    /// # use pipeline_sources::{Item, sqlite::SqliteQueue};
+    /// # fn enrich(item: &Item) -> Item { item.clone() }
+    /// # fn handler(orders: SqliteQueue) {
+    /// let handle = async move |order: &mut Message<Item>| {
+    ///     let id = order.metadata().id.clone().unwrap_or_default();
+    ///     orders.forward(&id, "pushes", enrich(order)).await?;
+    ///     // The order is gone. To acknowledge it changes nothing more.
+    ///     Ok::<_, Failure>(())
+    /// };
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SqliteError`] if it could not be stored.
+    pub async fn forward(
+        &self,
+        id: &str,
+        to: &str,
+        item: Item,
+    ) -> Result<Option<i64>, SqliteError> {
+        let (from, id, to) = (self.queue.clone(), id.to_owned(), to.to_owned());
+        let forward =
+            move |connection: &Connection| Ok(forward(connection, &from, &id, &to, &item)?);
+        let new = self.file.call(forward, |_| {}).await?;
+        // It may be the turn of the next item of its key.
+        self.added.notify_waiters();
+        Ok(new)
+    }
+
     /// A source of the queue's items. A queue may have several, in any number of processes; each item
     /// is delivered to one of them at a time.
     #[must_use]
@@ -273,7 +357,7 @@ impl SqliteQueue {
         Source::new(self.clone(), options)
     }
 
-    /// How many items there are, and how old the next one is.
+    /// How many items there are that are not done, and when the first of them was added.
     ///
     /// # Errors
     ///
@@ -286,19 +370,35 @@ impl SqliteQueue {
             let (items, dead_letters) = counts.optional()?.unwrap_or_default();
             let oldest = connection
                 .prepare_cached(schema::OLDEST)?
-                .query_row(params![&*queue, now_ms()], |row| row.get::<_, i64>(0))
+                .query_row([&*queue], row::first_integer)
                 .optional()?;
             Ok(Backlog {
                 items: u64::try_from(items).ok(),
-                oldest: oldest.and_then(from_ms),
+                oldest: oldest.flatten().and_then(from_ms),
                 dead_letters: u64::try_from(dead_letters).ok(),
             })
         };
         self.file.call(read, |_| {}).await
     }
 
+    /// Up to `limit` items that are not done, by id, after the one with this id. They are in work or wait:
+    /// [`QueuedItem::state`].
+    ///
+    /// # Errors
+    ///
+    /// [`SqliteError`] if the file could not be read.
+    pub async fn items(&self, after: i64, limit: u32) -> Result<Vec<QueuedItem>, SqliteError> {
+        let queue = self.queue.clone();
+        let read = move |connection: &Connection| {
+            let mut statement = connection.prepare_cached(schema::ITEMS)?;
+            let rows = statement.query_map(params![&*queue, after, limit], row::queued)?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        };
+        self.file.call(read, |_| {}).await
+    }
+
     /// Up to `limit` items that were given up, by id, after the one with this id. They keep the ids which
-    /// they had in the queue.
+    /// they had in the queue, unless there was a dead letter with that id already.
     ///
     /// # Errors
     ///
@@ -311,23 +411,14 @@ impl SqliteQueue {
         let queue = self.queue.clone();
         let read = move |connection: &Connection| {
             let mut statement = connection.prepare_cached(schema::DEAD_LETTERS)?;
-            let rows = statement.query_map(params![&*queue, after, limit], |row| {
-                Ok(DeadLetter {
-                    id: row.get(0)?,
-                    item: item(row, 1)?,
-                    enqueued_at: from_ms(row.get(5)?),
-                    deliveries: row.get(6)?,
-                    reason: row.get::<_, String>(7)?.into(),
-                    given_up_at: from_ms(row.get(8)?),
-                })
-            })?;
+            let rows = statement.query_map(params![&*queue, after, limit], row::dead_letter)?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         };
         self.file.call(read, |_| {}).await
     }
 
-    /// Adds an item that was given up to the queue again, as a new item that keeps the time at which it
-    /// was added first. Returns its new id, or `None` if there is none with this id.
+    /// Adds an item that was given up to the queue again, as a new item, whose age begins now. Returns its
+    /// new id, or `None` if there is none with this id.
     ///
     /// # Errors
     ///
@@ -335,7 +426,7 @@ impl SqliteQueue {
     pub async fn replay(&self, id: i64) -> Result<Option<i64>, SqliteError> {
         let queue = self.queue.clone();
         let replay = move |connection: &Connection| {
-            if connection.execute(schema::REPLAY, params![&*queue, id])? == 0 {
+            if connection.execute(schema::REPLAY, params![&*queue, id, now_ms()])? == 0 {
                 return Ok(None);
             }
             // The triggers may have written other tables, but no other item.
@@ -379,7 +470,9 @@ impl Broker for SqliteQueue {
     }
 
     async fn connect(&self) -> Result<(SqliteFetch, SqliteSettle), BrokerError> {
-        Ok((SqliteFetch(self.clone()), SqliteSettle(self.clone())))
+        let fetch =
+            SqliteFetch { queue: self.clone(), again_first: false, sweep: Sweep::default() };
+        Ok((fetch, SqliteSettle(self.clone())))
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -389,17 +482,41 @@ impl Broker for SqliteQueue {
 
 /// Takes items from a queue.
 #[derive(Debug)]
-pub struct SqliteFetch(SqliteQueue);
+pub struct SqliteFetch {
+    queue: SqliteQueue,
+    /// Whether of an odd number there is one more of those that are delivered again.
+    again_first: bool,
+    sweep: Sweep,
+}
+
+/// When it is looked for items whose turn has come unnoticed.
+#[derive(Clone, Debug, Default)]
+struct Sweep {
+    last: Option<Instant>,
+    /// The key after which it looks next.
+    after: Option<Value>,
+}
+
+/// The time between two sweeps.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// At how many keys a sweep looks.
+const SWEPT: usize = 500;
 
 impl Fetch for SqliteFetch {
     type Receipt = SqliteReceipt;
 
     async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<SqliteReceipt>>, BrokerError> {
-        let Self(queue) = self;
         loop {
             // Before the look, so that no item is missed.
+            let queue = self.queue.clone();
             let added = queue.added.notified();
-            let fetched = queue.take(max).await?;
+            if self.sweep.last.is_none_or(|last| last.elapsed() >= SWEEP) {
+                self.sweep.last = Some(Instant::now());
+                self.sweep.after = queue.sweep(self.sweep.after.take()).await?;
+            }
+            self.again_first = !self.again_first;
+            let fetched = queue.take(max, self.again_first).await?;
             if !fetched.is_empty() {
                 return Ok(fetched);
             }
@@ -411,83 +528,141 @@ impl Fetch for SqliteFetch {
 
 impl SqliteQueue {
     /// Leases up to `max` items that are available.
-    async fn take(&self, max: usize) -> Result<Vec<Delivery<SqliteReceipt>>, SqliteError> {
+    async fn take(
+        &self,
+        max: usize,
+        again_first: bool,
+    ) -> Result<Vec<Delivery<SqliteReceipt>>, SqliteError> {
         let (queue, lease) = (self.queue.clone(), self.options.lease);
-        let take = move |connection: &Connection| lease_items(connection, &queue, max, lease);
+        let take = move |connection: &Connection| {
+            let ids = available(connection, &queue, max, again_first)?;
+            lease_items(connection, &queue, ids, lease)
+        };
         let file = self.file.clone();
         // Nothing waits for the items any more.
         let unheard = move |taken: Vec<Delivery<SqliteReceipt>>| {
             let release = move |connection: &Connection| {
-                taken.iter().try_for_each(|taken| release(connection, taken.receipt, 0))
+                taken
+                    .iter()
+                    .try_for_each(|taken| release(connection, taken.receipt, Duration::ZERO))
             };
             file.call_later(release);
         };
         self.file.call(take, unheard).await
     }
+
+    /// In an ordered queue, frees items whose turn has come unnoticed, of some keys after this one. Returns
+    /// the key after which there are more to look at.
+    async fn sweep(&self, after: Option<Value>) -> Result<Option<Value>, SqliteError> {
+        let queue = self.queue.clone();
+        let sweep = move |connection: &Connection| {
+            if !is_ordered(connection, &queue)? {
+                return Ok(None);
+            }
+            let mut key = after;
+            for _ in 0..SWEPT {
+                let next = match key {
+                    None => connection
+                        .prepare_cached(schema::FIRST_KEY)?
+                        .query_row(params![&*queue], |row| row.get(0))?,
+                    Some(key) => connection
+                        .prepare_cached(schema::NEXT_KEY)?
+                        .query_row(params![&*queue, key], |row| row.get(0))?,
+                };
+                if next == Value::Null {
+                    return Ok(None);
+                }
+                let free = params![&*queue, next, now_ms()];
+                connection.prepare_cached(schema::FREE)?.execute(free)?;
+                key = Some(next);
+            }
+            Ok(key)
+        };
+        self.file.call(sweep, |_| {}).await
+    }
+}
+
+fn is_ordered(connection: &Connection, queue: &str) -> rusqlite::Result<bool> {
+    connection.prepare_cached(schema::IS_ORDERED)?.query_row([queue], |row| row.get(0))
+}
+
+/// The ids of up to `max` items that are available. Those that are delivered again come first, and take half
+/// of the places if there are others.
+fn available(
+    connection: &Connection,
+    queue: &str,
+    max: usize,
+    again_first: bool,
+) -> rusqlite::Result<Vec<i64>> {
+    let limit = |items: usize| i64::try_from(items).unwrap_or(i64::MAX);
+    let ids = |statement: &str, parameters: &[&dyn ToSql]| {
+        let mut statement = connection.prepare_cached(statement)?;
+        let ids = statement.query_map(parameters, |row| row.get(0))?;
+        ids.collect::<rusqlite::Result<Vec<i64>>>()
+    };
+    let mut found = ids(schema::AGAIN, &[&queue, &limit(max), &now_ms()])?;
+    let share = if again_first { max.div_ceil(2) } else { max / 2 };
+    let new = ids(schema::NEW, &[&queue, &limit(max - found.len().min(share))])?;
+    found.truncate(max - new.len());
+    found.extend(new);
+    if found.len() < max {
+        found.extend(ids(schema::ODD, &[&queue, &limit(max - found.len())])?);
+    }
+    Ok(found)
 }
 
 fn lease_items(
     connection: &Connection,
     queue: &str,
-    max: usize,
+    ids: Vec<i64>,
     lease: Duration,
 ) -> Result<Vec<Delivery<SqliteReceipt>>, SqliteError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_ordered = is_ordered(connection, queue)?;
     let now = now_ms();
-    let limit = i64::try_from(max).unwrap_or(i64::MAX);
-    let ids = connection
-        .prepare_cached(schema::AVAILABLE)?
-        .query_map(params![queue, now, limit], |row| row.get(0))?
-        .collect::<Result<Vec<i64>, _>>()?;
     let until = now.saturating_add(ms(lease));
     let token = random_i64();
     let mut statement = connection.prepare_cached(schema::LEASE)?;
-    let leased = ids.into_iter().map(|id| {
+    let mut leased = Vec::with_capacity(ids.len());
+    for id in ids {
         let receipt = SqliteReceipt { id, lease: token };
-        Ok(statement.query_row(params![id, until, token], |row| {
-            Ok(Delivery {
-                receipt,
-                id: id.to_string().into(),
-                item: item(row, 0)?,
-                enqueued_at: from_ms(row.get(4)?),
-                deliveries: row.get(5)?,
-                malformed: None,
-            })
-        })?)
-    });
-    leased.collect()
+        let delivery = statement.query_row(params![id, until, token, is_ordered, now], |row| {
+            row::delivery(row, receipt)
+        });
+        match delivery.optional()? {
+            Some(delivery) => leased.push(delivery),
+            None => wait(connection, queue, id, now)?,
+        }
+    }
+    Ok(leased)
 }
 
-/// An item in the columns `key`, `payload`, `headers` and `trace`, from this one on.
-///
-/// An operator may have inserted it: a payload may be text, and headers or a trace that cannot be read
-/// are left out.
-fn item(row: &Row<'_>, first: usize) -> rusqlite::Result<Item> {
-    let bytes = |column| -> rusqlite::Result<Option<Vec<u8>>> {
-        Ok(match row.get_ref(column)? {
-            ValueRef::Null => None,
-            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes.to_vec()),
-            ValueRef::Integer(number) => Some(number.to_string().into_bytes()),
-            ValueRef::Real(number) => Some(number.to_string().into_bytes()),
-        })
-    };
-    let text = |column| -> rusqlite::Result<Option<String>> {
-        Ok(bytes(column)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
-    };
-    let headers: BTreeMap<String, String> = text(first + 2)?
-        .and_then(|headers| serde_json::from_str(&headers).ok())
-        .unwrap_or_default();
-    Ok(Item {
-        key: text(first)?.map(Into::into),
-        payload: bytes(first + 1)?.map(Bytes::from).unwrap_or_default(),
-        headers: headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
-        trace: text(first + 3)?.and_then(|trace| trace.parse::<TraceContext>().ok()),
-    })
+/// Notes that it is not an item's turn, and sees to it that it is the turn of the first of its key.
+fn wait(connection: &Connection, queue: &str, id: i64, now: i64) -> Result<(), SqliteError> {
+    let key = connection
+        .prepare_cached(schema::WAIT)?
+        .query_row([id], |row| row.get::<_, Value>(0))
+        .optional()?;
+    connection.prepare_cached(schema::FREE)?.execute(params![queue, key, now])?;
+    Ok(())
 }
 
-fn release(connection: &Connection, receipt: SqliteReceipt, at: i64) -> Result<(), SqliteError> {
+fn release(
+    connection: &Connection,
+    receipt: SqliteReceipt,
+    after: Duration,
+) -> Result<(), SqliteError> {
     let SqliteReceipt { id, lease } = receipt;
+    let at = if after.is_zero() { 0 } else { later(after) };
     connection.prepare_cached(schema::RELEASE)?.execute([id, lease, at])?;
     Ok(())
+}
+
+/// The time after a delay. It comes, if only after a century.
+fn later(delay: Duration) -> i64 {
+    now_ms().saturating_add(ms(delay)).min(schema::NEVER - 1)
 }
 
 /// Stores the outcomes of a queue's items.
@@ -501,16 +676,24 @@ impl Settle for SqliteSettle {
         &self,
         settlements: &[Settlement<SqliteReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
+        let Self(queue) = self;
         let settlements = settlements.to_vec();
+        let name = queue.queue.clone();
         let settle = move |connection: &Connection| {
-            settlements.iter().try_for_each(|settlement| settle_one(connection, settlement))
+            let mut not_stored = Vec::new();
+            for (index, settlement) in settlements.iter().enumerate() {
+                if let Some(error) = settle_one(connection, settlement)? {
+                    not_stored.push(NotStored::new(index, error));
+                }
+            }
+            Ok((not_stored, is_ordered(connection, &name)?))
         };
-        self.0.file.call(settle, |()| {}).await?;
-        // An ordered queue may have the next item of a key now.
-        if self.0.options.ordered {
-            self.0.added.notify_waiters();
+        let (not_stored, is_ordered) = queue.file.call(settle, |_| {}).await?;
+        // It may be the turn of the next item of a key.
+        if is_ordered {
+            queue.added.notify_waiters();
         }
-        Ok(Vec::new())
+        Ok(not_stored)
     }
 
     async fn renew(&self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
@@ -531,30 +714,37 @@ impl Settle for SqliteSettle {
     }
 }
 
+/// Stores an outcome. Returns the error of a dead letter that cannot be stored, which concerns no other.
 fn settle_one(
     connection: &Connection,
     settlement: &Settlement<SqliteReceipt>,
-) -> Result<(), SqliteError> {
+) -> Result<Option<SqliteError>, SqliteError> {
     let SqliteReceipt { id, lease } = settlement.receipt;
     match &settlement.outcome {
         Outcome::Done => {
             connection.prepare_cached(schema::DONE)?.execute([id])?;
         }
         Outcome::Retry(delay) => {
-            let at = now_ms().saturating_add(ms(*delay));
-            connection.prepare_cached(schema::RETRY)?.execute([id, lease, at])?;
+            connection.prepare_cached(schema::RETRY)?.execute([id, lease, later(*delay)])?;
         }
-        Outcome::Release { after } => {
-            // What is not delayed comes before what was added meanwhile.
-            let at = if after.is_zero() { 0 } else { now_ms().saturating_add(ms(*after)) };
-            release(connection, settlement.receipt, at)?;
-        }
+        Outcome::Release { after } => release(connection, settlement.receipt, *after)?,
         Outcome::GiveUp { reason } => {
             let mut give_up = connection.prepare_cached(schema::GIVE_UP)?;
-            if give_up.execute(params![id, lease, &**reason, now_ms()])? > 0 {
-                connection.prepare_cached(schema::DONE)?.execute([id])?;
+            match give_up.execute(params![id, lease, cut(reason), now_ms()]) {
+                Ok(0) => {}
+                Ok(_) => {
+                    connection.prepare_cached(schema::DONE)?.execute([id])?;
+                }
+                // The statement was undone. A full disk and the like end the transaction instead.
+                Err(error) if is_refused(&error) => return Ok(Some(error.into())),
+                Err(error) => return Err(error.into()),
             }
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Whether a trigger or a constraint has refused what a statement writes.
+fn is_refused(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
 }

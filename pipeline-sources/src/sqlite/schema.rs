@@ -1,11 +1,19 @@
 //! The tables of queues in a SQLite file, and the statements on them.
 
+/// The time of an item that waits for an earlier one of its key.
+pub(super) const NEVER: i64 = i64::MAX;
+
+/// Whether the file has what [`TABLES`] creates.
+pub(super) const IS_CURRENT: &str =
+    "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'pipeline_items_turn')";
+
 /// The tables. An operator may read them, and insert items: `INSERT INTO pipeline_items (queue, payload)
 /// VALUES ('orders', '{"id": 7}')`.
 ///
-/// An item is available from the time `available_at` on, in milliseconds since 1970. A lease moves that
-/// time forward. The triggers count items, and keep those of an ordered queue blocked that wait for an
-/// earlier one of their key.
+/// An item is available from the time `available_at` on, in milliseconds since 1970, and a new one is from 0
+/// on. A lease moves that time forward. The triggers count items. In an ordered queue they note which wait
+/// for an earlier one of their key, by a time that never comes. It is no more than a note: who takes items
+/// looks whether it is their turn, and a source looks once in a while for notes that nothing has removed.
 pub(super) const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS pipeline_queues (
     queue TEXT PRIMARY KEY NOT NULL,
@@ -21,14 +29,18 @@ CREATE TABLE IF NOT EXISTS pipeline_items (
     headers TEXT,
     trace TEXT,
     enqueued_at INTEGER NOT NULL
-        DEFAULT (CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)),
-    available_at INTEGER NOT NULL DEFAULT 0,
+        DEFAULT (CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))
+        CHECK (typeof(enqueued_at) = 'integer'),
+    available_at INTEGER NOT NULL DEFAULT 0 CHECK (typeof(available_at) = 'integer'),
     lease INTEGER,
-    deliveries INTEGER NOT NULL DEFAULT 0
+    deliveries INTEGER NOT NULL DEFAULT 0 CHECK (typeof(deliveries) = 'integer')
 );
 CREATE INDEX IF NOT EXISTS pipeline_items_available ON pipeline_items (queue, available_at, id);
+CREATE INDEX IF NOT EXISTS pipeline_items_queue ON pipeline_items (queue, id);
 CREATE INDEX IF NOT EXISTS pipeline_items_key ON pipeline_items (queue, key, id)
     WHERE key IS NOT NULL;
+CREATE INDEX IF NOT EXISTS pipeline_items_leased ON pipeline_items (queue, key)
+    WHERE key IS NOT NULL AND lease IS NOT NULL;
 CREATE TABLE IF NOT EXISTS pipeline_dead_letters (
     id INTEGER PRIMARY KEY NOT NULL,
     queue TEXT NOT NULL,
@@ -46,7 +58,8 @@ CREATE TRIGGER IF NOT EXISTS pipeline_items_added AFTER INSERT ON pipeline_items
     INSERT INTO pipeline_queues (queue, items) VALUES (NEW.queue, 1)
         ON CONFLICT (queue) DO UPDATE SET items = items + 1;
 END;
-CREATE TRIGGER IF NOT EXISTS pipeline_items_blocked AFTER INSERT ON pipeline_items
+DROP TRIGGER IF EXISTS pipeline_items_blocked;
+CREATE TRIGGER IF NOT EXISTS pipeline_items_turn AFTER INSERT ON pipeline_items
 WHEN NEW.key IS NOT NULL AND (SELECT ordered FROM pipeline_queues WHERE queue = NEW.queue) = 1
 BEGIN
     UPDATE pipeline_items SET available_at = 9223372036854775807
@@ -58,13 +71,29 @@ END;
 CREATE TRIGGER IF NOT EXISTS pipeline_items_removed AFTER DELETE ON pipeline_items BEGIN
     UPDATE pipeline_queues SET items = items - 1 WHERE queue = OLD.queue;
 END;
-CREATE TRIGGER IF NOT EXISTS pipeline_items_unblocked AFTER DELETE ON pipeline_items
+CREATE TRIGGER IF NOT EXISTS pipeline_items_moved AFTER UPDATE OF queue ON pipeline_items
+WHEN OLD.queue <> NEW.queue
+BEGIN
+    UPDATE pipeline_queues SET items = items - 1 WHERE queue = OLD.queue;
+    INSERT INTO pipeline_queues (queue, items) VALUES (NEW.queue, 1)
+        ON CONFLICT (queue) DO UPDATE SET items = items + 1;
+END;
+DROP TRIGGER IF EXISTS pipeline_items_unblocked;
+CREATE TRIGGER IF NOT EXISTS pipeline_items_next AFTER DELETE ON pipeline_items
 WHEN OLD.key IS NOT NULL AND (SELECT ordered FROM pipeline_queues WHERE queue = OLD.queue) = 1
 BEGIN
     UPDATE pipeline_items SET available_at = 0
         WHERE available_at = 9223372036854775807 AND id = (
             SELECT min(id) FROM pipeline_items WHERE queue = OLD.queue AND key = OLD.key
         );
+END;
+CREATE TRIGGER IF NOT EXISTS pipeline_items_rekeyed AFTER UPDATE OF queue, key ON pipeline_items
+WHEN OLD.key IS NOT NEW.key OR OLD.queue <> NEW.queue
+BEGIN
+    UPDATE pipeline_items SET available_at = 0
+        WHERE available_at = 9223372036854775807 AND (id = NEW.id OR id = (
+            SELECT min(id) FROM pipeline_items WHERE queue = OLD.queue AND key = OLD.key
+        ));
 END;
 CREATE TRIGGER IF NOT EXISTS pipeline_dead_letters_added AFTER INSERT ON pipeline_dead_letters BEGIN
     UPDATE pipeline_queues SET dead_letters = dead_letters + 1 WHERE queue = NEW.queue;
@@ -73,6 +102,10 @@ CREATE TRIGGER IF NOT EXISTS pipeline_dead_letters_removed AFTER DELETE ON pipel
     UPDATE pipeline_queues SET dead_letters = dead_letters - 1 WHERE queue = OLD.queue;
 END;
 ";
+
+/// Whether a queue is ordered. Parameters: queue.
+pub(super) const IS_ORDERED: &str =
+    "SELECT EXISTS (SELECT 1 FROM pipeline_queues WHERE queue = ?1 AND ordered = 1)";
 
 /// Makes a queue ordered or not. Parameters: queue, ordered.
 pub(super) const DECLARE: &str = "
@@ -84,15 +117,60 @@ pub(super) const PUSH: &str = "
 INSERT INTO pipeline_items (queue, key, payload, headers, trace, enqueued_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 
-/// The ids of available items. Parameters: queue, now, limit.
-pub(super) const AVAILABLE: &str = "
-SELECT id FROM pipeline_items WHERE queue = ?1 AND available_at <= ?2
-    ORDER BY available_at, id LIMIT ?3";
+/// The ids of items that are available again: after a delay, or because their process has died.
+/// Parameters: queue, limit, now.
+pub(super) const AGAIN: &str = "
+SELECT id FROM pipeline_items WHERE queue = ?1 AND available_at > 0 AND available_at <= ?3
+    ORDER BY available_at, id LIMIT ?2";
 
-/// Leases an item. Parameters: id, until, lease.
+/// The ids of items that are available and were so from the beginning. Parameters: queue, limit.
+pub(super) const NEW: &str = "
+SELECT id FROM pipeline_items WHERE queue = ?1 AND available_at <= 0 ORDER BY available_at, id LIMIT ?2";
+
+/// The ids of items whose time is no integer. It is greater than any. Parameters: queue, limit.
+pub(super) const ODD: &str = "
+SELECT id FROM pipeline_items WHERE queue = ?1 AND available_at > 9223372036854775807 LIMIT ?2";
+
+/// Leases an item, unless it is not its turn in an ordered queue: an earlier one of its key is there, or a
+/// later one is in work, as a program may choose ids. Parameters: id, until, lease, whether the queue is
+/// ordered, now.
 pub(super) const LEASE: &str = "
-UPDATE pipeline_items SET available_at = ?2, lease = ?3, deliveries = deliveries + 1 WHERE id = ?1
+UPDATE pipeline_items SET available_at = ?2, lease = ?3,
+        deliveries = CASE typeof(deliveries) WHEN 'integer' THEN min(max(deliveries, 0), 2147483646)
+            ELSE 0 END + 1
+    WHERE id = ?1 AND (NOT ?4 OR key IS NULL OR NOT (EXISTS (
+        SELECT 1 FROM pipeline_items AS earlier
+            WHERE earlier.queue = pipeline_items.queue AND earlier.key = pipeline_items.key
+                AND earlier.id < pipeline_items.id
+    ) OR EXISTS (
+        SELECT 1 FROM pipeline_items AS other INDEXED BY pipeline_items_leased
+            WHERE other.queue = pipeline_items.queue AND other.key = pipeline_items.key
+                AND other.lease IS NOT NULL
+                AND other.available_at > ?5 AND other.available_at < 9223372036854775807
+    )))
     RETURNING key, payload, headers, trace, enqueued_at, deliveries";
+
+/// Notes that an item waits for an earlier one of its key. Parameters: id.
+pub(super) const WAIT: &str = "
+UPDATE pipeline_items SET available_at = 9223372036854775807, lease = NULL WHERE id = ?1
+    RETURNING key";
+
+/// Makes the first item of a key available, if it is noted as waiting and no item of the key is in work.
+/// Parameters: queue, key, now.
+pub(super) const FREE: &str = "
+UPDATE pipeline_items SET available_at = 0, lease = NULL
+    WHERE available_at = 9223372036854775807
+        AND id = (SELECT min(id) FROM pipeline_items WHERE queue = ?1 AND key = ?2)
+        AND NOT EXISTS (
+            SELECT 1 FROM pipeline_items INDEXED BY pipeline_items_leased
+                WHERE queue = ?1 AND key = ?2 AND lease IS NOT NULL AND available_at > ?3 AND available_at < 9223372036854775807
+        )";
+
+/// The first key of a queue, and the next one after a key. Parameters: queue, and key.
+pub(super) const FIRST_KEY: &str =
+    "SELECT min(key) FROM pipeline_items WHERE queue = ?1 AND key IS NOT NULL";
+pub(super) const NEXT_KEY: &str =
+    "SELECT min(key) FROM pipeline_items WHERE queue = ?1 AND key > ?2";
 
 /// Renews a lease. Parameters: id, lease, until.
 pub(super) const RENEW: &str =
@@ -100,6 +178,9 @@ pub(super) const RENEW: &str =
 
 /// Removes an item that was handled. Parameters: id.
 pub(super) const DONE: &str = "DELETE FROM pipeline_items WHERE id = ?1";
+
+/// Removes an item of a queue. Parameters: queue, id.
+pub(super) const REMOVE: &str = "DELETE FROM pipeline_items WHERE queue = ?1 AND id = ?2";
 
 /// Makes an item available later. Parameters: id, lease, at.
 pub(super) const RETRY: &str =
@@ -110,20 +191,21 @@ pub(super) const RELEASE: &str = "
 UPDATE pipeline_items SET available_at = ?3, lease = NULL, deliveries = max(deliveries - 1, 0)
     WHERE id = ?1 AND lease = ?2";
 
-/// Copies an item to the dead letters. Parameters: id, lease, reason, now.
+/// Copies an item to the dead letters. It keeps its id, unless there is a dead letter with it. Parameters:
+/// id, lease, reason, now.
 pub(super) const GIVE_UP: &str = "
 INSERT INTO pipeline_dead_letters
         (id, queue, key, payload, headers, trace, enqueued_at, deliveries, reason, given_up_at)
-    SELECT id, queue, key, payload, headers, trace, enqueued_at, deliveries, ?3, ?4
+    SELECT CASE WHEN EXISTS (SELECT 1 FROM pipeline_dead_letters WHERE id = ?1) THEN NULL ELSE id END,
+            queue, key, payload, headers, trace, enqueued_at, deliveries, ?3, ?4
         FROM pipeline_items WHERE id = ?1 AND lease = ?2";
 
 /// The counts of a queue. Parameters: queue.
 pub(super) const COUNTS: &str = "SELECT items, dead_letters FROM pipeline_queues WHERE queue = ?1";
 
-/// When the item was added that is delivered next. Parameters: queue, now.
-pub(super) const OLDEST: &str = "
-SELECT enqueued_at FROM pipeline_items WHERE queue = ?1 AND available_at <= ?2
-    ORDER BY available_at, id LIMIT 1";
+/// When the first item was added that is not done. Parameters: queue.
+pub(super) const OLDEST: &str =
+    "SELECT enqueued_at FROM pipeline_items WHERE queue = ?1 ORDER BY id LIMIT 1";
 
 /// Blocks the items of a queue that wait for an earlier one of their key. Parameters: queue.
 pub(super) const BLOCK: &str = "
@@ -144,10 +226,15 @@ pub(super) const DEAD_LETTERS: &str = "
 SELECT id, key, payload, headers, trace, enqueued_at, deliveries, reason, given_up_at
     FROM pipeline_dead_letters WHERE queue = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
 
-/// Adds a dead letter to its queue again. Parameters: queue, id.
+/// Items of a queue after an id. Parameters: queue, id, limit.
+pub(super) const ITEMS: &str = "
+SELECT id, key, payload, headers, trace, enqueued_at, deliveries, available_at, lease IS NOT NULL
+    FROM pipeline_items WHERE queue = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+
+/// Adds a dead letter to its queue again. Parameters: queue, id, now.
 pub(super) const REPLAY: &str = "
 INSERT INTO pipeline_items (queue, key, payload, headers, trace, enqueued_at)
-    SELECT queue, key, payload, headers, trace, enqueued_at
+    SELECT queue, key, payload, headers, trace, ?3
         FROM pipeline_dead_letters WHERE queue = ?1 AND id = ?2";
 
 /// Removes a dead letter. Parameters: queue, id.
