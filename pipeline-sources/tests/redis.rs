@@ -112,8 +112,22 @@ impl Subject for AtServer {
         true
     }
 
+    async fn fill_graves(&self) -> bool {
+        // What is there is no stream.
+        let mut set = redis::cmd("SET");
+        set.arg(format!("{}:pipeline:dead", self.queue.name())).arg("text");
+        set.query_async::<()>(&mut self.client.clone()).await.unwrap();
+        true
+    }
+
+    async fn empty_graves(&self) {
+        let mut delete = redis::cmd("DEL");
+        delete.arg(format!("{}:pipeline:dead", self.queue.name()));
+        delete.query_async::<()>(&mut self.client.clone()).await.unwrap();
+    }
+
     async fn dead_letters(&self) -> Vec<String> {
-        let dead = self.queue.dead_letters("", 100).await.unwrap();
+        let dead = self.queue.dead_letters("", 100).await.unwrap_or_default();
         dead.iter().map(|dead| dead.reason.to_string()).collect()
     }
 }
@@ -241,11 +255,11 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
     assert!(!queue.drop_dead_letter(&first[1].id).await.unwrap());
     let backlog = queue.backlog().await.unwrap();
     assert_eq!((backlog.items, backlog.dead_letters), (Some(1), Some(1)));
-    // It is as it was, and as old, and is tried again from the first time on.
+    // It is as it was, and is tried again from the first time on. Its age begins anew.
     let (mut fetch, _settle) = queue.connect().await.unwrap();
     let again = fetch.fetch(10).await.unwrap();
     assert_eq!((again.len(), &again[0].item, again[0].deliveries), (1, &items[0], 1));
-    assert_eq!(again[0].enqueued_at, first[0].enqueued_at);
+    assert!(again[0].enqueued_at >= first[0].given_up_at, "{again:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

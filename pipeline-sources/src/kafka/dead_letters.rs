@@ -49,8 +49,8 @@ impl KafkaQueue {
         .await
     }
 
-    /// Adds an item that was given up to the queue again, as a new item, and drops it. Returns its new
-    /// place, or `None` if there is no dead letter with this id.
+    /// Adds an item that was given up to the queue again, as a new item whose age begins now, and drops it.
+    /// Returns its new place, or `None` if there is no dead letter with this id.
     ///
     /// # Errors
     ///

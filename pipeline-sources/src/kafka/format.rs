@@ -30,7 +30,7 @@ const SMALL_KEY: usize = 200;
 pub(super) const TRACE: &str = "traceparent";
 /// Names that begin so are the library's.
 pub(super) const OWN: &str = "pipeline-";
-/// When an item was added that was replayed or given up, in milliseconds since 1970.
+/// When an item was added that was given up, in milliseconds since 1970.
 const ENQUEUED_AT: &str = "pipeline-enqueued-at";
 /// Of a dead letter: its item's key, why and when it was given up, how often it was delivered, and where
 /// it was.
@@ -243,7 +243,7 @@ pub(super) fn read_dead_letter(record: &Record, id: KafkaId) -> DeadLetter<Kafka
     }
 }
 
-/// The record that adds the item of a dead letter to its queue again, as it was.
+/// The record that adds the item of a dead letter to its queue again, as it was. It is as old as a new item.
 pub(super) fn replayed(record: &Record) -> ToWrite {
     let value = |name: &str| {
         let header = record.headers.iter().rev().find(|(key, _)| **key == *name);
@@ -252,9 +252,6 @@ pub(super) fn replayed(record: &Record) -> ToWrite {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1);
     for (name, value) in record.headers.iter().filter(|(name, _)| !name.starts_with(OWN)) {
         headers = headers.insert(Header { key: name, value: value.as_deref() });
-    }
-    if let Some(added) = value(ENQUEUED_AT) {
-        headers = with(headers, ENQUEUED_AT, &added);
     }
     ToWrite { key: value(KEY), payload: record.payload.clone(), headers }
 }

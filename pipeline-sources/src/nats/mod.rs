@@ -479,8 +479,8 @@ impl NatsQueue {
         on_link!(self.shared, link => self.shared.dead_letters(&link, after, limit))
     }
 
-    /// Adds an item that was given up to the queue again, as a new item. Returns its new sequence, or
-    /// `None` if there is none with this id.
+    /// Adds an item that was given up to the queue again, as a new item whose age begins now. Returns its new
+    /// sequence, or `None` if there is none with this id.
     ///
     /// # Errors
     ///

@@ -308,10 +308,15 @@ pub(super) fn for_dead_letter(
     least.with_headers(death.headers(&reason))
 }
 
-/// The properties of a dead letter that is added to its queue again.
-pub(super) fn for_replay(properties: &BasicProperties, id: &str) -> BasicProperties {
+/// The properties of a dead letter that is added to its queue again. It is as old as a new item.
+pub(super) fn for_replay(
+    properties: &BasicProperties,
+    id: &str,
+    now: SystemTime,
+) -> BasicProperties {
     let (same, headers) = again(properties, id);
-    same.with_headers(headers)
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    same.with_headers(headers).with_timestamp(since.as_secs())
 }
 
 /// The id of a dead letter. Those that the server has given up itself have that of their message.
@@ -444,8 +449,10 @@ mod tests {
         let dead = dead_letter(&given_up, "x".into());
         assert_eq!((&*dead.id, &*dead.reason, dead.deliveries), ("d1", "it\nis bad", 3));
         assert_eq!((dead.item.clone(), dead.given_up_at), (item.clone(), Some(at)));
-        let replayed = back(&for_replay(&given_up, ""));
+        let later = AT + Duration::from_secs(7);
+        let replayed = back(&for_replay(&given_up, "", later));
         assert_eq!((replayed.item, replayed.deliveries), (item, 1));
+        assert_eq!(replayed.enqueued_at, Some(later));
     }
 
     #[test]

@@ -493,7 +493,7 @@ impl RabbitQueue {
         Ok(dead)
     }
 
-    /// Adds an item that was given up to the queue again, as a new item. Returns its id, or `None` if there
+    /// Adds an item that was given up to the queue again, as a new item whose age begins now. Returns its id, or `None` if there
     /// is no dead letter with this one. It looks for it as [`dead_letters`](RabbitQueue::dead_letters) does.
     ///
     /// # Errors
@@ -507,7 +507,7 @@ impl RabbitQueue {
         let mut new = None;
         if let Some(found) = found {
             let message = &found.delivery;
-            let properties = format::for_replay(&message.properties, &random_id());
+            let properties = format::for_replay(&message.properties, &random_id(), now());
             let message_id = properties.message_id().as_ref().map(ToString::to_string);
             let to = (&ShortString::default(), &self.shared.names.queue);
             publisher.push_again(to, properties, &message.data).await?;

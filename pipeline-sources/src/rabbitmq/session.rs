@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures::{
     StreamExt,
-    future::{join_all, try_join_all},
+    future::{join_all, try_join, try_join_all},
 };
 use lapin::{
     BasicProperties, Channel, Connection, Consumer,
@@ -287,14 +287,14 @@ impl Session {
         let limit = self.shared.options.timeout;
         // 0 would be no limit.
         let prefetch = u16::try_from(max).unwrap_or(u16::MAX).max(1);
-        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
-        within(limit, WHAT, qos).await?;
         let tag = ShortString::from(format!("pipeline-{nth}"));
-        let options = BasicConsumeOptions::default();
+        // The limit is sent first, and its answer is not waited for before the consumer is opened.
+        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
+        let options = BasicConsumeOptions { nowait: true, ..BasicConsumeOptions::default() };
         let queue = self.shared.names.queue.clone();
         let consumer =
             self.channel.basic_consume(queue, tag.clone(), options, FieldTable::default());
-        let consumer = within(limit, WHAT, consumer).await?;
+        let (_, consumer) = within(limit, WHAT, try_join(qos, consumer)).await?;
         let mut open = OpenConsumer { session: self, consumer: Some(consumer), taken: Vec::new() };
         let OpenConsumer { consumer: Some(consumer), taken, .. } = &mut open else {
             return Ok(Vec::new());
@@ -310,11 +310,15 @@ impl Session {
             let Ok(next) = timeout(GATHER, consumer.next()).await else { break };
             taken.push(delivered(next)?);
         }
-        let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions::default());
+        // The server delivers no more to a consumer that has got as many as its limit, until some of them are
+        // acknowledged, which is later than this. Otherwise it confirms it behind what it has delivered.
+        let nowait = taken.len() >= usize::from(prefetch);
+        let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions { nowait });
         within(limit, WHAT, cancelled).await?;
-        // The server confirms it behind what it has delivered.
-        while let Some(last) = timeout(limit, consumer.next()).await.unwrap_or_default() {
-            taken.push(delivered(Some(last))?);
+        if !nowait {
+            while let Some(last) = timeout(limit, consumer.next()).await.unwrap_or_default() {
+                taken.push(delivered(Some(last))?);
+            }
         }
         open.consumer = None;
         let taken = std::mem::take(&mut open.taken);

@@ -356,8 +356,8 @@ impl RedisQueue {
         Ok(entries.into_iter().map(entry::dead_letter).collect())
     }
 
-    /// Adds an item that was given up to the queue again, as a new item. Returns its new id, or `None`
-    /// if there is none with this id. It is added also if there are [`RedisOptions::max_items`].
+    /// Adds an item that was given up to the queue again, as a new item whose age begins now. Returns its new
+    /// id, or `None` if there is none with this id. It is added also if there are [`RedisOptions::max_items`].
     ///
     /// # Errors
     ///

@@ -63,13 +63,12 @@ local stream, later, dead = KEYS[1], KEYS[2], KEYS[3]
 local group, stays = ARGV[1], ARGV[2] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function done(id)
-    redis.call('XACK', stream, group, id)
-    redis.call('ZREM', later, id)
-    if not stays then redis.call('XDEL', stream, id) end
+local function done(...)
+    redis.call('XACK', stream, group, ...)
+    redis.call('ZREM', later, ...)
+    if not stays then redis.call('XDEL', stream, ...) end
 end
 local function settle(outcome, id, consumer, deliveries, more)
-    if outcome == 'done' then return done(id) end
     local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
     if not pending or pending[2] ~= consumer or pending[4] ~= tonumber(deliveries) then return end
     if outcome == 'retry' then
@@ -101,9 +100,18 @@ end
 -- A server without memory refuses what needs some, unless the script has begun to write. What is stored here
 -- is small, or frees as much.
 redis.call('XACK', stream, group, '0-0')
-local failed = {}
+-- What is done goes first, in one call of each command.
+local handled, failed = {}, {}
 for i = 3, #ARGV, 5 do
-    local stored, why = pcall(settle, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+    if ARGV[i] == 'done' then handled[#handled + 1] = ARGV[i + 1] end
+end
+if #handled > 0 then done(unpack(handled)) end
+for i = 3, #ARGV, 5 do
+    local stored, why = true, nil
+    if ARGV[i] ~= 'done' then
+        stored, why =
+            pcall(settle, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+    end
     if not stored then
         why = type(why) == 'table' and why.err or tostring(why)
         -- The group is created again by a new session.
@@ -194,22 +202,14 @@ return ids
 pub(super) const REPLAY: &str = "
 local entry = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])[1]
 if not entry then return false end
-local fields, enqueued_at = {}, nil
+local fields = {}
 for i = 1, #entry[2], 2 do
-    local name, value = entry[2][i], entry[2][i + 1]
-    if name == 'dead:id' then
-        enqueued_at = enqueued_at or string.match(value, '[0-9]+')
-    elseif string.sub(name, 1, 5) ~= 'dead:' then
-        if name == 'enqueued_at' then enqueued_at = value end
+    local name = entry[2][i]
+    -- Its age begins anew.
+    if string.sub(name, 1, 5) ~= 'dead:' and name ~= 'enqueued_at' then
         fields[#fields + 1] = name
-        fields[#fields + 1] = value
+        fields[#fields + 1] = entry[2][i + 1]
     end
-end
-local has_time = false
-for i = 1, #fields, 2 do has_time = has_time or fields[i] == 'enqueued_at' end
-if enqueued_at and not has_time then
-    fields[#fields + 1] = 'enqueued_at'
-    fields[#fields + 1] = enqueued_at
 end
 local id = redis.call('XADD', KEYS[1], '*', unpack(fields))
 redis.call('XDEL', KEYS[2], ARGV[1])
