@@ -140,6 +140,8 @@ pub struct SourceSnapshot {
     pub dead_letters: Option<u64>,
     /// The items that it has fetched and whose outcome is not stored yet.
     pub held: u64,
+    /// Those of them whose outcome the broker has refused, and that are tried again alone.
+    pub set_aside: u64,
     /// The items that it has fetched.
     pub fetched: u64,
     /// Those of them that had been delivered before.

@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(
             fields(&pipeline["stages"][0]["source"]),
             "backlog broker connected connection_errors dead_letters done fetched given_up held \
-             last_error oldest_age_seconds redelivered released retried"
+             last_error oldest_age_seconds redelivered released retried set_aside"
         );
         assert_eq!(fields(&pipeline["edges"][0]), "from pending_demand per_second sent to");
         assert_eq!(

@@ -16,8 +16,8 @@ use crate::item::Delivery;
 /// A server or a file that keeps items until they are done.
 ///
 /// A [`Source`](crate::Source) makes a producer of messages of it. It connects, fetches what there is
-/// demand for, settles what was acknowledged, renews leases, and connects again when a call fails. A
-/// broker only translates these calls.
+/// demand for, settles what was acknowledged, renews leases, and connects again when a call fails or takes
+/// too long. A broker only translates these calls.
 pub trait Broker: Send + Sync + 'static {
     /// What identifies a delivery.
     type Receipt: Clone + Eq + Hash + Send + Sync + fmt::Debug + 'static;
@@ -70,7 +70,8 @@ pub trait Fetch: Send + 'static {
 /// The half of a session that says what became of items.
 ///
 /// Its calls are made at the same time: leases are renewed while outcomes are stored, and neither waits
-/// until the backlog is counted. Of each call there is one at a time.
+/// until the backlog is counted. Of each call there is one at a time, and an item is in one of them at a
+/// time. A call that takes longer than [`call_timeout`](crate::SourceOptions::call_timeout) is dropped.
 pub trait Settle: Send + Sync + 'static {
     /// What identifies a delivery.
     type Receipt;
@@ -80,7 +81,8 @@ pub trait Settle: Send + Sync + 'static {
     ///
     /// It returns the outcomes that could not be stored although the session continues; all others are
     /// stored then. After an error any of them may be stored or not. In both cases what was not stored is
-    /// stored again later, so a repetition has to change nothing.
+    /// stored again later, so a repetition has to change nothing. Items that are given up are in calls of
+    /// their own.
     fn settle(
         &self,
         settlements: &[Settlement<Self::Receipt>],
@@ -95,7 +97,7 @@ pub trait Settle: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// What waits at the broker. Called about once a second.
+    /// What waits at the broker. Called about once a second. An error ends nothing: it is called again later.
     fn backlog(&self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send {
         async { Ok(Backlog::default()) }
     }

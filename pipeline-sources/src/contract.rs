@@ -58,6 +58,7 @@ use pipeline_core::{
     Pipeline,
     backoff::{Backoff, Jitter},
     processing::{Failure, Message, Metadata, Processors},
+    snapshot::SourceSnapshot,
     timed::TraceContext,
 };
 use tokio::{
@@ -65,7 +66,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-pub use self::faulty::{Faults, Faulty};
+pub use self::faulty::{Call, Faults, Faulty, Refusing};
 use crate::{broker::Broker, item::Item, options::SourceOptions, source::Source};
 
 /// A queue of a broker under test. Each check gets a new one, which is empty.
@@ -82,7 +83,8 @@ pub trait Subject: Send + Sync + 'static {
     /// The reasons of the items that were given up.
     fn dead_letters(&self) -> impl Future<Output = Vec<String>> + Send;
 
-    /// Adds an item that the broker cannot read, as another program may. Returns false if all can be read.
+    /// Adds an item that the broker cannot read, as another program may. Returns false if the subject cannot
+    /// do that, or if all can be read.
     fn push_malformed(&self) -> impl Future<Output = bool> + Send {
         async { false }
     }
@@ -120,6 +122,11 @@ pub trait Subject: Send + Sync + 'static {
     }
 }
 
+/// Says that a check was not made.
+fn unchecked(why: &str) {
+    println!("contract: NOT CHECKED: {why}");
+}
+
 /// How long a check waits for what has to happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -154,6 +161,15 @@ pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
         outcomes_are_stored_after_the_broker_was_away,
         a_snapshot_shows_the_source,
         outcomes_that_are_not_stored_stop_the_fetching,
+        an_outcome_that_is_refused_by_errors_stops_no_other,
+        an_outcome_that_is_refused_by_a_list_stops_no_other,
+        dead_letters_that_have_no_room_stop_no_other_outcome,
+        a_backlog_that_cannot_be_counted_stops_nothing,
+        a_call_that_hangs_ends_its_session,
+        healthy_items_survive_lost_connections_and_deaths,
+        a_forgotten_acknowledgement_is_a_failure,
+        a_drain_while_the_broker_is_away_ends_when_nothing_is_left,
+        leases_are_renewed_while_outcomes_are_stored_slowly,
     );
 }
 
@@ -324,7 +340,7 @@ async fn an_item_that_cannot_be_decoded_is_given_up_and_the_others_go_on<S: Subj
 async fn a_malformed_item_is_given_up_and_the_others_go_on<S: Subject>(subject: Arc<S>) {
     subject.push(Item::new("1")).await;
     if !subject.push_malformed().await {
-        return;
+        return unchecked("no malformed item was added");
     }
     subject.push(Item::new("2")).await;
     let (pipeline, seen) = start(Source::new(subject.broker(), quick()), |_| None);
@@ -399,6 +415,10 @@ async fn a_drain_gives_back_what_it_has_not_handled<S: Subject>(subject: Arc<S>)
 
 /// A handler that never ends, and what tells that it has begun.
 fn stuck<B: Broker>(broker: B) -> (Pipeline, Arc<Notify>) {
+    stuck_with(broker, quick())
+}
+
+fn stuck_with<B: Broker>(broker: B, options: SourceOptions) -> (Pipeline, Arc<Notify>) {
     let begun = Arc::new(Notify::new());
     let at_work = begun.clone();
     let handle = async move |_: &mut Message<Item>| {
@@ -406,8 +426,8 @@ fn stuck<B: Broker>(broker: B) -> (Pipeline, Arc<Notify>) {
         pending::<Result<(), Failure>>().await
     };
     let pipeline = Pipeline::of_messages("contract")
-        .source(Source::new(broker, quick()))
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .source(Source::new(broker, options))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(20))
         .start();
     (pipeline.expect("the options are valid"), begun)
 }
@@ -542,7 +562,7 @@ async fn outcomes_that_are_not_stored_stop_the_fetching<S: Subject>(subject: Arc
         subject.push(Item::new(n.to_string())).await;
     }
     let (broker, faults) = Faulty::new(subject.broker());
-    faults.stop_settling();
+    faults.hang(Call::Settle);
     let source = Source::new(broker, quick().max_unsettled(20));
     let (pipeline, seen) = start(source, |_| None);
     until("it fetches what it may hold", async || faults.fetched() == 20).await;
@@ -551,4 +571,250 @@ async fn outcomes_that_are_not_stored_stop_the_fetching<S: Subject>(subject: Arc
     faults.come_back();
     until("all are handled", async || seen.lock().len() >= 60).await;
     pipeline.drain(PATIENCE).await;
+}
+
+/// Adds good items and a bad one, which is given up while this cannot be stored. The good ones are stored
+/// all the same, and the bad one later.
+async fn one_is_refused<B: Broker, S: Subject>(
+    subject: &S,
+    broker: B,
+    shows: impl Fn(&SourceSnapshot) -> bool,
+    come_back: impl AsyncFnOnce(),
+) {
+    const GOOD: usize = 39;
+    for n in 0..GOOD {
+        subject.push(Item::new(n.to_string())).await;
+        if n == GOOD / 2 {
+            subject.push(Item::new("bad")).await;
+        }
+    }
+    let fails = |text: &str| (text == "bad").then(|| Failure::new("it is bad").give_up());
+    let (pipeline, seen) = start(Source::new(broker, quick()), fails);
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("the outcomes of the others are stored", async || source().done >= GOOD as u64).await;
+    until("the refused one is seen", async || shows(&source())).await;
+    assert_eq!(source().given_up, 0);
+    // New items are handled meanwhile.
+    subject.push(Item::new("new")).await;
+    until("a new one is handled", async || source().done > GOOD as u64).await;
+    come_back().await;
+    until("it is a dead letter", async || !subject.dead_letters().await.is_empty()).await;
+    assert!(pipeline.drain(PATIENCE).await.completed, "all outcomes are stored");
+    assert_eq!(subject.dead_letters().await.len(), 1);
+    let mut good = texts(&seen);
+    good.retain(|text| text != "bad");
+    good.sort();
+    good.dedup();
+    assert_eq!(good.len(), GOOD + 1);
+    assert_nothing_is_left(subject).await;
+}
+
+async fn an_outcome_that_is_refused_by_errors_stops_no_other<S: Subject>(subject: Arc<S>) {
+    let (broker, faults) = Faulty::new(subject.broker());
+    faults.refuse(Refusing::ByErrors);
+    let before = faults.clone();
+    let shows = |source: &SourceSnapshot| source.connection_errors > 2 && before.attempts() > 2;
+    one_is_refused(&*subject, broker, shows, async || faults.come_back()).await;
+}
+
+async fn an_outcome_that_is_refused_by_a_list_stops_no_other<S: Subject>(subject: Arc<S>) {
+    let (broker, faults) = Faulty::new(subject.broker());
+    faults.refuse(Refusing::ByLists);
+    let shows = |source: &SourceSnapshot| {
+        assert_eq!(source.connection_errors, 0, "the session continues");
+        source.set_aside == 1
+    };
+    one_is_refused(&*subject, broker, shows, async || faults.come_back()).await;
+}
+
+async fn dead_letters_that_have_no_room_stop_no_other_outcome<S: Subject>(subject: Arc<S>) {
+    if !subject.fill_graves().await {
+        return unchecked("the subject cannot fill its place for dead letters");
+    }
+    let shows = |source: &SourceSnapshot| source.set_aside == 1 || source.connection_errors > 2;
+    let come_back = async || subject.empty_graves().await;
+    one_is_refused(&*subject, subject.broker(), shows, come_back).await;
+}
+
+async fn a_backlog_that_cannot_be_counted_stops_nothing<S: Subject>(subject: Arc<S>) {
+    for hangs in [true, false] {
+        let (broker, faults) = Faulty::new(subject.broker());
+        if hangs {
+            faults.hang(Call::Backlog);
+        } else {
+            faults.fail(Call::Backlog);
+        }
+        let (pipeline, seen) = start(Source::new(broker, quick()), |_| None);
+        for n in 0..30 {
+            subject.push(Item::new(n.to_string())).await;
+        }
+        let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+        until("all are done", async || source().done == 30).await;
+        assert_eq!((seen.lock().len(), source().connection_errors), (30, 0));
+        pipeline.drain(PATIENCE).await;
+    }
+    assert_nothing_is_left(&*subject).await;
+}
+
+async fn a_call_that_hangs_ends_its_session<S: Subject>(subject: Arc<S>) {
+    let leased = subject.broker().lease().is_some();
+    let calls = [(Call::Connect, "connecting"), (Call::Settle, "storing outcomes")];
+    let renew = (Call::Renew, "renewing leases");
+    for (call, name) in calls.into_iter().chain(leased.then_some(renew)) {
+        let (broker, faults) = Faulty::new(subject.broker());
+        let gate = Arc::new(Semaphore::new(0));
+        let opened = gate.clone();
+        let handle = async move |_: &mut Message<Item>| {
+            gate.acquire().await?.forget();
+            Ok(())
+        };
+        faults.hang(call);
+        let options = quick().call_timeout(Duration::from_millis(200));
+        let pipeline = Pipeline::of_messages("contract")
+            .source(Source::new(broker, options))
+            .processors(Processors::from_fn(handle).concurrency(1))
+            .start()
+            .expect("the options are valid");
+        let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+        subject.push(Item::new("1")).await;
+        // An item in work has its lease renewed, and one that is handled has its outcome stored.
+        if call == Call::Settle {
+            opened.add_permits(1000);
+        }
+        // A busy server may fail for another reason in between.
+        until(&format!("{name} ends the session"), async || {
+            source().last_error.is_some_and(|error| error.contains(name))
+        })
+        .await;
+        opened.add_permits(1000);
+        faults.come_back();
+        until("it is done", async || source().done > 0).await;
+        assert!(pipeline.drain(PATIENCE).await.completed);
+        assert_nothing_is_left(&*subject).await;
+    }
+}
+
+async fn healthy_items_survive_lost_connections_and_deaths<S: Subject>(subject: Arc<S>) {
+    const ITEMS: usize = 20;
+    const TIMES: usize = 7;
+    let delay = Duration::from_millis(20);
+    // All other options are the defaults.
+    let options = SourceOptions::new().reconnect_after(Backoff::new(delay, delay));
+    for n in 0..ITEMS {
+        subject.push(Item::new(n.to_string())).await;
+    }
+    for _ in 0..TIMES {
+        let (pipeline, begun) = stuck_with(subject.broker(), options);
+        begun.notified().await;
+        drop(pipeline);
+    }
+    let (broker, faults) = Faulty::new(subject.broker());
+    let (gate, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let (opened, at_work) = (gate.clone(), begun.clone());
+    let handled = Arc::new(Mutex::new(HashMap::<Vec<u8>, usize>::new()));
+    let log = handled.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        *log.lock().entry(message.payload.to_vec()).or_default() += 1;
+        at_work.notify_one();
+        gate.acquire().await?.forget();
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("contract")
+        .source(Source::new(broker, options))
+        // A fetch waits for more, and notices that the broker is away.
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(2 * ITEMS))
+        .start()
+        .expect("the options are valid");
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    begun.notified().await;
+    for _ in 0..TIMES {
+        faults.go_away();
+        until("it is noticed", async || !source().connected).await;
+        faults.come_back();
+        until("it is connected again", async || source().connected).await;
+        if !subject.broker().outlives_sessions() {
+            // What was begun in the lost session ends, and one that has come again begins.
+            opened.add_permits(1);
+            begun.notified().await;
+        }
+    }
+    opened.add_permits(10_000);
+    until("all are handled", async || handled.lock().len() == ITEMS).await;
+    assert!(pipeline.drain(PATIENCE).await.completed);
+    assert_eq!(subject.dead_letters().await, [] as [String; 0]);
+    if !subject.broker().outlives_sessions() {
+        let twice = handled.lock().values().map(|times| times - 1).sum::<usize>();
+        assert!(twice <= TIMES, "{twice} items were handled that a lost session had fetched");
+    }
+    assert_nothing_is_left(&*subject).await;
+}
+
+async fn a_forgotten_acknowledgement_is_a_failure<S: Subject>(subject: Arc<S>) {
+    subject.push(Item::new("1")).await;
+    let handled = Arc::new(Mutex::new(0));
+    let count = handled.clone();
+    let forget = async move |message: &mut Message<Item>| {
+        *count.lock() += 1;
+        drop(message.take_acknowledgement());
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("contract")
+        .source(Source::new(subject.broker(), quick()))
+        .processors(Processors::from_fn(forget).concurrency(1))
+        .start()
+        .expect("the options are valid");
+    until("it is given up", async || !subject.dead_letters().await.is_empty()).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(*handled.lock(), 3, "it is delivered as often as one that fails");
+    let reasons = subject.dead_letters().await;
+    assert!(reasons.len() == 1 && reasons[0].contains("dropped"), "{reasons:?}");
+    assert_nothing_is_left(&*subject).await;
+}
+
+async fn a_drain_while_the_broker_is_away_ends_when_nothing_is_left<S: Subject>(subject: Arc<S>) {
+    let (broker, faults) = Faulty::new(subject.broker());
+    let (pipeline, seen) = start(Source::new(broker, quick()), |_| None);
+    subject.push(Item::new("1")).await;
+    until("it is handled", async || texts(&seen) == ["1"]).await;
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("it is done", async || source().done == 1).await;
+    faults.go_away();
+    until("it is noticed", async || !source().connected).await;
+    assert!(pipeline.drain(PATIENCE).await.completed, "nothing is left to be stored");
+    assert_nothing_is_left(&*subject).await;
+}
+
+async fn leases_are_renewed_while_outcomes_are_stored_slowly<S: Subject>(subject: Arc<S>) {
+    let Some(lease) = subject.broker().lease() else { return };
+    let (broker, faults) = Faulty::new(subject.broker());
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let slow = async move |message: &mut Message<Item>| {
+        if message.payload == "slow" {
+            gate.acquire().await?.forget();
+        }
+        Ok(())
+    };
+    subject.push(Item::new("slow")).await;
+    for n in 0..20 {
+        subject.push(Item::new(n.to_string())).await;
+    }
+    // To store all of them takes several leases.
+    faults.settle_slowly(lease / 3);
+    let pipeline = Pipeline::of_messages("contract")
+        .source(Source::new(broker, quick().settle_at_once(1)))
+        .processors(Processors::from_fn(slow).concurrency(2).max_demand(1))
+        .start()
+        .expect("the options are valid");
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("all are fetched", async || source().fetched == 21).await;
+    let (other, seen) = start(Source::new(subject.broker(), quick()), |_| None);
+    until("the others are done", async || source().done == 20).await;
+    assert_eq!(texts(&seen), [] as [String; 0], "an item in work was delivered elsewhere");
+    assert_eq!(source().redelivered, 0);
+    opened.add_permits(10);
+    until("all are done", async || source().done == 21).await;
+    other.drain(PATIENCE).await;
+    pipeline.drain(PATIENCE).await;
+    assert_nothing_is_left(&*subject).await;
 }

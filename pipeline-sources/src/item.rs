@@ -43,6 +43,13 @@ impl Item {
         self
     }
 
+    /// How many bytes it has.
+    pub(crate) fn bytes(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
+        let key = self.key.as_ref().map_or(0, |key| key.len());
+        self.payload.len().saturating_add(key).saturating_add(headers.sum())
+    }
+
     /// The same with a trace.
     pub fn trace(mut self, trace: TraceContext) -> Self {
         self.trace = Some(trace);

@@ -26,15 +26,18 @@ pub mod contract;
 mod demand;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod heard;
+mod held;
 mod item;
 #[cfg(feature = "kafka")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kafka")))]
 pub mod kafka;
+mod log;
 mod metrics;
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
 pub mod nats;
 mod options;
+mod outcomes;
 #[doc = include_str!("docs/own_source.md")]
 #[doc = "```"]
 #[doc = include_str!("../examples/folder.rs")]
@@ -67,6 +70,7 @@ mod source;
 pub mod sqlite;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod unix_ms;
+mod unsettled;
 mod worker;
 
 pub use self::{

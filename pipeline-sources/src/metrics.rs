@@ -19,6 +19,10 @@ pub(crate) struct SourceMetrics {
     given_up: Counter,
     connected: Gauge,
     held: Gauge,
+    held_bytes: Gauge,
+    set_aside: Gauge,
+    outcome_errors: Counter,
+    backlog_errors: Counter,
     backlog: Gauge,
     oldest_age: Gauge,
     dead_letters: Gauge,
@@ -58,6 +62,19 @@ impl SourceMetrics {
                 "pipeline.source.held",
                 "Items that a source has fetched and whose outcome is not stored yet",
             ),
+            held_bytes: gauge("pipeline.source.held_bytes", "The bytes of those items"),
+            set_aside: gauge(
+                "pipeline.source.set_aside",
+                "Items whose outcome the broker has refused, and that are tried again alone",
+            ),
+            outcome_errors: counter(
+                "pipeline.source.outcome_errors",
+                "How often a broker has refused the outcome of an item",
+            ),
+            backlog_errors: counter(
+                "pipeline.source.backlog_errors",
+                "How often a source could not count its backlog",
+            ),
             backlog: gauge("pipeline.source.backlog", "Items at the broker that are not done"),
             oldest_age: gauge(
                 "pipeline.source.oldest_age",
@@ -81,18 +98,32 @@ impl SourceMetrics {
     }
 
     /// Records that the broker could not be connected to, or a call of it has failed.
-    pub(crate) fn failed(&self, error: &str, held: usize) {
+    pub(crate) fn failed(&self, error: &str) {
         self.connection_errors.increment(1);
-        self.held(held);
         self.report.update(|source| {
             source.connection_errors += 1;
             source.last_error = Some(error.into());
         });
     }
 
-    fn held(&self, held: usize) {
+    pub(crate) fn held(&self, held: usize, bytes: usize) {
         self.held.set(held as f64);
+        self.held_bytes.set(bytes as f64);
         self.report.update(|source| source.held = held as u64);
+    }
+
+    /// Records that the broker has refused an outcome.
+    pub(crate) fn not_stored(&self) {
+        self.outcome_errors.increment(1);
+    }
+
+    pub(crate) fn set_aside(&self, items: usize) {
+        self.set_aside.set(items as f64);
+        self.report.update(|source| source.set_aside = items as u64);
+    }
+
+    pub(crate) fn backlog_failed(&self) {
+        self.backlog_errors.increment(1);
     }
 
     pub(crate) fn settled(&self, outcome: &Outcome) {
@@ -116,8 +147,7 @@ impl SourceMetrics {
         self.report.update(|source| source.connected = connected);
     }
 
-    pub(crate) fn sample(&self, backlog: &Backlog, held: usize, now: SystemTime) {
-        self.held(held);
+    pub(crate) fn backlog(&self, backlog: &Backlog, now: SystemTime) {
         let age = backlog.oldest.and_then(|oldest| now.duration_since(oldest).ok());
         self.report.update(|source| {
             source.backlog = backlog.items;

@@ -25,6 +25,9 @@ pub struct SourceOptions {
     pub(crate) fetch_at_once: usize,
     pub(crate) settle_at_once: usize,
     pub(crate) max_unsettled: usize,
+    pub(crate) max_unsettled_bytes: usize,
+    pub(crate) max_unfinished: u32,
+    pub(crate) call_timeout: Duration,
 }
 
 impl Default for SourceOptions {
@@ -37,6 +40,9 @@ impl Default for SourceOptions {
             fetch_at_once: 100,
             settle_at_once: 1000,
             max_unsettled: 10_000,
+            max_unsettled_bytes: 256 * 1024 * 1024,
+            max_unfinished: 20,
+            call_timeout: second * 30,
         }
     }
 }
@@ -47,8 +53,12 @@ impl SourceOptions {
         Self::default()
     }
 
-    /// How often an item is delivered before it is given up. Default 5. Deliveries without an outcome,
-    /// in a process that was killed, count too.
+    /// How often an item is delivered before a failure gives it up. Default 5.
+    ///
+    /// A broker counts deliveries, and an item that fails is given up if it was delivered as often as this or
+    /// more often. A message that a program drops or forgets without an outcome has failed. What was
+    /// [postponed](pipeline_core::processing::Failure::later) or given back has not, and is not counted, unless
+    /// the broker says that its server counts each delivery.
     ///
     /// # Panics
     ///
@@ -59,13 +69,48 @@ impl SourceOptions {
         self
     }
 
+    /// How often an item is delivered before it is given up although it has not failed, because a delivery
+    /// had no outcome: its process was killed, or its connection was lost. Default 20, and at least
+    /// [`max_deliveries`](Self::max_deliveries).
+    ///
+    /// Items that were fetched when a process dies have been delivered, also those that it had not begun
+    /// with. So this is how many deaths or lost connections in a row an item survives, and how many times an
+    /// item may kill its process.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn max_unfinished(mut self, deliveries: u32) -> Self {
+        assert!(deliveries > 0, "an item must be delivered at least once");
+        self.max_unfinished = deliveries;
+        self
+    }
+
+    /// How often an item is delivered at most.
+    pub(crate) fn most_unfinished(&self) -> u32 {
+        self.max_unfinished.max(self.max_deliveries)
+    }
+
+    /// How long a call of the broker may take: to connect, to store outcomes, to renew leases, and to count
+    /// the backlog. Default 30 seconds. A call that takes longer has failed, and the source connects again;
+    /// only the backlog is counted later. To fetch may take any time, because it waits for items.
+    ///
+    /// It should be shorter than the broker's lease, which is not renewed for an item whose outcome is being
+    /// stored.
+    pub fn call_timeout(mut self, limit: Duration) -> Self {
+        self.call_timeout = limit;
+        self
+    }
+
     /// The delays before a failed item is delivered again. Default from a second to five minutes.
     pub fn redeliver_after(mut self, backoff: Backoff) -> Self {
         self.redeliver = backoff;
         self
     }
 
-    /// The delays before the source connects again. Default from a tenth of a second to half a minute.
+    /// The delays before the source connects again, and before an outcome that the broker has refused is
+    /// stored again. Default from a tenth of a second to half a minute. The delays of connecting begin anew
+    /// after a session that has lived for a second, and for twice the delay before it.
     pub fn reconnect_after(mut self, backoff: Backoff) -> Self {
         self.reconnect = backoff;
         self
@@ -91,6 +136,18 @@ impl SourceOptions {
     pub fn max_unsettled(mut self, items: usize) -> Self {
         assert!(items > 0, "at least one item must be held");
         self.max_unsettled = items;
+        self
+    }
+
+    /// How many bytes the items may have that were fetched without a stored outcome. Beyond it nothing is
+    /// fetched; the last fetch may exceed it. Default 256 MiB.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn max_unsettled_bytes(mut self, bytes: usize) -> Self {
+        assert!(bytes > 0, "at least one item must be held");
+        self.max_unsettled_bytes = bytes;
         self
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use pipeline_core::{
     ExitReason,
     processing::{Failure, Message},
@@ -32,8 +33,12 @@ use crate::{
 ///
 /// It fetches what its pipeline asks for and no more, so a backlog of any length costs nothing. Each
 /// item is delivered at least once. It is delivered again when it failed, when its process was killed,
-/// and when the outcome could not be stored; and given up after a number of deliveries
-/// ([`SourceOptions::max_deliveries`]).
+/// and when the outcome could not be stored; and given up when it fails after a number of deliveries
+/// ([`SourceOptions::max_deliveries`]), or after a larger number without an outcome
+/// ([`SourceOptions::max_unfinished`]).
+///
+/// An outcome that the broker refuses does not keep the others from being stored: it is set aside, and tried
+/// again alone after growing delays.
 ///
 /// When a call of the broker fails, the source connects again after growing delays. Meanwhile the items
 /// that were fetched are still handled, and their outcomes are stored later.
@@ -118,6 +123,7 @@ impl<B: Broker, T: Send + Sync + 'static> Producer for Source<B, T> {
             stopped: self.stopped.subscribe(),
             metrics,
             source: context.stage().into(),
+            lines: Mutex::default(),
         });
         Ok(())
     }
@@ -157,7 +163,9 @@ impl<B: Broker, T: Send + Sync + 'static> Producer for Source<B, T> {
             catch_unwind(AssertUnwindSafe(|| (self.decode)(item)))
                 .unwrap_or_else(|panic| Err(ExitReason::from_panic(&*panic).into()))
         };
-        let messages = self.received.drain(..).filter_map(|item| item.try_map(decode));
+        // What a lost session has fetched comes again.
+        let current = self.received.drain(..).filter(Message::is_current);
+        let messages = current.filter_map(|item| item.try_map(decode));
         let messages: Vec<_> = messages.collect();
         // An item that could not be read answers no demand.
         self.demand.add(before.saturating_sub(messages.len()));

@@ -1,43 +1,51 @@
 //! The task of a source: it connects, fetches what is asked for, and stores outcomes.
 
 use std::{
-    collections::HashSet, future::pending, hash::Hash, panic::AssertUnwindSafe, sync::Arc,
-    time::Duration,
+    convert::Infallible, future::pending, panic::AssertUnwindSafe, sync::Arc, time::Duration,
 };
 
 use futures::FutureExt;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex as Lock;
 use pipeline_core::{
     ExitReason,
-    processing::{Acknowledger, Failure, Message, Redelivery},
+    processing::{Failure, Message},
     shown::{described, shown},
 };
 use tokio::{
-    sync::{Notify, mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    sync::{Mutex, mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
 use crate::{
-    broker::{Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
+    broker::{Broker, BrokerError, Fetch, Outcome, Settle},
     clock::now,
     demand::Demand,
+    held::HeldItems,
     item::{Delivery, Item},
+    log::LineLimit,
     metrics::SourceMetrics,
     options::SourceOptions,
+    outcomes::{Held, Outcomes, Shared},
     random::random,
+    unsettled::{About, Queue, Unsettled},
 };
 
 /// The interval at which the backlog is sampled.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// After so many failures in a row, the interval at which the backlog is sampled grows no more: it is a
+/// minute then.
+const MOST_DOUBLINGS: u32 = 6;
+
 /// The shortest interval at which leases are renewed.
 const SHORTEST: Duration = Duration::from_millis(10);
 
-/// The interval of a timer that is not used.
-const NEVER: Duration = Duration::from_secs(3600);
-
 /// How many groups of outcomes are taken at once.
 const OUTCOMES_AT_ONCE: usize = 64;
+
+/// A session that has lived for so long, and twice as long as the delay before it, was a good one: the next
+/// delay is the first again.
+const GOOD_SESSION: Duration = Duration::from_secs(1);
 
 /// What the task of a source has.
 pub(crate) struct Worker<B: Broker> {
@@ -49,130 +57,50 @@ pub(crate) struct Worker<B: Broker> {
     pub(crate) metrics: SourceMetrics,
     /// The name of the stage.
     pub(crate) source: Arc<str>,
+    pub(crate) lines: Lock<Lines>,
 }
 
-/// The receipt of a message: the broker's, and how often the item was delivered.
-pub(crate) struct Held<R> {
-    receipt: R,
-    deliveries: u32,
-}
-
-/// Hands outcomes to the task of their source.
-struct Outcomes<R>(mpsc::UnboundedSender<Vec<Settlement<R>>>, SourceOptions);
-
-impl<R: Send + Sync + 'static> Acknowledger for Outcomes<R> {
-    type Receipt = Held<R>;
-
-    fn acknowledge(&self, done: Vec<Held<R>>, failed: Vec<(Held<R>, Failure)>) {
-        let done = done.into_iter().map(|held| (held, Outcome::Done));
-        let failed = failed.into_iter().map(|(held, failure)| {
-            let outcome = outcome(&failure, held.deliveries, &self.1, random());
-            (held, outcome)
-        });
-        let settlements = done.chain(failed);
-        let settlement =
-            |(held, outcome): (Held<R>, _)| Settlement { receipt: held.receipt, outcome };
-        // The task ends before only if its pipeline was dropped. Then the items are delivered again.
-        let _ = self.0.send(settlements.map(settlement).collect());
-    }
-}
-
-/// What becomes of an item that has failed after so many deliveries.
-fn outcome(failure: &Failure, deliveries: u32, options: &SourceOptions, random: f64) -> Outcome {
-    if failure.kind().is_unhandled() {
-        return Outcome::Release { after: Duration::ZERO };
-    }
-    let is_last = deliveries >= options.max_deliveries;
-    match failure.redelivery() {
-        Redelivery::Never => Outcome::GiveUp { reason: failure.to_string().into() },
-        Redelivery::Later(after) => Outcome::Release { after },
-        _ if is_last => Outcome::GiveUp { reason: failure.to_string().into() },
-        Redelivery::After(delay) => Outcome::Retry(delay),
-        Redelivery::Usual => Outcome::Retry(options.redeliver.nth_delay(deliveries.max(1), random)),
-    }
+/// The lines of the log that many items may cause.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    given_up: LineLimit,
+    not_stored: LineLimit,
+    backlog: LineLimit,
 }
 
 /// What is kept between sessions.
 struct State<R> {
-    outcomes: mpsc::UnboundedReceiver<Vec<Settlement<R>>>,
+    arriving: mpsc::UnboundedReceiver<Vec<Unsettled<R>>>,
+    arrived: Vec<Vec<Unsettled<R>>>,
     /// Outcomes that are not stored yet.
-    unsettled: Vec<Settlement<R>>,
+    unsettled: Queue<R>,
     /// Whether no more outcomes come.
     ended: bool,
-    /// How often the broker has failed since a call succeeded.
-    failures: u32,
+    shared: Arc<Shared>,
 }
 
-/// The items that were fetched and whose outcome is not stored.
-struct HeldItems<R> {
-    receipts: Mutex<HashSet<R>>,
-    settled: Notify,
-}
-
-impl<R: Eq + Hash> HeldItems<R> {
-    /// Removes items whose outcome is stored.
-    fn forget(&self, receipts: impl Iterator<Item = R>) {
-        let mut held = self.receipts.lock();
-        receipts.for_each(|receipt| {
-            held.remove(&receipt);
-        });
-        drop(held);
-        self.settled.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<R>> {
-        self.receipts.lock()
-    }
-
-    /// How many more there may be, and waits until there may be one. A broker that stores outcomes more
-    /// slowly than it delivers would have them pile up here.
-    async fn room(&self, limit: usize) -> usize {
-        loop {
-            let settled = self.settled.notified();
-            let room = limit.saturating_sub(self.lock().len());
-            if room > 0 {
-                return room;
+impl<R: Clone> State<R> {
+    /// Waits for outcomes, and takes them. It never returns when no more come.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: outcomes that it has received are taken.
+    async fn receive(&mut self) {
+        if self.ended {
+            return pending().await;
+        }
+        let count = self.arriving.recv_many(&mut self.arrived, OUTCOMES_AT_ONCE).await;
+        self.ended = count == 0;
+        for unsettled in self.arrived.drain(..).flatten() {
+            // It may have become useless on its way.
+            if self.shared.counts(unsettled.about.session) {
+                self.unsettled.push(unsettled);
             }
-            settled.await;
         }
     }
-}
 
-/// Runs the task of a source until it was stopped and has stored all outcomes.
-pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
-    #[expect(clippy::disallowed_methods, reason = "no more items are held than the options say")]
-    let (sender, outcomes) = mpsc::unbounded_channel();
-    let mut fetcher = Some(Fetcher { outcomes: Arc::new(Outcomes(sender, worker.options)) });
-    let held = HeldItems { receipts: Mutex::default(), settled: Notify::new() };
-    let mut state = State { outcomes, unsettled: Vec::new(), ended: false, failures: 0 };
-    loop {
-        let session = async {
-            let (fetch, settle) = worker.broker.connect().await?;
-            worker.metrics.connected(true);
-            let fetching = worker.fetch(fetch, &mut fetcher, &held);
-            let settling = worker.settle(settle, &mut state, &held);
-            tokio::select! {
-                failed = fetching => failed,
-                settled = settling => settled,
-            }
-        };
-        let ended = AssertUnwindSafe(session).catch_unwind().await;
-        worker.metrics.connected(false);
-        let error = match ended {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error,
-            Err(panic) => BrokerError::new(ExitReason::from_panic(&*panic).to_string()),
-        };
-        worker.metrics.failed(&described(&error), held.lock().len());
-        state.failures = state.failures.saturating_add(1);
-        let delay = worker.options.reconnect.nth_delay(state.failures, random());
-        tracing::warn!(
-            stage = &*worker.source,
-            error = shown(&error),
-            ?delay,
-            "the broker of a source failed, connecting again"
-        );
-        sleep(delay).await;
+    fn is_over(&self) -> bool {
+        self.ended && self.unsettled.is_empty()
     }
 }
 
@@ -181,21 +109,152 @@ struct Fetcher<R> {
     outcomes: Arc<Outcomes<R>>,
 }
 
+/// What the parts of a session share.
+struct Session<'a, B: Broker> {
+    worker: &'a Worker<B>,
+    number: u64,
+    held: &'a HeldItems<B::Receipt>,
+    shared: &'a Shared,
+    /// Held while leases are renewed, so that no item is in two calls at once.
+    renewing: Mutex<()>,
+}
+
+/// Runs the task of a source until it was stopped and has stored all outcomes.
+pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
+    #[expect(clippy::disallowed_methods, reason = "no more items are held than the options say")]
+    let (sender, arriving) = mpsc::unbounded_channel();
+    let (options, stopped) = (worker.options, worker.stopped.clone());
+    let shared = Arc::<Shared>::default();
+    let outcomes = Outcomes { sender, options, stopped, shared: shared.clone() };
+    let mut fetcher = Some(Fetcher { outcomes: Arc::new(outcomes) });
+    let held = HeldItems::default();
+    let unsettled = Queue::new(options.settle_at_once, options.reconnect);
+    let mut state =
+        State { arriving, arrived: Vec::new(), unsettled, ended: false, shared: shared.clone() };
+    let (mut failures, mut number, mut delay) = (0_u32, 0, Duration::ZERO);
+    loop {
+        let connecting = worker.limited("connecting", worker.broker.connect());
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            () = worker.unneeded(&mut state, &mut fetcher) => return,
+        };
+        let error = match connected {
+            Err(error) => error,
+            Ok((fetch, settle)) => {
+                worker.metrics.connected(true);
+                let begun = Instant::now();
+                number += 1;
+                let renewing = Mutex::new(());
+                let session =
+                    Session { worker: &worker, number, held: &held, shared: &shared, renewing };
+                let ended = session.run(fetch, settle, &mut state, &mut fetcher);
+                let ended = AssertUnwindSafe(ended).catch_unwind().await;
+                worker.metrics.connected(false);
+                if !worker.broker.outlives_sessions() {
+                    shared.is_lost(number);
+                    state.unsettled.clear();
+                    held.clear();
+                }
+                if begun.elapsed() >= GOOD_SESSION.max(delay.saturating_mul(2)) {
+                    failures = 0;
+                }
+                worker.metrics.held(held.len(), held.bytes());
+                match ended {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error,
+                    Err(panic) => panicked(&*panic),
+                }
+            }
+        };
+        worker.metrics.failed(&described(&error));
+        worker.metrics.set_aside(state.unsettled.set_aside());
+        failures = failures.saturating_add(1);
+        delay = worker.options.reconnect.nth_delay(failures, random());
+        tracing::warn!(
+            stage = &*worker.source,
+            error = shown(&error),
+            ?delay,
+            "the broker of a source failed, connecting again"
+        );
+        tokio::select! {
+            () = sleep(delay) => {}
+            () = worker.unneeded(&mut state, &mut fetcher) => return,
+        }
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> BrokerError {
+    BrokerError::new(ExitReason::from_panic(panic).to_string())
+}
+
 impl<B: Broker> Worker<B> {
+    /// Makes a call of the broker, with the limit of time for calls. A panic is an error.
+    async fn limited<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<T, BrokerError>>,
+    ) -> Result<T, BrokerError> {
+        let limit = self.options.call_timeout;
+        match AssertUnwindSafe(timeout(limit, call)).catch_unwind().await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(BrokerError::new(format!("{what} took longer than {limit:?}"))),
+            Err(panic) => Err(panicked(&*panic)),
+        }
+    }
+
+    /// Returns when the source was stopped and no outcome is left: then the broker is not needed any more,
+    /// whether it is there or not.
+    async fn unneeded(
+        &self,
+        state: &mut State<B::Receipt>,
+        fetcher: &mut Option<Fetcher<B::Receipt>>,
+    ) {
+        let stopped = wait_for_stop(self.stopped.clone());
+        tokio::pin!(stopped);
+        while !state.is_over() {
+            tokio::select! {
+                () = &mut stopped, if fetcher.is_some() => *fetcher = None,
+                () = state.receive() => {}
+            }
+        }
+    }
+}
+
+/// Returns when the source is gone, or has to stop.
+async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+impl<B: Broker> Session<'_, B> {
+    /// Runs until all is done, or until a call has failed.
+    async fn run(
+        &self,
+        mut fetch: B::Fetch,
+        settle: B::Settle,
+        state: &mut State<B::Receipt>,
+        fetcher: &mut Option<Fetcher<B::Receipt>>,
+    ) -> Result<(), BrokerError> {
+        self.held.none_is_stored_now();
+        state.unsettled.session_begins(Instant::now());
+        tokio::select! {
+            error = self.fetch(&mut fetch, fetcher) => Err(error),
+            settled = self.settle(&settle, state) => settled,
+            error = self.renew(&settle) => Err(error),
+            never = self.sample(&settle) => match never {},
+        }
+    }
+
     /// Fetches what is asked for, until the source is stopped, and waits then. Returns the error of a
     /// call that has failed.
     async fn fetch(
         &self,
-        mut fetch: B::Fetch,
+        fetch: &mut B::Fetch,
         fetcher: &mut Option<Fetcher<B::Receipt>>,
-        held: &HeldItems<B::Receipt>,
-    ) -> Result<(), BrokerError> {
-        let mut stopped = self.stopped.clone();
+    ) -> BrokerError {
         if let Some(fetcher) = fetcher {
             tokio::select! {
-                // The source is gone, or has to stop.
-                _ = stopped.wait_for(|stopped| *stopped) => {}
-                failed = self.fetch_on(&mut fetch, fetcher, held) => return failed,
+                () = wait_for_stop(self.worker.stopped.clone()) => {}
+                Err(error) = self.fetch_on(fetch, fetcher) => return error,
             }
         }
         *fetcher = None;
@@ -206,99 +265,206 @@ impl<B: Broker> Worker<B> {
         &self,
         fetch: &mut B::Fetch,
         fetcher: &Fetcher<B::Receipt>,
-        held: &HeldItems<B::Receipt>,
     ) -> Result<(), BrokerError> {
+        let Worker { options, demand, .. } = self.worker;
         loop {
             // What is taken here is lost if the call fails, so it is given back first.
-            let room = held.room(self.options.max_unsettled).await;
-            let wanted = self.demand.take(self.options.fetch_at_once.min(room)).await;
-            let unanswered = GiveBack { demand: &self.demand, items: wanted };
+            let room = self.held.room(options.max_unsettled, options.max_unsettled_bytes).await;
+            let wanted = demand.take(options.fetch_at_once.min(room)).await;
+            let unanswered = GiveBack { demand, items: wanted };
             let fetched = fetch.fetch(wanted).await?;
             unanswered.answer(fetched.len());
             for delivery in fetched {
-                self.deliver(delivery, fetcher, held);
+                self.deliver(delivery, fetcher);
             }
         }
     }
 
     /// Hands an item to the stage, unless it cannot be read or was delivered too often without an outcome.
-    fn deliver(
-        &self,
-        delivery: Delivery<B::Receipt>,
-        fetcher: &Fetcher<B::Receipt>,
-        held: &HeldItems<B::Receipt>,
-    ) {
-        self.metrics.fetched(delivery.deliveries > 1);
-        held.lock().insert(delivery.receipt.clone());
+    fn deliver(&self, delivery: Delivery<B::Receipt>, fetcher: &Fetcher<B::Receipt>) {
+        let Worker { options, metrics, demand, .. } = self.worker;
+        metrics.fetched(delivery.deliveries > 1);
+        self.held.insert(delivery.receipt.clone(), delivery.item.bytes());
         let (metadata, deliveries) = (delivery.metadata(), delivery.deliveries);
-        let receipt = Held { receipt: delivery.receipt, deliveries };
+        let about = About { id: delivery.id, session: self.number };
+        let last_reason = || self.shared.last_reason(&about.id);
+        let too_often = deliveries > options.most_unfinished();
+        let why = delivery.malformed.map(|why| why.to_string()).or_else(|| {
+            let before = deliveries.saturating_sub(1);
+            let why = format!("delivered {before} times, the last time without an outcome");
+            too_often.then(|| match last_reason() {
+                Some(reason) => format!("{why}; before, it has failed: {reason}"),
+                None => why,
+            })
+        });
+        let receipt = Held { receipt: delivery.receipt, deliveries, about };
         let mut message =
             Message::new(delivery.item, receipt, &fetcher.outcomes).with_metadata(metadata);
-        let too_often = deliveries > self.options.max_deliveries;
-        let why = delivery.malformed.map(|why| why.to_string()).or_else(|| {
-            too_often.then(|| format!("delivered {deliveries} times without an outcome"))
-        });
         if let Some(why) = why {
             message.fail(Failure::new(why).give_up());
             message.acknowledge_now();
-            self.demand.add(1);
+            demand.add(1);
             return;
         }
         // A stage that has ended drops it, which gives it back.
-        let _ = self.fetched.send(message);
+        let _ = self.worker.fetched.send(message);
     }
 
-    /// Stores outcomes until there are no more, renews leases, and samples the backlog.
+    /// Stores outcomes until there are no more.
     async fn settle(
         &self,
-        settle: B::Settle,
+        settle: &B::Settle,
         state: &mut State<B::Receipt>,
-        held: &HeldItems<B::Receipt>,
     ) -> Result<(), BrokerError> {
-        let lease = self.broker.lease();
-        // Two renewals may fail before a lease is over.
-        let mut renew = interval(lease.map_or(NEVER, |lease| lease / 3).max(SHORTEST));
-        let mut sample = interval(SAMPLE_INTERVAL);
-        for timer in [&mut renew, &mut sample] {
-            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        }
-        let mut arrived = Vec::new();
         loop {
-            while !state.unsettled.is_empty() {
-                let at_once = state.unsettled.len().min(self.options.settle_at_once);
-                let not_stored = settle.settle(&state.unsettled[..at_once]).await?;
-                if let Some(NotStored { error, .. }) = not_stored.into_iter().next() {
-                    return Err(error);
-                }
-                state.failures = 0;
-                let settled = state.unsettled.drain(..at_once);
-                held.forget(settled.map(|Settlement { receipt, outcome }| {
-                    self.metrics.settled(&outcome);
-                    receipt
-                }));
+            // What has arrived is stored together.
+            let _ = state.receive().now_or_never();
+            if self.store(settle, &mut state.unsettled).await? {
+                continue;
             }
-            if state.ended {
+            if state.is_over() {
                 return Ok(());
             }
-            tokio::select! {
-                count = state.outcomes.recv_many(&mut arrived, OUTCOMES_AT_ONCE) => {
-                    state.ended = count == 0;
-                    state.unsettled.extend(arrived.drain(..).flatten());
+            let next = state.unsettled.next();
+            let due = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => pending().await,
                 }
-                _ = renew.tick(), if lease.is_some() => {
-                    let receipts: Vec<_> = held.lock().iter().cloned().collect();
-                    if !receipts.is_empty() {
-                        settle.renew(&receipts).await?;
-                        state.failures = 0;
+            };
+            tokio::select! {
+                () = state.receive() => {}
+                () = due => {}
+            }
+        }
+    }
+
+    /// Stores a group of outcomes. False if there is none.
+    async fn store(
+        &self,
+        settle: &B::Settle,
+        unsettled: &mut Queue<B::Receipt>,
+    ) -> Result<bool, BrokerError> {
+        let Session { worker, held, .. } = self;
+        let Some(group) = unsettled.begin(Instant::now()) else { return Ok(false) };
+        {
+            let _is_renewed_no_more = self.renewing.lock().await;
+            held.are_stored_now(group.iter().map(|it| &it.receipt));
+        }
+        let stored = worker.limited("storing outcomes", settle.settle(group)).await;
+        let now = Instant::now();
+        let not_stored = match stored {
+            Ok(not_stored) => not_stored,
+            Err(error) => {
+                if let Some(about) = unsettled.failed(now, random()) {
+                    self.refused(&about.id, &error);
+                }
+                return Err(error);
+            }
+        };
+        for refused in &not_stored {
+            if let Some(id) = unsettled.id(refused.index) {
+                self.refused(id, &refused.error);
+            }
+        }
+        let refused: Vec<_> = not_stored.iter().map(|it| it.index).collect();
+        let stored = unsettled.stored(&refused, now, random());
+        held.forget(stored.iter().map(|it| &it.settlement.receipt));
+        if !refused.is_empty() {
+            held.none_is_stored_now();
+        }
+        for Unsettled { settlement, about } in &stored {
+            worker.metrics.settled(&settlement.outcome);
+            if let Outcome::GiveUp { reason } = &settlement.outcome {
+                self.given_up(&about.id, reason, now);
+            }
+        }
+        worker.metrics.set_aside(unsettled.set_aside());
+        Ok(true)
+    }
+
+    fn given_up(&self, id: &str, reason: &str, now: Instant) {
+        let Some(skipped) = self.worker.lines.lock().given_up.line(now) else { return };
+        let (stage, id, reason) = (&*self.worker.source, shown(id), shown(reason));
+        tracing::warn!(stage, id, reason, skipped, "a source has given an item up");
+    }
+
+    fn refused(&self, id: &str, error: &BrokerError) {
+        self.worker.metrics.not_stored();
+        let Some(skipped) = self.worker.lines.lock().not_stored.line(Instant::now()) else {
+            return;
+        };
+        let (stage, id, error) = (&*self.worker.source, shown(id), described(error));
+        tracing::warn!(
+            stage,
+            id,
+            error,
+            skipped,
+            "the broker of a source does not store an outcome, it is tried again alone"
+        );
+    }
+
+    /// Renews leases. Returns the error of a call that has failed.
+    async fn renew(&self, settle: &B::Settle) -> BrokerError {
+        let Some(lease) = self.worker.broker.lease() else { return pending().await };
+        // Two renewals may fail before a lease is over.
+        let mut timer = interval((lease / 3).max(SHORTEST));
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            timer.tick().await;
+            let _renewing = self.renewing.lock().await;
+            let receipts = self.held.to_renew();
+            if receipts.is_empty() {
+                continue;
+            }
+            let renewed = self.worker.limited("renewing leases", settle.renew(&receipts)).await;
+            if let Err(error) = renewed {
+                return error;
+            }
+        }
+    }
+
+    /// Samples the backlog, and what is held. A sample that fails ends nothing.
+    async fn sample(&self, settle: &B::Settle) -> Infallible {
+        tokio::select! {
+            never = self.sample_backlog(settle) => never,
+            never = self.sample_held() => never,
+        }
+    }
+
+    async fn sample_backlog(&self, settle: &B::Settle) -> Infallible {
+        let worker = self.worker;
+        let mut failures = 0_u32;
+        loop {
+            match worker.limited("counting the backlog", settle.backlog()).await {
+                Ok(backlog) => {
+                    failures = 0;
+                    worker.metrics.backlog(&backlog, now());
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    worker.metrics.backlog_failed();
+                    let line = worker.lines.lock().backlog.line(Instant::now());
+                    if let Some(skipped) = line {
+                        let (stage, error) = (&*worker.source, described(&error));
+                        tracing::warn!(stage, error, skipped, "a source cannot count its backlog");
                     }
                 }
-                _ = sample.tick() => {
-                    let backlog = settle.backlog().await?;
-                    state.failures = 0;
-                    let held = held.lock().len();
-                    self.metrics.sample(&backlog, held, now());
-                }
             }
+            sleep(SAMPLE_INTERVAL.saturating_mul(1 << failures.min(MOST_DOUBLINGS))).await;
+        }
+    }
+
+    async fn sample_held(&self) -> Infallible {
+        let worker = self.worker;
+        loop {
+            worker.metrics.held(self.held.len(), self.held.bytes());
+            let rest = worker.lines.lock().given_up.rest(Instant::now());
+            if let Some(skipped) = rest {
+                let stage = &*worker.source;
+                tracing::warn!(stage, skipped, "a source has given more items up");
+            }
+            sleep(SAMPLE_INTERVAL).await;
         }
     }
 }
@@ -323,29 +489,136 @@ impl Drop for GiveBack<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use pipeline_core::{
+        Pipeline,
+        backoff::{Backoff, Jitter},
+        processing::Processors,
+    };
+    use pipeline_test_support::Log;
+    use tokio::time::advance;
+
     use super::*;
+    use crate::{
+        broker::{NotStored, Settlement},
+        source::Source,
+    };
 
-    fn decided(failure: &Failure, deliveries: u32) -> Outcome {
-        let options = SourceOptions::new().max_deliveries(3);
-        outcome(failure, deliveries, &options, 1.0)
+    /// A broker that delivers what a test says, keeps the outcomes, and whose sessions live for so long.
+    #[derive(Clone, Default)]
+    struct Scripted(Arc<Script>);
+
+    #[derive(Default)]
+    struct Script {
+        /// The counts of deliveries of one item.
+        deliveries: Lock<VecDeque<u32>>,
+        outcomes: Lock<Vec<Outcome>>,
+        connected: Lock<usize>,
+        lives: Option<Duration>,
     }
 
-    #[test]
-    fn a_failed_item_is_delivered_again_after_growing_delays_and_then_given_up() {
-        let delays = [1, 2].map(|n| decided(&Failure::new("no"), n));
-        assert_eq!(delays, [1, 2].map(|n| Outcome::Retry(Duration::from_secs(n))));
-        assert_eq!(decided(&Failure::new("no"), 3), Outcome::GiveUp { reason: "no".into() });
+    impl Broker for Scripted {
+        type Receipt = u32;
+        type Fetch = Self;
+        type Settle = Self;
+
+        async fn connect(&self) -> Result<(Self, Self), BrokerError> {
+            *self.0.connected.lock() += 1;
+            Ok((self.clone(), self.clone()))
+        }
+
+        fn lease(&self) -> Option<Duration> {
+            None
+        }
     }
 
-    #[test]
-    fn a_failure_says_what_becomes_of_its_item() {
-        let gone = decided(&Failure::new("gone").give_up(), 1);
-        assert_eq!(gone, Outcome::GiveUp { reason: "gone".into() });
-        let busy = || Failure::new("busy").retry_after(Duration::from_secs(9));
-        assert_eq!(decided(&busy(), 1), Outcome::Retry(Duration::from_secs(9)));
-        assert_eq!(decided(&busy(), 3), Outcome::GiveUp { reason: "busy".into() });
-        let minute = Duration::from_secs(60);
-        let later = decided(&Failure::new("absent").later(minute), 1000);
-        assert_eq!(later, Outcome::Release { after: minute });
+    impl Fetch for Scripted {
+        type Receipt = u32;
+
+        async fn fetch(&mut self, _max: usize) -> Result<Vec<Delivery<u32>>, BrokerError> {
+            if let Some(lives) = self.0.lives {
+                sleep(lives).await;
+                return Err(BrokerError::new("its time is over"));
+            }
+            let deliveries = loop {
+                let next = self.0.deliveries.lock().pop_front();
+                if let Some(deliveries) = next {
+                    break deliveries;
+                }
+                sleep(Duration::from_millis(10)).await;
+            };
+            let (item, id) = (Item::new("1"), "7".into());
+            let receipt = deliveries;
+            let (enqueued_at, malformed) = (None, None);
+            Ok(vec![Delivery { receipt, id, item, enqueued_at, deliveries, malformed }])
+        }
+    }
+
+    impl Settle for Scripted {
+        type Receipt = u32;
+
+        async fn settle(&self, new: &[Settlement<u32>]) -> Result<Vec<NotStored>, BrokerError> {
+            self.0.outcomes.lock().extend(new.iter().map(|it| it.outcome.clone()));
+            Ok(Vec::new())
+        }
+    }
+
+    fn start(broker: &Scripted, options: SourceOptions) -> Pipeline {
+        let fail = async |_: &mut Message<Item>| Err::<(), _>(Failure::new("it is bad"));
+        Pipeline::of_messages("test")
+            .source(Source::new(broker.clone(), options))
+            .processors(Processors::from_fn(fail).concurrency(1))
+            .start()
+            .unwrap()
+    }
+
+    async fn connected_in_a_minute(lives: Duration) -> usize {
+        let broker = Scripted(Arc::new(Script { lives: Some(lives), ..Script::default() }));
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+        let options = SourceOptions::new().reconnect_after(backoff.jitter(Jitter::None));
+        let _pipeline = start(&broker, options);
+        for _ in 0..6000 {
+            advance(Duration::from_millis(10)).await;
+            tokio::task::yield_now().await;
+        }
+        *broker.0.connected.lock()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_end_at_once_are_further_and_further_apart() {
+        // The delays are 0.1, 0.2, 0.4 seconds and so on, to 25.6.
+        let connected = connected_in_a_minute(Duration::from_millis(1)).await;
+        assert!((8..=12).contains(&connected), "{connected}");
+        // After one that has lived for a while, the delay is the first again.
+        let connected = connected_in_a_minute(Duration::from_secs(2)).await;
+        assert!((25..=30).contains(&connected), "{connected}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_up_is_logged_with_its_last_reason() {
+        let (log, _guard) = Log::keep();
+        let broker = Scripted::default();
+        let _pipeline = start(&broker, SourceOptions::new());
+        let outcomes = async |deliveries: &[u32], all: usize| {
+            broker.0.deliveries.lock().extend(deliveries);
+            while broker.0.outcomes.lock().len() < all {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        outcomes(&[1, 2], 2).await;
+        outcomes(&[21], 3).await;
+        let stored = broker.0.outcomes.lock().clone();
+        assert!(stored[..2].iter().all(|it| matches!(it, Outcome::Retry(_))), "{stored:?}");
+        let reason = "delivered 20 times, the last time without an outcome; before, it has failed: \
+                      it is bad";
+        assert_eq!(stored[2], Outcome::GiveUp { reason: reason.into() });
+        // More are not logged before ten seconds are over, and then once.
+        outcomes(&[21, 21, 21], 6).await;
+        sleep(Duration::from_secs(12)).await;
+        let lines: Vec<_> = log.take().into_iter().filter(|line| line.contains("given")).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].contains(reason) && lines[0].contains('7'), "{lines:?}");
+        assert!(lines[1].contains("skipped=3"), "{lines:?}");
     }
 }

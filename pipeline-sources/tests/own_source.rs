@@ -33,6 +33,23 @@ impl Subject for InFolder {
     async fn dead_letters(&self) -> Vec<String> {
         self.0.dead_letters().unwrap()
     }
+
+    async fn push_malformed(&self) -> bool {
+        fs::write(self.1.path().join("items/1,0,0,none"), "no JSON\n").unwrap();
+        true
+    }
+
+    async fn fill_graves(&self) -> bool {
+        // A file cannot have folders in it.
+        fs::remove_dir(self.1.path().join("dead")).unwrap();
+        fs::write(self.1.path().join("dead"), "").unwrap();
+        true
+    }
+
+    async fn empty_graves(&self) {
+        fs::remove_file(self.1.path().join("dead")).unwrap();
+        fs::create_dir(self.1.path().join("dead")).unwrap();
+    }
 }
 
 fn in_folder() -> InFolder {

@@ -18,6 +18,8 @@ use pipeline_core::{
     Pipeline,
     backoff::Backoff,
     processing::{Failure, Message, Processors},
+    step::for_each,
+    subscription::SubscribeOptions,
 };
 use pipeline_sources::{
     Backlog, Broker, BrokerError, Delivery, Fetch, Item, NotStored, Outcome, QueuedState, Settle,
@@ -527,7 +529,7 @@ async fn rows_that_cannot_be_read_are_given_up_and_the_others_go_on() {
         ("headers", "5", "its headers are not an object of texts"),
         ("headers", "x'ff'", "its headers are not an object of texts"),
         ("key", "x'ff'", "its key is not UTF-8"),
-        ("deliveries", "9223372036854775807", "delivered 2147483647 times"),
+        ("deliveries", "9223372036854775807", "delivered 2147483646 times"),
     ];
     let insert = |column: &str, value: &str, payload: &str| {
         let insert = format!(
@@ -742,14 +744,37 @@ async fn an_item_that_kills_its_process_each_time_is_given_up() {
     let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
     queue.push(Item::new("poison")).await.unwrap();
     for _ in 0..3 {
-        drop(stuck(queue.source(quick())).await);
+        drop(stuck(queue.source(quick().max_unfinished(3))).await);
     }
-    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    let (pipeline, seen) = keep(queue.source(quick().max_unfinished(3)), |_| None);
     until("it is given up", async || is_empty(&queue).await).await;
     pipeline.drain(PATIENCE).await;
     assert!(seen.lock().is_empty());
     let dead = queue.dead_letters(0, 10).await.unwrap();
-    assert_eq!(&*dead[0].reason, "delivered 4 times without an outcome");
+    assert_eq!(&*dead[0].reason, "delivered 3 times, the last time without an outcome");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_a_stage_of_the_programs_own_drops_is_given_up_in_the_end() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    let drop_all = for_each(async move |message: Message<Item>| {
+        count.fetch_add(1, Ordering::Relaxed);
+        drop(message);
+    });
+    let pipeline = Pipeline::builder("test")
+        .producer(queue.source(quick().max_unfinished(4)))
+        .consumer(drop_all, SubscribeOptions::new())
+        .start()
+        .unwrap();
+    until("it is given up", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(seen.load(Ordering::Relaxed), 4);
+    let dead = queue.dead_letters(0, 10).await.unwrap();
+    assert_eq!(&*dead[0].reason, "the message was dropped before its outcome was known");
 }
 
 /// A queue whose calls panic the first time before they have done anything, and the second time after it.

@@ -130,7 +130,7 @@ impl Received {
             self.wrong += u64::from(fails(*item));
         }
         for (item, failure) in failed {
-            if failure.kind() == FailureKind::Dropped {
+            if matches!(failure.kind(), FailureKind::Dropped | FailureKind::Forgotten) {
                 // The caller that made room drops it, so the order is not that of the items.
                 self.dropped.add(*item);
             } else {

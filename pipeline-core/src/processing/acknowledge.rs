@@ -45,7 +45,7 @@ use crate::{exit::ExitReason, shown::shown, stage::catch_panic_now};
 /// ```
 pub trait Acknowledger: Send + Sync + 'static {
     /// What the source needs to know which message it was, such as its id or its position.
-    type Receipt: Send + 'static;
+    type Receipt: Send + Sync + 'static;
 
     /// Called once for each group of messages.
     ///
@@ -54,6 +54,16 @@ pub trait Acknowledger: Send + Sync + 'static {
     /// never more of them than the source has emitted messages and not seen acknowledged. A panic is
     /// caught and logged, and concerns this group only.
     fn acknowledge(&self, done: Vec<Self::Receipt>, failed: Vec<(Self::Receipt, Failure)>);
+
+    /// Whether the outcome of a message still matters to the source. If not, a processor drops the message
+    /// instead of handling it. By default it does.
+    ///
+    /// It is called before a message is handled, for a source that has lost a connection and knows that the
+    /// message is delivered again.
+    fn is_current(&self, receipt: &Self::Receipt) -> bool {
+        let _ = receipt;
+        true
+    }
 
     /// Called by [`Message::configure_acknowledgement`](super::Message::configure_acknowledgement), to change how a message is acknowledged. The
     /// options' type is the acknowledger's own. By default there are none.
@@ -82,13 +92,15 @@ pub struct NotConfigurable {
 /// The right to acknowledge one message, once.
 ///
 /// It cannot be lost by accident: dropped, it acknowledges the message as failed, with
-/// [`FailureKind::Dropped`].
+/// [`FailureKind::Dropped`], or [`FailureKind::Forgotten`] if a processor had begun with the message.
 ///
 /// Usually the pipeline has it. To acknowledge a message later, from elsewhere, take it with
 /// [`Message::take_acknowledgement`](super::Message::take_acknowledgement).
 #[must_use = "dropping it acknowledges the message as failed"]
 pub struct Acknowledgement {
     inner: Option<Inner>,
+    /// Whether a processor has begun with the message.
+    begun: bool,
 }
 
 struct Inner {
@@ -97,11 +109,13 @@ struct Inner {
 }
 
 /// A receipt of any acknowledger.
-type Receipt = Box<dyn Any + Send>;
+type Receipt = Box<dyn Any + Send + Sync>;
 
 /// An acknowledger whose receipts have any type.
 trait AnyAcknowledger: Send + Sync {
     fn acknowledge(&self, done: Vec<Receipt>, failed: Vec<(Receipt, Failure)>);
+
+    fn is_current(&self, receipt: &Receipt) -> bool;
 
     fn configure(&self, receipt: &mut Receipt, options: &dyn Any) -> Result<(), NotConfigurable>;
 }
@@ -114,6 +128,12 @@ impl<A: Acknowledger> AnyAcknowledger for A {
         Acknowledger::acknowledge(self, done, failed.collect());
     }
 
+    fn is_current(&self, receipt: &Receipt) -> bool {
+        receipt
+            .downcast_ref::<A::Receipt>()
+            .is_none_or(|receipt| Acknowledger::is_current(self, receipt))
+    }
+
     fn configure(&self, receipt: &mut Receipt, options: &dyn Any) -> Result<(), NotConfigurable> {
         let receipt = receipt.downcast_mut::<A::Receipt>();
         let receipt = receipt.expect("a receipt is stored together with its acknowledger");
@@ -124,7 +144,18 @@ impl<A: Acknowledger> AnyAcknowledger for A {
 impl Acknowledgement {
     pub(super) fn new<A: Acknowledger>(receipt: A::Receipt, acknowledger: &Arc<A>) -> Self {
         let acknowledger = acknowledger.clone();
-        Self { inner: Some(Inner { acknowledger, receipt: Box::new(receipt) }) }
+        let inner = Inner { acknowledger, receipt: Box::new(receipt) };
+        Self { inner: Some(inner), begun: false }
+    }
+
+    /// A processor begins with the message.
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
+    }
+
+    pub(super) fn is_current(&self) -> bool {
+        let Some(Inner { acknowledger, receipt }) = &self.inner else { return true };
+        acknowledger.is_current(receipt)
     }
 
     /// Acknowledges the message as handled.
@@ -146,9 +177,10 @@ impl Acknowledgement {
 impl Drop for Acknowledgement {
     fn drop(&mut self) {
         if self.inner.is_some() {
-            let lost = Self { inner: self.inner.take() };
+            let lost = Self { inner: self.inner.take(), begun: self.begun };
+            let kind = if self.begun { FailureKind::Forgotten } else { FailureKind::Dropped };
             let failure = "the message was dropped before its outcome was known";
-            lost.fail(Failure::of_kind(FailureKind::Dropped, failure));
+            lost.fail(Failure::of_kind(kind, failure));
         }
     }
 }

@@ -43,9 +43,11 @@ pub enum FailureKind {
     Failed,
     /// A callback panicked.
     Panicked,
-    /// The message was dropped before its outcome was known: its stage was killed, or code that had
-    /// taken its acknowledgement forgot it.
+    /// The message was dropped before a processor had begun with it, or in a stage of the program's own.
     Dropped,
+    /// The message was dropped after a processor had begun with it: its stage was killed meanwhile, or code
+    /// that had taken its acknowledgement forgot it.
+    Forgotten,
     /// The source's stage discarded it: its buffer had no space, or it had no consumers.
     Overflow,
     /// There is no batcher for the message in the pipeline.
@@ -62,6 +64,7 @@ impl FailureKind {
             Self::Failed => "failed",
             Self::Panicked => "panicked",
             Self::Dropped => "dropped",
+            Self::Forgotten => "forgotten",
             Self::Overflow => "overflow",
             Self::NoBatcher => "no_batcher",
             Self::Postponed => "postponed",

@@ -149,7 +149,22 @@ impl<T> Message<T> {
     /// or if there is no acknowledger.
     #[must_use = "dropping the acknowledgement acknowledges the message as failed"]
     pub fn take_acknowledgement(&mut self) -> Option<Acknowledgement> {
+        self.begin();
         self.acknowledgement.take()
+    }
+
+    /// Whether its outcome still matters to its source. A processor drops a message that does not, because
+    /// its source delivers it again.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.acknowledgement.as_ref().is_none_or(Acknowledgement::is_current)
+    }
+
+    /// A processor begins with it.
+    pub(super) fn begin(&mut self) {
+        if let Some(acknowledgement) = &mut self.acknowledgement {
+            acknowledgement.begin();
+        }
     }
 
     /// Changes how it is acknowledged. The type of the options is the source's.

@@ -71,6 +71,7 @@ impl<T, P: Processor<T>> Work<T, P> {
     ) -> Handled<T, P::Output> {
         let mut handled =
             Handled { forwarded: Vec::with_capacity(messages.len()), failed: Vec::new() };
+        drop_old(&mut messages);
         let prepare = self.processor.prepare_messages(&mut messages);
         let within = self.tries.within;
         if let Err(failure) = contained_within(within, "prepare_messages", prepare).await {
@@ -83,6 +84,11 @@ impl<T, P: Processor<T>> Work<T, P> {
         for mut message in messages {
             // A callback that never waits must not occupy its thread for a whole chunk.
             consume_budget().await;
+            if !is_current(&message) {
+                drop_contained(message);
+                continue;
+            }
+            message.begin();
             let span = debug_span!("message", failure = tracing::field::Empty);
             let outcome = self.handle(&mut message).instrument(span.clone()).await;
             let routed = outcome.and_then(|output| {
@@ -154,6 +160,26 @@ impl<T, P: Processor<T>> Work<T, P> {
         }
         acknowledge_all(handled.into_iter().chain(failed), &self.metrics);
     }
+}
+
+/// Drops the messages whose outcome does not matter any more.
+fn drop_old<T>(messages: &mut Vec<Message<T>>) {
+    if messages.iter().all(is_current) {
+        return;
+    }
+    let (current, old) = std::mem::take(messages).into_iter().partition(is_current);
+    *messages = current;
+    old.into_iter().for_each(drop_contained);
+}
+
+/// An acknowledger that panics does not know.
+fn is_current<T>(message: &Message<T>) -> bool {
+    contained_now(|| message.is_current()).unwrap_or(true)
+}
+
+/// Drops a message. Its destructor is the program's.
+fn drop_contained<T>(message: Message<T>) {
+    let _ = contained_now(|| drop(message));
 }
 
 /// A processor before batchers.

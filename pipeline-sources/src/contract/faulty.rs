@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Settle, Settlement},
+    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     item::Delivery,
 };
 
@@ -31,14 +32,52 @@ pub struct Faults(Arc<Shared>);
 struct Shared {
     away: AtomicBool,
     went_away: Notify,
-    settles_slowly: AtomicBool,
+    came_back: Notify,
+    hanging: [AtomicBool; CALLS],
+    failing: [AtomicBool; CALLS],
+    refusing: Mutex<Option<Refusing>>,
+    settle_delay: Mutex<Duration>,
     attempts: AtomicUsize,
     fetched: AtomicUsize,
 }
 
+/// A call of a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`Broker::connect`].
+    Connect,
+    /// [`Fetch::fetch`].
+    Fetch,
+    /// [`Settle::settle`].
+    Settle,
+    /// [`Settle::renew`].
+    Renew,
+    /// [`Settle::backlog`].
+    Backlog,
+}
+
+/// How many calls there are.
+const CALLS: usize = 5;
+
+/// How a broker refuses to store that items are given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusing {
+    /// Each call with such an item fails, and nothing of it is stored.
+    ByErrors,
+    /// The others are stored, and the call returns which are not.
+    ByLists,
+}
+
 impl Shared {
-    fn call(&self) -> Result<(), BrokerError> {
-        if self.away.load(SeqCst) {
+    async fn call(&self, call: Call) -> Result<(), BrokerError> {
+        loop {
+            let came_back = self.came_back.notified();
+            if !self.hanging[call as usize].load(SeqCst) {
+                break;
+            }
+            came_back.await;
+        }
+        if self.away.load(SeqCst) || self.failing[call as usize].load(SeqCst) {
             self.attempts.fetch_add(1, SeqCst);
             return Err(BrokerError::new("the broker is away"));
         }
@@ -62,15 +101,34 @@ impl Faults {
         self.0.went_away.notify_waiters();
     }
 
-    /// From now on, no outcome is stored until it comes back.
-    pub fn stop_settling(&self) {
-        self.0.settles_slowly.store(true, SeqCst);
+    /// From now on, this call does not end until the broker comes back.
+    pub fn hang(&self, call: Call) {
+        self.0.hanging[call as usize].store(true, SeqCst);
+    }
+
+    /// From now on, this call fails.
+    pub fn fail(&self, call: Call) {
+        self.0.failing[call as usize].store(true, SeqCst);
+    }
+
+    /// From now on, items cannot be given up.
+    pub fn refuse(&self, how: Refusing) {
+        *self.0.refusing.lock() = Some(how);
+    }
+
+    /// From now on, each call that stores outcomes takes so long.
+    pub fn settle_slowly(&self, delay: Duration) {
+        *self.0.settle_delay.lock() = delay;
     }
 
     /// From now on, calls succeed again.
     pub fn come_back(&self) {
-        self.0.settles_slowly.store(false, SeqCst);
-        self.0.away.store(false, SeqCst);
+        *self.0.refusing.lock() = None;
+        *self.0.settle_delay.lock() = Duration::ZERO;
+        for fault in self.0.hanging.iter().chain(&self.0.failing).chain([&self.0.away]) {
+            fault.store(false, SeqCst);
+        }
+        self.0.came_back.notify_waiters();
     }
 
     /// How many calls have failed.
@@ -104,7 +162,7 @@ impl<B: Broker> Broker for Faulty<B> {
     }
 
     async fn connect(&self) -> Result<(Self::Fetch, Self::Settle), BrokerError> {
-        self.faults.call()?;
+        self.faults.call(Call::Connect).await?;
         let (fetch, settle) = self.broker.connect().await?;
         Ok((FaultyFetch(fetch, self.faults.clone()), FaultySettle(settle, self.faults.clone())))
     }
@@ -124,7 +182,7 @@ impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {
     async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<F::Receipt>>, BrokerError> {
         let Self(fetch, shared) = self;
         let went_away = shared.went_away.notified();
-        shared.call()?;
+        shared.call(Call::Fetch).await?;
         let fetched = tokio::select! {
             fetched = fetch.fetch(max) => fetched?,
             () = went_away => return Err(BrokerError::new("the broker went away")),
@@ -134,27 +192,46 @@ impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {
     }
 }
 
-impl<S: Settle<Receipt: Sync>> Settle for FaultySettle<S> {
+impl<S: Settle<Receipt: Clone + Send + Sync>> Settle for FaultySettle<S> {
     type Receipt = S::Receipt;
 
     async fn settle(
         &self,
         settlements: &[Settlement<S::Receipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
-        while self.1.settles_slowly.load(SeqCst) {
-            sleep(Duration::from_millis(1)).await;
+        let Self(settle, shared) = self;
+        shared.call(Call::Settle).await?;
+        let delay = *shared.settle_delay.lock();
+        sleep(delay).await;
+        let refusing = *shared.refusing.lock();
+        let Some(refusing) = refusing else { return settle.settle(settlements).await };
+        let is_refused = |it: &Settlement<_>| matches!(it.outcome, Outcome::GiveUp { .. });
+        let (mut stored, mut refused) = (Vec::new(), Vec::new());
+        for (index, settlement) in settlements.iter().enumerate() {
+            if is_refused(settlement) {
+                refused.push(NotStored::new(index, BrokerError::new("the graves are full")));
+            } else {
+                stored.push(settlement.clone());
+            }
         }
-        self.1.call()?;
-        self.0.settle(settlements).await
+        if refusing == Refusing::ByErrors && !refused.is_empty() {
+            shared.attempts.fetch_add(1, SeqCst);
+            return Err(BrokerError::new("the graves are full"));
+        }
+        // What the broker itself has refused comes too late to be named, and is not said to be stored.
+        if let Some(refused) = settle.settle(&stored).await?.into_iter().next() {
+            return Err(refused.error);
+        }
+        Ok(refused)
     }
 
     async fn renew(&self, receipts: &[S::Receipt]) -> Result<(), BrokerError> {
-        self.1.call()?;
+        self.1.call(Call::Renew).await?;
         self.0.renew(receipts).await
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
-        self.1.call()?;
+        self.1.call(Call::Backlog).await?;
         self.0.backlog().await
     }
 }

@@ -58,8 +58,10 @@
 //!   ones may have been handled before.
 //! - A dead letter that cannot be stored, as when the server has no space, is tried again and holds up nothing
 //!   else. What is done frees space meanwhile.
-//! - JetStream counts each delivery, also one that was given back by a drain. Where drains are frequent,
-//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) has to allow for them.
+//! - JetStream counts each delivery, also one that was given back by a drain or
+//!   [postponed](pipeline_core::processing::Failure::later). Where these are frequent,
+//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) and
+//!   [`max_unfinished`](crate::SourceOptions::max_unfinished) have to allow for them.
 
 mod format;
 mod link;

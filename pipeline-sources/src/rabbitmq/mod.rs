@@ -66,7 +66,8 @@
 //!
 //! - Items are delivered in the order in which they were added, unless they are delivered again.
 //! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
-//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) has to allow for them. A classic queue that is
+//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) has to allow for them. One that was
+//!   [postponed](pipeline_core::processing::Failure::later) is not counted. A classic queue that is
 //!   there tells only whether an item was delivered before.
 //! - Acknowledgements are not confirmed. A source makes sure that the server has read them, but one that is
 //!   killed may deliver again what was done in its last moments.

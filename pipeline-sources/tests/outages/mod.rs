@@ -98,9 +98,8 @@ impl Running {
             Ok(())
         };
         let reconnect = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
-        let options = SourceOptions::new()
-            .max_deliveries(u32::MAX)
-            .reconnect_after(reconnect.jitter(Jitter::None));
+        // All others are the defaults: an item that does not fail survives that its server is away.
+        let options = SourceOptions::new().reconnect_after(reconnect.jitter(Jitter::None));
         let broker = Counted { broker: queue.broker(), attempts: Arc::clone(&attempts) };
         let pipeline = Pipeline::of_messages("numbers")
             .source(Source::new(broker, options))

@@ -1,6 +1,12 @@
 //! How messages are acknowledged.
 
-use std::{any::Any, sync::Arc};
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
 
 use parking_lot::Mutex;
 
@@ -8,8 +14,10 @@ use super::{Log, Source, pass, recorder};
 use crate::{
     Pipeline,
     processing::{
-        Acknowledgement, Acknowledger, Failure, FailureKind, Message, NotConfigurable, Processors,
+        Acknowledgement, Acknowledger, Batch, Failure, FailureKind, Message, NotConfigurable,
+        Processors,
     },
+    source::from_iter,
     testkit::{scripted, settle},
 };
 
@@ -131,6 +139,8 @@ async fn a_message_is_acknowledged_later_by_what_took_its_acknowledgement() {
     assert_eq!(source.acks(), [(vec![1], vec![]), (vec![], vec![2])]);
     drop(taken);
     assert_eq!(source.acks(), [(vec![], vec![3])]);
+    let failures = source.acks.failures.take();
+    assert_eq!(failures.last().map(|(_, failure)| failure.kind()), Some(FailureKind::Forgotten));
 }
 
 #[test]
@@ -140,6 +150,58 @@ fn x_045_a_message_that_is_dropped_has_failed() {
     drop(Message::new(1, 1, &acks));
     assert_eq!(groups.take(), [("acks", vec![], vec![1])]);
     assert_eq!(acks.failures.take()[0].1.kind(), FailureKind::Dropped);
+}
+
+/// An acknowledger that knows from which receipt on outcomes matter.
+#[derive(Default)]
+struct Current {
+    from: AtomicU64,
+    failed: Mutex<Vec<(u64, FailureKind)>>,
+}
+
+impl Acknowledger for Current {
+    type Receipt = u64;
+
+    fn acknowledge(&self, _done: Vec<u64>, failed: Vec<(u64, Failure)>) {
+        let failed = failed.into_iter().map(|(n, failure)| (n, failure.kind()));
+        self.failed.lock().extend(failed);
+    }
+
+    fn is_current(&self, receipt: &u64) -> bool {
+        assert_ne!(*receipt, 9, "it does not know");
+        *receipt >= self.from.load(SeqCst)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_outcome_does_not_matter_any_more_is_not_handled() {
+    let current = Arc::new(Current::default());
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let (log, later) = (handled.clone(), current.clone());
+    let handle = async move |n: &mut Message<u64>| {
+        log.lock().push(**n);
+        if **n == 1 {
+            later.from.store(4, SeqCst);
+        }
+        Ok(())
+    };
+    let messages: Vec<_> = (1..10).map(|n| Message::new(n, n, &current)).collect();
+    let mut pipeline = Pipeline::of_messages("test")
+        .source(from_iter(messages))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(3))
+        .start()
+        .unwrap();
+    pipeline.join().await;
+    // Some have been in the chunk of the first one, and some have not.
+    assert_eq!(*handled.lock(), [1, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(*current.failed.lock(), [(2, FailureKind::Dropped), (3, FailureKind::Dropped)]);
+}
+
+#[test]
+fn messages_are_shared_between_threads() {
+    fn is_sync<T: Sync>() {}
+    is_sync::<Message<u64>>();
+    is_sync::<Batch<u64, u64>>();
 }
 
 #[test]
