@@ -351,6 +351,18 @@ async fn items_of_one_key_are_handled_in_order_although_one_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_item_of_a_key_is_not_found_by_polling_alone() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    // Nothing would be found by polling in time.
+    let queue = open(&server, options().ordered_by_key(true).poll_interval(PATIENCE * 10)).await;
+    queue.push_all((0..50).map(|n| Item::new(n.to_string()).key("k")).collect()).await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("all are handled", async || seen.lock().len() == 50).await;
+    assert_eq!(*seen.lock(), (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_items_that_are_committed_in_any_order_one_of_a_key_is_in_work() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let queue = open(&server, options().ordered_by_key(true).lease(PATIENCE)).await;
@@ -895,4 +907,26 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
     program.batch_execute("UPDATE pipeline_schema SET version = 3").await.unwrap();
     let newer = PostgresQueue::open(&server.url(), "a").unwrap().prepare().await.unwrap_err();
     assert!(matches!(newer, PostgresError::Version { version: 3 }), "{newer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_tables_that_takes_long_is_completed_by_the_server() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let mut operator = client(&server.url()).await;
+    operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
+    let slow = operator.transaction().await.unwrap();
+    slow.batch_execute("LOCK TABLE pipeline_items").await.unwrap();
+    let options = options().call_timeout(Duration::from_millis(500));
+    let queue = PostgresQueue::open_with(&server.url(), "numbers", options).unwrap();
+    let error = queue.prepare().await.unwrap_err();
+    assert!(matches!(error, PostgresError::TimedOut), "{error}");
+    // A statement with a limit of its own would have ended too.
+    sleep(Duration::from_secs(1)).await;
+    slow.rollback().await.unwrap();
+    until("the tables are of version 2", async || {
+        let version = "SELECT version FROM pipeline_schema";
+        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 2
+    })
+    .await;
+    queue.prepare().await.unwrap();
 }

@@ -48,10 +48,11 @@ impl Link {
             }
         });
         let link = Self { client, patience, task: task.abort_handle() };
-        // What is given up here is given up there too.
-        let timeout = format!("SET statement_timeout = {};", patience.as_millis().max(1));
-        link.execute(&(timeout + schema::TEXTS_AS_THEY_ARE)).await?;
+        link.execute(schema::BEGIN).await?;
         link.prepare_schema(creates).await?;
+        // What is given up here is given up there too. To change large tables may take longer: the server
+        // completes it, and a later connection finds it done.
+        link.execute(&format!("SET statement_timeout = {}", patience.as_millis().max(1))).await?;
         Ok(link)
     }
 

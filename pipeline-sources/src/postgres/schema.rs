@@ -3,9 +3,11 @@
 /// The version of [`SCHEMA`].
 pub(super) const VERSION: i32 = 2;
 
-/// Where a database has no encoding, a text may be of any bytes, and the server would refuse to send one that
-/// is not UTF-8.
-pub(super) const TEXTS_AS_THEY_ARE: &str = "
+/// What a connection begins with. Where a database has no encoding, a text may be of any bytes, and the server
+/// would refuse to send one that is not UTF-8. Notices are of no use, and the server would end a change of the
+/// tables at one that it cannot send to a client that has given up.
+pub(super) const BEGIN: &str = "
+SET client_min_messages = warning;
 SELECT set_config('client_encoding', 'SQL_ASCII', false) WHERE getdatabaseencoding() = 'SQL_ASCII'";
 
 /// Whether there is a schema.
