@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::Request;
+use bytes::Bytes;
+use http::{Request, StatusCode};
 
 #[cfg(feature = "test-kit")]
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     },
     handshake::{Answer, Mounted, Variables},
     socket::Socket,
-    transport::longpoll::ReadBody,
+    transport::{longpoll::ReadBody, longpoll_relay::Asked, longpoll_sessions::SessionHandle},
 };
 
 /// A mounted kind of socket, with its type erased.
@@ -41,6 +42,20 @@ pub(crate) trait ErasedMount: Send + Sync {
         variables: Variables,
         body: ReadBody,
     ) -> Answer;
+
+    /// The full path of its WebSockets, by which other nodes name the mount.
+    fn path(&self) -> &str;
+
+    /// The long-polling session with this token.
+    fn polled(&self, token: &str) -> Option<SessionHandle>;
+
+    /// Answers a request that another node has passed on. None if the session has ended meanwhile.
+    async fn answer_relayed(
+        self: Arc<Self>,
+        session: SessionHandle,
+        token: String,
+        asked: Asked,
+    ) -> Option<(StatusCode, Bytes)>;
 
     /// Snapshots of its sockets and their channels.
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>);
@@ -79,6 +94,23 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         body: ReadBody,
     ) -> Answer {
         Mounted::answer_poll(self, state, request, variables, body).await
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn polled(&self, token: &str) -> Option<SessionHandle> {
+        self.session_of(token)
+    }
+
+    async fn answer_relayed(
+        self: Arc<Self>,
+        session: SessionHandle,
+        token: String,
+        asked: Asked,
+    ) -> Option<(StatusCode, Bytes)> {
+        Mounted::answer_relayed(self, session, token, asked).await
     }
 
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {

@@ -12,10 +12,24 @@ const GIVES_UP: Duration = Duration::from_secs(20);
 /// messages are sent in separate requests. The official client uses long polling by choice, or as a
 /// fallback when a WebSocket fails: see its option `longPollFallbackMs`.
 ///
-/// The client's session lives between its requests, in this process: behind a load balancer, all
-/// requests of a client have to reach the same server. The token that names the session is signed
-/// with a key that the endpoint generates when it is built, so after a restart clients connect
-/// anew.
+/// The client's session lives between its requests, in this process. The token that names the
+/// session is signed with a key that the endpoint generates when it is built, so after a restart
+/// clients connect anew.
+///
+/// # Behind a load balancer
+///
+/// With an [`Adapter`](crate::pubsub::Adapter) a client's requests may reach any node of the cluster:
+/// sticky sessions are not needed. The token has the name of its node, and another node passes the
+/// request on to it and the answer back. That costs three messages between the nodes, and one more for
+/// each further 256 KiB. If the node of the session does not know it any more, the client gets a new
+/// session at once, on the node that its request has met; if that node does not say within two seconds
+/// that it has heard, the same. The official client then joins its channels again. So does a client
+/// whose answer was lost between the nodes: it may have had messages.
+///
+/// All nodes have to have the mount, with the same window. `socket.longpoll_relayed` counts these
+/// requests by outcome. Without an adapter, all requests of a client have to reach the same server.
+///
+/// # What may be lost
 ///
 /// If an answer does not reach its client and the server does not notice the broken connection, the
 /// messages in it are lost. The official client then begins a new session and joins its channels

@@ -3,7 +3,7 @@
 mod admission;
 pub(crate) mod drainer;
 mod entrants;
-mod erased_mount;
+pub(crate) mod erased_mount;
 pub(crate) mod listen;
 pub(crate) mod longpoll;
 pub(crate) mod mount;
@@ -761,9 +761,16 @@ impl EndpointBuilder {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
             }
         }
+        let inner = Arc::new(Inner { mounts, mount_points, state });
+        let relayed = Arc::downgrade(&inner);
+        inner.state.pubsub.on_relayed(Box::new(move |message| {
+            if let Some(Inner { mounts, state, .. }) = relayed.upgrade().as_deref() {
+                state.relay.receive(&state.pubsub, mounts, message);
+            }
+        }));
         // Starts replication, so that other nodes are known before clients connect.
-        state.begin_replication();
-        Ok(Endpoint { inner: Arc::new(Inner { mounts, mount_points, state }) })
+        inner.state.begin_replication();
+        Ok(Endpoint { inner })
     }
 }
 

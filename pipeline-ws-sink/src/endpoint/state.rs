@@ -12,7 +12,7 @@ use crate::{
     pubsub::{Adapter, PubSub},
     session::inbox::Inboxes,
     telemetry::SocketMetrics,
-    transport::endings::Endings,
+    transport::{endings::Endings, longpoll_relay::Relay},
 };
 
 /// The shared state of an endpoint's sockets.
@@ -25,6 +25,7 @@ pub(crate) struct EndpointState {
     pub(crate) inboxes: Arc<Inboxes>,
     pub(crate) outboxes: Arc<Outboxes>,
     pub(crate) admissions: Arc<Admissions>,
+    pub(crate) relay: Arc<Relay>,
     pub(crate) endings: Endings,
     /// Each presence has a name of its own.
     pub(crate) presences: Vec<Presence>,
@@ -62,6 +63,7 @@ impl EndpointState {
     ) -> Self {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));
+        let outboxes = Arc::new(Outboxes::new(limits.outboxes));
         Self {
             pubsub: PubSub::new(
                 sockets.clone(),
@@ -75,7 +77,8 @@ impl EndpointState {
             metrics,
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),
-            outboxes: Arc::new(Outboxes::new(limits.outboxes)),
+            relay: Arc::new(Relay::new(telemetry, outboxes.clone())),
+            outboxes,
             admissions: Arc::new(Admissions::new(limits.sockets, telemetry)),
             endings: Endings::new(),
             presences,

@@ -17,7 +17,11 @@ pub(crate) mod topic;
 mod turns;
 mod worker;
 
-use std::{fmt, pin::pin, sync::Arc};
+use std::{
+    fmt,
+    pin::pin,
+    sync::{Arc, OnceLock},
+};
 
 use pipeline_core::timed::Timeline;
 use thiserror::Error;
@@ -94,7 +98,12 @@ struct Shared {
     topics: Option<Arc<SyncedTopics>>,
     /// The topics that have got or lost subscribers on this node, if the adapter follows them.
     interest: Option<Arc<Changed>>,
+    /// What handles requests of long-polling clients that other nodes pass on.
+    relayed: OnceLock<OnRelayed>,
 }
+
+/// Handles a message about a long-polling client's request.
+type OnRelayed = Box<dyn Fn(&Broadcast) + Send + Sync>;
 
 impl Drop for Shared {
     fn drop(&mut self) {
@@ -124,7 +133,8 @@ impl PubSub {
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
-        let shared = Shared { table, sockets, adapter, turns, topics, interest };
+        let relayed = OnceLock::new();
+        let shared = Shared { table, sockets, adapter, turns, topics, interest, relayed };
         let pubsub = Self { shared: Arc::new(shared) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
@@ -479,6 +489,12 @@ impl PubSub {
         self.forward(broadcast)?;
         self.deliver_locally(broadcast, except);
         Ok(())
+    }
+
+    /// Sets what handles requests of long-polling clients that other nodes pass on.
+    pub(crate) fn on_relayed(&self, handle: OnRelayed) {
+        // An endpoint is built once.
+        let _ = self.shared.relayed.set(handle);
     }
 
     /// Starts to share this node's topics with the other nodes, if that is enabled.

@@ -16,7 +16,10 @@ use hyper::body::Body;
 use pipeline_core::Deadline;
 use tokio::{task::coop::consume_budget, time::Instant};
 
-use super::longpoll_sessions::{self, LongPollSessions, SessionHandle};
+use super::{
+    longpoll_relay::{self as relay, Asked, Asking, Relayed},
+    longpoll_sessions::{self, LongPollSessions, SessionHandle},
+};
 use crate::{
     endpoint::state::EndpointState,
     handshake::{
@@ -143,15 +146,115 @@ impl<S: Socket> Mounted<S> {
         }
         match *request.method() {
             Method::OPTIONS => preflight(request.headers()),
-            Method::GET => match find(polled, &request) {
-                Some((token, session)) => fetch(polled, &self.metrics, &session, &token).await,
-                None => self.clone().open(polled, state, &request, &params).await,
+            Method::GET => match find(polled, &state, &request) {
+                Found::Here(token, session) => {
+                    respond(fetch(polled, &self.metrics, &session, &token).await)
+                }
+                Found::At(node, token) => {
+                    match self.relay(polled, &state, &node, &token, &Asked::Poll).await {
+                        Some(answer) => answer,
+                        None => self.clone().open(polled, state, &request, &params).await,
+                    }
+                }
+                Found::Nowhere => self.clone().open(polled, state, &request, &params).await,
             },
-            Method::POST => match find(polled, &request) {
-                Some((_, session)) => self.take(polled, &session, &request, body).await,
-                None => respond(result_body(Status::Gone)),
+            Method::POST => match find(polled, &state, &request) {
+                Found::Here(_, session) => self.take(polled, &session, &request, body).await,
+                Found::At(node, token) => {
+                    self.pass_on(polled, &state, (&node, &token), &request, body).await
+                }
+                Found::Nowhere => respond(result_body(Status::Gone)),
             },
             _ => status(StatusCode::BAD_REQUEST, ""),
+        }
+    }
+
+    /// Lets the node of a session answer. None if the client needs a new session.
+    async fn relay(
+        &self,
+        polled: &LongPollSessions,
+        state: &EndpointState,
+        node: &str,
+        token: &str,
+        request: &Asked,
+    ) -> Option<Answer> {
+        let Some(_room) = polled.reserve_relay() else {
+            self.metrics.longpoll_refused.increment(1);
+            return Some(status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions"));
+        };
+        let asking = Asking { node, path: &self.path, token, request };
+        match state.relay.ask(&state.pubsub, asking, polled.window).await {
+            Relayed::Answered(StatusCode::OK, body) => Some(respond(body)),
+            Relayed::Answered(code, _) => Some(status(code, "")),
+            Relayed::Gone => None,
+            // Its messages may have been taken; the client cannot know, and begins anew.
+            Relayed::Lost if matches!(request, Asked::Post { .. }) => {
+                Some(respond(result_body(Status::NotTaken)))
+            }
+            Relayed::Lost => None,
+        }
+    }
+
+    /// Passes the client's messages to the node of its session.
+    async fn pass_on(
+        &self,
+        polled: &LongPollSessions,
+        state: &EndpointState,
+        (node, token): (&str, &str),
+        request: &Request<()>,
+        body: ReadBody,
+    ) -> Answer {
+        // The session's node limits its requests, and this one the bytes of each.
+        let inbox = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
+        let permit = longpoll_sessions::BodyPermit::alone(&inbox);
+        let until = Deadline::from_now(polled.window);
+        let Whole { bytes, _permit } = match body(self.options.limits.message, until, permit).await
+        {
+            Ok(whole) => whole,
+            Err(unread) => return self.unread(unread),
+        };
+        let content_type = header(request.headers(), CONTENT_TYPE.as_str()).map(str::to_owned);
+        let asked = Asked::Post { content_type, body: bytes };
+        let answer = self.relay(polled, state, node, token, &asked).await;
+        answer.unwrap_or_else(|| respond(result_body(Status::Gone)))
+    }
+
+    /// The session with this token.
+    pub(crate) fn session_of(&self, token: &str) -> Option<SessionHandle> {
+        let (signed, _) = relay::split(token);
+        self.polled.as_ref()?.find(signed, Instant::now())
+    }
+
+    /// Answers the request of a client that another node has passed on. None if the session has ended
+    /// meanwhile.
+    pub(crate) async fn answer_relayed(
+        self: Arc<Self>,
+        session: SessionHandle,
+        token: String,
+        asked: Asked,
+    ) -> Option<(StatusCode, Bytes)> {
+        let polled = self.polled.as_ref()?;
+        match asked {
+            // The client need not wait for a node that is about to end: the other one opens a session.
+            Asked::Poll => tokio::select! {
+                biased;
+                body = fetch(polled, &self.metrics, &session, &token) => Some((StatusCode::OK, body)),
+                () = session.drained() => None,
+            },
+            Asked::Post { content_type, body } => {
+                let Some(mut permit) = session.body() else {
+                    self.routes.limited.count(Scope::Inbox);
+                    return Some((StatusCode::TOO_MANY_REQUESTS, Bytes::new()));
+                };
+                let until = Deadline::from_now(polled.window);
+                if until.limit(permit.room()).await.is_err() {
+                    self.routes.limited.count(Scope::Inbox);
+                    return Some((StatusCode::OK, result_body(Status::NotTaken)));
+                }
+                permit.held.resize(body.len());
+                let became = post(&session, content_type.as_deref(), body, until).await;
+                Some((StatusCode::OK, result_body(became)))
+            }
         }
     }
 
@@ -189,7 +292,8 @@ impl<S: Socket> Mounted<S> {
             .send_timeout(self.options.send_timeout);
         let outbox = Arc::new(outbox);
         let bodies = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
-        let (token, inbox) = polled.enter(&outbox, bodies, Instant::now());
+        let (signed, inbox) = polled.enter(&outbox, bodies, Instant::now());
+        let token = relay::at_node(signed, state.pubsub.node_name());
         let registration = entrant.register(&outbox, id.as_deref(), &self.drainer);
         state.begin();
         let transport = "longpoll";
@@ -243,26 +347,41 @@ impl<S: Socket> Mounted<S> {
         };
         let Whole { bytes, _permit } = match whole {
             Ok(whole) => whole,
-            Err(Unread::Broken) => return status(StatusCode::BAD_REQUEST, ""),
-            Err(Unread::Late) => return respond(result_body(Status::NotTaken)),
-            Err(Unread::NoRoom) => {
-                self.routes.limited.count(Scope::Inbox);
-                return respond(result_body(Status::NotTaken));
-            }
+            Err(unread) => return self.unread(unread),
         };
         let content_type = header(request.headers(), CONTENT_TYPE.as_str());
         let until = Deadline::from_now(polled.window);
-        for received in Batch::new(content_type, bytes) {
-            let Ok(received) = received else { return respond(result_body(Status::Unreadable)) };
-            match until.limit(session.post(received)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(longpoll_sessions::NotTaken)) | Err(_) => {
-                    return respond(result_body(Status::NotTaken));
-                }
+        respond(result_body(post(session, content_type, bytes, until).await))
+    }
+
+    /// The answer to a request whose body was not read.
+    fn unread(&self, unread: Unread) -> Answer {
+        match unread {
+            Unread::Broken => status(StatusCode::BAD_REQUEST, ""),
+            Unread::Late => respond(result_body(Status::NotTaken)),
+            Unread::NoRoom => {
+                self.routes.limited.count(Scope::Inbox);
+                respond(result_body(Status::NotTaken))
             }
         }
-        respond(result_body(Status::Ok))
     }
+}
+
+/// Passes the messages in a body to a session.
+async fn post(
+    session: &SessionHandle,
+    content_type: Option<&str>,
+    body: Bytes,
+    until: Deadline,
+) -> Status {
+    for received in Batch::new(content_type, body) {
+        let Ok(received) = received else { return Status::Unreadable };
+        match until.limit(session.post(received)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(longpoll_sessions::NotTaken)) | Err(_) => return Status::NotTaken,
+        }
+    }
+    Status::Ok
 }
 
 /// Waits for messages.
@@ -271,7 +390,7 @@ async fn fetch(
     metrics: &MountMetrics,
     session: &SessionHandle,
     token: &str,
-) -> Answer {
+) -> Bytes {
     let fetched = session.poll(polled.window).await;
     let frames = &*fetched.frames;
     let dropped = unsendable(frames);
@@ -287,20 +406,39 @@ async fn fetch(
     }
     let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
     let body = protocol::messages_body(became, token, frames);
-    respond(session.counted(fetched, body))
+    session.counted(fetched, body)
 }
 
-/// The session of a request, and its token.
-fn find(polled: &LongPollSessions, request: &Request<()>) -> Option<(String, SessionHandle)> {
-    let token = match header(request.headers(), TOKEN_HEADER) {
-        Some(token) => token.to_owned(),
+/// Where the session of a request is.
+enum Found {
+    /// Here: its token, and the session.
+    Here(String, SessionHandle),
+    /// At another node, whose name this is, with the token.
+    At(String, String),
+    Nowhere,
+}
+
+/// Where the session of a request is.
+fn find(polled: &LongPollSessions, state: &EndpointState, request: &Request<()>) -> Found {
+    let Some(token) = token(request) else { return Found::Nowhere };
+    match (relay::split(&token), state.pubsub.node_name()) {
+        ((_, Some(node)), Some(own)) if node != own => Found::At(node, token),
+        ((signed, _), _) => match polled.find(signed, Instant::now()) {
+            Some(session) => Found::Here(token, session),
+            None => Found::Nowhere,
+        },
+    }
+}
+
+/// The token of a request.
+fn token(request: &Request<()>) -> Option<String> {
+    match header(request.headers(), TOKEN_HEADER) {
+        Some(token) => Some(token.to_owned()),
         None => {
             let query = query::decode(request.uri().query().unwrap_or_default()).ok()?;
-            query.get("token")?.as_str()?.to_owned()
+            Some(query.get("token")?.as_str()?.to_owned())
         }
-    };
-    let session = polled.find(&token, Instant::now())?;
-    Some((token, session))
+    }
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -62,6 +62,8 @@ pub(crate) struct LongPollSessions {
     open: Arc<SessionTable>,
     /// The permits for further sessions.
     room: Arc<Semaphore>,
+    /// The permits for further requests that are passed on to other nodes.
+    relays: Arc<Semaphore>,
 }
 
 /// The open sessions, by number.
@@ -79,7 +81,7 @@ struct Table {
 
 /// A handle to a session.
 #[derive(Clone)]
-pub(super) struct SessionHandle {
+pub(crate) struct SessionHandle {
     outbox: Arc<Outbox>,
     polls: mpsc::Sender<Poll>,
     posts: mpsc::Sender<Post>,
@@ -169,15 +171,24 @@ impl LongPollSessions {
         let secret: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let signer = Signer::new(&secret, SALT).expect("64 bytes are enough for a secret");
         let signer = signer.max_age(options.max_age);
-        let room = Arc::new(Semaphore::new(options.max_sessions.min(Semaphore::MAX_PERMITS)));
+        let sessions = options.max_sessions.min(Semaphore::MAX_PERMITS);
+        let room = Arc::new(Semaphore::new(sessions));
+        // A client has a poll and a request with messages in progress.
+        let relays = sessions.saturating_mul(2).min(Semaphore::MAX_PERMITS);
+        let relays = Arc::new(Semaphore::new(relays));
         let began = Instant::now();
-        Ok(Self { window: options.window, signer, began, open: Arc::default(), room })
+        Ok(Self { window: options.window, signer, began, open: Arc::default(), room, relays })
     }
 
     /// Reserves room for a session, until the returned permit is dropped. `None` if there are too
     /// many.
     pub(super) fn reserve(&self) -> Option<OwnedSemaphorePermit> {
         self.room.clone().try_acquire_owned().ok()
+    }
+
+    /// Reserves room for a request that is passed on to another node.
+    pub(super) fn reserve_relay(&self) -> Option<OwnedSemaphorePermit> {
+        self.relays.clone().try_acquire_owned().ok()
     }
 
     /// Adds a session. Returns its token.
@@ -297,6 +308,18 @@ impl SessionHandle {
         self.posts.closed().await;
     }
 
+    /// Waits until the session has ended because the endpoint drains.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn drained(&self) {
+        self.posts.closed().await;
+        if self.outbox.ended() != Some(SocketEnd::Draining) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Sends a message, and waits until it has been accepted.
     pub(super) async fn post(&self, received: Received) -> Result<(), NotTaken> {
         let (taken, was_taken) = oneshot::channel();
@@ -306,6 +329,13 @@ impl SessionHandle {
 }
 
 impl BodyPermit {
+    /// A permit for a body whose client has its session on another node.
+    pub(super) fn alone(inbox: &Arc<inbox::Inbox>) -> Self {
+        let [ask, turns] = [(); 2].map(|()| Arc::new(Semaphore::new(1)));
+        let turn = turns.try_acquire_owned().expect("it has just been made");
+        Self { held: inbox.hold(0), ask, first: None, _turn: turn }
+    }
+
     /// Waits until more of the body may be read: until there is room for the received part, next to
     /// the bytes of the client's other requests and of all sockets.
     ///

@@ -52,6 +52,11 @@ impl Cluster {
         self.state.lock().down = down;
     }
 
+    /// Takes a node out of the network, as when its machine fails.
+    pub fn remove(&self, name: &str) {
+        self.state.lock().nodes.remove(name);
+    }
+
     /// The sent messages: source, target, and event.
     pub fn sent(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().sent)

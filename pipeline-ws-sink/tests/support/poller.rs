@@ -41,8 +41,8 @@ pub fn body_of(answer: &Response) -> Value {
 /// A client with a session.
 #[derive(Clone)]
 pub struct Poller<'a> {
-    server: &'a MemoryServer,
-    query: String,
+    pub server: &'a MemoryServer,
+    pub query: String,
     pub token: String,
 }
 
@@ -56,7 +56,7 @@ impl<'a> Poller<'a> {
         poller
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/socket/longpoll?{}&token={}", self.query, self.token)
     }
 

@@ -1,0 +1,242 @@
+//! Polling clients behind a load balancer without sticky sessions: each request may meet another node.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::time::Duration;
+
+use pipeline_test_support::settle;
+use pipeline_ws_sink::{
+    Payload,
+    mount::LongPoll,
+    pubsub::{Adapter, Broadcast},
+};
+use serde_json::json;
+use support::{
+    channels::endpoint_with,
+    cluster::Cluster,
+    memory::MemoryServer,
+    poller::{BATCH, Poller, body_of, request},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, sleep, timeout},
+};
+
+const T: &str = "room:lobby";
+const V2: &str = "vsn=2.0.0&name=ada";
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// A node of a cluster.
+fn node(cluster: &Cluster, name: &str) -> MemoryServer {
+    let polled = LongPoll::new().window(WINDOW);
+    let (builder, _) = endpoint_with(|mount| {
+        mount.longpoll(polled).max_outbox(1000, 8 << 20).max_message_size(1 << 20)
+    });
+    MemoryServer::start(builder.adapter(cluster.node(name)))
+}
+
+fn nodes() -> (Cluster, MemoryServer, MemoryServer) {
+    let cluster = Cluster::default();
+    let (left, right) = (node(&cluster, "left"), node(&cluster, "right"));
+    (cluster, left, right)
+}
+
+/// The same client, whose requests meet another node.
+fn at<'a>(server: &'a MemoryServer, poller: &Poller<'_>) -> Poller<'a> {
+    Poller { server, query: poller.query.clone(), token: poller.token.clone() }
+}
+
+fn relayed(server: &MemoryServer) -> Vec<(String, u64)> {
+    server.recorded.counters("socket.longpoll_relayed")
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_meet_another_node_are_served_by_that_of_the_session() {
+    let (_cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    assert_eq!((left.endpoint.open_sockets(), right.endpoint.open_sockets()), (1, 0));
+    for n in 0..10 {
+        let (polls, posts) = if n % 2 == 0 { (&here, &there) } else { (&there, &here) };
+        let echo = json!(["1", n.to_string(), T, "ping", { "n": n }]).to_string();
+        let (polled, posted) = tokio::join!(polls.messages(), posts.post(&echo));
+        assert_eq!(posted, json!({ "status": 200 }));
+        assert_eq!(polled[0][4]["response"], json!({ "n": n }));
+    }
+    // A poll that waits gets what is broadcast on either node, and nothing when its window is over.
+    let waiting = tokio::spawn({
+        let (poller, broadcasting) = (there.server.stream().await, right.endpoint.clone());
+        let path = there.path();
+        async move {
+            let polling = request(poller, "GET", &path, &[], "");
+            let broadcast = async {
+                sleep(WINDOW / 2).await;
+                broadcasting.broadcast(T, "tick", json!({})).unwrap();
+            };
+            tokio::join!(polling, broadcast).0
+        }
+    });
+    assert!(waiting.await.unwrap().body.contains("tick"));
+    let begun = Instant::now();
+    assert_eq!(there.poll().await, there.nothing());
+    assert!(begun.elapsed() >= WINDOW && begun.elapsed() < 2 * WINDOW, "{:?}", begun.elapsed());
+    let outcomes = relayed(&right);
+    assert!(outcomes.iter().all(|(outcome, count)| outcome == "outcome=answered" || *count == 0));
+    assert!(relayed(&left).iter().all(|(_, count)| *count == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_answers_and_requests_are_passed_on_in_parts() {
+    let (_cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    let long = "x".repeat(700_000);
+    let echo = json!(["1", "2", T, "ping", { "long": long }]).to_string();
+    assert_eq!(there.post(&echo).await, json!({ "status": 200 }));
+    assert_eq!(there.messages().await[0][4]["response"]["long"], json!(long));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_begins_anew_at_once_when_its_node_has_no_such_session() {
+    let (cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    let begun = Instant::now();
+    // The session ends while a poll that met the other node waits.
+    let (polled, report) = tokio::join!(there.poll(), async {
+        settle().await;
+        left.endpoint.drain(Duration::from_secs(5)).await
+    });
+    assert_eq!((polled["status"].clone(), report.closed), (json!(410), 1));
+    assert_ne!(polled["token"], json!(there.token));
+    assert_eq!(right.endpoint.open_sockets(), 1, "the new session is where the request came");
+    // And after its end.
+    assert_eq!(there.post("[]").await, json!({ "status": 410 }));
+    assert_eq!(there.poll().await["status"], 410);
+    // A node that was started again under its name knows none of its former sessions.
+    let again = node(&cluster, "left");
+    assert_eq!(there.poll().await["status"], 410);
+    assert_eq!(at(&again, &here).poll().await["status"], 410);
+    assert!(begun.elapsed() < WINDOW / 2, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_begins_anew_soon_when_its_node_does_not_answer() {
+    let (cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    // The node is gone without a word: no message reaches it.
+    cluster.remove("left");
+    let begun = Instant::now();
+    assert_eq!(there.post("[]").await, json!({ "status": 410 }));
+    assert_eq!(there.poll().await["status"], 410);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // No message can be sent at all.
+    cluster.down(true);
+    let begun = Instant::now();
+    assert_eq!(there.post("[]").await, json!({ "status": 410 }));
+    assert_eq!(there.poll().await["status"], 410);
+    assert!(begun.elapsed() < WINDOW, "{:?}", begun.elapsed());
+    let silent = ("outcome=silent".to_owned(), 4);
+    assert!(relayed(&right).contains(&silent), "{:?}", relayed(&right));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_answer_is_lost_between_the_nodes_begins_anew() {
+    let (cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    let (polled, ()) = tokio::join!(there.poll(), async {
+        sleep(WINDOW / 2).await;
+        cluster.down(true);
+    });
+    assert_eq!(polled["status"], 410);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_is_given_up_at_another_node_takes_no_messages() {
+    let (_cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    let mut stream = right.stream().await;
+    stream
+        .write_all(format!("GET {} HTTP/1.1\r\nhost: x\r\n\r\n", there.path()).as_bytes())
+        .await
+        .unwrap();
+    settle().await;
+    drop(stream);
+    settle().await;
+    left.endpoint.broadcast(T, "tick", json!({})).unwrap();
+    assert_eq!(there.messages().await[0][3], json!("tick"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_other_nodes_a_token_of_another_node_is_no_session() {
+    let (_cluster, left, _right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let polled = LongPoll::new().window(WINDOW);
+    let alone = MemoryServer::start(endpoint_with(|mount| mount.longpoll(polled)).0);
+    let there = at(&alone, &here);
+    assert_eq!(there.post("[]").await, json!({ "status": 410 }));
+    let polled = there.poll().await;
+    assert_eq!(polled["status"], 410);
+    // The token of a node that is alone names none.
+    assert!(!polled["token"].as_str().unwrap().contains('~'));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_of_another_node_is_ignored() {
+    let (cluster, left, _right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let mut subscribed = left.endpoint.subscribe("phx_longpoll:relay");
+    let intruder = cluster.node("intruder");
+    let head = json!({ "id": 1, "from": "intruder", "what": { "Poll": { "path": "/no", "token": here.token } } });
+    let bytes: [Vec<u8>; 6] = [
+        vec![],
+        b"\n".to_vec(),
+        b"{}\n".to_vec(),
+        b"no line".to_vec(),
+        format!("{head}\n").into_bytes(),
+        br#"{"id":7,"from":"x","what":{"Answer":{"status":7,"part":0,"last":true}}}"#.to_vec(),
+    ];
+    for bytes in bytes {
+        let message =
+            Broadcast::new("phx_longpoll:relay", "relay", Payload::binary(bytes)).unwrap();
+        intruder.direct_broadcast("left", &message).unwrap();
+    }
+    let text = Broadcast::new("phx_longpoll:relay", "relay", json!({})).unwrap();
+    intruder.direct_broadcast("left", &text).unwrap();
+    let nothing = timeout(Duration::from_secs(1), subscribed.recv());
+    assert!(nothing.await.is_err(), "they reach no subscriber");
+    here.join(T).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_may_have_no_more_requests_at_once_than_at_its_own_node() {
+    let (_cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    // A join that does not end, and messages that wait behind it.
+    let mut waiting = Vec::new();
+    for n in 0..8 {
+        let event = if n == 0 { "phx_join" } else { "ping" };
+        let message = json!(["1", n.to_string(), "slow:1", event, {}]).to_string();
+        let (stream, path) = (right.stream().await, there.path());
+        waiting.push(tokio::spawn(async move {
+            request(stream, "POST", &path, &[BATCH], &message).await
+        }));
+        settle().await;
+    }
+    let ninth = request(right.stream().await, "POST", &there.path(), &[BATCH], "[]").await;
+    assert_eq!(ninth.status, 429);
+    for answer in waiting {
+        assert_eq!(body_of(&answer.await.unwrap()), json!({ "status": 408 }));
+    }
+}
