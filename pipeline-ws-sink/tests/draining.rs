@@ -405,6 +405,7 @@ async fn a_part_of_the_sockets_is_closed_slowly_and_the_oldest_first() {
     }
     let began = Instant::now();
     assert_eq!(server.endpoint.shed(Shed::share(0.5).per_second(2)).await, 5);
+    assert_eq!(server.recorded.counters("socket.shed"), [(String::new(), 5)]);
     let mut closed = vec![];
     for client in clients.drain(..5) {
         closed.push((client.await.unwrap() - began).as_millis() / 500);

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -26,6 +27,7 @@ use super::{
     reply::{Refusal, Reply},
 };
 use crate::{
+    endpoint::arrivals::TooMany,
     outbox::PendingMetrics,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
@@ -41,6 +43,9 @@ use crate::{
 
 /// The time limit of a channel's `terminate`, and of the end of a replaced channel.
 const TERMINATE: Duration = Duration::from_secs(5);
+
+/// How often it is checked whether a client that waits to join is still there.
+const IS_THERE: Duration = Duration::from_secs(1);
 
 /// A client's request to join.
 pub(crate) struct Join<S: Socket> {
@@ -106,6 +111,7 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
 async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<RunningChannel<C>> {
     let Join { connection, topic, join_ref, reference, payload, held, mailbox, .. } = join;
     let (instance, metrics, replaces) = (join.instance, join.metrics, join.replaces);
+    let turn = turn(&connection).await;
     let replaced = match replaces {
         Some(replaced) => replaced.end().await,
         None => None,
@@ -126,8 +132,14 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let mut cx = JoinContext { channel: &context, config, reply: Ok(Payload::empty()) };
     let entry = MessageLog::join(&payload, &metrics.filter);
     let (begun, span) = (Instant::now(), log::join_span());
-    let joining = catch_panic(|| C::join(&context.topic, payload, &mut cx));
-    let (joined, took) = (InSpan::new(&span, joining).await, begun.elapsed());
+    let joined = match turn {
+        Ok(()) => {
+            let joining = catch_panic(|| C::join(&context.topic, payload, &mut cx));
+            InSpan::new(&span, joining).await
+        }
+        Err(TooMany) => Ok(Err(JoinError::reason("too many joins"))),
+    };
+    let took = begun.elapsed();
     drop(held);
     let accepted = cx.reply.and_then(|response| address.reply(&reference, "ok", &response));
     let joined = match (joined, accepted) {
@@ -175,6 +187,21 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     };
     let listening = answer.accept(&accepted, context.id(), channel_of_table);
     Some(RunningChannel { channel, context, join_ref, instance, listening, metrics })
+}
+
+/// Waits for the turn of a join. A client that leaves meanwhile is noticed within a second, and its join is
+/// refused.
+async fn turn<S: Socket>(connection: &Connection<S>) -> Result<(), TooMany> {
+    let mut turn = pin!(connection.pubsub.join_turn());
+    loop {
+        tokio::select! {
+            biased;
+            turn = &mut turn => return turn,
+            () = time::sleep(IS_THERE) => if connection.outbox.has_ended() {
+                return Err(TooMany);
+            }
+        }
+    }
 }
 
 /// The answer to a join. If the join panics outside of its callback, for example in the drop of a

@@ -1,6 +1,7 @@
 //! The endpoint: it serves the mounted sockets, and broadcasts to their topics.
 
 mod admission;
+pub(crate) mod arrivals;
 pub(crate) mod drainer;
 mod entrants;
 pub(crate) mod erased_mount;
@@ -32,16 +33,18 @@ use thiserror::Error;
 use tokio::time;
 use tower_service::Service;
 
+pub use self::{
+    arrivals::ArrivalRate,
+    listen::listen,
+    shed::Shed,
+    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
+};
 use self::{
+    arrivals::Arrivals,
     drainer::MountDrainer,
     erased_mount::ErasedMount,
     mount::{HandshakeOptions, Mount},
     state::{EndpointLimits, EndpointState},
-};
-pub use self::{
-    listen::listen,
-    shed::Shed,
-    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
 };
 pub use crate::{
     handshake::path::PathError, pubsub::topic::PatternError, telemetry::latencies::Latencies,
@@ -132,6 +135,8 @@ impl Endpoint {
                 inboxes: 256 << 20,
                 outboxes: 256 << 20,
                 confirmations: 10_000,
+                connects: None,
+                joins: None,
             },
         }
     }
@@ -347,7 +352,7 @@ impl Endpoint {
 
     /// Closes a part of the sockets with code 1012, slowly, so that their clients connect again, and a
     /// load balancer gives them to other nodes: for a node that has been added, or after a restart of all.
-    /// Returns how many were closed.
+    /// Returns how many were closed; `socket.shed` counts them.
     ///
     /// The endpoint accepts clients as before; a balancer that counts connections gives the next ones to
     /// nodes that have fewer. A long-polling client's session ends as in a [drain](Self::drain). The
@@ -366,7 +371,7 @@ impl Endpoint {
     /// }
     /// ```
     pub async fn shed(&self, shed: Shed) -> usize {
-        shed.run(&self.inner.state.sockets).await
+        shed.run(&self.inner.state.sockets, &self.inner.state.metrics.shed).await
     }
 
     /// Answers a request: a client that connects, or any other request.
@@ -653,6 +658,26 @@ impl EndpointBuilder {
         self
     }
 
+    /// How many clients may connect in a second. Default: no limit.
+    ///
+    /// The others wait for their turn, before [`Socket::connect`] is called. A client that would have to
+    /// wait for too long is answered with 503 and `retry-after` at once, and counted in
+    /// `socket.connects_over_rate`; the official client tries again by itself.
+    pub fn connect_rate(mut self, rate: ArrivalRate) -> Self {
+        self.limits.connects = Some(rate);
+        self
+    }
+
+    /// How many channels may be joined in a second, by all clients together. Default: no limit.
+    ///
+    /// The others wait for their turn, before [`Channel::join`](crate::Channel::join) is called. A join that
+    /// would have to wait for too long is answered with the error `{"reason": "too many joins"}` at once,
+    /// and counted in `channel.joins_over_rate`; the official client joins again by itself.
+    pub fn join_rate(mut self, rate: ArrivalRate) -> Self {
+        self.limits.joins = Some(rate);
+        self
+    }
+
     /// The maximum number of pushes that wait to be [confirmed](crate::PubSub::confirmation) by a
     /// client. Default 10,000. Each takes some 200 bytes, and is removed when its client has confirmed
     /// it, when the last client has left its topic, or when its time is over.
@@ -756,6 +781,7 @@ impl EndpointBuilder {
             presences,
             self.limits,
         ));
+        state.pubsub.set_joins(Arrivals::joins(self.limits.joins, &shared.telemetry));
         for presence in &state.presences {
             if !presence.attach(&state.pubsub) {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });

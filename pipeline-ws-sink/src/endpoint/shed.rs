@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use metrics::Counter;
 use tokio::time::{Instant, sleep};
 
 use super::sockets::Sockets;
@@ -89,8 +90,8 @@ impl Shed {
         (at_once as usize, step / per_second)
     }
 
-    /// Closes the sockets. Returns how many were closed. It ends when the endpoint drains.
-    pub(super) async fn run(self, sockets: &Sockets) -> usize {
+    /// Closes the sockets, and counts them. Returns how many were closed. It ends when the endpoint drains.
+    pub(super) async fn run(self, sockets: &Sockets, counter: &Counter) -> usize {
         let mut opened = sockets.opened();
         opened.sort_unstable();
         let count = self.count(&opened, Instant::now());
@@ -110,6 +111,7 @@ impl Shed {
                 let Some((at, key)) = oldest.next() else { return closed };
                 if sockets.shed(key, at) {
                     (of_step, closed) = (of_step + 1, closed + 1);
+                    counter.increment(1);
                 }
             }
             if closed < count {

@@ -5,7 +5,12 @@ use std::sync::{Arc, OnceLock, atomic::AtomicUsize};
 use pipeline_core::telemetry::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{admission::Admissions, sampler::Sampler, sockets::Sockets};
+use super::{
+    admission::Admissions,
+    arrivals::{ArrivalRate, Arrivals},
+    sampler::Sampler,
+    sockets::Sockets,
+};
 use crate::{
     outbox::{Flusher, Outboxes},
     presence::{Presence, tracker::TrackerOptions},
@@ -25,6 +30,7 @@ pub(crate) struct EndpointState {
     pub(crate) inboxes: Arc<Inboxes>,
     pub(crate) outboxes: Arc<Outboxes>,
     pub(crate) admissions: Arc<Admissions>,
+    pub(crate) connects: Arrivals,
     pub(crate) relay: Arc<Relay>,
     pub(crate) endings: Endings,
     /// Each presence has a name of its own.
@@ -51,6 +57,10 @@ pub(crate) struct EndpointLimits {
     pub(crate) outboxes: usize,
     /// The maximum number of pushes that wait to be confirmed.
     pub(crate) confirmations: usize,
+    /// How many clients may connect in a second.
+    pub(crate) connects: Option<ArrivalRate>,
+    /// How many channels may be joined in a second.
+    pub(crate) joins: Option<ArrivalRate>,
 }
 
 impl EndpointState {
@@ -77,6 +87,7 @@ impl EndpointState {
             metrics,
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),
+            connects: Arrivals::connects(limits.connects, telemetry),
             relay: Arc::new(Relay::new(telemetry, outboxes.clone())),
             outboxes,
             admissions: Arc::new(Admissions::new(limits.sockets, telemetry)),

@@ -39,6 +39,7 @@ use self::{
 };
 use crate::{
     endpoint::{
+        arrivals::TooMany,
         drainer::MountDrainer,
         mount::{CompressWhen, MountOptions, Routes},
         snapshot::{MountSnapshot, RouteSnapshot},
@@ -157,6 +158,12 @@ impl<S: Socket> Mounted<S> {
         let mut info = ConnectInfo::of(&request);
         info.auth_token = token;
         let span = log::socket_span(socket, &self.path, &info);
+        if let Err(TooMany) = state.connects.turn().await {
+            return too_many();
+        }
+        if state.sockets.are_closed() {
+            return status(StatusCode::SERVICE_UNAVAILABLE, "");
+        }
         let entrant = state.sockets.enter();
         let (assigns, id) = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
             Ok(connected) => connected,

@@ -47,7 +47,10 @@ use self::{
 };
 pub use crate::outbox::{Delivered, PushOutcome};
 use crate::{
-    endpoint::sockets::Sockets,
+    endpoint::{
+        arrivals::{Arrivals, TooMany},
+        sockets::Sockets,
+    },
     outbox::CountedPush,
     payload::{IntoPayload, PayloadError},
     presence::tracker::TrackerOptions,
@@ -100,6 +103,8 @@ struct Shared {
     interest: Option<Arc<Changed>>,
     /// What handles requests of long-polling clients that other nodes pass on.
     relayed: OnceLock<OnRelayed>,
+    /// How many channels may be joined in a second. Here, because every channel has this.
+    joins: OnceLock<Arrivals>,
 }
 
 /// Handles a message about a long-polling client's request.
@@ -133,8 +138,8 @@ impl PubSub {
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
-        let relayed = OnceLock::new();
-        let shared = Shared { table, sockets, adapter, turns, topics, interest, relayed };
+        let (relayed, joins) = (OnceLock::new(), OnceLock::new());
+        let shared = Shared { table, sockets, adapter, turns, topics, interest, relayed, joins };
         let pubsub = Self { shared: Arc::new(shared) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
@@ -495,6 +500,20 @@ impl PubSub {
     pub(crate) fn on_relayed(&self, handle: OnRelayed) {
         // An endpoint is built once.
         let _ = self.shared.relayed.set(handle);
+    }
+
+    /// Sets how many channels may be joined in a second.
+    pub(crate) fn set_joins(&self, joins: Arrivals) {
+        // An endpoint is built once.
+        let _ = self.shared.joins.set(joins);
+    }
+
+    /// Waits for a join's turn.
+    pub(crate) async fn join_turn(&self) -> Result<(), TooMany> {
+        match self.shared.joins.get() {
+            Some(joins) => joins.turn().await,
+            None => Ok(()),
+        }
     }
 
     /// Starts to share this node's topics with the other nodes, if that is enabled.

@@ -86,7 +86,14 @@ impl House {
             None,
             None,
             vec![],
-            EndpointLimits { sockets: 8, inboxes: 64 << 20, outboxes: 64 << 20, confirmations: 8 },
+            EndpointLimits {
+                sockets: 8,
+                inboxes: 64 << 20,
+                outboxes: 64 << 20,
+                confirmations: 8,
+                connects: None,
+                joins: None,
+            },
         );
         Self { state, routes: Arc::new(routes), recorded, inbox: 1 << 20, frames: 100 }
     }

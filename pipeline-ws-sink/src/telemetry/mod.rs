@@ -76,6 +76,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
+    /// Sockets that were closed so that their clients connect to another node.
+    pub(crate) shed: Counter,
     /// Messages that pipelines have pushed.
     pub(crate) pushes: Arc<PushMetrics>,
     /// Pushes that a client has confirmed.
@@ -146,6 +148,11 @@ impl SocketMetrics {
             dropped_superseded: dropped(SUPERSEDED),
             dropped_by_mailbox: dropped(MAILBOX),
             dropped_by_end: dropped(ENDED),
+            shed: telemetry.counter(
+                "socket.shed",
+                "Sockets closed so that their clients connect to another node",
+                [],
+            ),
             closed_slow: counter(
                 "socket.closed_slow",
                 "Sockets closed because the client read too slowly",

@@ -21,7 +21,7 @@ use super::{
     longpoll_sessions::{self, LongPollSessions, SessionHandle},
 };
 use crate::{
-    endpoint::state::EndpointState,
+    endpoint::{arrivals::TooMany, state::EndpointState},
     handshake::{
         self, Answer, Identity, Mounted, Variables, connect_info::ConnectInfo, params::Params,
         path::BadSegment, query, status,
@@ -283,6 +283,12 @@ impl<S: Socket> Mounted<S> {
             info.auth_token = header(request.headers(), AUTH_HEADER).map(str::to_owned);
         }
         let span = log::socket_span(socket, &self.path, &info);
+        if let Err(TooMany) = state.connects.turn().await {
+            return handshake::too_many();
+        }
+        if state.sockets.are_closed() {
+            return status(StatusCode::SERVICE_UNAVAILABLE, "");
+        }
         let entrant = state.sockets.enter();
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
         let Ok((assigns, id)) = connected else { return respond(result_body(Status::Refused)) };

@@ -163,8 +163,14 @@ async fn case(seed: u64) {
     let about = format!("{ending:?}, {frames} with {when_full:?}, gives up: {gives_up}");
 
     let (telemetry, _) = Recorded::new();
-    let limits =
-        EndpointLimits { sockets: 8, inboxes: 1 << 20, outboxes: 1 << 30, confirmations: 8 };
+    let limits = EndpointLimits {
+        sockets: 8,
+        inboxes: 1 << 20,
+        outboxes: 1 << 30,
+        confirmations: 8,
+        connects: None,
+        joins: None,
+    };
     let state = EndpointState::new(&telemetry, None, None, vec![], limits);
     let metrics = state.metrics.clone();
     let outbox =
