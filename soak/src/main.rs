@@ -50,11 +50,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = run(Args::parse().command);
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let command = Args::parse().command;
+    let is_server = matches!(command, Command::Server(_));
+    match run(command) {
+        Ok(()) if is_server => ExitCode::SUCCESS,
+        Ok(()) => {
+            println!("passed");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("FAILED: {error}");
+            eprintln!("failed: {error}");
             ExitCode::FAILURE
         }
     }

@@ -85,7 +85,22 @@ const LEFT_OVER_BYTES: usize = 8 << 20;
 
 /// The reasons for which a connection ends here: the client closes it, or resets it, or reads too slowly, or a
 /// long-polling client does not poll any more.
-const REASONS: [&str; 4] = ["Closed", "Lost", "Overflow", "Inactive"];
+const REASONS: [(&str, &str); 4] = [
+    ("Closed", "closed by their client"),
+    ("Lost", "reset or broken"),
+    ("Overflow", "too slow"),
+    ("Inactive", "long-polling sessions that were not polled any more"),
+];
+
+/// The ends of connections by reason, in words.
+fn ends(ended: &BTreeMap<String, u64>) -> String {
+    let words = |reason: &str| {
+        let known = REASONS.iter().find(|(known, _)| *known == reason);
+        known.map_or(reason.to_owned(), |(_, words)| (*words).to_owned())
+    };
+    let ends = ended.iter().map(|(reason, count)| format!("{count} {}", words(reason)));
+    ends.collect::<Vec<_>>().join(" + ")
+}
 
 /// The number of violations that are kept. All are counted.
 const KEPT: usize = 20;
@@ -284,11 +299,13 @@ impl Soak {
         println!(
             "\n{accepted} items accepted = {numbered} broadcast + {lost} lost and counted in {} restarts of a \
              stage; {} refused as the queue was full.\n\
-             {} deliveries checked. {} connects, {} joins, {} leaves, {} resets, {} closes, {} freezes, {} bursts, {} marks.\n\
+             {} deliveries checked. {} connects, {} joins, {} leaves, {} resets, {} closes, {} freezes, {} bursts. {} times \
+             a client asked for the last item of its user, and had all until then.\n\
              The server ended {} connections as too slow, of which {} clients read the close (1011), {} only saw the \
              end, and the others had gone; {} of these clients had never paused. {} long-polling sessions \
              expired, {} did not take a message in time, {} connections were refused.\n\
-             The server's counts: {} connections, of which ended {:?}; {} too slow, {} were sessions that no client used.\n\
+             The server's counts: {} connections = {} + {} sessions that no client used; by \
+             `socket.closed_slow`, {} were too slow.\n\
              {} clients compared their last item and their presences with the server's.",
             last.stats.restarts,
             last.stats.refused_full,
@@ -309,12 +326,12 @@ impl Soak {
             totals.untaken,
             totals.refused,
             last.stats.connected,
-            last.stats.ended,
-            last.stats.closed_slow,
+            ends(&last.stats.ended),
             last.stats.unused,
+            last.stats.closed_slow,
             totals.checked,
         );
-        resources.print();
+        resources.print(self.minutes);
         println!(
             "\nThe lateness of a tick of 100 ms:\n\n\
              | process | ticks | p50 | p99 | at most |\n| --- | ---: | ---: | ---: | ---: |"
@@ -326,7 +343,11 @@ impl Soak {
             println!("| {process} | {ticks} | {p50:.1} ms | {p99:.1} ms | {most:.1} ms |");
         }
         if faults.is_empty() {
-            println!("\nNo item was lost, doubled, out of order or with another user.");
+            println!(
+                "\nJudged: no item was lost, doubled, out of order or with another user; every connection has one \
+                 end, with its reason; all clients had the last items and presences; nothing was left of them."
+            );
+            println!("{}", resources.judged(self.minutes));
             return Ok(());
         }
         Err(RunError::Violated(faults.join("\n")))
@@ -449,7 +470,7 @@ fn sums(totals: &Totals, last: &Stats) -> Vec<String> {
         "a connection has no end, or two, at the server",
     );
     expect(
-        last.ended.keys().all(|reason| REASONS.contains(&&**reason)),
+        last.ended.keys().all(|ended| REASONS.iter().any(|(reason, _)| reason == ended)),
         "a connection ended for another reason",
     );
     expect(ended("Overflow") == last.closed_slow, "the log and the counter of slow clients differ");
@@ -507,7 +528,32 @@ impl Resources {
         faults
     }
 
-    fn print(&self) {
+    /// Which leaks were looked for, and which could not be: the run does not fail for these.
+    fn judged(&self, minutes: f64) -> String {
+        let (mut level, mut unclear) = (Vec::new(), Vec::new());
+        for Resource { name, points, leak, .. } in self.all() {
+            let name = name.trim_end_matches(" in MiB");
+            match leak.map(|leak| Trend::of(points).verdict(leak)) {
+                Some(Verdict::Level) => level.push(name),
+                Some(_) => unclear.push(name),
+                None => {}
+            }
+        }
+        let judged = match level.is_empty() {
+            true => String::new(),
+            false => format!("Judged: no leak of {}. ", level.join(", ")),
+        };
+        if unclear.is_empty() {
+            return judged.trim_end().to_owned();
+        }
+        format!(
+            "{judged}Not judged: leaks of {}. A run of {minutes} minutes is too short to judge leaks: that needs \
+             {CLEAR_AFTER_MINUTES} minutes (`--minutes {CLEAR_AFTER_MINUTES}`).",
+            unclear.join(", ")
+        )
+    }
+
+    fn print(&self, minutes: f64) {
         println!(
             "\nThe second half of the run, with {:.0} connections a minute:\n\n\
              | resource | mean | growth of the floor per minute | from | to | a leak would be | |\n\
@@ -518,8 +564,13 @@ impl Resources {
             let trend = Trend::of(points);
             let [low, slope, high] = [trend.low, trend.slope, trend.high].map(|slope| slope / unit);
             let (leak, verdict) = leak.map_or(("-".to_owned(), "-".to_owned()), |leak| {
-                let verdict = format!("{:?}", trend.verdict(leak)).to_lowercase();
-                (format!("{:.3}", leak / unit), verdict)
+                let verdict = match trend.verdict(leak) {
+                    Verdict::Level => "no leak",
+                    Verdict::Leaks => "leaks",
+                    Verdict::Unclear if minutes < CLEAR_AFTER_MINUTES => "too short to judge",
+                    Verdict::Unclear => "may leak",
+                };
+                (format!("{:.3}", leak / unit), verdict.to_owned())
             });
             println!(
                 "| {name} | {:.1} | {slope:+.3} | {low:+.3} | {high:+.3} | {leak} | {verdict} |",
@@ -725,6 +776,10 @@ mod tests {
         assert_eq!(resources.faults(30.0).len(), 2, "{:?}", resources.faults(30.0));
         (resources.heap, resources.resident) = (Vec::new(), Vec::new());
         assert_eq!(resources.faults(1.0), [""; 0]);
+        let judged = resources.judged(1.0);
+        assert!(judged.contains("no leak of descriptors, tasks."), "{judged}");
+        assert!(judged.contains("Not judged: leaks of heap."), "{judged}");
+        assert!(judged.contains("needs 20 minutes"), "{judged}");
         assert_eq!(resources.faults(30.0).len(), 1, "{:?}", resources.faults(30.0));
     }
 }

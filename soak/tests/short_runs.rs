@@ -22,6 +22,7 @@ async fn run(arguments: &[&str]) -> String {
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("{printed}");
     assert!(output.status.success(), "{arguments:?}: {printed}\n{failed}");
+    assert!(printed.ends_with("\npassed\n"), "{arguments:?}: {printed}");
     printed.into_owned()
 }
 
@@ -57,4 +58,5 @@ async fn in_a_minute_of_soak_no_item_is_lost_doubled_out_of_order_or_with_anothe
     let load = ["--clients=500", "--rate=250", "--calm=10", "--bursts=150"];
     let printed = run(&[&["soak", "--minutes=1"][..], &load[..]].concat()).await;
     assert!(printed.contains("500 clients compared"), "{printed}");
+    assert!(printed.contains("A run of 1 minutes is too short to judge leaks"), "{printed}");
 }
