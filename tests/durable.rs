@@ -1,13 +1,19 @@
 //! The example with a durable queue, as a process.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 
+use futures::StreamExt;
 use pipeline_test_support::{Client, Example, PATIENCE, connect};
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -125,13 +131,102 @@ async fn every_accepted_push_reaches_its_user_although_the_process_is_killed() {
     // The leases of the dead process end when they would: this only brings the time forward.
     let expire = "UPDATE pipeline_items SET available_at = 1 WHERE lease IS NOT NULL";
     folder.open().execute(expire, []).unwrap();
-    let example = folder.start(&["--delay-ms", "1000"]).await;
+    let example = folder.start(&["--keep-secs", "3600"]).await;
     let mut ada = user(&example, 1).await;
     while seen.len() < usize::try_from(MANY).unwrap() {
         seen.insert(number(&mut ada).await);
     }
     until("all are forgotten", || folder.waiting() == 0).await;
     assert_eq!(folder.dead(), 0);
+}
+
+/// A client whose socket holds little that it has not read.
+async fn slow_user(example: &Example, user: u64) -> Client<TcpStream> {
+    let url = example.socket_url(user).await;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address: SocketAddr = example.address.parse().unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let stream = TcpStream::from_std(socket.into()).unwrap();
+    let mut client = Client::over(stream, &url).await;
+    client.join("1", &format!("user:{user}")).await;
+    client
+}
+
+#[tokio::test]
+async fn a_push_to_a_client_that_does_not_read_is_not_lost_when_the_process_is_killed() {
+    const MANY: u64 = 300;
+    let folder = Folder::new();
+    let example = folder.start(&[]).await;
+    let mut ada = slow_user(&example, 1).await;
+    // More than the buffers between the two hold.
+    let padding = "x".repeat(20_000);
+    let body = (0..MANY).map(|n| push(1, &json!({ "n": n, "padding": padding })));
+    let body = body.collect::<Vec<_>>().join("\n");
+    let response = example.request("POST", "/push", NDJSON, &body).await;
+    assert_eq!((response.status, response.json()), (202, json!({ "accepted": MANY })));
+    // As many are done as the sockets hold.
+    let (mut left, mut unchanged) = (folder.waiting(), 0);
+    while unchanged < 20 {
+        sleep(Duration::from_millis(25)).await;
+        let now = folder.waiting();
+        unchanged = if now == left { unchanged + 1 } else { 0 };
+        left = now;
+    }
+    example.kill().await;
+    assert!(left > 0 && left < i64::try_from(MANY).unwrap(), "{left} were left");
+    // What the operating system has taken arrives.
+    let mut seen = BTreeSet::new();
+    while let Some(Ok(message)) = timeout(PATIENCE, ada.stream.next()).await.unwrap() {
+        if let Message::Text(text) = message {
+            let message: Value = serde_json::from_str(&text).unwrap();
+            seen.insert(message[4]["data"]["n"].as_u64().unwrap());
+        }
+    }
+    assert!(seen.len() < usize::try_from(MANY).unwrap(), "the buffers hold all of them");
+
+    let expire = "UPDATE pipeline_items SET available_at = 1 WHERE lease IS NOT NULL";
+    folder.open().execute(expire, []).unwrap();
+    let example = folder.start(&["--keep-secs", "3600"]).await;
+    let mut ada = user(&example, 1).await;
+    while seen.len() < usize::try_from(MANY).unwrap() {
+        seen.insert(number(&mut ada).await);
+    }
+    assert_eq!(folder.dead(), 0);
+}
+
+#[tokio::test]
+async fn a_push_is_done_when_it_has_come_as_far_as_the_program_was_told() {
+    for level in ["taken-over", "handled", "written", "confirmed"] {
+        let folder = Folder::new();
+        let example = folder.start(&["--acknowledge", level]).await;
+        let mut ada = user(&example, 1).await;
+        assert_eq!(example.push(&push(1, &json!({ "n": 1 }))).await.status, 202);
+        let message = ada.receive().await;
+        assert_eq!(message[4]["data"]["n"], 1);
+        if level == "confirmed" {
+            assert_eq!(folder.waiting(), 1);
+            let ack = json!({ "id": message[4]["ack"] });
+            ada.send(json!(["1", "2", "user:1", "ack", ack])).await;
+            assert_eq!(ada.receive().await[4]["status"], "ok");
+        }
+        until("it is forgotten", || folder.waiting() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_delays_no_other_user() {
+    let folder = Folder::new();
+    let example = folder.start(&["--max-demand", "2"]).await;
+    let _slow = slow_user(&example, 1).await;
+    let mut joe = user(&example, 2).await;
+    let padding = "x".repeat(20_000);
+    let body = (0..300).map(|n| push(1, &json!({ "n": n, "padding": padding })));
+    let body = body.chain([push(2, &json!({ "n": 7 }))]).collect::<Vec<_>>().join("\n");
+    assert_eq!(example.request("POST", "/push", NDJSON, &body).await.status, 202);
+    assert_eq!(number(&mut joe).await, 7);
+    assert!(folder.waiting() > 0, "the other client has taken everything");
 }
 
 #[tokio::test]
@@ -155,7 +250,8 @@ async fn invalid_pushes_are_refused_and_those_of_other_programs_are_given_up() {
     let response = example.request("POST", "/push", NDJSON, &body).await;
     let errors = json!([{"line": 3, "error": "expected ident, at column 2"}]);
     assert_eq!((response.status, response.json()), (400, json!({"accepted": 3, "errors": errors})));
-    let insert = "INSERT INTO pipeline_items (queue, payload) VALUES ('pushes', ?1)";
+    // With the user as the key, they are in order with the others.
+    let insert = "INSERT INTO pipeline_items (queue, key, payload) VALUES ('pushes', '1', ?1)";
     for payload in ["nonsense".to_owned(), lines(3..4)] {
         folder.open().execute(insert, [payload]).unwrap();
     }
@@ -231,7 +327,7 @@ async fn a_full_disk_is_answered_with_503_and_loses_nothing() {
     // With space again, all arrive.
     let release = "UPDATE pipeline_items SET available_at = 1";
     folder.open().execute(release, []).unwrap();
-    let example = folder.start(&["--delay-ms", "1000"]).await;
+    let example = folder.start(&["--keep-secs", "3600"]).await;
     let mut ada = user(&example, 1).await;
     for _ in 0..accepted {
         assert_eq!(ada.receive().await[3], "push_timed");

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use pipeline::statsd;
+use pipeline::{statsd, ws::pubsub::Acknowledge};
 
 /// Push items to the users they are meant for, and see how long each takes.
 ///
@@ -52,10 +52,35 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = at_least_one)]
     pub queue: usize,
 
-    /// Keep pushes in this SQLite file until they are handled: POST /push answers when they are on the
-    /// disk, and they survive the process. --queue is of no effect then. Needs the feature `sqlite`
-    #[arg(long, value_name = "FILE")]
-    pub durable: Option<PathBuf>,
+    /// Keep pushes in this SQLite file until they are done: POST /push answers when they are on the disk,
+    /// and they survive the process. --queue is of no effect then. Needs the feature `sqlite`
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    durable: Option<PathBuf>,
+
+    /// Keep pushes at this server instead, and read those of other programs from there: redis://..,
+    /// nats://.., postgres://.., amqp://.. or kafka://... POST /push answers when the server has confirmed
+    /// them. Needs the feature `redis`, `nats`, `postgres`, `rabbitmq` or `kafka`
+    #[arg(long, value_name = "URL", env = "PUSH_SOURCE", hide_env_values = true)]
+    source: Option<String>,
+
+    /// The name of the stream, queue or topic of --source
+    #[arg(long, value_name = "NAME", default_value = "pushes")]
+    source_name: String,
+
+    /// How long after the death of a process its pushes of --durable or --source are delivered again, if the
+    /// server does not notice that itself
+    #[arg(long, value_name = "SECS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    lease_secs: u64,
+
+    /// How many seconds a push of --durable or --source is kept for a user who is not there; it is looked for
+    /// again after a second and later once a minute. 0: a user who is not there misses it
+    #[arg(long, value_name = "SECS", default_value_t = 0)]
+    keep_secs: u64,
+
+    /// How far a push of --durable or --source has to come before it is done. Until then it survives the
+    /// process
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = Level::Written)]
+    pub acknowledge: Level,
 
     /// Send StatsD lines to this address, instead of printing them
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
@@ -98,8 +123,16 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 pub struct DeadLetters {
     /// The file of the queue
-    #[arg(long, value_name = "FILE", global = true)]
-    pub durable: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", global = true, conflicts_with = "source")]
+    durable: Option<PathBuf>,
+
+    /// The server of the queue
+    #[arg(long, value_name = "URL", global = true, env = "PUSH_SOURCE", hide_env_values = true)]
+    source: Option<String>,
+
+    /// The name of the stream, queue or topic of --source
+    #[arg(long, value_name = "NAME", global = true, default_value = "pushes")]
+    source_name: String,
 
     /// Print JSON, an object a line
     #[arg(long, global = true)]
@@ -143,6 +176,108 @@ pub struct Which {
     pub all: bool,
 }
 
+/// Where a durable queue is.
+pub enum QueueAt {
+    File(PathBuf),
+    Server { address: String, name: String },
+}
+
+/// The kinds of durable queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broker {
+    Sqlite,
+    Redis,
+    Nats,
+    Postgres,
+    RabbitMq,
+    Kafka,
+}
+
+impl QueueAt {
+    fn new(file: Option<&PathBuf>, server: Option<&String>, name: &str) -> Option<Self> {
+        match (file, server) {
+            (Some(file), _) => Some(Self::File(file.clone())),
+            (None, Some(address)) => {
+                Some(Self::Server { address: address.clone(), name: name.to_owned() })
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// What it is. The address may have a password, so errors do not quote it.
+    pub fn broker(&self) -> Result<Broker, String> {
+        let Self::Server { address, .. } = self else { return Ok(Broker::Sqlite) };
+        match address.split_once("://").map(|(scheme, _)| scheme) {
+            Some("redis" | "rediss") => Ok(Broker::Redis),
+            Some("nats") => Ok(Broker::Nats),
+            Some("postgres" | "postgresql") => Ok(Broker::Postgres),
+            Some("amqp" | "amqps") => Ok(Broker::RabbitMq),
+            Some("kafka") => Ok(Broker::Kafka),
+            _ => {
+                Err("the address of --source begins with none of redis://, nats://, postgres://, \
+                      amqp:// and kafka://"
+                    .to_owned())
+            }
+        }
+    }
+}
+
+impl Broker {
+    /// The feature of this program that it needs.
+    pub fn feature(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Redis => "redis",
+            Self::Nats => "nats",
+            Self::Postgres => "postgres",
+            Self::RabbitMq => "rabbitmq",
+            Self::Kafka => "kafka",
+        }
+    }
+
+    /// The flag that asks for it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Sqlite => "--durable FILE",
+            Self::Redis => "--source redis://..",
+            Self::Nats => "--source nats://..",
+            Self::Postgres => "--source postgres://..",
+            Self::RabbitMq => "--source amqp://..",
+            Self::Kafka => "--source kafka://..",
+        }
+    }
+}
+
+/// How far a push has to come.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Level {
+    /// The program has it; a crash loses it
+    TakenOver,
+    /// The outboxes of all sockets have it
+    Handled,
+    /// Every socket has taken it, or has ended
+    Written,
+    /// A client has confirmed it within ten seconds
+    Confirmed,
+}
+
+impl From<Level> for Acknowledge {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::TakenOver => Self::TakenOver,
+            Level::Handled => Self::Handled,
+            Level::Written => Self::Written,
+            Level::Confirmed => Self::Confirmed { within: Duration::from_secs(10) },
+        }
+    }
+}
+
+impl DeadLetters {
+    pub fn queue_at(&self) -> Option<QueueAt> {
+        QueueAt::new(self.durable.as_ref(), self.source.as_ref(), &self.source_name)
+    }
+}
+
 /// The receiver of StatsD lines.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Dialect {
@@ -153,6 +288,11 @@ pub enum Dialect {
 }
 
 impl Args {
+    /// The durable queue, if there is one.
+    pub fn queue_at(&self) -> Option<QueueAt> {
+        QueueAt::new(self.durable.as_ref(), self.source.as_ref(), &self.source_name)
+    }
+
     /// Low enough to request items in batches, high enough to keep the workers busy.
     pub fn min_demand(&self) -> usize {
         self.min_demand.unwrap_or(self.max_demand - self.max_demand.div_ceil(5))
@@ -164,6 +304,14 @@ impl Args {
             getrandom::fill(&mut bytes).expect("the operating system has random numbers");
             bytes.iter().map(|byte| format!("{byte:02x}")).collect()
         })
+    }
+
+    pub fn keep_for(&self) -> Duration {
+        Duration::from_secs(self.keep_secs)
+    }
+
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_secs)
     }
 
     pub fn token_age(&self) -> Duration {

@@ -5,16 +5,17 @@ use std::{
     fmt::Write,
     future::Future,
     pin::Pin,
-    time::{SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use pipeline::sources::{DeadLetter, sqlite::SqliteQueue};
+use pipeline::sources::DeadLetter;
 use pipeline_example_support::{complain, say};
 use serde_json::json;
 
 use crate::{
-    args::{Action, DeadLetters, Which},
-    durable,
+    args::{Action, DeadLetters, QueueAt, Which},
+    queues,
 };
 
 /// How many dead letters are read at once.
@@ -24,13 +25,27 @@ const PAGE: u32 = 100;
 const EXCERPT: usize = 60;
 
 /// The dead letters of a queue.
-trait Graves: Send + Sync {
-    /// Up to so many after this one, in the order of their ids.
+pub trait Graves: Send + Sync {
+    /// Up to so many after this one, in the order of the queue.
     fn list<'a>(&'a self, after: Option<&'a str>, limit: u32)
     -> Asked<'a, Vec<DeadLetter<String>>>;
 
-    /// The dead letter with this id.
-    fn find<'a>(&'a self, id: &'a str) -> Asked<'a, Option<DeadLetter<String>>>;
+    /// The dead letter with this id. By default it is looked for page by page.
+    fn find<'a>(&'a self, id: &'a str) -> Asked<'a, Option<DeadLetter<String>>> {
+        Box::pin(async move {
+            let mut last: Option<String> = None;
+            loop {
+                let page = self.list(last.as_deref(), PAGE).await?;
+                last = page.last().map(|dead| dead.id.clone());
+                if let Some(found) = page.into_iter().find(|dead| dead.id == id) {
+                    return Ok(Some(found));
+                }
+                if last.is_none() {
+                    return Ok(None);
+                }
+            }
+        })
+    }
 
     /// Adds one to the queue again. Returns whether there was one with this id.
     fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
@@ -39,56 +54,24 @@ trait Graves: Send + Sync {
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
 }
 
-type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn Error>>> + 'a>>;
+pub type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn Error>>> + 'a>>;
 
-impl Graves for SqliteQueue {
-    fn list<'a>(
-        &'a self,
-        after: Option<&'a str>,
-        limit: u32,
-    ) -> Asked<'a, Vec<DeadLetter<String>>> {
-        Box::pin(async move {
-            let after = after.map_or(Ok(0), number)?;
-            Ok(self.dead_letters(after, limit).await?.into_iter().map(with_text_id).collect())
-        })
-    }
-
-    fn find<'a>(&'a self, id: &'a str) -> Asked<'a, Option<DeadLetter<String>>> {
-        Box::pin(async move {
-            let id = number(id)?;
-            let found = self.dead_letters(id.saturating_sub(1), 1).await?;
-            Ok(found.into_iter().find(|dead| dead.id == id).map(with_text_id))
-        })
-    }
-
-    fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
-        Box::pin(async move { Ok(Self::replay(self, number(id)?).await?.is_some()) })
-    }
-
-    fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
-        Box::pin(async move { Ok(self.drop_dead_letter(number(id)?).await?) })
-    }
-}
-
-fn number(id: &str) -> Result<i64, String> {
+#[cfg(any(feature = "nats", feature = "postgres", feature = "sqlite"))]
+pub fn number<N: std::str::FromStr>(id: &str) -> Result<N, String> {
     id.parse().map_err(|_| format!("{id:?} is no id, expected a number"))
 }
 
 /// The same with a text as its id, as the command line has it.
-fn with_text_id<Id: ToString>(dead: DeadLetter<Id>) -> DeadLetter<String> {
+pub fn with_text_id<Id: ToString>(dead: DeadLetter<Id>) -> DeadLetter<String> {
     dead.map_id(|id| id.to_string())
 }
 
 /// Does it. Returns whether all the dead letters that were named exist.
 pub async fn run(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
-    let DeadLetters { durable: file, json: as_json, action } = wanted;
-    let as_json = *as_json;
-    let file = file.as_deref().ok_or("which queue? --durable FILE names it")?;
-    if !file.exists() {
-        return Err(format!("there is no file {}", file.display()).into());
-    }
-    let queue: &dyn Graves = &durable::open(file).await?;
-    match action {
+    let at = wanted.queue_at().ok_or("which queue? --durable FILE or --source URL names it")?;
+    let opened = opened(&at).await?;
+    let (queue, as_json): (&dyn Graves, bool) = (&*opened, wanted.json);
+    match &wanted.action {
         Action::List { after, limit } => list(queue, after.as_deref(), *limit, as_json).await,
         Action::Show { id } => match queue.find(id).await? {
             Some(dead) => {
@@ -104,6 +87,16 @@ pub async fn run(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
             each(queue, which, "dropped", as_json, async |id| queue.remove(id).await).await
         }
     }
+}
+
+async fn opened(at: &QueueAt) -> Result<Arc<dyn Graves>, String> {
+    if let QueueAt::File(file) = at
+        && !file.exists()
+    {
+        return Err(format!("there is no file {}", file.display()));
+    }
+    // Nothing is fetched here.
+    Ok(queues::open(at, Duration::from_secs(30)).await?)
 }
 
 fn missing(id: &str) -> bool {
@@ -266,8 +259,6 @@ fn utc(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -1,39 +1,38 @@
-//! Pushes in a durable queue.
+//! Pushes in a durable queue: how they are stored, and the pipeline that reads them.
 
 use std::{
     error::Error,
-    path::Path,
     time::{Duration, SystemTime},
 };
 
-use crate::{
-    intake::{Durable, Storing},
-    push::{Fault, Push},
-    users::PushToUser,
-};
 use parking_lot::Mutex;
 use pipeline::{
     ExitReason, Pipeline,
     builder::StartError,
-    processing::{Failure, Message},
-    sources::{Broker, Item, Source, SourceOptions, sqlite::SqliteQueue},
+    processing::{Failure, Message, Processor},
+    sources::{Broker, Item, Source},
     stage::Stage,
     step::map,
-    subscription::SubscribeOptions,
-    supervisor::{ChildContext, ConsumerSupervisor, Reserved, Worker},
+    supervisor::{ChildContext, ConsumerSupervisor, Restart, Worker},
     timed::Timed,
+    ws::{
+        Payload,
+        pubsub::{Expired, NoSubscribers, Push as ToTopic, PushMessages},
+    },
 };
+use tokio::time::sleep;
 
-/// The name of the queue in its file.
-pub const QUEUE: &str = "pushes";
+use crate::{
+    intake::Pushing,
+    push::{Fault, Push},
+};
 
 /// The header with the time at which a push was accepted, in microseconds since 1970.
 const ACCEPTED: &str = "accepted-us";
 
-/// Opens the queue in a file.
-pub async fn open(path: &Path) -> Result<SqliteQueue, String> {
-    SqliteQueue::open(path, QUEUE).await.map_err(|error| with_cause(&error))
-}
+/// How many pushes may wait for each that is in work, if the queue itself does not hold back a user's next
+/// push: a user whose client is slow then holds up others less.
+const WAITING: usize = 8;
 
 /// The text of an error and of its causes.
 pub fn with_cause(error: &dyn Error) -> String {
@@ -49,21 +48,11 @@ pub fn with_cause(error: &dyn Error) -> String {
     text
 }
 
-impl Durable for SqliteQueue {
-    fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a> {
-        Box::pin(async {
-            let items = pushes.iter().map(item).collect::<Result<_, _>>()?;
-            self.push_all(items).await?;
-            Ok(())
-        })
-    }
-
-    fn start(&self, work: PushToUser, demand: SubscribeOptions) -> Result<Pipeline, StartError> {
-        start(self.source(SourceOptions::new()), work, demand)
-    }
+/// Items of a queue: the pushes as they were posted, each by its user.
+pub fn items(pushes: &[Timed<Push>]) -> Result<Vec<Item>, serde_json::Error> {
+    pushes.iter().map(item).collect()
 }
 
-/// An item of the queue: the push as it was posted, by its user.
 fn item(push: &Timed<Push>) -> Result<Item, serde_json::Error> {
     let item = Item::new(push.to_json()?).key(push.user.to_string());
     let item = item.header(ACCEPTED, push.payload.at_us().to_string());
@@ -73,15 +62,38 @@ fn item(push: &Timed<Push>) -> Result<Item, serde_json::Error> {
     })
 }
 
-/// Starts the pipeline: the queue, and one worker per push. A push is acknowledged when its worker is
-/// done.
-fn start<B: Broker>(
+/// Whether a queue delivers the next push of a user when the one before is done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    ByUser,
+    Any,
+}
+
+/// Starts the pipeline: the queue, and one worker per push, one at a time for each user. A push is
+/// acknowledged when it has come as far as the program was told.
+pub fn start<B: Broker>(
     source: Source<B>,
-    work: PushToUser,
-    demand: SubscribeOptions,
+    order: Order,
+    pushing: Pushing,
 ) -> Result<Pipeline, StartError> {
-    let supervisor = ConsumerSupervisor::new(Acknowledging(work))
-        .on_given_up(|accepted: Accepted, reason| accepted.failed(reason.into()));
+    let Pushing { pubsub, acknowledge, keep_for, delay, max_demand, min_demand } = pushing;
+    let absent = match keep_for {
+        Duration::ZERO => NoSubscribers::Done,
+        keep_for => NoSubscribers::Keep { keep_for, then: Expired::Done },
+    };
+    let push = pubsub.push_messages(to_topic as ToPush);
+    let push = push.acknowledge(acknowledge).no_subscribers(absent);
+    let supervisor = ConsumerSupervisor::new(PushAccepted { push, delay })
+        .restart(Restart::Temporary)
+        .ordered_by_key(|accepted: &Accepted| accepted.user)
+        .max_children(max_demand);
+    let waiting = match order {
+        Order::ByUser => 0,
+        Order::Any => max_demand.saturating_mul(WAITING - 1),
+    };
+    let demand = pipeline::subscription::SubscribeOptions::new()
+        .max_demand(max_demand.saturating_add(waiting))
+        .min_demand(min_demand.saturating_add(waiting));
     Pipeline::builder("push")
         .producer_with(Stage::new(source).named("source"))
         .producer_consumer_with(Stage::new(map(Accepted::new)).named("parse"), demand.clone())
@@ -92,55 +104,61 @@ fn start<B: Broker>(
 /// A push out of a queue, with its message, which is still to be acknowledged. Dropped, it is given back
 /// to the queue.
 struct Accepted {
-    push: Result<Timed<Push>, Failure>,
-    message: Mutex<Message<Item>>,
+    user: Option<u64>,
+    /// Taken by its worker. Nothing if it is not valid.
+    message: Mutex<Option<Message<Timed<Push>>>>,
 }
 
 impl Accepted {
     fn new(message: Message<Item>) -> Self {
+        let enqueued_at = message.metadata().enqueued_at;
         // Other programs may have added it, and it will never be valid.
-        let push = parse(&message).map_err(|fault| Failure::from(fault).give_up());
-        Self { push, message: Mutex::new(message) }
-    }
-
-    fn done(&self) {
-        self.message.lock().acknowledge_now();
-    }
-
-    fn failed(&self, failure: Failure) {
-        let mut message = self.message.lock();
-        message.fail(failure);
-        message.acknowledge_now();
+        let parse =
+            |item| parse(&item, enqueued_at).map_err(|fault| Failure::from(fault).give_up());
+        let message = message.try_map(parse);
+        Self { user: message.as_ref().map(|push| push.user), message: Mutex::new(message) }
     }
 }
 
-fn parse(message: &Message<Item>) -> Result<Timed<Push>, Fault> {
-    let us = message.headers.get(ACCEPTED).and_then(|us| us.parse().ok());
+fn parse(item: &Item, enqueued_at: Option<SystemTime>) -> Result<Timed<Push>, Fault> {
+    let us = item.headers.get(ACCEPTED).and_then(|us| us.parse().ok());
     let accepted = us.map(|us| SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(us)));
-    let accepted = accepted.flatten().or(message.metadata().enqueued_at);
-    let push = Push::fetched(&message.payload, accepted.unwrap_or_else(SystemTime::now))?;
-    Ok(match message.trace {
+    let accepted = accepted.flatten().or(enqueued_at);
+    let push = Push::fetched(&item.payload, accepted.unwrap_or_else(SystemTime::now))?;
+    Ok(match item.trace {
         Some(trace) => push.with_trace(trace),
         None => push,
     })
 }
 
+type ToPush = fn(&Message<Timed<Push>>) -> Result<ToTopic<Payload>, Failure>;
+
+fn to_topic(message: &Message<Timed<Push>>) -> Result<ToTopic<Payload>, Failure> {
+    let push = message.data();
+    let payload = Payload::new(&push.payload).map_err(|error| Failure::from(error).give_up())?;
+    let topic = format!("user:{}", push.user);
+    Ok(ToTopic::new(topic, push.event.clone(), payload).timed(push))
+}
+
 /// The worker of a push, which acknowledges it.
-struct Acknowledging(PushToUser);
+struct PushAccepted {
+    push: PushMessages<ToPush>,
+    delay: Duration,
+}
 
-impl Worker<Accepted> for Acknowledging {
-    fn reserve(&self, accepted: &Accepted) -> Option<Reserved> {
-        self.0.reserve(accepted.push.as_ref().ok()?)
-    }
-
-    async fn run(&self, accepted: &Accepted, context: ChildContext) -> Result<(), ExitReason> {
-        match &accepted.push {
-            Ok(push) => {
-                self.0.run(push, context).await?;
-                accepted.done();
-            }
-            Err(failure) => accepted.failed(failure.clone()),
+impl Worker<Accepted> for PushAccepted {
+    async fn run(&self, accepted: &Accepted, _: ChildContext) -> Result<(), ExitReason> {
+        let Some(mut message) = accepted.message.lock().take() else { return Ok(()) };
+        if let Some(trace) = message.trace() {
+            tracing::trace!(trace_id = %trace.trace_id(), "a worker has started");
         }
+        if !self.delay.is_zero() {
+            sleep(self.delay).await;
+        }
+        if let Err(failure) = self.push.handle_message(&mut message).await {
+            message.fail(failure);
+        }
+        message.acknowledge_now();
         Ok(())
     }
 }

@@ -7,13 +7,16 @@ use pipeline::{
     builder::StartError,
     snapshot::{PipelineObserver, PipelinePhase, SourceSnapshot},
     source::{TimedQueue, TryPushError},
-    subscription::SubscribeOptions,
     timed::Timed,
+    ws::{PubSub, pubsub::Acknowledge},
 };
 use thiserror::Error;
 use tokio::time::sleep;
 
-use crate::{push::Push, users::PushToUser};
+use crate::{
+    args::{Broker, QueueAt},
+    push::Push,
+};
 
 /// How long a source of pushes waits before it offers a push again that could not be stored.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -29,11 +32,26 @@ pub enum Intake {
 
 /// A queue that survives the process.
 pub trait Durable: Send + Sync {
-    /// Stores pushes, all of them or none.
+    /// Stores pushes. When it returns, the queue has confirmed all of them. If it fails, none is stored in a
+    /// database; in a stream or a queue some may be, and come twice if they are posted again.
     fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a>;
 
     /// Starts the pipeline that reads the queue.
-    fn start(&self, work: PushToUser, demand: SubscribeOptions) -> Result<Pipeline, StartError>;
+    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError>;
+}
+
+/// How pushes out of a durable queue reach their users.
+#[cfg_attr(not(feature = "durable"), expect(dead_code, reason = "there are no durable queues"))]
+pub struct Pushing {
+    pub pubsub: PubSub,
+    /// How far a push has to come before the queue forgets it.
+    pub acknowledge: Acknowledge,
+    /// For how long a push for a user who is not there is kept.
+    pub keep_for: Duration,
+    /// How long each worker waits before it pushes.
+    pub delay: Duration,
+    pub max_demand: usize,
+    pub min_demand: usize,
 }
 
 /// The future of [`Durable::store`].
@@ -128,26 +146,25 @@ impl Intake {
     }
 }
 
-/// Opens the durable queue of the arguments, if they name one.
-pub async fn open(durable: Option<&std::path::Path>) -> Result<Option<Arc<dyn Durable>>, String> {
-    let Some(path) = durable else { return Ok(None) };
-    #[cfg(feature = "sqlite")]
+/// Opens a durable queue, whose pushes are delivered again so long after the death of their process.
+pub async fn open(at: &QueueAt, lease: Duration) -> Result<Arc<dyn Durable>, String> {
+    #[cfg(feature = "durable")]
     {
-        Ok(Some(Arc::new(crate::durable::open(path).await?)))
+        Ok(crate::queues::open(at, lease).await?)
     }
-    #[cfg(not(feature = "sqlite"))]
+    #[cfg(not(feature = "durable"))]
     {
-        let _ = path;
-        Err(missing("--durable", "sqlite"))
+        let _ = lease;
+        Err(missing(at.broker()?))
     }
 }
 
-/// The advice for a flag whose feature this program was built without.
-#[cfg(any(test, not(feature = "sqlite")))]
-pub fn missing(flag: &str, feature: &str) -> String {
+/// The advice for a queue whose feature this program was built without.
+pub fn missing(broker: Broker) -> String {
+    let (feature, flag) = (broker.feature(), broker.flag());
     format!(
-        "this program was built without {flag}: build it with \
-         `cargo run --release -p push_to_users --features {feature} -- {flag} ..`"
+        "this program was built without the feature `{feature}`: build it with \
+         `cargo run --release -p push_to_users --features {feature} -- {flag}`"
     )
 }
 
@@ -156,12 +173,45 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_flag_without_its_feature_is_answered_with_the_feature_to_add() {
-        let advice = missing("--durable", "sqlite");
-        assert!(advice.contains("--features sqlite -- --durable"), "{advice}");
-        if cfg!(not(feature = "sqlite")) {
-            let opened = open(Some("unused".as_ref())).await;
-            assert_eq!(opened.err(), Some(advice));
+    async fn a_queue_without_its_feature_is_answered_with_the_feature_to_add() {
+        let server =
+            |address: &str| QueueAt::Server { address: address.to_owned(), name: "p".to_owned() };
+        let secret = "user:MARK@127.0.0.1:1";
+        let cases = [
+            (QueueAt::File("unused".into()), "sqlite", cfg!(feature = "sqlite")),
+            (server(&format!("redis://{secret}")), "redis", cfg!(feature = "redis")),
+            (server(&format!("nats://{secret}")), "nats", cfg!(feature = "nats")),
+            (server(&format!("postgres://{secret}/d")), "postgres", cfg!(feature = "postgres")),
+            (server(&format!("amqp://{secret}")), "rabbitmq", cfg!(feature = "rabbitmq")),
+            (server("kafka://127.0.0.1:1"), "kafka", cfg!(feature = "kafka")),
+        ];
+        for (at, feature, is_there) in cases {
+            if !is_there {
+                let advice = open(&at, TRY_AGAIN).await.err().unwrap();
+                let without = format!("without the feature `{feature}`: ");
+                assert!(advice.contains(&without), "{advice}");
+                assert!(advice.contains(&format!("--features {feature} -- --")), "{advice}");
+                assert!(!advice.contains("MARK"), "{advice}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_not_valid_is_refused_without_its_password() {
+        for address in [
+            "http://user:MARK@host",
+            "user:MARK@host",
+            "redis://user:MA/RK@host:port",
+            "nats://user:MA/RK@host:4222",
+            "postgres://user:MARK@host:port/d",
+            "amqp://user:MARK@host:port/%zz",
+        ] {
+            let at = QueueAt::Server { address: address.to_owned(), name: "p".to_owned() };
+            if let Err(error) = open(&at, TRY_AGAIN).await {
+                assert!(!error.contains("MA"), "{address}: {error}");
+            } else {
+                panic!("{address} was accepted");
+            }
         }
     }
 }

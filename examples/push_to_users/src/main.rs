@@ -2,23 +2,25 @@
 //!
 //! `cargo run --release -p push_to_users -- --help` explains the flags.
 //!
-//! Items come from `POST /push`, standard input, or `--demo`. They wait in a bounded queue, or in a file
-//! that survives the process, until a worker is free; the worker broadcasts to the topic of the item's user. A client that reads too slowly
-//! is disconnected, and does not slow down other clients. The page at `/` shows pushes as they arrive,
-//! through the official Phoenix client.
+//! Items come from `POST /push`, standard input, or `--demo`. They wait in a bounded queue, or in one that
+//! survives the process, until a worker is free; the worker broadcasts to the topic of the item's user. A
+//! client that reads too slowly is disconnected, and does not slow down other clients. The page at `/` shows
+//! pushes as they arrive, through the official Phoenix client.
 #![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod args;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "durable")]
 mod dead_letters;
 mod demo;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "durable")]
 mod durable;
 mod http;
 mod intake;
 mod lines;
 mod printed;
 mod push;
+#[cfg(feature = "durable")]
+mod queues;
 mod statsd;
 mod stdin;
 mod users;
@@ -40,7 +42,7 @@ use pipeline_example_support::{PhoenixClient, complain, finish, log_to_stderr, s
 
 use self::{
     args::{Args, Command, DeadLetters},
-    intake::Intake,
+    intake::{Intake, Pushing},
     printed::Printed,
     statsd::Statsd,
     users::{PushToUser, UserChannel, UserSocket},
@@ -74,14 +76,14 @@ async fn main() -> ExitCode {
 
 /// The command `dead-letters`.
 async fn dead_letters(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
-    #[cfg(feature = "sqlite")]
+    #[cfg(feature = "durable")]
     {
         dead_letters::run(wanted).await
     }
-    #[cfg(not(feature = "sqlite"))]
+    #[cfg(not(feature = "durable"))]
     {
-        let _ = wanted;
-        Err(intake::missing("dead-letters", "sqlite").into())
+        let broker = wanted.queue_at().map_or(Ok(args::Broker::Sqlite), |at| at.broker())?;
+        Err(intake::missing(broker).into())
     }
 }
 
@@ -118,13 +120,19 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let endpoint = endpoint.build()?;
 
     // The pipeline: a queue, and one worker per item, up to `max_demand` at once. The queue is bounded
-    // and in memory, or in a file.
-    let worker = PushToUser::new(&endpoint, Duration::from_millis(args.delay_ms));
-    let demand = SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.min_demand());
-    let (intake, pipeline) = if let Some(queue) = intake::open(args.durable.as_deref()).await? {
-        let pipeline = queue.start(worker, demand)?;
+    // and in memory, or in a file, or at a server.
+    let delay = Duration::from_millis(args.delay_ms);
+    let (max_demand, min_demand) = (args.max_demand, args.min_demand());
+    let (intake, pipeline) = if let Some(at) = args.queue_at() {
+        let queue = intake::open(&at, args.lease()).await?;
+        let (pubsub, acknowledge) = (endpoint.pubsub().clone(), args.acknowledge.into());
+        let keep_for = args.keep_for();
+        let pushing = Pushing { pubsub, acknowledge, keep_for, delay, max_demand, min_demand };
+        let pipeline = queue.start(pushing)?;
         (Intake::Durable(queue, pipeline.observer()), pipeline)
     } else {
+        let worker = PushToUser::new(&endpoint, delay);
+        let demand = SubscribeOptions::new().max_demand(max_demand).min_demand(min_demand);
         let (pushes, producer) = timed_queue(QueueOptions::new().capacity(args.queue));
         let pipeline = Pipeline::builder("push")
             .producer(producer)

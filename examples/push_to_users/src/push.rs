@@ -27,7 +27,7 @@ pub struct Delivered {
     at_us: u64,
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "durable")]
 impl Delivered {
     pub fn at_us(&self) -> u64 {
         self.at_us
@@ -44,7 +44,7 @@ struct Input {
 }
 
 /// The JSON form of a push, to be parsed again.
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "durable")]
 #[derive(Serialize)]
 struct Output<'a> {
     user_id: u64,
@@ -97,7 +97,7 @@ impl Push {
     }
 
     /// The same push as it comes out of a durable queue: it was accepted at this time.
-    #[cfg(feature = "sqlite")]
+    #[cfg(feature = "durable")]
     pub fn fetched(json: &[u8], accepted: SystemTime) -> Result<Timed<Self>, Fault> {
         let mut push = Self::parse(json)?.into_inner();
         push.payload.at_us = us(accepted);
@@ -105,7 +105,7 @@ impl Push {
     }
 
     /// Its JSON form.
-    #[cfg(feature = "sqlite")]
+    #[cfg(feature = "durable")]
     pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
         let Self { user, event, payload } = self;
         serde_json::to_vec(&Output { user_id: *user, event, data: &payload.data })
@@ -135,7 +135,7 @@ mod tests {
         assert!(payload.starts_with(r#"{"data":{"n": 1.0, "b":[ ]},"at_us":"#), "{payload}");
     }
 
-    #[cfg(feature = "sqlite")]
+    #[cfg(feature = "durable")]
     #[test]
     fn a_push_comes_out_of_a_queue_as_it_was_accepted() {
         let json = r#"{"event": "a\u00e9\n", "user_id": 7, "data": {"n": 1.0, "b":[ ]}}"#;

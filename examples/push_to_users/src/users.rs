@@ -8,7 +8,7 @@ use pipeline::{
     timed::Timed,
     ws::{
         Channel, Endpoint, Payload, Socket, Topic,
-        channel::{JoinContext, JoinError},
+        channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
         payload::PayloadError,
         pubsub::{BroadcastWorker, PreparedBroadcast},
         socket::{ConnectError, ConnectInfo, Params},
@@ -56,6 +56,19 @@ impl Channel for UserChannel {
     ) -> Result<Self, JoinError> {
         let own = topic.rest() == cx.assigns().to_string();
         own.then_some(Self).ok_or(JoinError::unauthorized())
+    }
+
+    /// A client confirms a push, with `--acknowledge confirmed`.
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "ack" => Ok(cx.confirm(&payload)),
+            other => Err(Stop::unknown_event(other)),
+        }
     }
 }
 

@@ -255,7 +255,10 @@ async fn path(example: &str) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--profile", profile]).current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo.args(EXAMPLES.iter().flat_map(|name| ["--package", name]));
-    cargo.args(["--features", "push_to_users/sqlite"]);
+    let sources = ["sqlite", "redis", "nats", "postgres", "rabbitmq", "kafka"];
+    cargo.args(
+        sources.iter().flat_map(|name| ["--features".to_owned(), format!("push_to_users/{name}")]),
+    );
     assert!(cargo.status().await.unwrap().success(), "the examples do not build");
     folder.join(example)
 }

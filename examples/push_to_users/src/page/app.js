@@ -43,6 +43,8 @@ async function connect() {
   const onMessage = channel.onMessage
   channel.onMessage = (event, payload, ref, joinRef) => {
     if (payload && payload.at_us !== undefined) arrived(event, payload)
+    // With --acknowledge confirmed, the push comes again until it is confirmed.
+    if (payload && payload.ack !== undefined) channel.push("ack", {id: payload.ack})
     return onMessage.call(channel, event, payload, ref, joinRef)
   }
   channel.join()

@@ -1,0 +1,62 @@
+use pipeline::{
+    Pipeline,
+    builder::StartError,
+    sources::{
+        DeadLetter, SourceOptions,
+        kafka::{KafkaId, KafkaOptions, KafkaQueue},
+    },
+    timed::Timed,
+};
+
+use crate::{
+    dead_letters::{Asked, Graves, with_text_id},
+    durable::{Order, items, start},
+    intake::{Durable, Pushing, Storing},
+    push::Push,
+};
+
+/// The group of all processes of this program.
+const GROUP: &str = "push_to_users";
+
+pub fn open(address: &str, name: &str) -> KafkaQueue {
+    let servers = address.trim_start_matches("kafka://").trim_end_matches('/');
+    KafkaQueue::new(servers, name, GROUP, KafkaOptions::new().ordered_by_key(true))
+}
+
+fn id(text: &str) -> Result<KafkaId, String> {
+    text.parse().map_err(|error| format!("{text:?} is no id: {error}"))
+}
+
+impl Durable for KafkaQueue {
+    fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a> {
+        Box::pin(async {
+            self.push_all(items(pushes)?).await?;
+            Ok(())
+        })
+    }
+
+    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+        start(self.source(SourceOptions::new()), Order::ByUser, pushing)
+    }
+}
+
+impl Graves for KafkaQueue {
+    fn list<'a>(
+        &'a self,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> Asked<'a, Vec<DeadLetter<String>>> {
+        Box::pin(async move {
+            let page = self.dead_letters(after.map(id).transpose()?, limit).await?;
+            Ok(page.into_iter().map(with_text_id).collect())
+        })
+    }
+
+    fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(Self::replay(self, self::id(id)?).await?.is_some()) })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(self.drop_dead_letter(self::id(id)?).await?) })
+    }
+}

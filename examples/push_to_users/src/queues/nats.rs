@@ -1,0 +1,71 @@
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use pipeline::{
+    Pipeline,
+    builder::StartError,
+    sources::{
+        DeadLetter, SourceOptions,
+        nats::{NatsError, NatsOptions, NatsQueue},
+    },
+    timed::Timed,
+};
+
+use crate::{
+    dead_letters::{Asked, Graves, number, with_text_id},
+    durable::{Order, items, start},
+    intake::{Durable, Pushing, Storing},
+    push::Push,
+};
+
+pub fn open(address: &str, name: &str, lease: Duration) -> Result<NatsQueue, NatsError> {
+    NatsQueue::with(address, name, NatsOptions::new().lease(lease))
+}
+
+impl Durable for NatsQueue {
+    fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a> {
+        Box::pin(async {
+            // In their order, over one connection.
+            try_join_all(items(pushes)?.into_iter().map(|item| self.push(item))).await?;
+            Ok(())
+        })
+    }
+
+    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+        // The server counts each look at a user who is not there: they are a minute apart in the end, and
+        // closer after each start.
+        let looks = u32::try_from(pushing.keep_for.as_secs() / 10).unwrap_or(u32::MAX);
+        let looks = if pushing.keep_for.is_zero() { 0 } else { looks.saturating_add(20) };
+        let options = SourceOptions::new().max_deliveries(looks.saturating_add(5));
+        start(self.source(options), Order::Any, pushing)
+    }
+}
+
+impl Graves for NatsQueue {
+    fn list<'a>(
+        &'a self,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> Asked<'a, Vec<DeadLetter<String>>> {
+        Box::pin(async move {
+            let after = after.map_or(Ok(0), number)?;
+            Ok(self.dead_letters(after, limit).await?.into_iter().map(with_text_id).collect())
+        })
+    }
+
+    fn find<'a>(&'a self, id: &'a str) -> Asked<'a, Option<DeadLetter<String>>> {
+        Box::pin(async move {
+            let id: u64 = number(id)?;
+            let found = self.dead_letters(id.saturating_sub(1), 1).await?;
+            Ok(found.into_iter().find(|dead| dead.id == id).map(with_text_id))
+        })
+    }
+
+    fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(Self::replay(self, number(id)?).await?.is_some()) })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(self.drop_dead_letter(number(id)?).await?) })
+    }
+}

@@ -1,0 +1,56 @@
+use std::time::Duration;
+
+use pipeline::{
+    Pipeline,
+    builder::StartError,
+    sources::{
+        DeadLetter, SourceOptions,
+        redis::{RedisOptions, RedisQueue, RedisQueueError},
+    },
+    timed::Timed,
+};
+
+use crate::{
+    dead_letters::{Asked, Graves, with_text_id},
+    durable::{Order, items, start},
+    intake::{Durable, Pushing, Storing},
+    push::Push,
+};
+
+pub fn open(address: &str, name: &str, lease: Duration) -> Result<RedisQueue, RedisQueueError> {
+    RedisQueue::open_with(address, name, RedisOptions::new().lease(lease))
+}
+
+impl Durable for RedisQueue {
+    fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a> {
+        Box::pin(async {
+            self.push_all(items(pushes)?).await?;
+            Ok(())
+        })
+    }
+
+    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+        start(self.source(SourceOptions::new()), Order::Any, pushing)
+    }
+}
+
+impl Graves for RedisQueue {
+    fn list<'a>(
+        &'a self,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> Asked<'a, Vec<DeadLetter<String>>> {
+        Box::pin(async move {
+            let page = self.dead_letters(after.unwrap_or_default(), limit).await?;
+            Ok(page.into_iter().map(with_text_id).collect())
+        })
+    }
+
+    fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(Self::replay(self, id).await?.is_some()) })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(self.drop_dead_letter(id).await?) })
+    }
+}

@@ -1,0 +1,68 @@
+use std::{path::Path, time::Duration};
+
+use pipeline::{
+    Pipeline,
+    builder::StartError,
+    sources::{
+        DeadLetter, SourceOptions,
+        sqlite::{SqliteError, SqliteOptions, SqliteQueue},
+    },
+    timed::Timed,
+};
+
+use crate::{
+    dead_letters::{Asked, Graves, number, with_text_id},
+    durable::{Order, items, start},
+    intake::{Durable, Pushing, Storing},
+    push::Push,
+};
+
+/// The name of the queue in its file.
+const QUEUE: &str = "pushes";
+
+pub async fn open(file: &Path, lease: Duration) -> Result<SqliteQueue, SqliteError> {
+    let options = SqliteOptions::new().ordered_by_key(true).lease(lease);
+    SqliteQueue::open_with(file, QUEUE, options).await
+}
+
+impl Durable for SqliteQueue {
+    fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a> {
+        Box::pin(async {
+            self.push_all(items(pushes)?).await?;
+            Ok(())
+        })
+    }
+
+    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+        start(self.source(SourceOptions::new()), Order::ByUser, pushing)
+    }
+}
+
+impl Graves for SqliteQueue {
+    fn list<'a>(
+        &'a self,
+        after: Option<&'a str>,
+        limit: u32,
+    ) -> Asked<'a, Vec<DeadLetter<String>>> {
+        Box::pin(async move {
+            let after = after.map_or(Ok(0), number)?;
+            Ok(self.dead_letters(after, limit).await?.into_iter().map(with_text_id).collect())
+        })
+    }
+
+    fn find<'a>(&'a self, id: &'a str) -> Asked<'a, Option<DeadLetter<String>>> {
+        Box::pin(async move {
+            let id: i64 = number(id)?;
+            let found = self.dead_letters(id.saturating_sub(1), 1).await?;
+            Ok(found.into_iter().find(|dead| dead.id == id).map(with_text_id))
+        })
+    }
+
+    fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(Self::replay(self, number(id)?).await?.is_some()) })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
+        Box::pin(async move { Ok(self.drop_dead_letter(number(id)?).await?) })
+    }
+}

@@ -1,0 +1,150 @@
+//! The example with a queue at a server, as a process.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{collections::BTreeSet, time::Duration};
+
+use pipeline::sources::{
+    Item, nats::NatsQueue, postgres::PostgresQueue, rabbitmq::RabbitQueue, redis::RedisQueue,
+};
+use pipeline_test_support::{
+    Client, Example, PATIENCE, connect,
+    servers::{Kind, Server},
+};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+const NDJSON: &str = "application/x-ndjson";
+
+async fn user(example: &Example, user: u64) -> Client {
+    let mut client = connect(&example.socket_url(user).await).await.unwrap();
+    client.join("1", &format!("user:{user}")).await;
+    client
+}
+
+fn lines(numbers: impl Iterator<Item = u64>) -> String {
+    let push = |n| json!({ "user_id": 1, "event": "push_timed", "data": { "n": n } }).to_string();
+    numbers.map(push).collect::<Vec<_>>().join("\n")
+}
+
+async fn number(client: &mut Client) -> u64 {
+    client.receive().await[4]["data"]["n"].as_u64().unwrap()
+}
+
+/// Waits until the page's data about the queue are so.
+async fn until(example: &Example, what: &str, holds: impl Fn(&Value) -> bool) {
+    let waiting = async {
+        while !holds(&example.request("GET", "/queue", "", "").await.json()) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+/// Adds an item as another program does.
+async fn add(kind: Kind, url: &str, payload: &str) {
+    let item = Item::new(payload.to_owned()).key("1");
+    match kind {
+        Kind::Redis => {
+            RedisQueue::open(url, "pushes").unwrap().push(item).await.unwrap();
+        }
+        Kind::Nats => {
+            NatsQueue::new(url, "pushes").unwrap().push(item).await.unwrap();
+        }
+        Kind::Postgres => {
+            PostgresQueue::open(url, "pushes").unwrap().push(item).await.unwrap();
+        }
+        Kind::RabbitMq => {
+            RabbitQueue::new(url, "pushes").unwrap().push(item).await.unwrap();
+        }
+    }
+}
+
+/// Runs the command `dead-letters` with the queue. Returns whether it succeeded, and its output.
+async fn dead_letters(url: &str, flags: &[&str]) -> (bool, String) {
+    let (status, printed) =
+        Example::run(&[&["dead-letters", "--source", url], flags].concat()).await;
+    (status.success(), printed)
+}
+
+/// Every push that was accepted reaches its user, also if the process is killed; what is not valid is a dead
+/// letter, which an operator can manage.
+async fn pushes_survive_the_process(kind: Kind) {
+    const MANY: u64 = 100;
+    let Some(mut server) = Server::start(kind).await else { return };
+    let url = server.url();
+    let start = async |flags: &[&str]| {
+        Example::start(&[&["--source", &url, "--lease-secs", "2"], flags].concat()).await
+    };
+    let example = start(&["--max-demand", "2", "--delay-ms", "10"]).await;
+    let mut ada = user(&example, 1).await;
+    let response = example.request("POST", "/push", NDJSON, &lines(0..MANY)).await;
+    assert_eq!((response.status, response.json()), (202, json!({ "accepted": MANY })));
+    let mut seen = BTreeSet::new();
+    for n in 0..20 {
+        assert_eq!(number(&mut ada).await, n, "in order");
+        seen.insert(n);
+    }
+    example.kill().await;
+
+    let example = start(&["--keep-secs", "3600"]).await;
+    let mut ada = user(&example, 1).await;
+    add(kind, &url, &lines(MANY..=MANY)).await;
+    while seen.len() <= usize::try_from(MANY).unwrap() {
+        seen.insert(number(&mut ada).await);
+    }
+    until(&example, "it is empty", |queue| queue["backlog"] == 0).await;
+    until(&example, "nothing was given up", |queue| queue["dead_letters"] == 0).await;
+
+    add(kind, &url, "nonsense").await;
+    until(&example, "it is given up", |queue| queue["dead_letters"] == 1).await;
+    let (done, printed) = dead_letters(&url, &["list", "--json"]).await;
+    assert!(done, "{printed}");
+    let dead: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((&dead["payload"], &dead["key"]), (&json!("nonsense"), &json!("1")));
+    let id = dead["id"].as_str().unwrap();
+    let (done, printed) = dead_letters(&url, &["show", id]).await;
+    assert!(done && printed.contains("expected ident"), "{printed}");
+    let (done, printed) = dead_letters(&url, &["replay", "--all"]).await;
+    assert!(done && printed.contains("1 replayed"), "{printed}");
+    until(&example, "it is given up again", |queue| queue["dead_letters"] == 1).await;
+    let (done, printed) = dead_letters(&url, &["drop", "--all"]).await;
+    assert!(done && printed.contains("1 dropped"), "{printed}");
+
+    // What the server has not confirmed is not accepted, and says so.
+    server.kill();
+    let response = example.push(&lines(0..1)).await;
+    assert_eq!(response.status, 503);
+    let error = response.json()["errors"][0]["error"].as_str().unwrap().to_owned();
+    assert!(error.starts_with("the queue cannot store it: "), "{error}");
+    assert!(!error.contains("guest"), "{error}");
+}
+
+#[tokio::test]
+async fn pushes_in_redis_survive_the_process() {
+    pushes_survive_the_process(Kind::Redis).await;
+}
+
+#[tokio::test]
+async fn pushes_in_nats_survive_the_process() {
+    pushes_survive_the_process(Kind::Nats).await;
+}
+
+#[tokio::test]
+async fn pushes_in_postgres_survive_the_process() {
+    pushes_survive_the_process(Kind::Postgres).await;
+}
+
+#[tokio::test]
+async fn pushes_in_rabbitmq_survive_the_process() {
+    pushes_survive_the_process(Kind::RabbitMq).await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_no_server_is_refused_without_its_password() {
+    for address in ["http://user:MARK@host", "redis://user:MARK@host:port"] {
+        let (status, printed) = Example::run(&["--port", "0", "--source", address]).await;
+        assert!(!status.success() && printed.contains("error: "), "{printed}");
+        assert!(!printed.contains("MARK"), "{printed}");
+    }
+}
