@@ -86,7 +86,7 @@ fn pushing(
         Ok(Push::new(format!("user:{user}"), "news", json!({ "text": text })))
     });
     let push = push.acknowledge(level).no_subscribers(absent).look_again(quick());
-    let options = SourceOptions::new().redeliver_after(quick()).max_deliveries(10_000);
+    let options = SourceOptions::new().redeliver_after(quick());
     Pipeline::of_messages("pushes")
         .source(queue.source(options))
         .processors(Processors::new(push).concurrency(4))
@@ -190,7 +190,14 @@ async fn an_item_for_a_user_who_is_not_there_waits_for_the_user_or_is_given_up()
     let keep = |keep_for| NoSubscribers::Keep { keep_for, then: Expired::GiveUp };
     queue.push(Item::new("hello").key("ada")).await.unwrap();
     let pipeline = pushing(&queue, &kit, Acknowledge::Written, keep(PATIENCE * 10));
-    sleep(Duration::from_millis(200)).await;
+    // More looks than deliveries that fail would be allowed.
+    let looks = || pipeline.snapshot().stages[0].source.as_ref().map_or(0, |seen| seen.fetched);
+    let looked = async {
+        while looks() < 12 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, looked).await.unwrap();
     assert_eq!(items(&queue).await, Some(1));
     let ada = join(&kit, "user:ada").await;
     assert_push!(ada, "news", { "text": "hello" }, within: PATIENCE);

@@ -257,24 +257,37 @@ async fn a_user_who_is_not_there_misses_a_message_at_any_level_if_that_is_the_ch
 async fn a_message_for_a_user_who_is_not_there_is_kept_until_its_time_is_over() {
     let server = server(|mount| mount);
     let backoff = Backoff::new(SECOND, 60 * SECOND).jitter(Jitter::None);
+    // An hour has passed for the server, and not on the wall clock.
+    let old = |age: Duration, nth| {
+        let mut metadata = message(Duration::ZERO, nth).metadata().clone();
+        metadata.enqueued_at = (SystemTime::now() + HOUR).checked_sub(age);
+        message(Duration::ZERO, nth).with_metadata(metadata)
+    };
     for level in ALL {
         for then in [Expired::Done, Expired::GiveUp] {
             let to = pushing(&server)
                 .acknowledge(level)
                 .no_subscribers(NoSubscribers::Keep { keep_for: HOUR, then })
                 .look_again(backoff);
-            for (age, nth, delay) in
-                [(Duration::ZERO, 1, 1), (SECOND, 2, 2), (HOUR / 2, 20, 60), (HOUR - SECOND, 20, 1)]
-            {
-                let failure = to.handle_message(&mut message(age, nth)).await.unwrap_err();
-                let Redelivery::After(after) = failure.redelivery() else {
+            // A new one looks again soon, whatever the age.
+            let failure = to.handle_message(&mut message(HOUR / 2, 20)).await.unwrap_err();
+            assert_eq!(failure.redelivery(), Redelivery::Later(SECOND));
+            tokio::time::advance(HOUR).await;
+            for (age, nth, delay) in [
+                (Duration::ZERO, 1, 1),
+                (SECOND * 3 / 2, 2, 2),
+                (HOUR / 2, 20, 60),
+                (HOUR - SECOND, 20, 1),
+            ] {
+                let failure = to.handle_message(&mut old(age, nth)).await.unwrap_err();
+                let Redelivery::Later(after) = failure.redelivery() else {
                     unreachable!("{failure:?}")
                 };
                 // Some milliseconds pass on the wall clock.
                 let expected = Duration::from_secs(delay);
                 assert!(after.abs_diff(expected) < SECOND / 2, "{after:?}");
             }
-            let expired = to.handle_message(&mut message(2 * HOUR, 20)).await;
+            let expired = to.handle_message(&mut old(2 * HOUR, 20)).await;
             match then {
                 Expired::Done => assert!(expired.unwrap().is_unheard()),
                 Expired::GiveUp => {
@@ -283,7 +296,21 @@ async fn a_message_for_a_user_who_is_not_there_is_kept_until_its_time_is_over() 
             }
         }
     }
-    assert_eq!(counted(&server.recorded), outcomes(&[("expired", 8), ("kept", 32)]));
+    assert_eq!(counted(&server.recorded), outcomes(&[("expired", 8), ("kept", 40)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_message_without_a_time_is_counted_by_its_source() {
+    let server = server(|mount| mount);
+    let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };
+    let backoff = Backoff::new(SECOND, 60 * SECOND).jitter(Jitter::None);
+    let to = pushing(&server).no_subscribers(keep).look_again(backoff);
+    let mut message = message(Duration::ZERO, 3);
+    let mut metadata = message.metadata().clone();
+    metadata.enqueued_at = None;
+    message = message.with_metadata(metadata);
+    let failure = to.handle_message(&mut message).await.unwrap_err();
+    assert_eq!(failure.redelivery(), Redelivery::After(4 * SECOND));
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,7 +322,7 @@ async fn a_message_is_kept_if_its_only_client_ends_before_it_has_taken_it() {
     let mut pushed = std::pin::pin!(push(&to));
     assert!(poll!(&mut pushed).is_pending());
     drop(client);
-    assert!(matches!(pushed.await.unwrap_err().redelivery(), Redelivery::After(_)));
+    assert!(matches!(pushed.await.unwrap_err().redelivery(), Redelivery::Later(_)));
 }
 
 /// A user's channel that crashes with each push.

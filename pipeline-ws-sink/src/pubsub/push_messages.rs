@@ -214,16 +214,19 @@ impl<F> PushMessages<F> {
     /// [`Adapter`](crate::pubsub::Adapter), clients of other nodes count as there as long as
     /// [`PubSub::has_subscribers`] says so.
     ///
-    /// Each delivery of a kept message counts for its source, which gives it up after
-    /// `SourceOptions::max_deliveries`: allow for `keep_for` divided by the delay of
-    /// [`look_again`](Self::look_again). A message without a time of its own is kept until the source
-    /// gives it up.
+    /// A delivery that finds no client is not counted by the source
+    /// ([`Failure::later`](pipeline_core::processing::Failure::later)), so the message is kept for all of
+    /// its time, whatever `SourceOptions::max_deliveries` is; except where the server itself counts
+    /// deliveries, as that of NATS does. A message without a time of its own is looked for as often as
+    /// its source delivers one that fails.
     #[must_use]
     pub fn no_subscribers(self, no_subscribers: NoSubscribers) -> Self {
         Self { no_subscribers, ..self }
     }
 
-    /// When a message that is kept is delivered again. Default from a second to a minute.
+    /// When a message that is kept is delivered again. Default from a second to a minute: the older the
+    /// message, the longer, but not longer than this end of a pipeline has existed. A join wakes nothing, so
+    /// this is also how long a user who comes back may wait for what was kept.
     #[must_use]
     pub fn look_again(self, backoff: Backoff) -> Self {
         Self { look_again: backoff, ..self }
@@ -319,10 +322,20 @@ impl<F> PushMessages<F> {
         let left = keep_for.saturating_sub(added.unwrap_or_default());
         if !left.is_zero() {
             self.metrics.kept.increment(1);
-            let deliveries = message.metadata().deliveries.max(1);
             // Its last delivery is at its deadline.
-            let delay = self.look_again.nth_delay(deliveries, 0.5).min(left);
-            return Err(Failure::from(Stuck::Absent).retry_after(delay));
+            let absent = Failure::from(Stuck::Absent);
+            return Err(match added {
+                Some(age) => {
+                    // It was not looked for before this worker was there, and its user may come back soon.
+                    let looked_for = age.min(self.clock.started().elapsed());
+                    absent.later(delay_at(self.look_again, looked_for).min(left))
+                }
+                // It would never be too old, so its source counts how often it is looked for.
+                None => {
+                    let deliveries = message.metadata().deliveries.max(1);
+                    absent.retry_after(self.look_again.nth_delay(deliveries, 0.5))
+                }
+            });
         }
         self.metrics.expired.increment(1);
         match then {
@@ -330,6 +343,22 @@ impl<F> PushMessages<F> {
             Expired::GiveUp => Err(Failure::from(Stuck::Absent).give_up()),
         }
     }
+}
+
+/// How many delays of a backoff are added up. One that doubles is far beyond its maximum by then.
+const LOOKS: u32 = 100;
+
+/// The delay of the next look at a message that was looked for during this time: the first that ends later.
+fn delay_at(backoff: Backoff, looked_for: Duration) -> Duration {
+    let (mut ends, mut delay) = (Duration::ZERO, Duration::ZERO);
+    for nth in 1..=LOOKS {
+        delay = backoff.nth_delay(nth, 0.5);
+        ends = ends.saturating_add(delay);
+        if ends > looked_for {
+            break;
+        }
+    }
+    delay
 }
 
 /// Encodes a push. Another try of one that cannot be encoded would not help.
