@@ -155,6 +155,10 @@ impl Worker<Accepted> for PushAccepted {
         if !self.delay.is_zero() {
             sleep(self.delay).await;
         }
+        if !message.is_current() {
+            // The queue delivers it again.
+            return Ok(());
+        }
         if let Err(failure) = self.push.handle_message(&mut message).await {
             message.fail(failure);
         }
