@@ -84,3 +84,8 @@ async fn a_server_that_is_restarted_in_time_lets_no_user_leave() {
 async fn whether_a_topic_has_subscribers_is_known_across_nodes() {
     nodes::faults::listening(KIND).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_polling_client_is_served_by_either_node() {
+    nodes::polling(KIND).await;
+}

@@ -19,13 +19,14 @@ use std::{
 use pipeline_cluster::{Cluster, ClusterOptions, Gap};
 use pipeline_core::backoff::Backoff;
 use pipeline_test_support::{
-    PATIENCE, Recorded, connect,
+    PATIENCE, Recorded, connect, request,
     servers::{Kind, Server},
 };
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Presence, Socket, Topic,
     channel::{JoinContext, JoinError},
     endpoint::EndpointBuilder,
+    mount::LongPoll,
     presence::TrackerOptions,
     pubsub::TopicSubscription,
     socket::{ConnectError, ConnectInfo, Params},
@@ -257,6 +258,55 @@ pub async fn clients(kind: Kind) {
     assert_eq!(left.endpoint.disconnect("named:ada"), 0, "the socket is on another node");
     assert_eq!(ada.closed().await, 1001);
     serving.abort();
+}
+
+/// A long-polling client whose requests take turns between two nodes.
+pub async fn polling(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let (mut nodes, mut addresses) = (Vec::new(), Vec::new());
+    for name in ["left", "right"] {
+        let mount = Mount::new(NamedSocket).channel::<Room>("room:*").longpoll(LongPoll::new());
+        let builder = Endpoint::builder().mount("/socket", mount);
+        let node = Node::with(&server, options(name), builder).await;
+        within(node.cluster.connected()).await;
+        let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
+        addresses.push(listener.local_addr().unwrap().to_string());
+        let app: axum::Router = axum::Router::new().fallback_service(node.endpoint.clone());
+        tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+        nodes.push(node);
+    }
+    let mut turns = addresses.iter().cycle();
+    let mut request = async |method: &str, token: &Value, lines: &str| {
+        let token = token.as_str().unwrap_or_default();
+        let path = format!("/socket/longpoll?vsn=2.0.0&name=ada&token={token}");
+        let headers = [("content-type", "application/x-ndjson")];
+        request(turns.next().unwrap(), method, &path, &headers, lines).await.json()
+    };
+    let opened = request("GET", &json!(""), "").await;
+    let token = opened["token"].clone();
+    let join = json!(["1", "1", T, "phx_join", {}]).to_string();
+    assert_eq!(request("POST", &token, &join).await, json!({ "status": 200 }));
+    // Longer than what a server of NATS takes in one message. The answer is passed on.
+    let reply = request("GET", &token, "").await;
+    assert_eq!((&reply["status"], reply["messages"].as_array().unwrap().len()), (&json!(200), 1));
+    let long = json!({ "text": "x".repeat(3_000_000) });
+    nodes[0].endpoint.broadcast(T, "long", long.clone()).unwrap();
+    let answer = request("GET", &token, "").await;
+    let messages: Value = serde_json::from_str(answer["messages"][0].as_str().unwrap()).unwrap();
+    assert_eq!(messages, json!([null, null, T, "long", long]));
+    for n in 0..20 {
+        let reference = n.to_string();
+        let heartbeat = json!([null, reference, "phoenix", "heartbeat", {}]).to_string();
+        assert_eq!(request("POST", &token, &heartbeat).await, json!({ "status": 200 }));
+        let polled = request("GET", &token, "").await;
+        assert!(polled["messages"][0].as_str().unwrap().contains(&reference), "{polled}");
+        // So that both kinds of request meet both nodes.
+        if n == 10 {
+            assert_eq!(request("POST", &token, "").await, json!({ "status": 200 }));
+        }
+    }
+    let open: Vec<_> = nodes.iter().map(|node| node.endpoint.open_sockets()).collect();
+    assert_eq!(open, [1, 0]);
 }
 
 /// Many messages of several nodes: none is lost, and those of a topic and an origin keep their order.
