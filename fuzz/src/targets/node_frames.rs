@@ -36,7 +36,8 @@ fn read(bytes: &[u8]) {
     let inside: usize = read.iter().flatten().map(|frame| 4 + frame.len()).sum();
     if bytes.first() == Some(&GROUP) {
         let is_whole = read.iter().all(Result::is_ok);
-        assert!(1 + inside <= bytes.len() && is_whole == (1 + inside == bytes.len()));
+        let length = 1 + inside;
+        assert!(length <= bytes.len() && is_whole == (length == bytes.len()));
     } else {
         assert_eq!(read, [Ok(message)]);
     }
