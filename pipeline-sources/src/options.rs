@@ -42,7 +42,7 @@ impl Default for SourceOptions {
             max_unsettled: 10_000,
             max_unsettled_bytes: 256 * 1024 * 1024,
             max_unfinished: 20,
-            call_timeout: second * 30,
+            call_timeout: second * 20,
         }
     }
 }
@@ -92,11 +92,11 @@ impl SourceOptions {
     }
 
     /// How long a call of the broker may take: to connect, to store outcomes, to renew leases, and to count
-    /// the backlog. Default 30 seconds. A call that takes longer has failed, and the source connects again;
+    /// the backlog. Default 20 seconds. A call that takes longer has failed, and the source connects again;
     /// only the backlog is counted later. To fetch may take any time, because it waits for items.
     ///
-    /// It should be shorter than the broker's lease, which is not renewed for an item whose outcome is being
-    /// stored.
+    /// With a broker that has leases it should be at most two thirds of one: an item whose outcome is being
+    /// stored has its lease not renewed, and the last renewal was up to a third of a lease before.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit;
         self
@@ -128,7 +128,7 @@ impl SourceOptions {
     }
 
     /// How many items may have been fetched without a stored outcome. Beyond it nothing is fetched, as
-    /// when the broker stores outcomes more slowly than it delivers items. Default 10,000.
+    /// when the broker stores outcomes more slowly than it delivers items, or refuses them. Default 10,000.
     ///
     /// # Panics
     ///

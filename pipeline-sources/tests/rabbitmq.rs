@@ -192,10 +192,14 @@ impl Subject for OfServer {
 
     async fn empty_graves(&self) {
         self.replace_dead_letters(false).await;
+        // It is made again.
+        self.queue.backlog().await.unwrap();
     }
 
     async fn dead_letters(&self) -> Vec<String> {
-        reasons(&self.queue).await
+        // They may be replaced at this moment.
+        let dead = self.queue.dead_letters(None, 100).await.unwrap_or_default();
+        dead.iter().map(|dead| dead.reason.to_string()).collect()
     }
 
     fn outlives_sessions(&self) -> bool {
