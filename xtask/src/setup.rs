@@ -181,12 +181,14 @@ fn servers_folder() -> PathBuf {
     root().join("target/tools/servers")
 }
 
-/// Programs of the servers of durable sources, each in a folder in which `tests/support` finds it.
-const SERVERS: [(&str, &str); 4] = [
+/// Programs of the servers of durable sources, and of proxies, each in a folder in which `tests/support` finds it.
+const SERVERS: [(&str, &str); 6] = [
     ("redis-server", "usr/bin/redis-server"),
     ("nats-server", "usr/sbin/nats-server"),
     ("postgresql", "usr/lib/postgresql"),
     ("rabbitmq-server", "usr/lib/rabbitmq"),
+    ("haproxy", "usr/sbin/haproxy"),
+    ("nginx", "usr/sbin/nginx"),
 ];
 
 /// The packages of the servers that are not installed.

@@ -1,9 +1,10 @@
-//! `/ctl`: broadcasts from outside of a channel, and the stop of the server.
+//! `/ctl`: broadcasts from outside of a channel, the number of sockets and how some are given away, and the
+//! stop of the server.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::Query, http::StatusCode, routing::get};
-use pipeline::ws::Endpoint;
+use pipeline::ws::{Endpoint, endpoint::Shed};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{sync::Notify, time::sleep};
@@ -23,9 +24,15 @@ struct Disconnect {
     user: String,
 }
 
-/// The routes below `/ctl`. A stop request notifies `stop`.
-pub fn router(endpoint: &Endpoint, stop: Arc<Notify>) -> Router {
-    let (all, local, sockets) = (endpoint.clone(), endpoint.clone(), endpoint.clone());
+#[derive(Deserialize)]
+struct DownTo {
+    sockets: usize,
+    per_second: usize,
+}
+
+/// The routes below `/ctl`, of a server on this port. A stop request notifies `stop`.
+pub fn router(endpoint: &Endpoint, port: u16, stop: Arc<Notify>) -> Router {
+    let [all, local, sockets, open, full, seen] = [(); 6].map(|()| endpoint.clone());
     Router::new()
         .route(
             "/ctl/broadcast",
@@ -53,6 +60,21 @@ pub fn router(endpoint: &Endpoint, stop: Arc<Notify>) -> Router {
             get(async move |Query(Disconnect { user })| {
                 sockets.disconnect(&format!("users_socket:{user}"));
                 "ok"
+            }),
+        )
+        .route("/ctl/port", get(async move || port.to_string()))
+        .route(
+            "/ctl/connected",
+            get(async move || {
+                let mounts = seen.snapshot().sockets;
+                mounts.iter().map(|mount| mount.connected).sum::<u64>().to_string()
+            }),
+        )
+        .route("/ctl/sockets", get(async move || open.open_sockets().to_string()))
+        .route(
+            "/ctl/shed",
+            get(async move |Query(DownTo { sockets, per_second })| {
+                full.shed(Shed::down_to(sockets).per_second(per_second)).await.to_string()
             }),
         )
         .route(

@@ -23,9 +23,12 @@ mod token;
 use std::{error::Error, sync::Arc, time::Duration};
 
 use clap::Parser;
+#[cfg(feature = "cluster")]
+use pipeline::cluster::{Cluster, ClusterOptions};
 use pipeline::{
+    health::Health,
     serve, shutdown_signal,
-    ws::{listen, token::Signer},
+    ws::{endpoint::ArrivalRate, listen, token::Signer},
 };
 use pipeline_example_support::{finish, log_to_stderr, say};
 use tokio::sync::Notify;
@@ -41,6 +44,32 @@ struct Args {
     /// The secret that signs tokens, at least 20 bytes
     #[arg(long, env = "SECRET_KEY_BASE", default_value = "a secret for trying things out only")]
     secret: String,
+
+    /// The server of Redis that connects this node with others: `redis://127.0.0.1:6379/`
+    #[cfg(feature = "cluster")]
+    #[arg(long)]
+    redis: Option<String>,
+
+    /// The name of this node
+    #[cfg(feature = "cluster")]
+    #[arg(long, default_value = "channels")]
+    node: String,
+
+    /// The port of `/readyz` and `/livez`, for a load balancer
+    #[arg(long)]
+    admin_port: Option<u16>,
+
+    /// How many seconds to keep serving as not ready before the end
+    #[arg(long, default_value_t = 0)]
+    linger: u64,
+
+    /// How many clients may connect in a second, and how many channels they may join
+    #[arg(long)]
+    arrivals: Option<u32>,
+
+    /// How many seconds the sockets have to close at the end
+    #[arg(long, default_value_t = 5)]
+    close_within: u64,
 }
 
 #[tokio::main]
@@ -48,11 +77,29 @@ async fn main() -> Result<(), Box<dyn Error>> {
     log_to_stderr("warn");
     let args = Args::parse();
     let listener = listen(("127.0.0.1", args.port)).await?;
-    let endpoint = mounts::endpoint(&Signer::new(&args.secret, "user socket")?)?;
+    let builder = mounts::endpoint(&Signer::new(&args.secret, "user socket")?);
+    let builder = match args.arrivals.map(ArrivalRate::new) {
+        Some(rate) => builder.connect_rate(rate).join_rate(rate),
+        None => builder,
+    };
+    #[cfg(feature = "cluster")]
+    let endpoint = match &args.redis {
+        Some(url) => {
+            let options = ClusterOptions::new("channels").node(&args.node);
+            let cluster = Cluster::redis(url, options).await?;
+            let endpoint = builder.adapter(cluster.clone()).build()?;
+            cluster.connected().await;
+            endpoint
+        }
+        None => builder.build()?,
+    };
+    #[cfg(not(feature = "cluster"))]
+    let endpoint = builder.build()?;
     say(format!("sockets  ws://{}/socket", listener.local_addr()?));
 
+    let port = listener.local_addr()?.port();
     let stop = Arc::new(Notify::new());
-    let app = control::router(&endpoint, stop.clone()).fallback_service(endpoint.clone());
+    let app = control::router(&endpoint, port, stop.clone()).fallback_service(endpoint.clone());
     let signal = shutdown_signal()?;
     let stopped = async move {
         tokio::select! {
@@ -60,11 +107,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
             () = signal => {}
         }
     };
-    let report = serve(listener, app)
+    let health = Health::new().endpoint(endpoint.observer());
+    let mut server = serve(listener, app)
+        .health(&health)
         .endpoint(endpoint)
-        .close_within(Duration::from_secs(5))
-        .until(stopped)
-        .await?;
+        .linger(Duration::from_secs(args.linger))
+        .close_within(Duration::from_secs(args.close_within))
+        .until(stopped);
+    if let Some(port) = args.admin_port {
+        server = server.admin(listen(("127.0.0.1", port)).await?, health.router());
+    }
+    let report = server.await?;
     say(report.to_string());
     finish();
     Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pipeline::ws::{
     Endpoint, Mount, Presence,
-    endpoint::BuildError,
+    endpoint::EndpointBuilder,
     mount::{CheckOrigin, Drainer, LongPoll},
     token::Signer,
 };
@@ -24,8 +24,9 @@ use crate::{
 const RENEWAL: Duration = Duration::from_secs(60);
 
 /// The endpoint with all its sockets.
-pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
-    let (presence, named) = (Presence::new(), present::named());
+pub fn endpoint(signer: &Signer) -> EndpointBuilder {
+    let (presence, named) =
+        (Presence::builder().tracker(present::tracker()).build(), present::named());
     let sockets = |info| mount(info, signer, &presence, &named);
     let open = || sockets(&[]).check_origin(CheckOrigin::off());
     let polled = |window| LongPoll::new().window(Duration::from_millis(window));
@@ -66,7 +67,6 @@ pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
                 .check_origin(CheckOrigin::off()),
         )
         .mount("/few", open().max_channels(2))
-        .build()
 }
 
 /// The channels, in the order in which topics are matched.

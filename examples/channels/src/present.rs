@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use pipeline::ws::{
     Channel, Payload, Presence, Topic,
     channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
-    presence::{PresenceError, PresenceList},
+    presence::{PresenceError, PresenceList, TrackerOptions},
 };
 use serde_json::{Value, json};
 
@@ -21,7 +21,12 @@ pub struct Joined(Value);
 
 /// The presence of `named:*`, which adds a name to each key.
 pub fn named() -> Presence {
-    Presence::builder().name("named").fetch(with_names).build()
+    Presence::builder().name("named").tracker(tracker()).fetch(with_names).build()
+}
+
+/// Nodes hear of each other's changes soon, because an example is tried out.
+pub fn tracker() -> TrackerOptions {
+    TrackerOptions::new().broadcast_period(Duration::from_millis(200))
 }
 
 async fn with_names(_: Arc<str>, mut who: PresenceList) -> PresenceList {

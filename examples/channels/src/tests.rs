@@ -20,7 +20,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// The sample application.
 fn kit() -> TestEndpoint {
-    TestEndpoint::of(mounts::endpoint(&signer()).unwrap())
+    TestEndpoint::of(mounts::endpoint(&signer()).build().unwrap())
 }
 
 fn signer() -> Signer {

@@ -15,6 +15,8 @@ mod example;
 mod gate;
 mod http;
 mod log;
+#[cfg(unix)]
+pub mod proxies;
 mod recorded;
 mod schedule;
 #[cfg(unix)]

@@ -265,12 +265,12 @@ impl Server {
 
 /// A process with the processes that it has started. Killed on drop.
 #[derive(Debug)]
-struct Group {
-    child: Child,
+pub(crate) struct Group {
+    pub(crate) child: Child,
 }
 
 impl Group {
-    fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(mut command: Command) -> Self {
         Self { child: command.process_group(0).stdin(Stdio::null()).spawn().unwrap() }
     }
 
@@ -346,7 +346,7 @@ fn start_of_erlang(folder: &Path, erlang: &Path) {
 }
 
 /// A port that is free now.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -356,7 +356,7 @@ fn roots() -> [PathBuf; 2] {
 }
 
 /// The path of a program of these servers.
-fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let on_path = env::var_os("PATH").unwrap_or_default();
     let folders = roots().into_iter().flat_map(|root| {
         let versions = |parent: &str, inner: &'static str| {
@@ -374,7 +374,7 @@ fn find(name: &str) -> Option<PathBuf> {
 }
 
 /// A program with the libraries that were unpacked with it.
-fn program(path: &Path) -> Command {
+pub(crate) fn program(path: &Path) -> Command {
     let mut command = Command::new(path);
     command.env("LD_LIBRARY_PATH", libraries());
     command
