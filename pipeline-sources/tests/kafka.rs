@@ -479,6 +479,28 @@ async fn a_dead_letter_whose_headers_are_too_large_is_kept_without_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_that_cannot_be_stored_holds_up_its_own_offset_alone() {
+    let (cluster, queue) = queue(2, options()).await;
+    cluster.refuse_dead_letters("numbers", true);
+    push_numbers(&queue, 0..100, 20).await;
+    let fails = |text: &str| (text == "7").then(|| Failure::new("it is bad").give_up());
+    let (pipeline, seen) = keep(&queue, quick(), fails);
+    until("all are handled", async || seen.lock().len() == 100).await;
+    push_numbers(&queue, 100..200, 20).await;
+    until("more are handled", async || seen.lock().len() == 200).await;
+    // One partition has nothing left, and of the other one all was handled.
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+    until("all others are stored", async || source().done == 199).await;
+    assert!(source().given_up == 0 && !is_empty(&queue).await, "{:?}", source());
+    assert_eq!(source().connection_errors, 0, "the session continues");
+    cluster.refuse_dead_letters("numbers", false);
+    until("all are done", async || is_empty(&queue).await).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    assert_eq!(seen.lock().len(), 200, "none was handled twice");
+    assert_eq!(queue.dead_letters(None, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delay_that_cannot_be_reckoned_is_a_long_one() {
     let (_cluster, queue) = queue(1, options()).await;
     queue.push(Item::new("1")).await.unwrap();
@@ -787,7 +809,7 @@ impl kills::Queue for KafkaQueue {
     type Broker = KafkaBroker;
 
     // After each, the mock cluster lets the next process wait for some seconds.
-    const KILLS: usize = 3;
+    const KILLS: usize = 2;
 
     async fn open(address: &str) -> Self {
         // With the newer protocol, the mock cluster notices a death after half a minute.
