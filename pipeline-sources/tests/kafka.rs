@@ -346,7 +346,8 @@ async fn a_broker_that_does_not_answer_is_noticed_and_served_again_when_it_does(
     let options = options.push_timeout(Duration::from_millis(500));
     let (cluster, queue) = queue(1, options).await;
     let (pipeline, seen, attempts) = watch(&queue);
-    push_numbers(&queue, 0..10, 5).await;
+    // A busy machine may take longer than the time of these options.
+    push_numbers(&cluster.queue("numbers", self::options()), 0..10, 5).await;
     until("they are handled", async || seen.lock().len() == 10).await;
     let before = attempts.load(SeqCst);
     cluster.delay(Duration::from_secs(60));

@@ -585,9 +585,7 @@ async fn a_backlog_costs_nothing_until_it_is_asked_for() {
 async fn items_without_an_outcome_take_no_more_memory_than_they_may() {
     const ITEMS: usize = 40;
     let server = server!();
-    // Three items and what a fetch brings.
-    let options = short().max_unsettled_bytes(25_000);
-    let queue = RabbitQueue::with(&server.url(), "memory", options).unwrap();
+    let queue = queue(&server, "memory");
     for _ in 0..ITEMS {
         queue.push(Item::new(vec![b'x'; 10_000])).await.unwrap();
     }
@@ -599,7 +597,8 @@ async fn items_without_an_outcome_take_no_more_memory_than_they_may() {
         Ok(())
     };
     let pipeline = Pipeline::of_messages("test")
-        .source(Source::new(broker, quick().fetch_at_once(2)))
+        // Three items and what a fetch brings.
+        .source(Source::new(broker, quick().fetch_at_once(2).max_unsettled_bytes(25_000)))
         .processors(Processors::from_fn(handle).concurrency(1).max_demand(ITEMS))
         .start()
         .unwrap();

@@ -112,7 +112,6 @@ use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 
 use self::link::{Dialer, Names, Publisher, declared, prepare, within};
-use self::session::Room;
 pub use self::session::{RabbitFetch, RabbitReceipt, RabbitSettle};
 use crate::{
     broker::{Backlog, BrokerError},
@@ -150,8 +149,6 @@ struct Shared {
     sessions: AtomicU64,
     /// How many fetches are made for one item only.
     careful: AtomicUsize,
-    /// The memory of the items of all its sources that have no stored outcome.
-    room: Arc<Room>,
 }
 
 /// The kind of a queue of RabbitMQ.
@@ -182,7 +179,6 @@ pub struct RabbitOptions {
     max_items: Option<u64>,
     delivery_limit: u32,
     consumer_timeout: Option<Duration>,
-    max_unsettled_bytes: usize,
 }
 
 impl Default for RabbitOptions {
@@ -196,7 +192,6 @@ impl Default for RabbitOptions {
             max_items: None,
             delivery_limit: 100,
             consumer_timeout: None,
-            max_unsettled_bytes: 64 << 20,
         }
     }
 }
@@ -238,13 +233,6 @@ impl RabbitOptions {
     /// configuration, and nothing else changes it. See [long work](self#long-work).
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.consumer_timeout = Some(timeout.max(Duration::from_secs(1)));
-        self
-    }
-
-    /// How many bytes the items may have that were delivered to sources of this queue and have no stored
-    /// outcome. Beyond it nothing more is consumed. Default 64 MiB, and what one fetch brings.
-    pub fn max_unsettled_bytes(mut self, bytes: usize) -> Self {
-        self.max_unsettled_bytes = bytes.max(1);
         self
     }
 
@@ -397,7 +385,6 @@ impl RabbitQueue {
             publisher: Mutex::default(),
             sessions: AtomicU64::new(0),
             careful: AtomicUsize::new(0),
-            room: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

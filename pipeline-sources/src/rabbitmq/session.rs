@@ -5,10 +5,7 @@ use std::{
     collections::btree_map::{BTreeMap, Entry},
     fmt,
     hash::{Hash, Hasher},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -25,7 +22,7 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use tokio::{runtime::Handle, sync::Notify, time::timeout};
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     RabbitError, RabbitQueue, Shared,
@@ -41,9 +38,6 @@ use crate::{
 
 /// How long a consumer that has got items waits for more of those that are there.
 const GATHER: Duration = Duration::from_millis(3);
-
-/// How often a source that waits for memory looks whether its channel is still open.
-const LOOK_AT_CHANNEL: Duration = Duration::from_secs(1);
 
 /// How many fetches are for one item after a connection was lost while items were delivered.
 const CAREFUL: usize = 20;
@@ -66,46 +60,6 @@ struct Kept {
     properties: BasicProperties,
     payload: Bytes,
     deliveries: u32,
-    /// What it takes of the memory that unsettled items may take.
-    weight: Weight,
-}
-
-/// The bytes of a message, as long as it is kept.
-struct Weight {
-    bytes: usize,
-    room: Arc<Room>,
-}
-
-impl Drop for Weight {
-    fn drop(&mut self) {
-        self.room.bytes.fetch_sub(self.bytes, SeqCst);
-        self.room.freed.notify_one();
-    }
-}
-
-/// The bytes of the messages that were delivered and have no stored outcome.
-#[derive(Debug, Default)]
-pub(super) struct Room {
-    bytes: AtomicUsize,
-    freed: Notify,
-}
-
-impl Room {
-    fn take(self: &Arc<Self>, bytes: usize) -> Weight {
-        self.bytes.fetch_add(bytes, SeqCst);
-        Weight { bytes, room: self.clone() }
-    }
-
-    /// Waits until they are fewer than this.
-    async fn below(&self, limit: usize) {
-        loop {
-            let freed = self.freed.notified();
-            if self.bytes.load(SeqCst) < limit {
-                return;
-            }
-            freed.await;
-        }
-    }
 }
 
 impl PartialEq for RabbitReceipt {
@@ -127,7 +81,6 @@ impl fmt::Debug for RabbitReceipt {
         f.debug_struct("RabbitReceipt")
             .field("session", &self.session)
             .field("tag", &self.tag)
-            .field("bytes", &self.message.weight.bytes)
             .finish_non_exhaustive()
     }
 }
@@ -204,7 +157,6 @@ impl Fetch for RabbitFetch {
         // One of the items may be what the client library cannot read. The others are not delivered with it.
         let careful = session.shared.careful.load(SeqCst);
         let max = if careful > 0 { 1 } else { max };
-        session.has_room().await?;
         self.consumers += 1;
         let taken = session.consume(max, self.consumers).await;
         let taken = taken.map_err(|error| session.explained(error));
@@ -253,17 +205,6 @@ impl Drop for OpenConsumer<'_> {
 const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: true };
 
 impl Session {
-    /// Waits until the items without a stored outcome take less memory than they may.
-    async fn has_room(&self) -> Result<(), RabbitError> {
-        let Shared { options, room, .. } = &*self.shared;
-        while timeout(LOOK_AT_CHANNEL, room.below(options.max_unsettled_bytes)).await.is_err() {
-            if !self.channel.status().connected() {
-                return Err(self.explained(RabbitError::Closed));
-            }
-        }
-        Ok(())
-    }
-
     /// The error of a call of the channel, or why it was closed while the connection is still there.
     fn explained(&self, error: RabbitError) -> RabbitError {
         let is_there = self.connection.as_ref().is_some_and(|it| it.status().connected());
@@ -290,7 +231,7 @@ impl Session {
         let tag = ShortString::from(format!("pipeline-{nth}"));
         // The limit is sent first, and its answer is not waited for before the consumer is opened.
         let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
-        let options = BasicConsumeOptions { nowait: true, ..BasicConsumeOptions::default() };
+        let options = BasicConsumeOptions::default();
         let queue = self.shared.names.queue.clone();
         let consumer =
             self.channel.basic_consume(queue, tag.clone(), options, FieldTable::default());
@@ -310,15 +251,11 @@ impl Session {
             let Ok(next) = timeout(GATHER, consumer.next()).await else { break };
             taken.push(delivered(next)?);
         }
-        // The server delivers no more to a consumer that has got as many as its limit, until some of them are
-        // acknowledged, which is later than this. Otherwise it confirms it behind what it has delivered.
-        let nowait = taken.len() >= usize::from(prefetch);
-        let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions { nowait });
+        let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions::default());
         within(limit, WHAT, cancelled).await?;
-        if !nowait {
-            while let Some(last) = timeout(limit, consumer.next()).await.unwrap_or_default() {
-                taken.push(delivered(Some(last))?);
-            }
+        // The server confirms it behind what it has delivered.
+        while let Some(last) = timeout(limit, consumer.next()).await.unwrap_or_default() {
+            taken.push(delivered(Some(last))?);
         }
         open.consumer = None;
         let taken = std::mem::take(&mut open.taken);
@@ -330,13 +267,11 @@ impl Session {
         let told = format::told(&delivered.properties, payload.clone(), delivered.redelivered);
         let id = delivered.properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
         let id = id.unwrap_or_else(random_id);
-        let bytes = payload.len() + format::size(&delivered.properties);
         let kept = Kept {
             id: id.clone(),
             properties: delivered.properties,
             payload,
             deliveries: told.deliveries,
-            weight: self.shared.room.take(bytes),
         };
         let receipt = RabbitReceipt {
             session: self.number,
@@ -380,7 +315,7 @@ impl Session {
         message: &Kept,
         reason: &str,
     ) -> Result<(), RabbitError> {
-        let Kept { id, properties, payload, deliveries, .. } = message;
+        let Kept { id, properties, payload, deliveries } = message;
         let dead_id = random_id();
         let death = Death { deliveries: *deliveries, reason, now: now(), dead_id: &dead_id };
         let limit = publisher.largest_properties();
