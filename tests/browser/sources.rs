@@ -40,8 +40,9 @@ async fn the_page_and_the_inspector_show_the_durable_queue() {
     let example = Example::start(&flags).await;
     let add = "INSERT INTO pipeline_items (queue, payload) VALUES ('pushes', 'no push')";
     rusqlite::Connection::open(&file).unwrap().execute(add, []).unwrap();
-    for n in 0..3 {
-        push(&example, 1, json!({ "n": n })).await;
+    // One push of a user is in work at a time.
+    for user in 1..=3 {
+        push(&example, user, json!({})).await;
     }
     let browser = Browser::start().await;
     browser.open(&example, 1).await;
