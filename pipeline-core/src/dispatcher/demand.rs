@@ -109,17 +109,24 @@ impl DemandDispatcher {
         }
         let left = sum - count;
         let (each, more) = (left / receivers as u128, left % receivers as u128);
-        let from = receivers as u128 - more;
-        let served: Vec<Consumer> = self.consumers.drain(..receivers).collect();
-        for (place, Consumer { id, demand }) in served.into_iter().enumerate() {
-            let kept = each + u128::from(place as u128 >= from);
+        // Fewer than there are receivers.
+        let fewer = receivers - usize::try_from(more).unwrap_or(receivers);
+        for (place, consumer) in self.consumers[..receivers].iter_mut().enumerate() {
             // At most the demand, which is a `usize`.
-            let demand_left = usize::try_from(kept).unwrap_or(usize::MAX).min(demand);
-            self.insert(Consumer { id, demand: demand_left });
-            if demand > demand_left {
-                out.send(id, take_front(events, demand - demand_left));
+            let kept = usize::try_from(each + u128::from(place >= fewer)).unwrap_or(usize::MAX);
+            let taken = consumer.demand.saturating_sub(kept);
+            consumer.demand -= taken;
+            if taken > 0 {
+                out.send(consumer.id, take_front(events, taken));
             }
         }
+        // The others have no more demand than what is left to each receiver. Those with as much have waited
+        // longer. The order is made by rotations, since there may be thousands of consumers.
+        let waiting =
+            self.consumers[receivers..].partition_point(|consumer| consumer.demand as u128 >= each);
+        self.consumers[..receivers].rotate_left(fewer);
+        let more = receivers - fewer;
+        self.consumers[more..receivers + waiting].rotate_left(fewer);
         self.total -= count;
     }
 }
@@ -357,8 +364,10 @@ mod tests {
             proptest::prop_assert_eq!(left(&together), left(&one_by_one));
             proptest::prop_assert_eq!(together.unmet(), one_by_one.unmet());
             proptest::prop_assert_eq!(shares[0].iter().sum::<usize>(), shares[1].iter().sum::<usize>());
-            let sorted = |demands: &[Consumer]| demands.is_sorted_by_key(|one| Reverse(one.demand));
-            proptest::prop_assert!(sorted(&together.dispatcher.consumers));
+            let consumers = &together.dispatcher.consumers;
+            proptest::prop_assert!(consumers.is_sorted_by_key(|one| Reverse(one.demand)));
+            let total: usize = consumers.iter().map(|one| one.demand).sum();
+            proptest::prop_assert_eq!(total, together.unmet());
         }
     }
 
