@@ -250,12 +250,13 @@ impl Settle for Folder {
         let (folder, settlements) = (self.clone(), settlements.to_vec());
         blocking(move || {
             let receipts: Vec<_> = settlements.iter().map(|each| each.receipt.clone()).collect();
-            for (file, settlement) in folder.leased(&receipts)?.into_iter().zip(&settlements) {
-                if let Some(file) = file {
-                    folder.store(file, &settlement.outcome)?;
-                }
-            }
-            Ok(Vec::new())
+            let files = folder.leased(&receipts)?.into_iter().zip(&settlements).enumerate();
+            let store = |(index, (file, settlement)): (_, (Option<File>, &Settlement<_>))| {
+                let stored = folder.store(file?, &settlement.outcome);
+                // The others are stored all the same.
+                Some(NotStored::new(index, BrokerError::new(stored.err()?)))
+            };
+            Ok(files.filter_map(store).collect())
         })
         .await
     }

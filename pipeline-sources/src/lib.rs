@@ -52,14 +52,6 @@ pub mod postgres;
 #[cfg_attr(docsrs, doc(cfg(feature = "rabbitmq")))]
 pub mod rabbitmq;
 mod random;
-#[cfg(any(
-    feature = "kafka",
-    feature = "nats",
-    feature = "postgres",
-    feature = "rabbitmq",
-    feature = "redis",
-    feature = "sqlite"
-))]
 mod reason;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

@@ -15,9 +15,6 @@ use crate::broker::{Outcome, Settlement};
 /// After how many groups of others those wait no longer that are tried after them.
 const PATIENCE: u32 = 8;
 
-/// How long a session is not disturbed by what is set aside.
-const UNDISTURBED: Duration = Duration::from_secs(1);
-
 /// An outcome that is not stored yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Unsettled<R> {
@@ -132,11 +129,11 @@ impl<R: Clone> Queue<R> {
         self.aside.len() + usize::from(in_group)
     }
 
-    /// A session has begun. What is set aside waits for a while, because it may end the session again, and
+    /// A session has begun. What is set aside waits for so long, because it may end the session again, and
     /// items have to be fetched in between.
-    pub(crate) fn session_begins(&mut self, now: Instant) {
+    pub(crate) fn session_begins(&mut self, now: Instant, undisturbed: Duration) {
         self.put_back(now);
-        self.aside_pace.until = self.aside_pace.until.max(now.checked_add(UNDISTURBED));
+        self.aside_pace.until = self.aside_pace.until.max(now.checked_add(undisturbed));
     }
 
     /// The group that is stored next. One that was begun and has not ended was interrupted.
@@ -338,13 +335,13 @@ mod tests {
         let begun = Instant::now();
         assert!(queue.begin(begun).is_some() && queue.failed(begun, 1.0).is_some());
         let next = begun + Duration::from_secs(60);
-        queue.session_begins(next);
+        queue.session_begins(next, Duration::from_secs(3));
         queue.push(done(2));
         assert_eq!(queue.begin(next).map(receipts), Some(vec![2]));
         queue.stored(&[], next, 1.0);
         assert!(queue.begin(next).is_none());
-        assert_eq!(queue.next(), Some(next + UNDISTURBED));
-        assert!(queue.begin(next + UNDISTURBED).is_some());
+        assert_eq!(queue.next(), Some(next + Duration::from_secs(3)));
+        assert!(queue.begin(next + Duration::from_secs(3)).is_some());
     }
 
     #[test]
