@@ -54,8 +54,10 @@ impl Folder {
 
     /// The reasons of the items that were given up.
     pub(crate) fn dead_letters(&self) -> io::Result<Vec<String>> {
-        let files = fs::read_dir(self.path.join("dead"))?;
-        files.map(|file| fs::read_to_string(file?.path().join("reason"))).collect()
+        let graves = fs::read_dir(self.path.join("dead"))?.collect::<io::Result<Vec<_>>>()?;
+        // The item comes last.
+        let full = graves.iter().map(fs::DirEntry::path).filter(|it| it.join("item").exists());
+        full.map(|grave| fs::read_to_string(grave.join("reason"))).collect()
     }
 
     fn item(&self, id: &str, available: u128, deliveries: u32, lease: &str) -> PathBuf {
