@@ -27,7 +27,10 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tokio_tungstenite::{connect_async, tungstenite::Message};
+use tokio_tungstenite::{
+    connect_async,
+    tungstenite::{Error, Message},
+};
 
 /// Two nodes behind a load balancer.
 struct Nodes {
@@ -387,6 +390,45 @@ async fn a_rolling_restart_behind_haproxy_loses_no_client() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_behind_nginx_loses_no_client() {
     rolling_restart(Balancer::Nginx).await;
+}
+
+/// More clients come than both nodes let in, and requests of others are answered by both nodes meanwhile.
+async fn refused_clients(balancer: Balancer) {
+    // One in a second, and those that wait at most five: the others are refused at once.
+    let Some(nodes) = Nodes::start(balancer, &["--arrivals", "1"]).await else { return };
+    let url = format!("ws://{}/few/websocket?vsn=2.0.0", nodes.proxy.address);
+    let come = (0..60).map(|_| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            match timeout(PATIENCE, connect_async(&url)).await.unwrap() {
+                Ok(_) => 101,
+                Err(Error::Http(answer)) => answer.status().as_u16(),
+                Err(error) => panic!("{error}"),
+            }
+        })
+    });
+    let come: Vec<_> = come.collect();
+    let (mut refused, mut met) = (0, BTreeSet::new());
+    for client in come {
+        let status = client.await.unwrap();
+        assert!([101, 503].contains(&status), "the load balancer has no node left: {status}");
+        refused += usize::from(status == 503);
+        let answer = get(&nodes.proxy.address, "/ctl/port").await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        met.insert(answer.body);
+    }
+    assert!(refused > 20, "only {refused} were refused");
+    assert_eq!(met.len(), 2, "each node is there for others: {met:?}");
+}
+
+#[tokio::test]
+async fn clients_that_are_refused_behind_haproxy_take_no_node_from_others() {
+    refused_clients(Balancer::Haproxy).await;
+}
+
+#[tokio::test]
+async fn clients_that_are_refused_behind_nginx_take_no_node_from_others() {
+    refused_clients(Balancer::Nginx).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
