@@ -17,7 +17,8 @@ async fn load(arguments: &[&str]) -> String {
 
 #[tokio::test]
 async fn all_frames_arrive_from_all_servers() {
-    let printed = load(&["table"]).await;
+    let rows = "burst,trickle,many,pipeline,paced,connect,stages,sources,nodes";
+    let printed = load(&["table", "--rows", rows]).await;
     // Where a server is not installed, its rows are left out.
     let lines = printed.lines().filter(|line| line.starts_with("| "));
     let (nodes, lines): (Vec<_>, Vec<_>) =
@@ -25,6 +26,15 @@ async fn all_frames_arrive_from_all_servers() {
     assert!([0, 7, 14].contains(&nodes.len()), "{printed}");
     // Without the head and the separator below it.
     assert_eq!(lines.len() - 2, 4 + 3 + 2 + 2 + 5 + 3 + 9 + 3, "{printed}");
+    assert!(!printed.contains("NaN"), "{printed}");
+}
+
+#[tokio::test]
+async fn all_items_of_the_servers_that_are_installed_are_handled() {
+    let printed = load(&["table", "--rows", "brokers"]).await;
+    let lines = printed.lines().filter(|line| line.starts_with("| ")).count() - 2;
+    // Two for each server; the cluster of Kafka is always there.
+    assert!(lines >= 2 && lines.is_multiple_of(2), "{printed}");
     assert!(!printed.contains("NaN"), "{printed}");
 }
 

@@ -1,6 +1,7 @@
 //! The rows of the table, grouped by load.
 
 mod broadcasts;
+mod brokers;
 mod connecting;
 mod nodes;
 mod pushes;
@@ -28,10 +29,12 @@ pub(crate) enum Rows {
     Connect,
     /// Stages and dispatchers, without sockets
     Stages,
-    /// Durable sources, and the bare client libraries
+    /// The durable source in a SQLite file, and the bare library
     Sources,
     /// Broadcasts between nodes, and the bare client libraries
     Nodes,
+    /// Durable sources at servers that are installed, and the bare client libraries
+    Brokers,
 }
 
 impl Rows {
@@ -46,6 +49,7 @@ impl Rows {
             Self::Stages => stages::lines(bench),
             Self::Sources => sources::lines(bench),
             Self::Nodes => nodes::lines(bench),
+            Self::Brokers => brokers::lines(bench),
         }
     }
 }

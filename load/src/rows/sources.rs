@@ -1,4 +1,4 @@
-//! Durable sources, compared with the bare client libraries.
+//! The durable source in a SQLite file, compared with the bare library.
 
 use crate::{
     bench::{Bench, Size},
@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// What a source reaches of the bare client library, at least, for these batches.
-const TARGETS: [(usize, f64, &str); 2] =
+pub(super) const TARGETS: [(usize, f64, &str); 2] =
     [(100, 0.6, "≥ 0.6 × baseline"), (10, 0.4, "≥ 0.4 × baseline")];
 
 pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {

@@ -1,5 +1,10 @@
 //! Items of durable sources per second: those of the library, and of the bare client libraries.
 
+pub(crate) mod kafka;
+pub(crate) mod nats;
+pub(crate) mod postgres;
+pub(crate) mod rabbitmq;
+pub(crate) mod redis;
 pub(crate) mod sqlite;
 
 use std::{
@@ -65,6 +70,12 @@ pub(crate) async fn handled<B: Broker>(
     } else {
         Err(LoadError::Missing { arrived: handled.load(Relaxed), of: items })
     }
+}
+
+/// Another name for each queue of a run.
+fn new_name() -> String {
+    static QUEUES: AtomicU64 = AtomicU64::new(0);
+    format!("load-{}", QUEUES.fetch_add(1, Relaxed))
 }
 
 fn failed(error: impl Error + Send + Sync + 'static) -> LoadError {
