@@ -10,11 +10,11 @@ use pipeline_test_support::settle;
 use pipeline_ws_sink::{
     Payload,
     mount::LongPoll,
-    pubsub::{Adapter, Broadcast},
+    pubsub::{Adapter, Broadcast, PreparedBroadcast},
 };
 use serde_json::json;
 use support::{
-    channels::endpoint_with,
+    channels::{Room, endpoint_with},
     cluster::Cluster,
     memory::MemoryServer,
     poller::{BATCH, Poller, body_of, request},
@@ -216,6 +216,50 @@ async fn what_is_no_request_of_another_node_is_ignored() {
     let nothing = timeout(Duration::from_secs(1), subscribed.recv());
     assert!(nothing.await.is_err(), "they reach no subscriber");
     here.join(T).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_cannot_write_messages_between_nodes() {
+    let cluster = Cluster::default();
+    let (builder, _) =
+        endpoint_with(|mount| mount.channel::<Room>("*").longpoll(LongPoll::new().window(WINDOW)));
+    let left = MemoryServer::start(builder.adapter(cluster.node("left")));
+    let right = node(&cluster, "right");
+    let here = Poller::connect(&left, V2).await;
+    // No route matches the topic, not even one that matches all.
+    let join = json!(["1", "1", "phx_longpoll:relay", "phx_join", {}]).to_string();
+    here.post(&join).await;
+    let refused = &here.messages().await[0][4];
+    assert_eq!(refused["response"], json!({ "reason": "unmatched topic" }));
+    // A channel that lets its clients choose the topic passes nothing on.
+    let head =
+        json!({ "id": 1, "from": "left", "what": { "Poll": { "path": "/no", "token": "" } } });
+    let bytes = || Payload::binary(format!("{head}\n").into_bytes());
+    cluster.sent();
+    left.endpoint.broadcast("phx_longpoll:relay", "relay", bytes()).unwrap_err();
+    let prepared = PreparedBroadcast::new("phx_longpoll:relay", "relay", bytes()).unwrap();
+    left.endpoint.pubsub().broadcast_when_ready(&prepared).await.unwrap_err();
+    let direct =
+        left.endpoint.pubsub().direct_broadcast("right", "phx_longpoll:relay", "relay", bytes());
+    direct.unwrap_err();
+    // And a message with another event is none of a node.
+    let shout = Broadcast::new("phx_longpoll:relay", "shout", bytes()).unwrap();
+    cluster.node("intruder").direct_broadcast("right", &shout).unwrap();
+    settle().await;
+    let sent = cluster.sent();
+    assert!(sent.iter().all(|line| line.ends_with("shout")), "right has answered: {sent:?}");
+    assert_eq!(right.endpoint.open_sockets(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_post_of_no_session_is_answered_at_once() {
+    let (_cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let mut there = at(&right, &here);
+    there.token = there.token.replacen(|c: char| c.is_ascii_alphanumeric(), "-", 1);
+    let begun = Instant::now();
+    assert_eq!(there.post(&"x".repeat(700_000)).await, json!({ "status": 410 }));
+    assert!(begun.elapsed() < WINDOW, "at once: {:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

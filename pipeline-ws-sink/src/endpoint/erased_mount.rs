@@ -46,6 +46,9 @@ pub(crate) trait ErasedMount: Send + Sync {
     /// The full path of its WebSockets, by which other nodes name the mount.
     fn path(&self) -> &str;
 
+    /// The longest message, and the longest request of a long-polling client, in bytes.
+    fn max_message_size(&self) -> usize;
+
     /// The long-polling session with this token.
     fn polled(&self, token: &str) -> Option<SessionHandle>;
 
@@ -98,6 +101,10 @@ impl<S: Socket> ErasedMount for Mounted<S> {
 
     fn path(&self) -> &str {
         &self.path
+    }
+
+    fn max_message_size(&self) -> usize {
+        self.options.limits.message
     }
 
     fn polled(&self, token: &str) -> Option<SessionHandle> {

@@ -9,9 +9,8 @@ use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
     handshake::{connect_info::ConnectInfo, origin::CheckOrigin},
     outbox::{OutboxLimits, WhenFull},
-    presence::tracker::TRACKERS,
     protocol::connection::FrameLimits,
-    pubsub::topic::{PatternError, Topic, TopicPattern},
+    pubsub::topic::{PatternError, Topic, TopicPattern, is_reserved},
     session::{self, rate_limit::MessageRateLimit},
     socket::Socket,
     telemetry::{LimitMetrics, ParamFilter, RouteMetrics, log_line},
@@ -576,7 +575,7 @@ pub(crate) struct RegisteredRoute<S> {
 impl<S> Routes<S> {
     /// The first route that matches, and the topic as that route sees it.
     pub(crate) fn find(&self, topic: &str) -> Option<(Topic, &RegisteredRoute<S>)> {
-        if topic.starts_with(TRACKERS) {
+        if is_reserved(topic) {
             return None; // topics of node-to-node messages are closed to clients
         }
         self.routes.iter().find_map(|route| Some((route.pattern.matches(topic)?, route)))

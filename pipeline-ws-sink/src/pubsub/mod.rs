@@ -56,6 +56,7 @@ use crate::{
     presence::tracker::TrackerOptions,
     protocol::message::Encoded,
     telemetry::{SocketMetrics, described, log_line, shown},
+    transport::longpoll_relay::RELAYS,
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.
@@ -296,6 +297,7 @@ impl PubSub {
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
         let broadcast = Broadcast::from(&Encoded::by_application(topic, event, payload)?);
+        not_of_relays(topic)?;
         let adapter = self.shared.adapter.as_ref();
         let adapter = adapter.ok_or_else(|| AdapterError::new("there is no adapter"))?;
         Ok(adapter.direct_broadcast(node, &broadcast)?)
@@ -562,6 +564,7 @@ impl PubSub {
     fn forward(&self, broadcast: &Encoded) -> Result<(), AdapterError> {
         match &self.shared.adapter {
             Some(adapter) => {
+                not_of_relays(broadcast.topic())?;
                 let timeline = broadcast.timeline().copied();
                 let broadcast = Broadcast::from(broadcast);
                 adapter.broadcast(&match timeline {
@@ -595,6 +598,15 @@ impl fmt::Debug for PubSub {
     }
 }
 
+/// Refuses the topic of the requests that nodes pass on to each other. A channel may let its clients
+/// choose the topic and the bytes of a broadcast; no node may take them for those of another node.
+fn not_of_relays(topic: &str) -> Result<(), AdapterError> {
+    match topic {
+        RELAYS => Err(AdapterError::new("the topic is reserved for messages between nodes")),
+        _ => Ok(()),
+    }
+}
+
 /// A broadcast was not sent.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -602,7 +614,7 @@ pub enum BroadcastError {
     /// The payload is not a JSON object or binary.
     #[error(transparent)]
     Payload(#[from] PayloadError),
-    /// The other nodes cannot be reached.
+    /// The other nodes cannot be reached, or the topic is reserved for messages between them.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
 }

@@ -4,7 +4,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use thiserror::Error;
 
-use crate::presence::tracker::TRACKERS;
+use crate::{presence::tracker::TRACKERS, transport::longpoll_relay::RELAYS};
 
 /// The name of a topic, such as `user:42`, with the part that matches its route's wildcard.
 ///
@@ -57,6 +57,11 @@ impl fmt::Display for Topic {
     }
 }
 
+/// Whether a topic is for messages between nodes. Clients cannot join it.
+pub(crate) fn is_reserved(topic: &str) -> bool {
+    topic.starts_with(TRACKERS) || topic == RELAYS
+}
+
 /// A topic, or all topics with a prefix: `room:lobby`, `room:*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TopicPattern {
@@ -77,7 +82,7 @@ impl TopicPattern {
         if prefix.split_once('{').is_some_and(|(_, rest)| rest.contains('}')) {
             return refused(Refusal::Variable);
         }
-        if prefix.starts_with(TRACKERS) {
+        if is_reserved(prefix) {
             return refused(Refusal::Reserved);
         }
         Ok(if wildcard { Self::Prefix(prefix.into()) } else { Self::Exact(prefix.into()) })
@@ -185,6 +190,10 @@ mod tests {
             ("user:{id}", "has a variable in braces: use a * at its end for the rest of the topic"),
             (
                 "phx_presence:*",
+                "is for topics that clients may not join: they are reserved for messages between nodes",
+            ),
+            (
+                "phx_longpoll:relay",
                 "is for topics that clients may not join: they are reserved for messages between nodes",
             ),
         ] {

@@ -63,8 +63,14 @@ const ASKED: usize = 1 << 16;
 /// How many requests of other nodes may have arrived in part.
 const PARTIAL: usize = 1024;
 
+/// How many bytes they may have together.
+const PARTIAL_BYTES: usize = 64 << 20;
+
 /// How long the parts of a request may take.
 const WHOLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often requests that have not become whole in time are looked for, at the most.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Adds the name of its node to a session's token.
 pub(super) fn at_node(signed: String, node: Option<&str>) -> String {
@@ -91,7 +97,7 @@ pub(crate) struct Relay {
     waiting: Mutex<HashMap<u64, mpsc::Sender<Said>>>,
     /// The requests of other nodes.
     asked: Mutex<HashMap<(Arc<str>, u64), CancellationToken>>,
-    partial: Mutex<HashMap<(String, u64), Partial>>,
+    partial: Mutex<Partials>,
     outboxes: Arc<Outboxes>,
     lines: LineLimit,
     answered: Counter,
@@ -128,11 +134,47 @@ pub(super) enum Relayed {
     Lost,
 }
 
+/// The requests of which more parts are to come, by their node and number.
+#[derive(Default)]
+struct Partials {
+    requests: HashMap<(String, u64), Partial>,
+    /// The bytes that have arrived of all of them.
+    bytes: usize,
+    /// When those that are too old were looked for.
+    looked_at: Option<Instant>,
+}
+
 /// A request of which more parts are to come.
 struct Partial {
     since: Instant,
     next: u32,
     body: Vec<u8>,
+}
+
+impl Partials {
+    fn remove(&mut self, key: &(String, u64)) -> Option<Partial> {
+        let it = self.requests.remove(key)?;
+        self.bytes -= it.body.len();
+        Some(it)
+    }
+
+    /// Adds what has arrived of a request, if there is room for it.
+    fn add(&mut self, key: (String, u64), it: Partial) {
+        if self.requests.len() < PARTIAL && self.bytes + it.body.len() <= PARTIAL_BYTES {
+            self.bytes += it.body.len();
+            self.requests.insert(key, it);
+        }
+    }
+
+    /// Removes requests that have not become whole in time.
+    fn expire(&mut self, now: Instant) {
+        if self.looked_at.is_some_and(|at| now.duration_since(at) < LOOK_EVERY) {
+            return;
+        }
+        self.looked_at = Some(now);
+        self.requests.retain(|_, it| now.duration_since(it.since) < WHOLE_WITHIN);
+        self.bytes = self.requests.values().map(|it| it.body.len()).sum();
+    }
 }
 
 /// What another node says about a request of this node.
@@ -222,7 +264,10 @@ impl Relay {
         let relayed = match self.send_request(pubsub, id, asking) {
             Ok(()) => answer(&mut saying, window).await,
             Err(NotSent) => {
-                waiter.is_over = true;
+                // Earlier parts may have been sent. They are not kept for the rest.
+                let Asking { request, .. } = asking;
+                let in_parts = matches!(request, Asked::Post { body, .. } if body.len() > PART);
+                waiter.is_over = !in_parts;
                 None
             }
         };
@@ -285,19 +330,35 @@ impl Relay {
         mounts: &[Arc<dyn ErasedMount>],
         message: &Broadcast,
     ) {
+        self.partial.lock().expire(Instant::now());
         // What is no message of this kind comes from a node of another version.
+        if message.event() != EVENT {
+            return;
+        }
         let Some(bytes) = message.payload().as_binary() else { return };
         let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };
         let Ok(Head { id, from, what }) = serde_json::from_slice::<Head<'_>>(&bytes[..end]) else {
             return;
         };
         let body = bytes.slice(end + 1..);
-        let (path, token, request) = match what {
-            What::Poll { path, token } => (path, token, Asked::Poll),
+        let find = |path: &str, token: &str| {
+            let mount = mounts.iter().find(|mount| mount.path() == path)?;
+            Some((mount.clone(), mount.polled(token)?))
+        };
+        let (found, token, request) = match what {
+            What::Poll { path, token } => (find(&path, &token), token, Asked::Poll),
             What::Post { path, token, content_type, part, last } => {
-                let Some(body) = self.whole(&from, id, (part, last), body) else { return };
+                let found = find(&path, &token);
+                // Nothing is kept for a session that is not there.
+                let longest = found.as_ref().map_or(0, |(mount, _)| mount.max_message_size());
+                let body = self.whole(&from, id, (part, last), body, longest);
+                let body = match body {
+                    Some(body) => body,
+                    None if found.is_none() => Bytes::new(),
+                    None => return,
+                };
                 let content_type = content_type.map(Cow::into_owned);
-                (path, token, Asked::Post { content_type, body })
+                (found, token, Asked::Post { content_type, body })
             }
             What::Heard => return self.said(id, Said::Heard),
             What::Gone => return self.said(id, Said::Gone),
@@ -305,13 +366,13 @@ impl Relay {
                 return self.said(id, Said::Part { status, part, last, body });
             }
             What::Left => {
-                let left = self.asked.lock().remove(&(from.into(), id));
+                let left = self.asked.lock().remove(&(Arc::from(&*from), id));
                 left.iter().for_each(CancellationToken::cancel);
+                let partial = self.partial.lock().remove(&(from.into_owned(), id));
+                drop(partial);
                 return;
             }
         };
-        let mount = mounts.iter().find(|mount| mount.path() == path);
-        let found = mount.and_then(|mount| Some((mount.clone(), mount.polled(&token)?)));
         let Some(answering) = Answering::begin(self, &from, id) else { return };
         let (token, pubsub) = (token.into_owned(), pubsub.clone());
         // In a task of its own, because an adapter may hold a lock while it delivers.
@@ -350,28 +411,37 @@ impl Relay {
         }
     }
 
-    /// The whole body of a request, once all of its parts have arrived.
-    fn whole(&self, from: &str, id: u64, (part, last): (u32, bool), body: Bytes) -> Option<Bytes> {
+    /// The whole body of a request, once all of its parts have arrived. A body that is longer than
+    /// `longest` never becomes whole.
+    fn whole(
+        &self,
+        from: &str,
+        id: u64,
+        (part, last): (u32, bool),
+        body: Bytes,
+        longest: usize,
+    ) -> Option<Bytes> {
         if part == 0 && last {
-            return Some(body);
+            return (body.len() <= longest).then_some(body);
         }
-        let (key, now) = ((from.to_owned(), id), Instant::now());
+        let key = (from.to_owned(), id);
         let mut partial = self.partial.lock();
-        if part == 0 {
-            partial.retain(|_, partial| now.duration_since(partial.since) < WHOLE_WITHIN);
-            if partial.len() < PARTIAL {
-                partial.insert(key, Partial { since: now, next: 1, body: body.into() });
-            }
-            return None;
-        }
-        let it = partial.get_mut(&key)?;
-        if it.next != part {
-            partial.remove(&key);
+        let begun = partial.remove(&key);
+        let mut it = match (part, begun) {
+            (0, _) => Partial { since: Instant::now(), next: 0, body: Vec::new() },
+            (_, Some(it)) if it.next == part => it,
+            _ => return None,
+        };
+        if body.len() > longest.saturating_sub(it.body.len()) {
             return None;
         }
         it.next += 1;
         it.body.extend_from_slice(&body);
-        if last { partial.remove(&key).map(|it| it.body.into()) } else { None }
+        if last {
+            return Some(it.body.into());
+        }
+        partial.add(key, it);
+        None
     }
 }
 
@@ -492,16 +562,51 @@ mod tests {
             let all: Vec<_> = parts(&body).collect();
             assert_eq!(all.len(), length.div_ceil(PART).max(1));
             let whole = all.iter().filter_map(|&(part, last, body)| {
-                relay.whole("left", 7, (part, last), Bytes::copy_from_slice(body))
+                relay.whole("left", 7, (part, last), Bytes::copy_from_slice(body), length)
             });
             assert_eq!(whole.collect::<Vec<_>>(), vec![body.clone()], "{length}");
             if let [first, _, last] = &all[..] {
                 let part = |(part, last, body): (u32, bool, &[u8])| {
-                    relay.whole("left", 8, (part, last), Bytes::copy_from_slice(body))
+                    relay.whole("left", 8, (part, last), Bytes::copy_from_slice(body), length)
                 };
                 assert_eq!((part(*first), part(*last), part(*last)), (None, None, None), "lost");
             }
         }
-        assert!(relay.partial.lock().is_empty());
+        let partial = relay.partial.lock();
+        assert_eq!((partial.requests.len(), partial.bytes), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_in_parts_are_bounded_each_and_together_and_by_age() {
+        let (telemetry, _) = pipeline_test_support::Recorded::new();
+        let relay = Relay::new(&telemetry, Arc::new(Outboxes::new(1 << 20)));
+        let body = Bytes::from(vec![0; PART]);
+        let whole = |id, part, last, longest| {
+            relay.whole("left", id, (part, last), body.clone(), longest).map(|body| body.len())
+        };
+        let held = || {
+            let partial = relay.partial.lock();
+            (partial.requests.len(), partial.bytes)
+        };
+        // One that is longer than a message may be, whole or in parts.
+        assert_eq!(whole(1, 0, true, PART - 1), None);
+        assert_eq!((whole(1, 0, false, 2 * PART), held()), (None, (1, PART)));
+        assert_eq!((whole(1, 1, false, 2 * PART), held()), (None, (1, 2 * PART)));
+        assert_eq!((whole(1, 2, true, 2 * PART), held()), (None, (0, 0)));
+        // All together, whether new ones begin or those that have begun grow.
+        let room = PARTIAL_BYTES / PART;
+        for id in 0..room as u64 + 1 {
+            assert_eq!(whole(id, 0, false, 2 * PART), None);
+        }
+        assert_eq!(held(), (room, PARTIAL_BYTES));
+        assert_eq!(
+            (whole(0, 1, false, 3 * PART), held()),
+            (None, (room - 1, PARTIAL_BYTES - PART))
+        );
+        relay.partial.lock().expire(Instant::now());
+        tokio::time::advance(WHOLE_WITHIN).await;
+        relay.partial.lock().expire(Instant::now());
+        assert_eq!(held(), (0, 0));
+        assert_eq!(whole(1, 1, true, 2 * PART), None);
     }
 }
