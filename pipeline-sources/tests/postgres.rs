@@ -25,7 +25,7 @@ use pipeline_core::{
 use pipeline_sources::{
     Broker, Fetch, Item, Outcome, QueuedState, Settle, Settlement,
     contract::{Subject, check},
-    postgres::{PostgresError, PostgresOptions, PostgresQueue, SCHEMA, push_in},
+    postgres::{PostgresError, PostgresOptions, PostgresQueue, SCHEMA, forward_in, push_in},
 };
 use pipeline_test_support::servers::{Kind, Server};
 use tokio::time::{Instant, sleep, timeout};
@@ -403,6 +403,8 @@ struct Disorder {
     operator: Client,
     /// What sources have taken: ids and leases.
     held: Vec<(i64, i64)>,
+    /// What programs move in open transactions: ids, and which program.
+    moving: Vec<(i64, usize)>,
     token: i64,
     log: Vec<String>,
 }
@@ -429,11 +431,39 @@ impl Disorder {
         self.log.push(format!("program {which} adds {id} of {}, open: {is_open}", KEYS[key]));
     }
 
+    /// Moves an item that is in work to another queue, in a transaction that may go on.
+    async fn forward(&mut self) {
+        let idle: Vec<_> = self
+            .held
+            .iter()
+            .map(|held| held.0)
+            .filter(|id| self.moving.iter().all(|moving| moving.0 != *id))
+            .collect();
+        let (which, begins) = (self.numbers.below(3), self.numbers.below(4) > 0);
+        let Some(id) = self.numbers.one_of(&idle) else { return };
+        let (program, is_open) = &mut self.programs[which];
+        if begins && !*is_open {
+            program.batch_execute("BEGIN").await.unwrap();
+            *is_open = true;
+        }
+        let moved = forward_in(program, "numbers", &id.to_string(), "pushes", &Item::new("")).await;
+        let is_moved = moved.unwrap().is_some();
+        program.batch_execute("DELETE FROM pipeline_items WHERE queue = 'pushes'").await.unwrap();
+        self.log.push(format!("program {which} moves {id}: {is_moved}, open: {is_open}"));
+        if is_moved && *is_open {
+            self.moving.push((id, which));
+        }
+    }
+
     async fn commit(&mut self, which: usize) {
+        let end = if self.numbers.below(4) == 0 { "ROLLBACK" } else { "COMMIT" };
         let (program, is_open) = &mut self.programs[which];
         if std::mem::take(is_open) {
-            program.batch_execute("COMMIT").await.unwrap();
-            self.log.push(format!("program {which} commits"));
+            program.batch_execute(end).await.unwrap();
+            self.log.push(format!("program {which}: {end}"));
+            self.moving.retain(|moving| moving.1 != which);
+            // While an item was moved, others may have been noted as waiting for it.
+            self.operator.execute("SELECT pipeline_sweep('numbers', NULL)", &[]).await.unwrap();
         }
     }
 
@@ -455,22 +485,28 @@ impl Disorder {
     }
 
     async fn settle(&mut self, (id, lease): (i64, i64), outcome: &str) {
-        let settle = "SELECT pipeline_settle('numbers', $1, $2, $3, $4, $5)";
+        let settle = "SELECT FROM pipeline_settle('numbers', $1, $2, $3, $4, $5)
+            WHERE error IS NOT NULL";
         let (zero, reason) = (vec![0_i64], vec!["it is bad"]);
         let (ids, leases, outcomes) = (vec![id], vec![lease], vec![outcome]);
         let parameters: [&(dyn ToSql + Sync); 5] = [&ids, &leases, &outcomes, &zero, &reason];
-        self.operator.query(settle, &parameters).await.unwrap();
-        self.held.retain(|held| *held != (id, lease));
-        self.log.push(format!("{outcome}: {id}"));
+        let not_stored = self.operator.query(settle, &parameters).await.unwrap();
+        if not_stored.is_empty() {
+            self.held.retain(|held| *held != (id, lease));
+        }
+        let is_moving = self.moving.iter().any(|moving| moving.0 == id);
+        assert_eq!(is_moving, !not_stored.is_empty(), "{id}: {:#?}", self.log);
+        self.log.push(format!("{outcome}: {id}, is moved: {is_moving}"));
     }
 
     /// A source dies, and its leases end.
     async fn die(&mut self) {
         let Some((_, lease)) = self.numbers.one_of(&self.held) else { return };
-        let end =
-            "UPDATE pipeline_items SET available_at = now() - interval '1 s' WHERE lease = $1";
+        let end = "UPDATE pipeline_items SET available_at = now() - interval '1 s' WHERE id IN
+            (SELECT id FROM pipeline_items WHERE lease = $1 FOR UPDATE SKIP LOCKED)";
         self.operator.execute(end, &[&lease]).await.unwrap();
-        self.held.retain(|held| held.1 != lease);
+        let moving = &self.moving;
+        self.held.retain(|held| held.1 != lease || moving.iter().any(|it| it.0 == held.0));
         self.log.push(format!("the source of lease {lease} dies"));
     }
 
@@ -487,9 +523,11 @@ impl Disorder {
             }
         };
         let Some(id) = id else { return };
-        self.operator.execute(what, &[&id]).await.unwrap();
-        self.log.push(format!("{what}: {id}"));
-        if what.starts_with("DELETE") {
+        // Not what a transaction of a program holds.
+        let free = "(SELECT id FROM pipeline_items WHERE id = $1 FOR UPDATE SKIP LOCKED)";
+        let changed = self.operator.execute(&what.replace("$1", free), &[&id]).await.unwrap();
+        self.log.push(format!("{what}: {id}, changed: {changed}"));
+        if changed > 0 && what.starts_with("DELETE") {
             self.held.retain(|held| held.0 != id);
         }
         self.operator.execute("SELECT pipeline_sweep('numbers', NULL)", &[]).await.unwrap();
@@ -512,7 +550,7 @@ impl Disorder {
 
     async fn run(&mut self) {
         for _ in 0..60 {
-            match self.numbers.below(10) {
+            match self.numbers.below(11) {
                 0..=2 => self.add().await,
                 3 => {
                     let which = self.numbers.below(3);
@@ -529,6 +567,7 @@ impl Disorder {
                     }
                 }
                 8 => self.die().await,
+                9 => self.forward().await,
                 _ => self.disturb().await,
             }
             self.check().await;
@@ -561,7 +600,8 @@ async fn a_key_is_never_stuck_whatever_is_committed_late_dies_or_is_deleted() {
     }
     let operator = client(&server.url()).await;
     let (numbers, held, log) = (Numbers::new(0), Vec::new(), Vec::new());
-    let mut disorder = Disorder { numbers, programs, operator, held, token: 0, log };
+    let mut disorder =
+        Disorder { numbers, programs, operator, held, moving: Vec::new(), token: 0, log };
     let rounds = std::env::var("ROUNDS").map_or(40, |rounds| rounds.parse().unwrap());
     for seed in 0..rounds {
         disorder.numbers = Numbers::new(seed);
@@ -641,6 +681,192 @@ async fn items_behind_many_of_one_key_do_not_wait_until_all_of_them_were_looked_
     let count = "SELECT count(*) FROM pipeline_items WHERE available_at <= now()";
     let not_looked_at: i64 = operator.query_one(count, &[]).await.unwrap().get(0);
     assert!(not_looked_at > 15_000, "{not_looked_at} were not looked at");
+}
+
+fn done<R>(receipt: R) -> Settlement<R> {
+    Settlement { receipt, outcome: Outcome::Done }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_another_transaction_holds_delays_no_other_outcome_and_no_other_lease() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let mut operator = client(&server.url()).await;
+    let observer = client(&server.url()).await;
+    for ordered in [false, true] {
+        let queue = open(&server, options().ordered_by_key(ordered)).await;
+        let begun = Arc::new(Mutex::new(Vec::<String>::new()));
+        let (go_on, may_go_on) = tokio::sync::watch::channel("");
+        let log = begun.clone();
+        let handle = async move |message: &mut Message<Item>| {
+            let text = text(message);
+            log.lock().push(text.clone());
+            if text == "held" || text == "slow" {
+                let mut may_go_on = may_go_on.clone();
+                may_go_on.wait_for(|it| it.contains(&text)).await.unwrap();
+            }
+            Ok::<_, Failure>(())
+        };
+        let processors = Processors::from_fn(handle).concurrency(4).max_demand(1);
+        let source = queue.source(quick());
+        let pipeline =
+            Pipeline::of_messages("test").source(source).processors(processors).start().unwrap();
+        for text in ["held", "slow"] {
+            queue.push(Item::new(text).key(text)).await.unwrap();
+        }
+        until("both are in work", async || begun.lock().len() == 2).await;
+        let transaction = operator.transaction().await.unwrap();
+        let hold = "SELECT FROM pipeline_items WHERE payload = 'held' FOR UPDATE";
+        assert_eq!(transaction.execute(hold, &[]).await.unwrap(), 1);
+        // Its outcome cannot be stored.
+        go_on.send("held").unwrap();
+        let lease = async || {
+            let lease = "SELECT available_at::text FROM pipeline_items WHERE payload = 'slow'";
+            observer.query_one(lease, &[]).await.unwrap().get::<_, String>(0)
+        };
+        let (mut last, mut renewals, mut n) = (lease().await, 0, 0);
+        while renewals < 10 {
+            queue.push(Item::new(n.to_string()).key(n.to_string())).await.unwrap();
+            until("it is done", async || queue.items(0, 10).await.unwrap().len() == 2).await;
+            let now = lease().await;
+            renewals += usize::from(now != last);
+            (last, n) = (now, n + 1);
+        }
+        go_on.send("held slow").unwrap();
+        until("the slow one is done", async || queue.items(0, 10).await.unwrap().len() == 1).await;
+        transaction.rollback().await.unwrap();
+        until("all are done", async || is_empty(&queue).await).await;
+        pipeline.drain(PATIENCE).await;
+        // The lease of the one that was held may have ended meanwhile.
+        let mut begun: Vec<_> = begun.lock().iter().filter(|it| *it != "held").cloned().collect();
+        begun.sort_by_key(|text| text.parse().unwrap_or(n));
+        let once = (0..n).map(|n| n.to_string()).chain(["slow".to_owned()]);
+        assert_eq!(begun, once.collect::<Vec<_>>(), "each was handled once, ordered: {ordered}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_renewed_while_an_outcome_waits() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options().ordered_by_key(true).call_timeout(PATIENCE)).await;
+    for key in ["a", "b"] {
+        queue.push(Item::new("").key(key)).await.unwrap();
+    }
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(2).await.unwrap();
+    let operator = client(&server.url()).await;
+    let lock = "SELECT pg_advisory_lock(hashtext('pipeline_items'), hashtext('numbers'))";
+    operator.batch_execute(lock).await.unwrap();
+    let outcome = [done(fetched[0].receipt)];
+    let mut settling = std::pin::pin!(settle.settle(&outcome));
+    let receipts = [fetched[1].receipt];
+    let renewing = async {
+        let is_waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        until("an outcome waits", async || operator.execute(is_waiting, &[]).await.unwrap() == 1)
+            .await;
+        settle.renew(&receipts).await
+    };
+    tokio::select! {
+        settled = &mut settling => panic!("{settled:?}"),
+        renewed = renewing => renewed.unwrap(),
+    }
+    operator.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    assert!(settling.await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_is_moved_in_a_long_transaction_while_others_are_handled() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options().ordered_by_key(true)).await;
+    let item = |text: &'static str| Item::new(text).key(&text[..1]);
+    for text in ["a1", "a2"] {
+        queue.push(item(text)).await.unwrap();
+    }
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let first = fetch.fetch(10).await.unwrap().remove(0);
+    assert_eq!(&first.item.payload[..], b"a1");
+    let mut program = client(&server.url()).await;
+    for commits in [false, true] {
+        let transaction = program.transaction().await.unwrap();
+        let moved = forward_in(&transaction, "numbers", &first.id, "pushes", &item("a1")).await;
+        assert!(moved.unwrap().is_some());
+        // The program works on. Items of another key are handled meanwhile.
+        for text in ["b1", "b2"] {
+            queue.push(item(text)).await.unwrap();
+            let fetched = timeout(PATIENCE, fetch.fetch(10)).await.unwrap().unwrap();
+            assert_eq!((fetched.len(), &fetched[0].item.payload[..]), (1, text.as_bytes()));
+            settle.renew(&[first.receipt, fetched[0].receipt]).await.unwrap();
+            assert!(settle.settle(&[done(fetched[0].receipt)]).await.unwrap().is_empty());
+        }
+        let not_stored = settle.settle(&[done(first.receipt)]).await.unwrap();
+        assert_eq!(not_stored.len(), 1);
+        assert!(not_stored[0].error.to_string().contains("another transaction holds"));
+        if commits {
+            transaction.commit().await.unwrap();
+        } else {
+            transaction.rollback().await.unwrap();
+            settle.renew(&[first.receipt]).await.unwrap();
+        }
+    }
+    let next = timeout(PATIENCE, fetch.fetch(10)).await.unwrap().unwrap();
+    assert_eq!((next.len(), &next[0].item.payload[..]), (1, &b"a2"[..]));
+    let outcomes = [done(first.receipt), done(next[0].receipt)];
+    assert!(settle.settle(&outcomes).await.unwrap().is_empty());
+    assert!(is_empty(&queue).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commit_of_a_program_that_moves_an_item_wakes_the_source_for_the_next_of_its_key() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    // Nothing would be found by polling in time.
+    let options = options().ordered_by_key(true).poll_interval(PATIENCE * 10).lease(PATIENCE);
+    let queue = open(&server, options).await;
+    let items = (0..20).map(|n| Item::new(n.to_string()).key("k"));
+    queue.push_all(items.collect()).await.unwrap();
+    let moved = Arc::new(Mutex::new(Vec::new()));
+    let (log, from) = (moved.clone(), queue.clone());
+    let handle = async move |message: &mut Message<Item>| {
+        let id = message.metadata().id.clone().unwrap_or_default();
+        let new = from.forward(&id, "pushes", Item::new("")).await?;
+        assert!(new.is_some());
+        log.lock().push(text(message));
+        Ok::<_, Failure>(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    until("all are moved", async || moved.lock().len() == 20).await;
+    assert_eq!(*moved.lock(), (0..20).map(|n| n.to_string()).collect::<Vec<_>>());
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_table_of_dead_letters_is_locked_other_outcomes_are_stored() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let options = options().ordered_by_key(true).lease(PATIENCE);
+    let queue = open(&server, options).await;
+    for key in ["a", "b", "c"] {
+        queue.push(Item::new(key).key(key)).await.unwrap();
+    }
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(10).await.unwrap();
+    let given_up = |n: usize| Settlement {
+        receipt: fetched[n].receipt,
+        outcome: Outcome::GiveUp { reason: "it is bad".into() },
+    };
+    // As the build of an index does.
+    let mut operator = client(&server.url()).await;
+    let transaction = operator.transaction().await.unwrap();
+    let lock = "LOCK TABLE pipeline_dead_letters IN SHARE MODE";
+    transaction.batch_execute(lock).await.unwrap();
+    let outcomes = [given_up(0), done(fetched[1].receipt), given_up(2)];
+    let not_stored = settle.settle(&outcomes).await.unwrap();
+    assert_eq!(not_stored.iter().map(|it| it.index).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(queue.items(0, 10).await.unwrap().len(), 2);
+    transaction.rollback().await.unwrap();
+    assert!(settle.settle(&[given_up(0), given_up(2)]).await.unwrap().is_empty());
+    assert_eq!(queue.dead_letters(0, 10).await.unwrap().len(), 2);
 }
 
 /// Rows that cannot be read are given up with a reason, and the others go on.
@@ -783,7 +1009,7 @@ async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_firs
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_version_1_become_those_of_version_2() {
+async fn tables_of_version_1_become_those_of_version_3() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let operator = client(&server.url()).await;
     operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
@@ -904,29 +1130,77 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
     let program = client(&server.url()).await;
     program.batch_execute(SCHEMA).await.unwrap();
     assert_eq!(without.backlog().await.unwrap().items, Some(1), "it can be run again");
-    program.batch_execute("UPDATE pipeline_schema SET version = 3").await.unwrap();
+    program.batch_execute("UPDATE pipeline_schema SET version = 4").await.unwrap();
     let newer = PostgresQueue::open(&server.url(), "a").unwrap().prepare().await.unwrap_err();
-    assert!(matches!(newer, PostgresError::Version { version: 3 }), "{newer}");
+    assert!(matches!(newer, PostgresError::Version { version: 4 }), "{newer}");
+}
+
+/// How many connections programs have to the server.
+async fn connections(observer: &Client) -> i64 {
+    let count = "SELECT count(*) FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    observer.query_one(count, &[]).await.unwrap().get(0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_the_tables_that_takes_long_is_completed_by_the_server() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
-    let mut operator = client(&server.url()).await;
+    let operator = client(&server.url()).await;
     operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
-    let slow = operator.transaction().await.unwrap();
-    slow.batch_execute("LOCK TABLE pipeline_items").await.unwrap();
+    // An index takes until this lock is free.
+    let slow = "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            WHILE NOT pg_try_advisory_xact_lock_shared(7) LOOP
+                PERFORM pg_sleep(0.02);
+            END LOOP;
+        END $$;
+        CREATE EVENT TRIGGER slow ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE PROCEDURE slow();
+        SELECT pg_advisory_lock(7)";
+    operator.batch_execute(slow).await.unwrap();
+    let observer = client(&server.url()).await;
+    let before = connections(&observer).await;
     let options = options().call_timeout(Duration::from_millis(500));
     let queue = PostgresQueue::open_with(&server.url(), "numbers", options).unwrap();
-    let error = queue.prepare().await.unwrap_err();
-    assert!(matches!(error, PostgresError::TimedOut), "{error}");
+    for _ in 0..3 {
+        let error = queue.prepare().await.unwrap_err();
+        assert!(matches!(error, PostgresError::TimedOut), "{error}");
+    }
+    // The first one continues, and the others were not left behind there.
+    until("one is left", async || connections(&observer).await == before + 1).await;
     // A statement with a limit of its own would have ended too.
     sleep(Duration::from_secs(1)).await;
-    slow.rollback().await.unwrap();
-    until("the tables are of version 2", async || {
+    assert_eq!(connections(&observer).await, before + 1);
+    operator.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    until("the tables are of version 3", async || {
         let version = "SELECT version FROM pipeline_schema";
-        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 2
+        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 3
     })
     .await;
     queue.prepare().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_tables_that_waits_for_a_transaction_is_given_up_and_made_later() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let mut operator = client(&server.url()).await;
+    operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
+    let observer = client(&server.url()).await;
+    let before = connections(&observer).await;
+    let transaction = operator.transaction().await.unwrap();
+    let insert = "INSERT INTO pipeline_items (queue, payload) VALUES ('numbers', '1')";
+    transaction.batch_execute(insert).await.unwrap();
+    let options = options().call_timeout(Duration::from_secs(1));
+    let queue = PostgresQueue::open_with(&server.url(), "numbers", options).unwrap();
+    let preparing = (0..4).map(|_| queue.prepare());
+    for prepared in futures::future::join_all(preparing).await {
+        assert!(prepared.is_err());
+    }
+    // Nothing waits there, and nothing that uses the table waits for it.
+    until("nothing is left", async || connections(&observer).await == before).await;
+    observer.batch_execute(insert).await.unwrap();
+    transaction.commit().await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("both are done", async || is_empty(&queue).await).await;
+    assert_eq!(*seen.lock(), ["1", "1"]);
+    pipeline.drain(PATIENCE).await;
 }

@@ -2,13 +2,20 @@
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
-use tokio::{sync::Notify, task::AbortHandle, time::timeout};
+use tokio::{
+    sync::Notify,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 use tokio_postgres::{
     AsyncMessage, Client, Config, NoTls, Row,
     types::{ToSql, Type},
 };
 
 use super::{PostgresError, schema};
+
+/// The time between two looks whether another program has changed the tables.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Parameters of a statement, with their types.
 pub(super) type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
@@ -49,26 +56,53 @@ impl Link {
         });
         let link = Self { client, patience, task: task.abort_handle() };
         link.execute(schema::BEGIN).await?;
-        link.prepare_schema(creates).await?;
-        // What is given up here is given up there too. To change large tables may take longer: the server
-        // completes it, and a later connection finds it done.
+        // What is given up here is given up there too.
         link.execute(&format!("SET statement_timeout = {}", patience.as_millis().max(1))).await?;
+        let prepared = timeout(patience, link.prepare_schema(creates)).await;
+        prepared.map_err(|_| PostgresError::TimedOut)??;
         Ok(link)
     }
 
+    /// Looks for the schema, and creates or changes it if it may. While another program does that, it looks
+    /// again.
     async fn prepare_schema(&self, creates: bool) -> Result<(), PostgresError> {
-        let has_one = self.one(schema::HAS_VERSION, &[]).await?.try_get::<_, bool>(0)?;
-        let version = if has_one {
-            self.one(schema::READ_VERSION, &[]).await?.try_get::<_, Option<i32>>(0)?.unwrap_or(0)
-        } else {
-            0
-        };
-        match version {
-            schema::VERSION => Ok(()),
-            newer if newer > schema::VERSION => Err(PostgresError::Version { version }),
-            _ if !creates => Err(PostgresError::Version { version }),
-            _ => self.execute(schema::SCHEMA).await,
+        loop {
+            let version = self.version().await?;
+            match version {
+                schema::VERSION => return Ok(()),
+                newer if newer > schema::VERSION => return Err(PostgresError::Version { version }),
+                _ if !creates => return Err(PostgresError::Version { version }),
+                _ if self.change_schema().await? => return Ok(()),
+                _ => sleep(LOOK_AGAIN).await,
+            }
         }
+    }
+
+    /// Creates or changes the schema. False if another program does it.
+    async fn change_schema(&self) -> Result<bool, PostgresError> {
+        // What waits for a lock here makes all others wait that use the table, and still waits when the client
+        // has given up. But to change large tables may take long: the server completes it then, and a
+        // later connection finds it done.
+        let lock_timeout = (self.patience / 4).as_millis().max(1);
+        let begin = format!(
+            "BEGIN; SET LOCAL lock_timeout = {lock_timeout}; SET LOCAL statement_timeout = 0"
+        );
+        self.execute(&begin).await?;
+        if self.one(schema::MAY_CHANGE, &[]).await?.try_get(0)? {
+            self.execute(schema::CHANGE).await?;
+            return Ok(true);
+        }
+        self.execute("ROLLBACK").await?;
+        Ok(false)
+    }
+
+    /// The version of the schema, or 0 if there is none.
+    async fn version(&self) -> Result<i32, PostgresError> {
+        let has_one = self.one(schema::HAS_VERSION, &[]).await?.try_get::<_, bool>(0)?;
+        if !has_one {
+            return Ok(0);
+        }
+        Ok(self.one(schema::READ_VERSION, &[]).await?.try_get::<_, Option<i32>>(0)?.unwrap_or(0))
     }
 
     /// Executes statements without parameters.

@@ -255,6 +255,10 @@ pub async fn push_in(
 /// The id is that in the [metadata](pipeline_core::processing::Metadata::id) of a message of
 /// [`from`](PostgresQueue). When it is acknowledged after that, nothing more happens.
 ///
+/// The transaction may go on after that; other items are handled meanwhile. The lease of this one cannot be
+/// renewed until the transaction ends. If that takes longer than the [lease](PostgresOptions::lease) and is
+/// rolled back, the item may be delivered again while it is handled.
+///
 /// # Errors
 ///
 /// The error of the statement.

@@ -1,7 +1,7 @@
 //! The tables and functions of queues in PostgreSQL, and the statements on them.
 
 /// The version of [`SCHEMA`].
-pub(super) const VERSION: i32 = 2;
+pub(super) const VERSION: i32 = 3;
 
 /// What a connection begins with. Where a database has no encoding, a text may be of any bytes, and the server
 /// would refuse to send one that is not UTF-8. Notices are of no use, and the server would end a change of the
@@ -16,20 +16,10 @@ pub(super) const HAS_VERSION: &str = "SELECT to_regclass('pipeline_schema') IS N
 /// The version of the schema.
 pub(super) const READ_VERSION: &str = "SELECT max(version) FROM pipeline_schema";
 
-/// The tables, indexes and functions of all queues of a database, in version 2. A program that may not
-/// create tables leaves it to an operator, who runs this text once; it can be run again, and makes tables
-/// of version 1 those of version 2.
-///
-/// An item is available from the time `available_at` on. A lease moves that time forward.
-///
-/// In a queue that is ordered by key, it is the turn of a key's first item while no item of the key has a
-/// lease. Only what is there decides that, whenever items are taken. An item that was found before its turn has the
-/// time `infinity`, so that it is not looked at again each time. That time is no more than a note: it is
-/// removed when the turn comes, and a source looks once in a while for notes that nothing has removed, such
-/// as those of a key whose first item an operator has deleted.
-pub const SCHEMA: &str = "
-BEGIN;
-SELECT pg_advisory_xact_lock(hashtext('pipeline_schema'));
+/// The tables and functions, without the begin and the end of a transaction.
+macro_rules! tables {
+    () => {
+        "
 CREATE TABLE IF NOT EXISTS pipeline_schema (version int4 NOT NULL);
 CREATE TABLE IF NOT EXISTS pipeline_queues (
     queue text PRIMARY KEY,
@@ -199,14 +189,39 @@ BEGIN
     END IF;
 END $$;
 
+-- Makes the first item of each of these keys available, if it waits for its turn and that has come. What another
+-- transaction holds is left to the next sweep.
+CREATE OR REPLACE FUNCTION pipeline_wake(of_queue text, keys text[]) RETURNS bool LANGUAGE plpgsql AS $$
+DECLARE
+    heads int8[] := ARRAY(
+        SELECT f.id FROM unnest(keys) AS k CROSS JOIN LATERAL (
+            SELECT e.id, e.available_at FROM pipeline_items e
+                WHERE e.queue = of_queue AND e.key = k ORDER BY e.id LIMIT 1
+        ) AS f WHERE f.available_at = 'infinity' AND NOT EXISTS (
+            SELECT FROM pipeline_items e WHERE e.queue = of_queue AND e.key = k AND e.lease IS NOT NULL
+                AND (e.available_at > now() AND e.available_at < 'infinity') IS TRUE
+        )
+    );
+BEGIN
+    UPDATE pipeline_items i SET available_at = least(i.enqueued_at, now()), lease = NULL
+        WHERE i.id = ANY (ARRAY(
+            SELECT e.id FROM pipeline_items e WHERE e.id = ANY (heads) AND e.available_at = 'infinity'
+                FOR UPDATE SKIP LOCKED
+        ));
+    RETURN FOUND;
+END $$;
+
 -- Stores outcomes. It returns the place and the error of each that it could not store, and a row without
--- an error if it is the turn of other items now.
+-- an error if it is the turn of other items now. It does not wait for a transaction that holds an item: the
+-- other outcomes, and in a queue that is ordered by key all sources, would wait with it.
 CREATE OR REPLACE FUNCTION pipeline_settle(
     of_queue text, ids int8[], leases int8[], outcomes text[], delays int8[], reasons text[]
 ) RETURNS TABLE (place int8, error text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     keys text[];
+    locked int8[];
+    is_locked text;
     dead record;
 BEGIN
     IF EXISTS (SELECT FROM pipeline_queues q WHERE q.queue = of_queue AND q.ordered) THEN
@@ -214,25 +229,39 @@ BEGIN
         SELECT array_agg(DISTINCT i.key) INTO keys FROM pipeline_items i
             WHERE i.id = ANY (ids) AND i.key IS NOT NULL;
     END IF;
-    -- In the order of their ids, so that two of these calls do not wait for each other.
-    PERFORM FROM pipeline_items i WHERE i.id = ANY (ids) ORDER BY i.id FOR UPDATE;
+    locked := ARRAY(SELECT i.id FROM pipeline_items i WHERE i.id = ANY (ids) FOR UPDATE SKIP LOCKED);
+    -- One that is gone is done.
+    RETURN QUERY SELECT s.place, 'another transaction holds the item'
+        FROM unnest(ids, leases, outcomes) WITH ORDINALITY AS s (id, lease, outcome, place)
+        JOIN pipeline_items i ON i.id = s.id AND (s.outcome = 'done' OR i.lease = s.lease)
+        WHERE s.id <> ALL (locked);
     UPDATE pipeline_items i SET available_at = now() + s.delay * interval '1 ms', lease = NULL
         FROM unnest(ids, leases, outcomes, delays) AS s (id, lease, outcome, delay)
-        WHERE i.id = s.id AND i.lease = s.lease AND s.outcome = 'retry';
+        WHERE i.id = s.id AND i.lease = s.lease AND s.outcome = 'retry' AND s.id = ANY (locked);
     UPDATE pipeline_items i SET lease = NULL, deliveries = greatest(i.deliveries - 1, 0),
             available_at = CASE WHEN s.delay > 0 THEN now() + s.delay * interval '1 ms'
                 ELSE least(i.enqueued_at, now()) END
         FROM unnest(ids, leases, outcomes, delays) AS s (id, lease, outcome, delay)
-        WHERE i.id = s.id AND i.lease = s.lease AND s.outcome = 'release';
+        WHERE i.id = s.id AND i.lease = s.lease AND s.outcome = 'release' AND s.id = ANY (locked);
     DELETE FROM pipeline_items i USING unnest(ids, outcomes) AS s (id, outcome)
-        WHERE i.id = s.id AND s.outcome = 'done';
+        WHERE i.id = s.id AND s.outcome = 'done' AND s.id = ANY (locked);
+    IF 'give up' = ANY (outcomes) THEN
+        -- An operator may have locked the table of dead letters, to change it.
+        PERFORM set_config('lock_timeout', '500', true);
+    END IF;
     FOR dead IN
         SELECT s.place, s.reason, i.id
             FROM unnest(ids, leases, outcomes, reasons)
                 WITH ORDINALITY AS s (id, lease, outcome, reason, place)
             JOIN pipeline_items i ON i.id = s.id AND i.lease = s.lease
-            WHERE s.outcome = 'give up' ORDER BY i.id
+            WHERE s.outcome = 'give up' AND s.id = ANY (locked) ORDER BY i.id
     LOOP
+        place := dead.place;
+        error := is_locked;
+        IF is_locked IS NOT NULL THEN
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
         BEGIN
             -- Its id, unless there is a dead letter with it, as after the ids were set back.
             FOR attempt IN 1..10 LOOP
@@ -251,20 +280,14 @@ BEGIN
             END LOOP;
             DELETE FROM pipeline_items i WHERE i.id = dead.id;
         EXCEPTION WHEN OTHERS THEN
-            place := dead.place;
             error := SQLERRM;
             RETURN NEXT;
+            IF SQLSTATE = '55P03' THEN
+                is_locked := error;
+            END IF;
         END;
     END LOOP;
-    UPDATE pipeline_items i SET available_at = least(i.enqueued_at, now()), lease = NULL
-        FROM unnest(keys) AS k CROSS JOIN LATERAL (
-            SELECT e.id, e.available_at FROM pipeline_items e
-                WHERE e.queue = of_queue AND e.key = k ORDER BY e.id LIMIT 1
-        ) AS f WHERE i.id = f.id AND f.available_at = 'infinity' AND NOT EXISTS (
-            SELECT FROM pipeline_items e WHERE e.queue = of_queue AND e.key = k AND e.lease IS NOT NULL
-                AND (e.available_at > now() AND e.available_at < 'infinity') IS TRUE
-        );
-    IF FOUND THEN
+    IF pipeline_wake(of_queue, keys) THEN
         place := NULL;
         error := NULL;
         RETURN NEXT;
@@ -319,32 +342,63 @@ BEGIN
 END $$;
 
 -- Adds an item to another queue, and removes the one that it was made of. It returns the id of the new item,
--- or NULL if the other is gone.
+-- or NULL if the other is gone. It is called in transactions of programs, so it locks no queue: until the
+-- transaction ends, no source could take or store anything of it. What is made available here is so when the
+-- transaction is committed, and its turn is looked at again when it is taken.
 CREATE OR REPLACE FUNCTION pipeline_forward(
     of_queue text, from_id int8, to_queue text, new_key text, new_payload bytea, new_headers jsonb,
     new_trace text
 ) RETURNS int8 LANGUAGE plpgsql AS $$
 DECLARE
+    old_key text;
     new_id int8;
 BEGIN
-    IF EXISTS (SELECT FROM pipeline_queues q WHERE q.queue = of_queue AND q.ordered) THEN
-        PERFORM pg_advisory_xact_lock(hashtext('pipeline_items'), hashtext(of_queue));
-    END IF;
-    PERFORM FROM pipeline_items i WHERE i.id = from_id AND i.queue = of_queue FOR UPDATE;
+    DELETE FROM pipeline_items i WHERE i.id = from_id AND i.queue = of_queue RETURNING i.key INTO old_key;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
     INSERT INTO pipeline_items (queue, key, payload, headers, trace)
         VALUES (to_queue, new_key, new_payload, new_headers, new_trace) RETURNING id INTO new_id;
-    PERFORM FROM pipeline_settle(of_queue, ARRAY[from_id], ARRAY[0::int8], ARRAY['done'],
-        ARRAY[0::int8], ARRAY['']);
+    IF EXISTS (SELECT FROM pipeline_queues q WHERE q.queue = of_queue AND q.ordered)
+        AND pipeline_wake(of_queue, ARRAY[old_key])
+    THEN
+        PERFORM pg_notify('pipeline_items', left(of_queue, 100));
+    END IF;
     RETURN new_id;
 END $$;
 
 DELETE FROM pipeline_schema;
-INSERT INTO pipeline_schema VALUES (2);
-COMMIT;
-";
+INSERT INTO pipeline_schema VALUES (3);
+"
+    };
+}
+
+/// The begin of a change of the tables by a program. It returns whether no other program changes them: to wait
+/// for that one would occupy a connection of the server.
+pub(super) const MAY_CHANGE: &str = "SELECT pg_try_advisory_xact_lock(hashtext('pipeline_schema'))";
+
+/// What a program executes after that, in the same transaction.
+pub(super) const CHANGE: &str = concat!(tables!(), "COMMIT;\n");
+
+/// The tables, indexes and functions of all queues of a database, in version 3. A program that may not
+/// create tables leaves it to an operator, who runs this text once; it can be run again, and makes tables
+/// of an older version those of version 3.
+///
+/// An item is available from the time `available_at` on. A lease moves that time forward.
+///
+/// In a queue that is ordered by key, it is the turn of a key's first item while no item of the key has a
+/// lease. Only what is there decides that, whenever items are taken. An item that was found before its turn has the
+/// time `infinity`, so that it is not looked at again each time. That time is no more than a note: it is
+/// removed when the turn comes, and a source looks once in a while for notes that nothing has removed, such
+/// as those of a key whose first item an operator has deleted.
+pub const SCHEMA: &str = concat!(
+    "
+BEGIN;
+SELECT pg_advisory_xact_lock(hashtext('pipeline_schema'));",
+    tables!(),
+    "COMMIT;
+"
+);
 
 /// Whether a queue is ordered by key. Parameters: queue.
 pub(super) const IS_ORDERED: &str = "
@@ -385,10 +439,16 @@ SELECT id, key, payload, headers::text, trace,
 /// Stores outcomes. Parameters: queue, and arrays of ids, leases, outcomes, delays and reasons.
 pub(super) const SETTLE: &str = "SELECT place, error FROM pipeline_settle($1, $2, $3, $4, $5, $6)";
 
-/// Renews leases. Parameters: arrays of ids and leases, and for how long.
+/// Renews leases. One whose item another transaction holds is renewed later: until then, no source takes that item,
+/// and the other leases must not wait for it. Parameters: arrays of ids and leases, and for how long.
 pub(super) const RENEW: &str = "
+WITH held AS (
+    SELECT e.id FROM unnest($1, $2) AS s (id, lease)
+        JOIN pipeline_items e ON e.id = s.id AND e.lease = s.lease
+        FOR NO KEY UPDATE OF e SKIP LOCKED
+)
 UPDATE pipeline_items i SET available_at = now() + $3 * interval '1 ms'
-    FROM unnest($1, $2) AS s (id, lease) WHERE i.id = s.id AND i.lease = s.lease";
+    FROM held h WHERE i.id = h.id";
 
 /// The number of items, of dead letters, and when the first item was added. Parameters: queue, and how far
 /// it is counted.

@@ -46,12 +46,14 @@ enum Looked {
     Up(Option<String>),
 }
 
-/// A connected source. Leases end by the other connection, so that they need not wait for takes.
+/// A connected source. Its calls go over several connections, so that leases need not wait for takes to end or
+/// to be renewed, and no renewal waits for an outcome.
 #[derive(Debug)]
 struct Session {
     queue: Arc<Inner>,
     taking: Link,
     settling: Link,
+    renewing: Link,
     /// Told when items are added, or have their turn.
     added: Arc<Notify>,
 }
@@ -71,7 +73,9 @@ impl Broker for PostgresQueue {
         let taking = queue.link(waking(&queue.name, added.clone())).await?;
         taking.execute("LISTEN pipeline_items").await?;
         let settling = queue.link(|_| {}).await?;
-        let session = Arc::new(Session { queue: queue.clone(), taking, settling, added });
+        let renewing = queue.link(|_| {}).await?;
+        let session = Session { queue: queue.clone(), taking, settling, renewing, added };
+        let session = Arc::new(session);
         let fetch =
             PostgresFetch { session: session.clone(), after: None, sweep: Sweep::default() };
         Ok((fetch, PostgresSettle { session, counting: Mutex::default() }))
@@ -257,7 +261,7 @@ impl Settle for PostgresSettle {
         let lease = ms(self.session.queue.options.lease);
         let parameters: Parameters<'_> =
             &[(&ids, Type::INT8_ARRAY), (&leases, Type::INT8_ARRAY), (&lease, Type::INT8)];
-        self.session.settling.change(schema::RENEW, parameters).await?;
+        self.session.renewing.change(schema::RENEW, parameters).await?;
         Ok(())
     }
 
