@@ -6,10 +6,11 @@ mod support;
 use std::time::Duration;
 
 use futures::{FutureExt, poll};
+use pipeline_core::ExitReason;
 use pipeline_test_support::{PATIENCE, settle};
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, PubSub, Topic,
-    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Stop},
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
     channel_test::{TestEndpoint, assert_push},
     mount::{LongPoll, WhenFull},
     pubsub::{
@@ -23,9 +24,13 @@ use support::{
     poller::Poller,
     server::Server,
 };
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
 const T: &str = "room:lobby";
+const SECOND: Duration = Duration::from_secs(1);
 
 fn server(options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>) -> MemoryServer {
     MemoryServer::start(endpoint_with(options).0)
@@ -258,6 +263,104 @@ async fn what_an_intercepting_channel_has_lost_is_dropped_and_what_it_has_not_be
         assert_eq!((numbers(delivered), delivered.intercepted), ([0, 0, 1, 0], 0));
         assert!(delivered.is_unheard());
     }
+}
+
+/// Intercepts pushes, and works with what its client sends, until it ends in some way.
+struct Busy;
+
+impl Channel for Busy {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    const INTERCEPT: &'static [&'static str] = &["news"];
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "crash" => {
+                sleep(SECOND).await;
+                Err(Stop::because(ExitReason::failed("a curse")))
+            }
+            "nap" => {
+                sleep(SECOND).await;
+                Ok(Reply::none())
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
+    async fn handle_out(
+        &mut self,
+        _: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        std::future::pending().await
+    }
+
+    async fn terminate(&mut self, _: &ExitReason, _: &ChannelContext<Self>) {
+        sleep(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_an_intercepting_channel_that_ends_is_dropped_unless_its_socket_has_ended() {
+    let mount = Mount::new(NamedSocket).channel::<Busy>("room:*");
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount));
+    let pubsub = server.endpoint.pubsub();
+    let mut client = server.connect(1 << 16).await;
+    let expect = async |outcomes: Vec<PushOutcome>, expected: [usize; 4]| {
+        for outcome in outcomes {
+            let delivered = timeout(PATIENCE, outcome).await.unwrap();
+            assert_eq!((numbers(delivered), delivered.intercepted), (expected, 0));
+        }
+    };
+
+    // A crash for another message: while that is handled, and while the channel terminates.
+    client.join("1", T).await;
+    client.send(json!(["1", "2", T, "crash", {}])).await;
+    settle().await;
+    let mut outcomes = vec![deliver(pubsub).await];
+    sleep(SECOND * 3 / 2).await;
+    outcomes.push(deliver(pubsub).await);
+    settle().await;
+    assert_eq!(numbers(outcomes[0].so_far()), [0, 0, 0, 1]);
+    assert_eq!(numbers(outcomes[1].so_far()), [0, 0, 0, 1]);
+    expect(outcomes, [0, 1, 0, 0]).await;
+    assert_eq!(client.receive().await[3], "phx_error");
+
+    // The client joins again, with one in work and one that waits.
+    client.join("3", T).await;
+    let outcomes = vec![deliver(pubsub).await, deliver(pubsub).await];
+    settle().await;
+    client.join("4", T).await;
+    expect(outcomes, [0, 1, 0, 0]).await;
+    assert_eq!(client.receive().await[3], "phx_close");
+
+    // The client leaves, and may join again.
+    client.send(json!(["4", "5", T, "nap", {}])).await;
+    client.send(json!(["4", "6", T, "phx_leave", {}])).await;
+    settle().await;
+    expect(vec![deliver(pubsub).await], [0, 1, 0, 0]).await;
+    assert_eq!(client.receive().await[3], "phx_reply");
+    assert_eq!(client.receive().await[3], "phx_close");
+
+    // Its socket ends.
+    client.join("7", T).await;
+    client.send(json!(["7", "8", T, "work", {}])).await;
+    settle().await;
+    let outcomes = vec![deliver(pubsub).await, deliver(pubsub).await];
+    settle().await;
+    drop(client);
+    expect(outcomes, [0, 0, 1, 0]).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     Channel, ChannelContext, JoinContext, JoinError, PushError, Stop,
     handle::{self, BoxedMessage},
-    mailbox::{ChannelMessage, Intercepted, Mailbox, MailboxReader, Overflow},
+    mailbox::{ChannelMessage, Handling, Intercepted, Mailbox, MailboxReader, Overflow},
     reply::{Refusal, Reply},
 };
 use crate::{
@@ -412,22 +412,22 @@ impl<C: Channel> RunningChannel<C> {
                 let stop = self.answer(&reference, reply).err().or(stop);
                 stop.map(End::Stopped)
             }
-            ChannelMessage::Intercepted(Intercepted { event, payload, timeline, push }) => {
+            ChannelMessage::Intercepted(Intercepted { event, payload, timeline, copy }) => {
+                let push = copy.push().cloned();
+                let handling = Handling::new(copy);
                 // With `WhenFull::Block`, a channel that intercepts waits too: its broadcasts stay
                 // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
                 (context.timeline, context.push) = (timeline, push);
                 let outcome = catch_panic(|| channel.handle_out(&event, payload, context)).await;
-                let (_, push) = (context.timeline.take(), context.push.take());
+                (context.timeline, context.push) = (None, None);
                 let end = stopped(outcome);
-                if let Some(push) = push {
-                    match &end {
-                        None => push.was_intercepted(),
-                        Some(End::Stopped(why)) if !(why.is_graceful() || is_socket_end(why)) => {
-                            push.was_dropped();
-                        }
-                        Some(_) => {}
+                match &end {
+                    None => handling.succeeded(),
+                    Some(End::Stopped(why)) if !(why.is_graceful() || is_socket_end(why)) => {
+                        drop(handling);
                     }
+                    Some(_) => handling.ended(),
                 }
                 end
             }

@@ -5,6 +5,7 @@ mod schedules;
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::poll_fn,
     sync::Arc,
     task::{Poll, Waker},
@@ -16,7 +17,7 @@ use tokio::sync::Notify;
 
 use super::handle::BoxedMessage;
 use crate::{
-    outbox::CountedPush,
+    outbox::{CountedPush, Outbox},
     payload::Payload,
     protocol::{message::Encoded, reference::Ref},
     pubsub::broadcast::Broadcast,
@@ -90,6 +91,13 @@ impl ChannelMessage {
         }
     }
 
+    /// Counts it as lost to its channel, if it is a copy of a push.
+    fn was_lost(&mut self) {
+        if let Self::Intercepted(broadcast) = self {
+            broadcast.copy.was_lost();
+        }
+    }
+
     /// The number of bytes that count towards [`BYTES`].
     fn bytes(&self) -> usize {
         match self {
@@ -124,21 +132,76 @@ pub(crate) struct Intercepted {
     pub(crate) payload: Payload,
     pub(crate) timeline: Option<Timeline>,
     /// The push that it is, if the outcome of that is wanted.
-    pub(crate) push: Option<Arc<CountedPush>>,
+    pub(super) copy: InterceptedCopy,
 }
 
 impl Intercepted {
-    pub(crate) fn new(broadcast: &Encoded) -> Self {
+    /// A broadcast for a channel of this socket.
+    pub(crate) fn new(broadcast: &Encoded, outbox: &Arc<Outbox>) -> Self {
         let (event, payload) = (broadcast.event().into(), broadcast.payload());
-        let push = broadcast.push().cloned();
-        Self { event, payload, timeline: broadcast.timeline().copied(), push }
+        let copy = InterceptedCopy(broadcast.push().map(|push| (push.clone(), outbox.clone())));
+        Self { event, payload, timeline: broadcast.timeline().copied(), copy }
+    }
+}
+
+/// A channel's copy of a push whose outcome is wanted, with the outbox of its socket.
+#[derive(Default)]
+pub(super) struct InterceptedCopy(Option<(Arc<CountedPush>, Arc<Outbox>)>);
+
+impl InterceptedCopy {
+    pub(super) fn push(&self) -> Option<&Arc<CountedPush>> {
+        self.0.as_ref().map(|(push, _)| push)
     }
 
-    /// Counts it as lost to its channel.
+    /// Counts it as dropped.
     fn was_dropped(&mut self) {
-        if let Some(push) = self.push.take() {
+        if let Some((push, _)) = self.0.take() {
             push.was_dropped();
         }
+    }
+
+    /// Counts it as dropped, because its channel will not handle it. Its client is still there and may join
+    /// again, unless the socket has ended: then it is closed, as that of a socket is.
+    fn was_lost(&mut self) {
+        if let Some((push, outbox)) = self.0.take()
+            && !outbox.has_ended()
+        {
+            push.was_dropped();
+        }
+    }
+}
+
+impl fmt::Debug for InterceptedCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("InterceptedCopy").field(&self.push()).finish()
+    }
+}
+
+/// The copy that a channel is handling. It is lost if the channel ends meanwhile, as when it is replaced.
+#[derive(Debug)]
+pub(super) struct Handling(InterceptedCopy);
+
+impl Handling {
+    pub(super) fn new(copy: InterceptedCopy) -> Self {
+        Self(copy)
+    }
+
+    /// The channel has handled it without an error.
+    pub(super) fn succeeded(mut self) {
+        if let Some((push, _)) = self.0.0.take() {
+            push.was_intercepted();
+        }
+    }
+
+    /// The channel has ended with it, on purpose or because its socket has ended.
+    pub(super) fn ended(mut self) {
+        self.0.0 = None;
+    }
+}
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        self.0.was_lost();
     }
 }
 
@@ -160,13 +223,15 @@ impl Mailbox {
     }
 
     /// Sends a message, waiting for room.
-    pub(crate) async fn send(&self, message: ChannelMessage) -> Result<(), NotSent> {
+    pub(crate) async fn send(&self, mut message: ChannelMessage) -> Result<(), NotSent> {
         loop {
             // Registered before the check, so that no notification is missed.
             let room = self.room.notified();
             {
                 let mut state = self.state.lock();
                 if state.closed {
+                    drop(state);
+                    message.was_lost();
                     return Err(NotSent::Closed);
                 }
                 if state.has_room_for(&message, Room::Usual) {
@@ -179,9 +244,11 @@ impl Mailbox {
     }
 
     /// Sends a message if there is room.
-    pub(super) fn try_send(&self, message: ChannelMessage) -> Result<(), NotSent> {
+    pub(super) fn try_send(&self, mut message: ChannelMessage) -> Result<(), NotSent> {
         let mut state = self.state.lock();
         if state.closed {
+            drop(state);
+            message.was_lost();
             return Err(NotSent::Closed);
         }
         if !state.has_room_for(&message, Room::Usual) {
@@ -238,6 +305,8 @@ impl Mailbox {
     fn broadcast(&self, mut message: ChannelMessage, room: Room) {
         let mut state = self.state.lock();
         if state.closed {
+            drop(state);
+            message.was_lost();
             return;
         }
         if !state.overflowed && state.has_room_for(&message, room) {
@@ -252,7 +321,7 @@ impl Mailbox {
         }
         drop(state);
         if let ChannelMessage::Intercepted(broadcast) = &mut message {
-            broadcast.was_dropped();
+            broadcast.copy.was_dropped();
         }
     }
 
@@ -272,7 +341,7 @@ impl Mailbox {
                 let waiting = state.messages.iter().filter(lost).count();
                 for message in &mut state.messages {
                     if let ChannelMessage::Intercepted(broadcast) = message {
-                        broadcast.was_dropped();
+                        broadcast.copy.was_dropped();
                     }
                 }
                 // Plus the one that found no room.
@@ -319,7 +388,7 @@ impl State {
 }
 
 /// The receiving end of a mailbox. Dropping it, when the channel ends for any reason, wakes all
-/// waiting senders.
+/// waiting senders, and counts the pushes that still wait as lost.
 #[derive(Debug)]
 pub(super) struct MailboxReader(pub(super) Arc<Mailbox>);
 
@@ -327,24 +396,32 @@ impl Drop for MailboxReader {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.closed = true;
-        let messages = std::mem::take(&mut state.messages);
+        let mut messages = std::mem::take(&mut state.messages);
         drop(state);
         self.0.room.notify_waiters();
-        drop(messages);
+        messages.iter_mut().for_each(ChannelMessage::was_lost);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pipeline_core::telemetry::Telemetry;
     use pipeline_test_support::{PATIENCE, settle};
     use serde_json::json;
     use tokio::time::timeout;
 
     use super::*;
+    use crate::{
+        outbox::{OutboxLimits, Writer},
+        payload::IntoPayload,
+        session::end::SocketEnd,
+        telemetry::SocketMetrics,
+    };
 
     fn news(bytes: usize) -> Intercepted {
         let payload = json!({ "padding": "x".repeat(bytes) });
-        Intercepted::new(&Encoded::new("t", "news", payload).unwrap())
+        let (event, payload) = ("news".into(), payload.into_payload().unwrap());
+        Intercepted { event, payload, timeline: None, copy: InterceptedCopy::default() }
     }
 
     #[tokio::test]
@@ -414,5 +491,42 @@ mod tests {
         }
         outcomes.sort_by_key(Result::is_ok);
         assert_eq!(outcomes, [Err(NotSent::Closed), Err(NotSent::Closed), Ok(())]);
+    }
+
+    #[tokio::test]
+    async fn a_push_to_a_channel_that_has_ended_is_dropped_unless_its_socket_has_ended() {
+        let metrics = Arc::new(SocketMetrics::register(&Telemetry::global()));
+        let writer = Writer::Task(Box::pin(tokio::io::sink()));
+        let limits = OutboxLimits { frames: 1, bytes: 1 };
+        let outbox = Arc::new(Outbox::new(writer, limits, metrics));
+        let mailbox = Arc::new(Mailbox::default());
+        let pushed = || {
+            let (push, outcome) = CountedPush::new();
+            push.addressed(1);
+            let news = Encoded::new("t", "news", json!({})).unwrap().counted(Some(push));
+            (Intercepted::new(&news, &outbox), outcome)
+        };
+        let reader = MailboxReader(mailbox.clone());
+        let (waiting, waited) = pushed();
+        mailbox.intercepted(waiting, Room::Usual);
+        drop(reader);
+        assert_eq!(waited.await.dropped, 1);
+        let mut dropped = Vec::new();
+        for socket_has_ended in [false, true] {
+            if socket_has_ended {
+                outbox.end(SocketEnd::Lost);
+            }
+            let (news, outcome) = pushed();
+            mailbox.intercepted(news, Room::Twice);
+            dropped.push(outcome.await.dropped);
+            let (news, outcome) = pushed();
+            assert_eq!(mailbox.offer(news), Ok(()));
+            dropped.push(outcome.await.dropped);
+            let (news, outcome) = pushed();
+            let sent = mailbox.send(ChannelMessage::Intercepted(news)).await;
+            assert_eq!(sent, Err(NotSent::Closed));
+            dropped.push(outcome.await.dropped);
+        }
+        assert_eq!(dropped, [1, 1, 1, 0, 0, 0]);
     }
 }

@@ -116,10 +116,13 @@ pub struct Delivered {
     /// The sockets whose outbox dropped it, because it was full and
     /// [`Mount::when_full`](crate::Mount::when_full) said so; and the
     /// [intercepting](crate::Channel::INTERCEPT) channels that crashed in
-    /// [`handle_out`](crate::Channel::handle_out), or had too many broadcasts waiting.
+    /// [`handle_out`](crate::Channel::handle_out), had too many broadcasts waiting, or ended before they
+    /// had handled it although their socket is there: they crashed for another reason, were left, or were
+    /// replaced when their client joined again.
     pub dropped: usize,
-    /// The sockets that ended before they had taken it, and the intercepting channels that ended before
-    /// they had handled it. Those that are closed because they are too slow are among them.
+    /// The sockets that ended before they had taken it, and the intercepting channels whose sockets ended
+    /// before they had handled it, or which stopped in [`handle_out`](crate::Channel::handle_out) on
+    /// purpose. Those that are closed because they are too slow are among them.
     pub closed: usize,
     /// The sockets whose outcome was not known in time. Always 0 for a push that was awaited to the
     /// end.

@@ -33,7 +33,7 @@ pub enum Acknowledge {
     /// Every socket that had joined the topic has taken the push, or has ended. The default.
     ///
     /// A channel that [intercepts](crate::Channel::INTERCEPT) it has handled it, and its socket has taken what
-    /// it has pushed meanwhile. If it crashes instead, the message has failed.
+    /// it has pushed meanwhile. If it ends instead and its socket does not, the message has failed.
     ///
     /// The operating system has its bytes then; the client may still lose its connection before it has
     /// read them.

@@ -103,7 +103,7 @@ impl JoinedChannel {
     /// Passes a broadcast to the channel that intercepts it. With `slow`, a channel without room
     /// whose client senders wait for is put there.
     fn offer_intercepted(&self, broadcast: &Encoded, slow: Option<&mut Vec<SlowReceiver>>) {
-        let intercepted = Intercepted::new(broadcast);
+        let intercepted = Intercepted::new(broadcast, &self.outbox);
         let waits = self.outbox.wait_limit().is_some();
         match slow {
             Some(slow) if waits => {
@@ -321,8 +321,8 @@ impl SubscriberTable {
                         outbox.room().await;
                     }
                 }
-                SlowReceiver::Channel(mailbox, _) => {
-                    let message = ChannelMessage::Intercepted(Intercepted::new(broadcast));
+                SlowReceiver::Channel(mailbox, outbox) => {
+                    let message = ChannelMessage::Intercepted(Intercepted::new(broadcast, outbox));
                     // A channel that has ended needs no delivery.
                     let _ = mailbox.send(message).await;
                 }
@@ -334,7 +334,9 @@ impl SubscriberTable {
                 frame
                     .is_none_or(|frame| outbox.offer_and_record(frame, WriteMode::Deferred).is_ok())
             }
-            SlowReceiver::Channel(mailbox, _) => mailbox.offer(Intercepted::new(broadcast)).is_ok(),
+            SlowReceiver::Channel(mailbox, outbox) => {
+                mailbox.offer(Intercepted::new(broadcast, outbox)).is_ok()
+            }
         };
         outbox.or_close_slow(deadline, recovery, waiting, once_more).await;
     }
@@ -348,8 +350,8 @@ impl SubscriberTable {
                     outbox.send_and_record(frame, WriteMode::Deferred);
                 }
             }
-            SlowReceiver::Channel(mailbox, _) => {
-                mailbox.intercepted(Intercepted::new(broadcast), Room::Twice);
+            SlowReceiver::Channel(mailbox, outbox) => {
+                mailbox.intercepted(Intercepted::new(broadcast, outbox), Room::Twice);
             }
         }
     }

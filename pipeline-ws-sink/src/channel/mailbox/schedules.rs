@@ -42,8 +42,8 @@ type Numbered = (Way, u32);
 
 /// A broadcast with a number, and with this payload.
 fn large(number: u32, payload: &Payload) -> Intercepted {
-    let event = number.to_string().into();
-    Intercepted { event, payload: payload.clone(), timeline: None, push: None }
+    let (event, copy) = (number.to_string().into(), InterceptedCopy::default());
+    Intercepted { event, payload: payload.clone(), timeline: None, copy }
 }
 
 /// A broadcast with a number.
@@ -80,7 +80,7 @@ async fn send(
                 offered => offered,
             },
             Way::Broadcast => {
-                mailbox.intercepted(Intercepted::new(&news(number)), Room::Twice);
+                mailbox.intercepted(large(number, &news(number).payload()), Room::Twice);
                 Ok(())
             }
             Way::Foreign => {
