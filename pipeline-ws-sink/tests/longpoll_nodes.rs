@@ -16,6 +16,7 @@ use serde_json::json;
 use support::{
     channels::{Room, endpoint_with},
     cluster::Cluster,
+    handshake_server::Response,
     memory::MemoryServer,
     poller::{BATCH, Poller, body_of, request},
 };
@@ -249,6 +250,49 @@ async fn a_client_cannot_write_messages_between_nodes() {
     let sent = cluster.sent();
     assert!(sent.iter().all(|line| line.ends_with("shout")), "right has answered: {sent:?}");
     assert_eq!(right.endpoint.open_sockets(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_no_node_gives_is_not_passed_on() {
+    let (cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let mut there = at(&right, &here);
+    there.token = format!("{}{}", "x".repeat(512), here.token);
+    cluster.sent();
+    assert_eq!(there.post("[]").await, json!({ "status": 410 }));
+    assert_eq!(cluster.sent(), Vec::<String>::new());
+    // The token of a node with the longest name is.
+    let longest = "n".repeat(255);
+    let named = node(&cluster, &longest);
+    let here = Poller::connect(&named, V2).await;
+    at(&right, &here).join(T).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_is_not_read_for_a_request_that_cannot_be_passed_on() {
+    let cluster = Cluster::default();
+    let left = node(&cluster, "left");
+    let polled = LongPoll::new().window(WINDOW).max_sessions(1);
+    let (builder, _) = endpoint_with(|mount| mount.longpoll(polled));
+    let right = MemoryServer::start(builder.adapter(cluster.node("right")));
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    // Two polls for each session that may be open.
+    let mut polls = Vec::new();
+    for _ in 0..2 {
+        let (stream, path) = (right.stream().await, there.path());
+        polls.push(tokio::spawn(async move { request(stream, "GET", &path, &[], "").await }));
+    }
+    settle().await;
+    let mut stream = right.stream().await;
+    let head = format!("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: 7\r\n\r\n", there.path());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let begun = Instant::now();
+    assert_eq!(Response::read(&mut stream).await.status, 503);
+    assert!(begun.elapsed() < WINDOW / 2, "{:?}", begun.elapsed());
+    for poll in polls {
+        poll.await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

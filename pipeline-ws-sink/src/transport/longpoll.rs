@@ -151,6 +151,7 @@ impl<S: Socket> Mounted<S> {
                     respond(fetch(polled, &self.metrics, &session, &token).await)
                 }
                 Found::At(node, token) => {
+                    let Some(_room) = polled.reserve_relay() else { return self.no_relay() };
                     match self.relay(polled, &state, &node, &token, &Asked::Poll).await {
                         Some(answer) => answer,
                         None => self.clone().open(polled, state, &request, &params).await,
@@ -169,6 +170,12 @@ impl<S: Socket> Mounted<S> {
         }
     }
 
+    /// Refuses a request that cannot be passed on, because so many are.
+    fn no_relay(&self) -> Answer {
+        self.metrics.longpoll_refused.increment(1);
+        status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions")
+    }
+
     /// Lets the node of a session answer. None if the client needs a new session.
     async fn relay(
         &self,
@@ -178,10 +185,6 @@ impl<S: Socket> Mounted<S> {
         token: &str,
         request: &Asked,
     ) -> Option<Answer> {
-        let Some(_room) = polled.reserve_relay() else {
-            self.metrics.longpoll_refused.increment(1);
-            return Some(status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions"));
-        };
         let asking = Asking { node, path: &self.path, token, request };
         match state.relay.ask(&state.pubsub, asking, polled.window).await {
             Relayed::Answered(StatusCode::OK, body) => Some(respond(body)),
@@ -204,6 +207,8 @@ impl<S: Socket> Mounted<S> {
         request: &Request<()>,
         body: ReadBody,
     ) -> Answer {
+        // Before the body is read, because here its session is not known: anyone can send it.
+        let Some(_room) = polled.reserve_relay() else { return self.no_relay() };
         // The session's node limits its requests, and this one the bytes of each.
         let inbox = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
         let permit = longpoll_sessions::BodyPermit::alone(&inbox);
@@ -426,7 +431,8 @@ enum Found {
 
 /// Where the session of a request is.
 fn find(polled: &LongPollSessions, state: &EndpointState, request: &Request<()>) -> Found {
-    let Some(token) = token(request) else { return Found::Nowhere };
+    let token = token(request).filter(|token| token.len() <= relay::LONGEST_TOKEN);
+    let Some(token) = token else { return Found::Nowhere };
     match (relay::split(&token), state.pubsub.node_name()) {
         ((_, Some(node)), Some(own)) if node != own => Found::At(node, token),
         ((signed, _), _) => match polled.find(signed, Instant::now()) {

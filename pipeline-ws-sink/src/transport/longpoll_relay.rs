@@ -45,6 +45,10 @@ const AT: char = '~';
 /// The longest name of a node in a token.
 const LONGEST_NODE: usize = 255;
 
+/// The longest token, in bytes: that of a session at a node with the longest name is shorter. It is in each
+/// message about a request.
+pub(super) const LONGEST_TOKEN: usize = 512;
+
 /// How long the session's node may take to say that it has heard.
 const HEARD: Duration = Duration::from_secs(2);
 
