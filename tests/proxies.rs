@@ -238,7 +238,7 @@ async fn client(run: Arc<Run>) -> Seen {
 
 async fn session<S>(run: &Run, seen: &mut Seen, tries: &mut usize, mut stream: S)
 where
-    S: StreamExt<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin,
+    S: StreamExt<Item = Result<Message, Error>> + Unpin,
 {
     let (mut got, mut is_joined) = (BTreeSet::new(), false);
     while !run.is_over.load(Relaxed) {
