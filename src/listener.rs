@@ -9,7 +9,7 @@ use pipeline_core::{shown::shown, telemetry::Telemetry};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -145,13 +145,15 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
 
 /// Serves until the phase is `Ending` and all connections have closed. Dropping the future closes all
-/// connections; those that have become WebSockets belong to the endpoint.
+/// connections; those that have become WebSockets belong to the endpoint. `accepts` is dropped as soon as
+/// the system refuses further connections.
 pub(crate) async fn run(
     listener: TcpListener,
     app: Router,
     limits: Limits,
     metrics: Metrics,
     mut phase: watch::Receiver<Phase>,
+    accepts: oneshot::Sender<()>,
 ) {
     let mut connections = JoinSet::new();
     let accepting = Accepting { app, limits, metrics: Arc::new(metrics), phase: phase.clone() };
@@ -160,6 +162,7 @@ pub(crate) async fn run(
         () = accepting.run(listener, &mut connections) => {}
     }
     // The listener has been dropped: the system refuses further connections.
+    drop(accepts);
     while connections.join_next().await.is_some() {}
 }
 

@@ -18,7 +18,7 @@ use pipeline_core::{
 use pipeline_ws_sink::{Endpoint, endpoint::EndpointReport};
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{oneshot, watch},
     task::{JoinError, JoinSet},
     time::{Instant, sleep, timeout},
 };
@@ -367,18 +367,21 @@ impl Serve {
         let metrics = Metrics::new(&self.telemetry);
         let start = |listener, app, phase| {
             let mut server = JoinSet::new();
-            server.spawn(listener::run(listener, app, self.limits, metrics.clone(), phase));
-            server
+            let (accepts, refuses) = oneshot::channel();
+            let serving =
+                listener::run(listener, app, self.limits, metrics.clone(), phase, accepts);
+            server.spawn(serving);
+            (server, refuses)
         };
         // Both servers end when their sets are dropped.
         tracing::info!(address = %self.listener.local_addr()?, "listening");
         let (phase, public) = watch::channel(Phase::Serving);
-        let mut server = start(self.listener, self.app, public);
+        let (mut server, refuses) = start(self.listener, self.app, public);
         let (_serving, private) = watch::channel(Phase::Serving);
         let mut admin = JoinSet::new();
         if let Some((listener, router)) = self.admin.take() {
             tracing::info!(address = %listener.local_addr()?, "listening for the admin router");
-            admin = start(listener, router, private);
+            (admin, _) = start(listener, router, private);
         }
 
         let until = self.stop.take();
@@ -434,6 +437,8 @@ impl Serve {
                         );
                     }
                     phase.send_replace(Phase::Closed);
+                    // A client whose socket is closed connects again at once, and not to this server.
+                    let _ = unless(&hurried, refuses).await;
                     Some(close(&endpoint, self.close_within, &hurried).await)
                 }
                 None => None,
