@@ -131,13 +131,30 @@ async fn every_accepted_push_reaches_its_user_although_the_process_is_killed() {
     // The leases of the dead process end when they would: this only brings the time forward.
     let expire = "UPDATE pipeline_items SET available_at = 1 WHERE lease IS NOT NULL";
     folder.open().execute(expire, []).unwrap();
-    let example = folder.start(&["--keep-secs", "3600"]).await;
+    let example = folder.start(&[]).await;
     let mut ada = user(&example, 1).await;
     while seen.len() < usize::try_from(MANY).unwrap() {
         seen.insert(number(&mut ada).await);
     }
     until("all are forgotten", || folder.waiting() == 0).await;
     assert_eq!(folder.dead(), 0);
+}
+
+#[tokio::test]
+async fn a_push_for_a_user_who_is_not_there_is_kept_unless_the_program_was_told_otherwise() {
+    let folder = Folder::new();
+    let example = folder.start(&[]).await;
+    assert_eq!(example.push(&push(1, &json!({ "n": 7 }))).await.status, 202);
+    let looked_for = "SELECT count(*) FROM pipeline_items WHERE lease IS NULL AND available_at > 0";
+    until("it was looked for and is kept", || folder.count(looked_for) == 1).await;
+    let mut ada = user(&example, 1).await;
+    assert_eq!(number(&mut ada).await, 7);
+    until("it is forgotten", || folder.waiting() == 0).await;
+
+    let folder = Folder::new();
+    let example = folder.start(&["--keep-secs", "0"]).await;
+    assert_eq!(example.push(&push(1, &json!({ "n": 7 }))).await.status, 202);
+    until("it is forgotten", || folder.waiting() == 0).await;
 }
 
 /// A client whose socket holds little that it has not read.
@@ -188,7 +205,7 @@ async fn a_push_to_a_client_that_does_not_read_is_not_lost_when_the_process_is_k
 
     let expire = "UPDATE pipeline_items SET available_at = 1 WHERE lease IS NOT NULL";
     folder.open().execute(expire, []).unwrap();
-    let example = folder.start(&["--keep-secs", "3600"]).await;
+    let example = folder.start(&[]).await;
     let mut ada = user(&example, 1).await;
     while seen.len() < usize::try_from(MANY).unwrap() {
         seen.insert(number(&mut ada).await);
@@ -327,7 +344,7 @@ async fn a_full_disk_is_answered_with_503_and_loses_nothing() {
     // With space again, all arrive.
     let release = "UPDATE pipeline_items SET available_at = 1";
     folder.open().execute(release, []).unwrap();
-    let example = folder.start(&["--keep-secs", "3600"]).await;
+    let example = folder.start(&[]).await;
     let mut ada = user(&example, 1).await;
     for _ in 0..accepted {
         assert_eq!(ada.receive().await[3], "push_timed");

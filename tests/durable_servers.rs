@@ -87,7 +87,7 @@ async fn pushes_survive_the_process(kind: Kind) {
     }
     example.kill().await;
 
-    let example = start(&["--keep-secs", "3600"]).await;
+    let example = start(&[]).await;
     let mut ada = user(&example, 1).await;
     add(kind, &url, &lines(MANY..=MANY)).await;
     while seen.len() <= usize::try_from(MANY).unwrap() {

@@ -72,10 +72,11 @@ pub struct Args {
     #[arg(long, value_name = "SECS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     lease_secs: u64,
 
-    /// How many seconds a push of --durable or --source is kept for a user who is not there; it is looked for
-    /// again after a second and later once a minute. 0: a user who is not there misses it
-    #[arg(long, value_name = "SECS", default_value_t = 0)]
-    keep_secs: u64,
+    /// How many seconds a push of --durable or --source is kept for a user who is not there, as after a
+    /// restart, since it was accepted; it is looked for again after a second and later once a minute. 0: a
+    /// user who is not there misses it [default: 3600, and 60 with Kafka, whose partition it holds up]
+    #[arg(long, value_name = "SECS")]
+    keep_secs: Option<u64>,
 
     /// How far a push of --durable or --source has to come before it is done. Until then it survives the
     /// process
@@ -204,6 +205,13 @@ impl QueueAt {
         }
     }
 
+    /// For how long it keeps a push for a user who is not there, unless the flag says so. What Kafka keeps holds
+    /// up its partition in the end: no more than ten thousand pushes are read beyond it.
+    fn keep_for(&self) -> Duration {
+        let seconds = if self.broker() == Ok(Broker::Kafka) { 60 } else { 3600 };
+        Duration::from_secs(seconds)
+    }
+
     /// What it is. The address may have a password, so errors do not quote it.
     pub fn broker(&self) -> Result<Broker, String> {
         let Self::Server { address, .. } = self else { return Ok(Broker::Sqlite) };
@@ -306,8 +314,10 @@ impl Args {
         })
     }
 
-    pub fn keep_for(&self) -> Duration {
-        Duration::from_secs(self.keep_secs)
+    /// For how long a push of this queue is kept for a user who is not there. After a restart no user
+    /// is, until the clients have connected again.
+    pub fn keep_for(&self, at: &QueueAt) -> Duration {
+        self.keep_secs.map_or_else(|| at.keep_for(), Duration::from_secs)
     }
 
     pub fn lease(&self) -> Duration {

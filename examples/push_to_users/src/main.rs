@@ -126,7 +126,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let (intake, pipeline) = if let Some(at) = args.queue_at() {
         let queue = intake::open(&at, args.lease()).await?;
         let (pubsub, acknowledge) = (endpoint.pubsub().clone(), args.acknowledge.into());
-        let keep_for = args.keep_for();
+        let keep_for = args.keep_for(&at);
         let pushing = Pushing { pubsub, acknowledge, keep_for, delay, max_demand, min_demand };
         let pipeline = queue.start(pushing)?;
         (Intake::Durable(queue, pipeline.observer()), pipeline)
