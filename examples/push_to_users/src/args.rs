@@ -178,6 +178,13 @@ pub struct Which {
 }
 
 /// Where a durable queue is.
+#[cfg_attr(
+    not(feature = "durable"),
+    expect(
+        dead_code,
+        reason = "a program without durable queues only says which feature is missing"
+    )
+)]
 pub enum QueueAt {
     File(PathBuf),
     Server { address: String, name: String },

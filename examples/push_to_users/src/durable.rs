@@ -1,9 +1,6 @@
 //! Pushes in a durable queue: how they are stored, and the pipeline that reads them.
 
-use std::{
-    error::Error,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use pipeline::{
@@ -35,7 +32,14 @@ const ACCEPTED: &str = "accepted-us";
 const WAITING: usize = 8;
 
 /// The text of an error and of its causes.
-pub fn with_cause(error: &dyn Error) -> String {
+#[cfg(any(
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqlite"
+))]
+pub fn with_cause(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -65,7 +69,15 @@ fn item(push: &Timed<Push>) -> Result<Item, serde_json::Error> {
 /// Whether a queue delivers the next push of a user when the one before is done.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Order {
+    #[cfg_attr(
+        not(any(feature = "kafka", feature = "postgres", feature = "sqlite")),
+        expect(dead_code, reason = "the queues that keep an order are features")
+    )]
     ByUser,
+    #[cfg_attr(
+        not(any(feature = "nats", feature = "rabbitmq", feature = "redis")),
+        expect(dead_code, reason = "the queues that keep no order are features")
+    )]
     Any,
 }
 

@@ -18,7 +18,6 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     args::{Broker, QueueAt},
     dead_letters::Graves,
-    durable::with_cause,
     intake::{Durable, missing},
 };
 
@@ -81,5 +80,5 @@ pub async fn open(at: &QueueAt, _lease: Duration) -> Result<Arc<dyn Queue>, Stri
     feature = "sqlite"
 ))]
 fn explained(error: impl std::error::Error) -> String {
-    with_cause(&error)
+    crate::durable::with_cause(&error)
 }
