@@ -12,8 +12,13 @@ use tokio::time::{Instant, sleep_until};
 /// When all clients of a server come at once, after its restart or that of another node, their `connect`
 /// and `join` callbacks would compete with each other, and with the clients that are there. With a rate,
 /// they wait in the order in which they come. That costs no memory but their own, and a client that waits
-/// does nothing else: so those that are connected do not notice. One that would have to wait for longer
-/// than [`wait`](Self::wait) is refused at once, and tries again: at most `per_second` × `wait` wait.
+/// does nothing else, so the callbacks of those that are connected are not delayed. One that would have to
+/// wait for longer than [`wait`](Self::wait) is refused at once, and tries again: at most `per_second` ×
+/// `wait` wait. Each of them has a connection, so that number has to be well below the server's limit of
+/// connections.
+///
+/// A client that gives up while it waits keeps its turn. So this is for clients that come at once by
+/// accident, and no protection from one that means harm.
 ///
 /// ```
 /// # use std::time::Duration;
