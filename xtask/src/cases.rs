@@ -2,21 +2,34 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive, path::Path};
 
-/// A specification, and its cases that are postponed.
+/// A specification, its cases that are postponed, and the page that lists its open cases, if it may have any.
 struct Specification {
     path: &'static str,
     later: &'static [(char, RangeInclusive<u16>)],
+    open_in: Option<&'static str>,
 }
 
-const SPECIFICATIONS: [Specification; 3] = [
-    Specification { path: "docs/spec/stages.md", later: &[] },
+const SPECIFICATIONS: [Specification; 4] = [
+    Specification { path: "docs/spec/stages.md", later: &[], open_in: None },
     Specification {
         path: "docs/spec/channels.md",
         // Encrypted tokens are out of scope.
         later: &[('C', 200..=200)],
+        open_in: None,
     },
-    Specification { path: "docs/spec/hostile.md", later: &[] },
+    Specification { path: "docs/spec/hostile.md", later: &[], open_in: None },
+    Specification {
+        path: "docs/spec/store.md",
+        later: &[],
+        open_in: Some("examples/store/README.md"),
+    },
 ];
+
+/// The heading of the list of open cases.
+const OPEN: &str = "## Open rows";
+
+/// What begins a line of a test's documentation that names further cases.
+const ALSO: &str = "/// Also shows ";
 
 /// A letter and a number, such as S-014.
 type Id = (char, u16);
@@ -37,7 +50,8 @@ pub(crate) fn faults<'a>(
     let ids = sources.flat_map(|(path, text)| {
         let has_tables = path.starts_with(TABLES);
         let row = move |line| if has_tables { row(line) } else { None };
-        text.lines().flat_map(move |line| named(line).into_iter().chain(row(line)))
+        text.lines()
+            .flat_map(move |line| named(line).into_iter().chain(row(line)).chain(also(line)))
     });
     for id in ids {
         if !tested.insert(id) && id.0 == HOSTILE {
@@ -59,8 +73,17 @@ pub(crate) fn faults<'a>(
             let mut later = specification.later.iter();
             later.any(|(of, numbers)| of == letter && numbers.contains(number))
         };
-        for id in cases.difference(&tested).filter(|id| !is_later(id)) {
+        let open = specification.open_in.map(|page| open(text(page))).unwrap_or_default();
+        for id in cases.difference(&tested).filter(|id| !is_later(id) && !open.contains(id)) {
             faults.push(format!("{}: no test shows {}", specification.path, written(*id)));
+        }
+        for id in &open {
+            let page = specification.open_in.unwrap_or_default();
+            if tested.contains(id) {
+                faults.push(format!("{page}: {} is open, and a test shows it", written(*id)));
+            } else if !cases.contains(id) {
+                faults.push(format!("{page}: {} is open, and no case", written(*id)));
+            }
         }
         known.extend(cases);
     }
@@ -69,6 +92,26 @@ pub(crate) fn faults<'a>(
         strays.map(|id| format!("a test shows {}, which no specification has", written(*id))),
     );
     faults
+}
+
+/// The cases that a page lists as open, in the lines below its heading and above the next one.
+fn open(page: &str) -> BTreeSet<Id> {
+    let lines = page.lines().skip_while(|line| *line != OPEN).skip(1);
+    lines.take_while(|line| !line.starts_with('#')).flat_map(ids).collect()
+}
+
+/// The further cases of a test: `/// Also shows A-051 and A-052.`
+fn also(line: &str) -> impl Iterator<Item = Id> {
+    line.trim_start().strip_prefix(ALSO).into_iter().flat_map(ids)
+}
+
+/// The ids among the words of a line.
+fn ids(line: &str) -> impl Iterator<Item = Id> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    line.split(move |c| !is_part(c)).filter_map(|word| {
+        let (letter, number) = word.split_once('-')?;
+        id(letter, number)
+    })
 }
 
 /// The case in a row of a table.
@@ -107,7 +150,8 @@ fn named(line: &str) -> Option<Id> {
 
 fn id(letter: &str, number: &str) -> Option<Id> {
     let mut letters = letter.chars();
-    let (Some(letter @ ('S' | 'X' | 'C' | HOSTILE)), None) = (letters.next(), letters.next())
+    let (Some(letter @ ('A' | 'C' | 'P' | 'S' | 'T' | 'X' | HOSTILE)), None) =
+        (letters.next(), letters.next())
     else {
         return None;
     };
@@ -137,6 +181,10 @@ see S-002 in the text";
         match path {
             "docs/spec/stages.md" => SPECIFICATION,
             "docs/spec/channels.md" => ANOTHER,
+            "docs/spec/store.md" => "| A-001 | S | 1 |\n| T-002 | unit |\n| P-003 | n |",
+            "examples/store/README.md" => {
+                "Not A-001.\n## Open rows\n\n- T-002, P-003: later\n## A-001"
+            }
             _ => INPUTS,
         }
     }
@@ -147,13 +195,15 @@ see S-002 in the text";
 
     /// The faults of the first specification; the others are fully tested.
     fn faults_of(sources: &[&str]) -> Vec<String> {
-        let others = "fn c_001_a_thing_is() {\nws(\"K-001\", 1);\n\"K-002\",";
+        let others =
+            "fn c_001_a_thing_is() {\nws(\"K-001\", 1);\n\"K-002\",\nfn a_001_a_page_opens() {}";
         faults(|path| text(path), sources.iter().copied().chain([others]).map(in_tables))
     }
 
     /// The faults of the table of hostile inputs; the others are fully tested.
     fn faults_of_inputs(source: &str) -> Vec<String> {
-        let others = "fn s_001_a() {}\nfn s_014_b() {}\nfn c_001_a_thing_is() {}";
+        let others =
+            "fn s_001_a() {}\nfn s_014_b() {}\nfn c_001_a() {}\nfn a_001_a_page_opens() {}";
         faults(|path| text(path), [others, source].map(in_tables).into_iter())
     }
 
@@ -164,6 +214,27 @@ see S-002 in the text";
         assert!(faults_of(&[first, other]).is_empty());
         assert_eq!(faults_of(&[first]), ["docs/spec/stages.md: no test shows S-014"]);
         assert_eq!(faults_of(&[other, "fn s_001() {"]).len(), 1, "the name needs a statement");
+    }
+
+    #[test]
+    fn a_case_of_the_store_is_tested_or_listed_as_open() {
+        let others =
+            "fn s_001_a() {}\nfn s_014_b() {}\nfn c_001_a() {}\nws(\"K-001\", 1);\n\"K-002\",";
+        let faults_of = |store: &'static str| {
+            faults(|path| text(path), [others, store].map(in_tables).into_iter())
+        };
+        assert!(faults_of("async fn a_001_a_page_opens() {").is_empty());
+        assert!(faults_of("/// Also shows A-001.\nfn any() {").is_empty());
+        assert_eq!(faults_of(""), ["docs/spec/store.md: no test shows A-001"]);
+        let both = faults_of("/// Also shows A-001 and P-003.");
+        assert_eq!(both, ["examples/store/README.md: P-003 is open, and a test shows it"]);
+        let open = |path: &str| match path {
+            "examples/store/README.md" => "## Open rows\nT-002, P-003, A-002",
+            path => text(path),
+        };
+        let sources = [others, "fn a_001_a_page_opens() {"];
+        let unknown = faults(open, sources.map(in_tables).into_iter());
+        assert_eq!(unknown, ["examples/store/README.md: A-002 is open, and no case"]);
     }
 
     #[test]
@@ -180,8 +251,8 @@ see S-002 in the text";
 
     #[test]
     fn the_number_of_hostile_inputs_is_stated() {
-        let sources =
-            "fn s_001_a() {}\nfn s_014_b() {}\nfn c_001_a_thing_is() {}\nws(\"K-001\", 1);";
+        let sources = "fn s_001_a() {}\nfn s_014_b() {}\nfn c_001_a() {}\nfn a_001_a_page_opens() {}\n\
+                       ws(\"K-001\", 1);";
         let text = |path: &str| match text(path) {
             INPUTS => "There are 2 cases.\n| K-001 | an input |",
             other => other,
