@@ -30,7 +30,7 @@ impl Level {
 
     /// The name of the level in payloads and classes.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Out => "out",
             Self::Low => "low",
@@ -48,7 +48,7 @@ impl Level {
 
 impl std::fmt::Display for Level {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.as_str())
     }
 }
 
@@ -62,7 +62,7 @@ mod tests {
     fn a_003_a_level_is_that_of_its_count() {
         let counts = [0, 1, 149, 150, 499, 500, 1_000_000];
         let levels = ["out", "low", "low", "medium", "medium", "high", "high"];
-        assert_eq!(counts.map(|count| Level::of(count).name()), levels);
+        assert_eq!(counts.map(|count| Level::of(count).as_str()), levels);
     }
 
     proptest! {
