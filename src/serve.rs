@@ -259,7 +259,8 @@ impl Serve {
 
     /// Maximum number of open connections that have not become WebSockets. Default 10,000.
     ///
-    /// Clients above it are answered with 503 and `retry-after: 1`.
+    /// Clients above it are answered with 503 and `retry-after: 1`. No more than a quarter of them may be clients
+    /// that wait for their turn to connect to the [`endpoint`](Self::endpoint), where it has a rate.
     ///
     /// # Panics
     ///
@@ -373,6 +374,10 @@ impl Serve {
             server.spawn(serving);
             (server, refuses)
         };
+        // A client that waits for its turn has a connection. Polls and other requests need some too.
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.limit_waiting((self.limits.connections / 4).max(1));
+        }
         // Both servers end when their sets are dropped.
         tracing::info!(address = %self.listener.local_addr()?, "listening");
         let (phase, public) = watch::channel(Phase::Serving);

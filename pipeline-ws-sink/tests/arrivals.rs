@@ -24,11 +24,17 @@ fn rate() -> ArrivalRate {
 
 /// The status with which a client that connects is answered.
 async fn connects(server: &MemoryServer) -> u16 {
+    connects_from("192.0.2.1", server).await
+}
+
+/// The same for a client that a proxy says to have this address.
+async fn connects_from(address: &str, server: &MemoryServer) -> u16 {
     let websocket = [
         ("connection", "upgrade"),
         ("upgrade", "websocket"),
         ("sec-websocket-version", "13"),
         ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("x-forwarded-for", address),
     ];
     let path = "/socket/websocket?vsn=2.0.0&name=ada";
     let answer = request(server.stream().await, "GET", path, &websocket, "").await;
@@ -85,6 +91,63 @@ async fn no_client_waits_for_longer_than_it_may() {
     for (status, took) in answers {
         let most = if status == 503 { Duration::ZERO } else { Duration::from_secs(2) };
         assert!(took <= most + Duration::from_millis(100), "{status} after {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_leave_while_they_wait_free_their_places() {
+    let server = MemoryServer::start(endpoint().0.connect_rate(rate()));
+    // More in each second than may come, and each leaves at once.
+    for _ in 0..50 {
+        let leaving = join_all((0..20).map(|_| connects(&server)));
+        assert!(timeout(Duration::from_millis(20), leaving).await.is_err());
+    }
+    let begun = Instant::now();
+    assert_eq!(connects(&server).await, 101);
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+    assert!(sum(&server, "socket.connects_given_up") > 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_address_cannot_take_all_turns() {
+    let server = MemoryServer::start(endpoint().0.connect_rate(rate().behind_proxies(1)));
+    // What a client puts in front makes it no other address.
+    let greedy = |n: usize| {
+        let forwarded = format!("198.51.100.{}, 203.0.113.9", n % 200);
+        let server = &server;
+        async move { connects_from(&forwarded, server).await }
+    };
+    let all = join_all((0..500).map(greedy));
+    let others = async {
+        sleep(Duration::from_millis(100)).await;
+        for n in 0..20 {
+            let begun = Instant::now();
+            assert_eq!(connects_from(&format!("192.0.2.{n}"), &server).await, 101);
+            assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+        }
+    };
+    let (statuses, ()) = tokio::join!(all, others);
+    // Those that wait are refused for others, or have their turn.
+    let served = statuses.iter().filter(|status| **status == 101).count();
+    assert!((180..=215).contains(&served), "{served}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_socket_cannot_take_all_joins() {
+    let server = MemoryServer::start(endpoint().0.join_rate(rate().max_waiting(50)));
+    let join = |topic: String| json!([topic, topic, format!("room:{topic}"), "phx_join", {}]);
+    let mut greedy = server.connect(1 << 16).await;
+    for n in 0..90 {
+        greedy.send(join(n.to_string())).await;
+    }
+    sleep(Duration::from_millis(1)).await;
+    for n in 0..10 {
+        let mut other = server.connect(1 << 16).await;
+        let begun = Instant::now();
+        other.send(join(n.to_string())).await;
+        let answer: Value = other.receive().await;
+        assert_eq!(answer[4]["status"], "ok");
+        assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
     }
 }
 
@@ -156,4 +219,9 @@ async fn a_client_that_leaves_while_its_join_waits_leaves_nothing() {
     let report = server.endpoint.drain(Duration::from_secs(5)).await;
     assert_eq!(report.aborted, 0);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // They were not refused.
+    let joins = server.recorded.counters("channel_join");
+    let of = |status| joins.iter().filter(move |(labels, _)| labels.contains(status));
+    assert!(of("success").any(|(_, count)| *count > 0), "{joins:?}");
+    assert!(of("fail").all(|(_, count)| *count == 0), "{joins:?}");
 }

@@ -116,6 +116,8 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         Some(replaced) => replaced.end().await,
         None => None,
     };
+    // Its client reads no answer, and it is no join that was refused.
+    let turn = turn?;
     // Without a join reference, the channel uses the reference of the message.
     let context_ref = join_ref.or(&reference);
     let context = ChannelContext::new(connection.clone(), topic, context_ref, mailbox.clone());
@@ -189,16 +191,16 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     Some(RunningChannel { channel, context, join_ref, instance, listening, metrics })
 }
 
-/// Waits for the turn of a join. A client that leaves meanwhile is noticed within a second, and its join is
-/// refused.
-async fn turn<S: Socket>(connection: &Connection<S>) -> Result<(), TooMany> {
-    let mut turn = pin!(connection.pubsub.join_turn());
+/// Waits for the turn of a join. None if the client leaves meanwhile, which is noticed within a second.
+async fn turn<S: Socket>(connection: &Arc<Connection<S>>) -> Option<Result<(), TooMany>> {
+    let socket = Arc::as_ptr(connection).addr();
+    let mut turn = pin!(connection.pubsub.join_turn(socket));
     loop {
         tokio::select! {
             biased;
-            turn = &mut turn => return turn,
+            turn = &mut turn => return Some(turn),
             () = time::sleep(IS_THERE) => if connection.outbox.has_ended() {
-                return Err(TooMany);
+                return None;
             }
         }
     }

@@ -287,6 +287,20 @@ impl Endpoint {
         EndpointObserver::of(&self.inner)
     }
 
+    /// Lowers how many clients may wait to connect: see [`ArrivalRate::max_waiting`].
+    ///
+    /// For servers that limit their connections, since each client that waits has one. `serve` sets a quarter
+    /// of its limit.
+    ///
+    /// ```
+    /// # fn limit(endpoint: &pipeline_ws_sink::Endpoint, max_connections: usize) {
+    /// endpoint.limit_waiting(max_connections / 4);
+    /// # }
+    /// ```
+    pub fn limit_waiting(&self, clients: usize) {
+        self.inner.state.connects.limit_waiting(clients);
+    }
+
     /// Stops accepting clients, and closes the sockets with code 1012, so that clients connect
     /// again: to another server, or to this one after its restart. Sockets are closed in batches:
     /// see [`Drainer`](crate::mount::Drainer).
@@ -660,9 +674,12 @@ impl EndpointBuilder {
 
     /// How many clients may connect in a second. Default: no limit.
     ///
-    /// The others wait for their turn, before [`Socket::connect`] is called. A client that would have to
-    /// wait for too long is answered with 503 and `retry-after` at once, and counted in
+    /// The others wait for their turn, before [`Socket::connect`] is called. A client that waits for too
+    /// long, or for which there is no room, is answered with 503 and `retry-after`, and counted in
     /// `socket.connects_over_rate`; the official client tries again by itself.
+    ///
+    /// Each that waits has a connection, which counts in the `max_connections` of `serve`. So no more than
+    /// [`ArrivalRate::max_waiting`] wait, which has to be well below that number.
     pub fn connect_rate(mut self, rate: ArrivalRate) -> Self {
         self.limits.connects = Some(rate);
         self
@@ -671,8 +688,9 @@ impl EndpointBuilder {
     /// How many channels may be joined in a second, by all clients together. Default: no limit.
     ///
     /// The others wait for their turn, before [`Channel::join`](crate::Channel::join) is called. A join that
-    /// would have to wait for too long is answered with the error `{"reason": "too many joins"}` at once,
-    /// and counted in `channel.joins_over_rate`; the official client joins again by itself.
+    /// waits for too long, or for which there is no room, is answered with the error
+    /// `{"reason": "too many joins"}`, and counted in `channel.joins_over_rate`; the official client joins
+    /// again by itself. A join of a topic that the client has joined ends the former channel in any case.
     pub fn join_rate(mut self, rate: ArrivalRate) -> Self {
         self.limits.joins = Some(rate);
         self

@@ -158,7 +158,7 @@ impl<S: Socket> Mounted<S> {
         let mut info = ConnectInfo::of(&request);
         info.auth_token = token;
         let span = log::socket_span(socket, &self.path, &info);
-        if let Err(TooMany) = state.connects.turn().await {
+        if let Err(TooMany) = state.connects.connect(&info).await {
             return too_many();
         }
         if state.sockets.are_closed() {

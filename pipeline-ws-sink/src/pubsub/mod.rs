@@ -510,10 +510,10 @@ impl PubSub {
         let _ = self.shared.joins.set(joins);
     }
 
-    /// Waits for a join's turn.
-    pub(crate) async fn join_turn(&self) -> Result<(), TooMany> {
+    /// Waits for the turn of a join of the socket with this number.
+    pub(crate) async fn join_turn(&self, socket: usize) -> Result<(), TooMany> {
         match self.shared.joins.get() {
-            Some(joins) => joins.turn().await,
+            Some(joins) => joins.join(socket).await,
             None => Ok(()),
         }
     }

@@ -288,7 +288,7 @@ impl<S: Socket> Mounted<S> {
             info.auth_token = header(request.headers(), AUTH_HEADER).map(str::to_owned);
         }
         let span = log::socket_span(socket, &self.path, &info);
-        if let Err(TooMany) = state.connects.turn().await {
+        if let Err(TooMany) = state.connects.connect(&info).await {
             return handshake::too_many();
         }
         if state.sockets.are_closed() {
