@@ -1,5 +1,218 @@
 //! The store as a program.
 //!
 //! `cargo run --release -p store -- --help` explains the flags.
+#![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
-fn main() {}
+mod args;
+mod cluster;
+
+use std::{
+    error::Error,
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Parser;
+use pipeline::{
+    inspect::Inspector, serve, statsd::StatsdRecorder, telemetry::Telemetry, ws::listen,
+};
+use pipeline_example_support::{complain, finish, log_to_stderr, say};
+use store::{
+    clock::Clock,
+    database::{SqliteDatabase, SqliteOptions, seed::seed},
+    domain::{ids, moment::Moment},
+    pipelines::{Duties, orders, rush},
+    shop::{Shop, ShopOptions},
+    store::Store,
+};
+use tokio::{task::JoinSet, time::sleep};
+
+use self::args::Args;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How soon is tried again what needs the database.
+const AGAIN: Duration = Duration::from_millis(500);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    log_to_stderr("info");
+    let code = match run(Args::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    };
+    finish();
+    code
+}
+
+async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
+    let admins = args.admins()?;
+    if args.fresh {
+        remove(&args.db)?;
+    }
+    let secret = match &args.secret {
+        Some(secret) => secret.clone(),
+        None => kept_secret(&args.db)?,
+    };
+    let listener = listen((args.host, args.port)).await?;
+    let operator = listen(("127.0.0.1", args.operator_port())).await?;
+    let (address, operator_address) = (listener.local_addr()?, operator.local_addr()?);
+    let statsd = match &args.statsd {
+        Some(server) => Some(StatsdRecorder::udp(server.clone())?.install()?),
+        None => None,
+    };
+
+    let database = SqliteDatabase::new(SqliteOptions {
+        path: args.db.clone(),
+        seed: seed(args.seed),
+        confirm_orders: true,
+    })?;
+    let options = ShopOptions {
+        database: Arc::new(database),
+        secret,
+        max_cart_items: args.max_cart_items,
+        clock: Clock::wall(),
+        telemetry: Telemetry::global(),
+        bench: args.bench,
+    };
+    let node = cluster::join(&args).await?;
+    let duties = Duties { replicates: !args.no_replication, compares: !args.no_comparison };
+    let store = Store::open(options, admins, duties, |mut endpoint| {
+        if let Some(host) = &args.public_host {
+            endpoint = endpoint.host(host);
+        }
+        node.adapter_of(endpoint)
+    })?;
+
+    let mut inspector = Inspector::builder().endpoint(store.endpoint.observer());
+    for pipeline in &store.pipelines {
+        inspector = inspector.pipeline(pipeline.observer());
+    }
+    let operator_pages = store.health.router().nest_service("/inspect", inspector.build()?);
+
+    // The tasks end with this function.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(confirm_orders(args.db.clone(), store.endpoint.clone()));
+    tasks.spawn(after_the_load(store.shop.clone(), args.release.clone(), args.sell));
+    node.watch(&store.shop, &mut tasks);
+
+    say(format!("shop     http://{address}/"));
+    say(format!("admin    http://{address}/admin"));
+    say(format!("inspect  http://{operator_address}/inspect"));
+    say(format!("database {}", args.db.display()));
+    let mut server = serve(listener, store.router).endpoint(store.endpoint).health(&store.health);
+    for pipeline in store.pipelines {
+        server = server.pipeline(pipeline);
+    }
+    let report = server
+        .admin(operator, operator_pages)
+        .drain_within(Duration::from_secs(args.drain_secs))
+        .await?;
+    drop(tasks);
+    node.flush().await;
+    drop(statsd);
+    say(report.to_string());
+    Ok(report.is_clean())
+}
+
+/// Confirms placed orders to their carts, once the database is there.
+async fn confirm_orders(path: PathBuf, endpoint: pipeline::ws::Endpoint) {
+    loop {
+        // The database creates its file. A queue in a file without the shop's tables would be in its way.
+        if path.exists() {
+            match orders::start(path.clone(), endpoint.pubsub()).await {
+                Ok(mut pipeline) => {
+                    pipeline.join().await;
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(error = error.to_string(), "orders are not confirmed yet");
+                }
+            }
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+/// What the flags want to happen to the products.
+async fn after_the_load(
+    shop: Arc<Shop>,
+    releases: Vec<store::domain::moment::ReleaseAt>,
+    sell: Option<usize>,
+) {
+    while !shop.inventory.is_loaded() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    for release in releases {
+        let done = match release.at {
+            Moment::Now => shop.release(release.product).await.map(|_| ()),
+            at => shop.schedule(release.product, at.in_ms(shop.clock.now_ms())).await.map(|_| ()),
+        };
+        if let Err(error) = done {
+            let product = release.product;
+            tracing::error!(product, error = error.to_string(), "a product was not released");
+        }
+    }
+    let Some(rate) = sell else { return };
+    match rush::start(&shop, rate) {
+        Ok(mut rush) => {
+            rush.join().await;
+            say("rush     all is sold out");
+        }
+        Err(error) => tracing::error!(error = error.to_string(), "the rush has not begun"),
+    }
+}
+
+/// The secret of a database whose operator has given none: a random one, in a file that only its owner can read.
+fn kept_secret(db: &Path) -> Result<String, Box<dyn Error>> {
+    let path = next_to(db, ".secret");
+    let secret = match fs::read_to_string(&path) {
+        Ok(secret) => secret,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secret = ids::cart_id().map_err(|error| error.to_string())?;
+            write_new(&path, &secret)?;
+            // Another node may have been first.
+            fs::read_to_string(&path)?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(secret.trim().to_owned())
+}
+
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Ok(mut file) => io::Write::write_all(&mut file, text.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the file of a database, with those that SQLite has next to it.
+fn remove(db: &Path) -> io::Result<()> {
+    for path in [db.to_owned(), next_to(db, "-wal"), next_to(db, "-shm")] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A file whose name is that of the database with an ending.
+fn next_to(db: &Path, ending: &str) -> PathBuf {
+    let mut name = db.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}

@@ -1,0 +1,124 @@
+//! The flags.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::Parser;
+
+use store::{admins::Credentials, domain::moment::ReleaseAt};
+
+/// A shop that sells limited shoes in drops
+#[derive(Debug, Parser)]
+#[command(name = "store")]
+pub struct Args {
+    /// The address to serve on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+
+    /// The port of the shop; 0 picks a free one
+    #[arg(long, default_value_t = 4000)]
+    pub port: u16,
+
+    /// The port of the operator's page and health checks, on 127.0.0.1; 0 picks a free one. Default: the port after --port
+    #[arg(long)]
+    pub admin_port: Option<u16>,
+
+    /// The host by which shoppers know the shop, if it is not the address. Pages of other hosts may not connect
+    #[arg(long, value_name = "HOST")]
+    pub public_host: Option<String>,
+
+    /// The file of the database. It is created if need be
+    #[arg(long, default_value = "store.db", value_name = "PATH")]
+    pub db: PathBuf,
+
+    /// Removes the file of the database first
+    #[arg(long)]
+    pub fresh: bool,
+
+    /// The number that the stock of a new database is drawn from
+    #[arg(long, default_value_t = 23, value_name = "N")]
+    pub seed: u64,
+
+    /// An admin; may be given several times. A build for debugging has admin:password by default
+    #[arg(long, env = "STORE_ADMIN", value_name = "USER:PASSWORD", value_delimiter = ',')]
+    pub admin: Vec<Credentials>,
+
+    /// The secret that signs carts and tokens, at least 20 bytes, the same on all nodes. Default: a random one, which is
+    /// kept in a file next to the database
+    #[arg(long, env = "SECRET_KEY_BASE", hide_env_values = true)]
+    pub secret: Option<String>,
+
+    /// The name of this node
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+
+    /// Joins the nodes that use this server of Redis; needs the feature redis
+    #[arg(long, value_name = "URL", conflicts_with = "nats")]
+    pub redis: Option<String>,
+
+    /// Joins the nodes that use this server of NATS; needs the feature nats
+    #[arg(long, value_name = "URL")]
+    pub nats: Option<String>,
+
+    /// Where metrics go
+    #[arg(long, value_name = "HOST:PORT")]
+    pub statsd: Option<String>,
+
+    /// How many items a cart may have
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = parse_items)]
+    pub max_cart_items: usize,
+
+    /// A product to release: 1 at once, 1@+30 in 30 seconds, 1@2026-01-31T20:00:00Z then. May be given several times
+    #[arg(long, value_name = "ID[@TIME]")]
+    pub release: Vec<ReleaseAt>,
+
+    /// A crowd that tries to buy so many items a second until all is sold
+    #[arg(long, value_name = "RATE")]
+    pub sell: Option<usize>,
+
+    /// Shows the pages /bench/1 to /bench/4 of a load on the dashboard
+    #[arg(long)]
+    pub bench: bool,
+
+    /// Does not apply what other nodes say
+    #[arg(long, hide = true)]
+    pub no_replication: bool,
+
+    /// Does not compare the copy with the database
+    #[arg(long, hide = true)]
+    pub no_comparison: bool,
+
+    /// How long sockets have at a stop, in seconds
+    #[arg(long, default_value_t = 10)]
+    pub drain_secs: u64,
+}
+
+fn parse_items(text: &str) -> Result<usize, String> {
+    let items: usize = text.parse().map_err(|_| "expected a number".to_owned())?;
+    // A signed cart has to be short enough to be looked at.
+    if (1..=100).contains(&items) { Ok(items) } else { Err("expected 1 to 100".to_owned()) }
+}
+
+/// What is missing to start.
+#[derive(Debug, thiserror::Error)]
+#[error("--admin USER:PASSWORD is needed: only a build for debugging has a default")]
+pub struct NoAdmin;
+
+impl Args {
+    /// The admins.
+    pub fn admins(&self) -> Result<Vec<Credentials>, NoAdmin> {
+        if !self.admin.is_empty() {
+            return Ok(self.admin.clone());
+        }
+        if cfg!(debug_assertions) {
+            "admin:password".parse().map(|it| vec![it]).map_err(|_| NoAdmin)
+        } else {
+            Err(NoAdmin)
+        }
+    }
+
+    /// The port of the operator's listener.
+    pub fn operator_port(&self) -> u16 {
+        let next = if self.port == 0 { 0 } else { self.port.saturating_add(1) };
+        self.admin_port.unwrap_or(next)
+    }
+}

@@ -1,0 +1,334 @@
+//! The channel of a cart: one per tab. The tabs of a cart are kept in step, and hear when something in it is gone.
+
+use std::{collections::BTreeSet, fmt, mem, sync::Arc, time::Duration};
+
+use metrics::Gauge;
+use pipeline::ws::{
+    Channel, Payload, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
+    presence::PresenceGuard,
+    pubsub::Broadcast,
+    token::TokenError,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{product::canonical_id, sockets::ShopperSocket};
+use crate::{
+    domain::{
+        cart::{Cart, CartError},
+        catalogue::Catalogue,
+        ids::is_cart_id,
+    },
+    pipelines::alerts,
+    shop::{CART_TRACKER, Shop},
+};
+
+/// The channel `cart:{id}`.
+pub struct CartChannel {
+    shop: Arc<Shop>,
+    cart: Cart,
+    /// The items whose alerts it hears: those of the cart.
+    hears: BTreeSet<i64>,
+    tracked: Tracked,
+    _open: Open,
+}
+
+/// Whether admins see the tab.
+enum Tracked {
+    /// Not yet: with these fields it will be.
+    Not { page: Option<String>, page_loaded_at: i64 },
+    /// The presence leaves when this is dropped, however the channel ends.
+    As { guard: PresenceGuard, page: Option<String>, page_loaded_at: i64 },
+}
+
+/// Counts an open cart.
+struct Open(Gauge);
+
+impl Open {
+    fn new(carts: &Gauge) -> Self {
+        carts.increment(1.0);
+        Self(carts.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Sent to the channel after its join.
+#[derive(Debug)]
+pub struct Joined;
+
+/// What another tab has done.
+#[derive(Deserialize)]
+struct Updated {
+    #[serde(default)]
+    added: Vec<i64>,
+    #[serde(default)]
+    removed: Vec<i64>,
+}
+
+impl fmt::Debug for CartChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CartChannel").field("cart", &self.cart).finish_non_exhaustive()
+    }
+}
+
+impl Channel for CartChannel {
+    type Socket = ShopperSocket;
+    type Config = Arc<Shop>;
+
+    const INTERCEPT: &'static [&'static str] = &["cart_updated"];
+
+    async fn join(
+        topic: &Topic,
+        payload: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let shop = cx.config().clone();
+        let params: Map<String, Value> = payload.parse().unwrap_or_default();
+        let text = |name: &str| params.get(name).and_then(Value::as_str);
+        let id = topic.rest();
+        if !is_cart_id(id) {
+            return Err(JoinError::unauthorized());
+        }
+        let now = shop.clock.now();
+        match shop.signers.page.verify_optional::<String>(text("token"), now) {
+            Ok(of) if of == id => {}
+            Err(TokenError::Expired) => return Err(JoinError::reason("expired")),
+            Ok(_) | Err(_) => return Err(JoinError::unauthorized()),
+        }
+        let catalogue =
+            shop.inventory.snapshot().ok_or_else(|| JoinError::reason("unavailable"))?;
+        let is_known = |item| catalogue.item(item).is_some();
+        let cart = Cart::restore(text("serialized"), &shop.rules, now, is_known);
+        // It listens before it looks, so a sale in between is not missed.
+        let hears: BTreeSet<i64> = cart.item_ids().collect();
+        for item in &hears {
+            cx.subscribe(&alerts::topic(*item));
+        }
+        cx.send_after(Duration::ZERO, Joined)?;
+        let page = text("page").map(|page| page_of(page, shop.bench).to_owned());
+        // What is no text is no page of the shop either.
+        let page = page
+            .or_else(|| params.get("page").filter(|it| !it.is_null()).map(|_| OTHER.to_owned()));
+        let tracked = Tracked::Not { page, page_loaded_at: shop.clock.now_ms() };
+        let open = Open::new(&shop.metrics.carts);
+        Ok(Self { shop, cart, hears, tracked, _open: open })
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        let changed = match event {
+            "add_item" => {
+                item_id(&payload).and_then(|item| self.add(item, cx).map(|()| (Some(item), None)))
+            }
+            "remove_item" => item_id(&payload)
+                .and_then(|item| self.remove(item, cx).map(|()| (None, Some(item)))),
+            other => return Err(Stop::unknown_event(other)),
+        };
+        match changed {
+            Ok((added, removed)) => {
+                let cart = self.draw()?;
+                let updated = json!({
+                    "serialized": cart["serialized"],
+                    "added": added.as_slice(),
+                    "removed": removed.as_slice(),
+                });
+                // The commit of a cart is in this tab. A node that does not hear of it has it with the next join.
+                if let Err(error) = cx.broadcast_from("cart_updated", updated) {
+                    tracing::warn!(
+                        error = error.to_string(),
+                        "a cart was not updated on all nodes"
+                    );
+                }
+                self.track(cx)?;
+                Ok(Reply::ok().with(cart))
+            }
+            Err(why) => Ok(Reply::error().with(json!({ "error": why }))),
+        }
+    }
+
+    async fn handle_out(
+        &mut self,
+        _: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        let Updated { added, removed } = payload.parse()?;
+        let before = self.cart.clone();
+        let left = self.cart.follow(&added, &removed, &self.shop.rules);
+        self.listen(cx);
+        // A tab that has removed something since it has heard this has to hear what left for want of room.
+        if !left.is_empty() {
+            let updated = json!({ "added": [], "removed": left });
+            if let Err(error) = cx.broadcast_from("cart_updated", updated) {
+                tracing::warn!(error = error.to_string(), "a cart was not updated on all nodes");
+            }
+        }
+        if self.cart != before {
+            cx.push("cart", self.draw()?)?;
+            self.track(cx)?;
+        }
+        Ok(())
+    }
+
+    /// An item of the cart is gone, or there again.
+    async fn handle_broadcast(
+        &mut self,
+        _: Broadcast,
+        cx: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        cx.push("cart", self.draw()?)?;
+        Ok(())
+    }
+}
+
+impl HandleMessage<Joined> for CartChannel {
+    async fn handle_message(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        cx.push("cart", self.draw()?)?;
+        self.track(cx)
+    }
+}
+
+impl CartChannel {
+    fn add(&mut self, item: i64, cx: &ChannelContext<Self>) -> Result<(), &'static str> {
+        self.may_add(item)?;
+        self.cart.add(item, &self.shop.rules).map_err(reason)?;
+        self.listen(cx);
+        Ok(())
+    }
+
+    fn may_add(&self, item: i64) -> Result<(), &'static str> {
+        let catalogue = self.shop.inventory.snapshot();
+        let found = catalogue.as_deref().and_then(|catalogue| catalogue.item_with_product(item));
+        let Some((found, product)) = found else { return Err("unknown_item") };
+        if self.cart.has(item) {
+            Err(reason(CartError::DuplicateItem))
+        } else if !product.released {
+            Err("not_released")
+        } else if found.level().is_out() {
+            Err("out_of_stock")
+        } else {
+            Ok(())
+        }
+    }
+
+    fn remove(&mut self, item: i64, cx: &ChannelContext<Self>) -> Result<(), &'static str> {
+        self.cart.remove(item).map_err(reason)?;
+        self.listen(cx);
+        Ok(())
+    }
+
+    /// Listens to the alerts of exactly the items in the cart. It does so before the cart is drawn, so a sale in between is
+    /// not missed.
+    fn listen(&mut self, cx: &ChannelContext<Self>) {
+        let wanted: BTreeSet<i64> = self.cart.item_ids().collect();
+        for item in self.hears.difference(&wanted) {
+            cx.unsubscribe(&alerts::topic(*item));
+        }
+        for item in wanted.difference(&self.hears) {
+            cx.subscribe(&alerts::topic(*item));
+        }
+        self.hears = wanted;
+    }
+
+    /// The cart as clients get it, as of this moment.
+    fn draw(&self) -> Result<Value, TokenError> {
+        let catalogue = self.shop.inventory.snapshot();
+        draw(&self.cart, catalogue.as_deref(), &self.shop)
+    }
+
+    /// Shows the tab to the admins, with the items that it has now.
+    fn track(&mut self, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        let items: Vec<i64> = self.cart.item_ids().collect();
+        let meta = |page: &Option<String>, at: i64| json!({ "page": page, "page_loaded_at": at, "items": items });
+        match &mut self.tracked {
+            Tracked::As { guard, page, page_loaded_at } => {
+                guard.update(&meta(page, *page_loaded_at))?;
+            }
+            Tracked::Not { page, page_loaded_at } => {
+                let (page, at) = (mem::take(page), *page_loaded_at);
+                let key = self.shop.keys.of(cx.topic().rest());
+                let guard =
+                    self.shop.presence.track_detached(CART_TRACKER, &key, &meta(&page, at))?;
+                self.tracked = Tracked::As { guard, page, page_loaded_at: at };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A cart as clients get it.
+pub(crate) fn draw(
+    cart: &Cart,
+    catalogue: Option<&Catalogue>,
+    shop: &Shop,
+) -> Result<Value, TokenError> {
+    let drawn = |id| {
+        let (item, product) = catalogue?.item_with_product(id)?;
+        Some(json!({
+            "id": item.id,
+            "size": item.size,
+            "sku": item.sku,
+            "brand": product.brand,
+            "color": product.color,
+            "name": product.name,
+            "price_usd": product.price_usd,
+            "main_image_url": product.main_image_url,
+            "released": product.released,
+            "out_of_stock": item.level().is_out(),
+        }))
+    };
+    let items: Vec<Value> = cart.item_ids().filter_map(drawn).collect();
+    let serialized = cart.serialize(&shop.rules, shop.clock.now())?;
+    Ok(json!({ "items": items, "serialized": serialized }))
+}
+
+/// The id of an item in an event: a number, or its plain decimal text.
+fn item_id(payload: &Payload) -> Result<i64, &'static str> {
+    let payload: Map<String, Value> = payload.parse().map_err(|_| "invalid_item")?;
+    let id = match payload.get("item_id") {
+        Some(Value::Number(id)) => id.as_i64().filter(|id| *id >= 0),
+        Some(Value::String(id)) => canonical_id(id),
+        _ => None,
+    };
+    id.ok_or("invalid_item")
+}
+
+fn reason(error: CartError) -> &'static str {
+    match error {
+        CartError::DuplicateItem => "duplicate_item",
+        CartError::NotFound => "not_found",
+        CartError::Full => "cart_full",
+    }
+}
+
+/// A page that is none of the shop's.
+const OTHER: &str = "other";
+
+/// The shop's own pages.
+const PAGES: [&str; 9] = [
+    "/",
+    "/drops",
+    "/checkout",
+    "/checkout/complete",
+    "/app",
+    "/app/drops",
+    "/app/feed",
+    "/app/count",
+    "/app/cart",
+];
+
+/// A page as the dashboard names it. Clients say what they like, so only the shop's own pages have names.
+fn page_of(page: &str, bench: bool) -> &str {
+    let is_bench = || bench && ["/bench/1", "/bench/2", "/bench/3", "/bench/4"].contains(&page);
+    if PAGES.contains(&page) || is_bench() { page } else { OTHER }
+}

@@ -1,0 +1,48 @@
+//! Sockets and channels.
+
+pub mod admin;
+pub mod cart;
+pub mod page;
+pub mod product;
+pub mod sockets;
+
+use std::sync::Arc;
+
+use pipeline::ws::{Endpoint, Mount, endpoint::EndpointBuilder, mount::MessageRateLimit};
+
+use self::{
+    admin::{CartTrackerChannel, TotalsChannel},
+    cart::CartChannel,
+    page::PageChannel,
+    product::ProductChannel,
+    sockets::{AdminSocket, ShopperSocket},
+};
+use crate::{admins::Admins, shop::Shop};
+
+/// The longest frame of a shopper.
+pub const MAX_FRAME: usize = 16 << 10;
+
+/// The events that a shopper may send in a second.
+pub const EVENTS_PER_SECOND: u32 = 20;
+
+/// The endpoint of the shop, with its two kinds of socket. Slow shoppers are disconnected, which is the default: their next
+/// join brings the state again.
+pub fn endpoint(shop: &Arc<Shop>, admins: &Arc<Admins>) -> EndpointBuilder {
+    let shoppers = Mount::new(ShopperSocket)
+        .channel_with::<ProductChannel>("product:*", shop.clone())
+        .channel_with::<CartChannel>("cart:*", shop.clone())
+        .channel_with::<PageChannel>("page:drops", shop.clone())
+        .max_frame_size(MAX_FRAME)
+        .max_message_size(MAX_FRAME)
+        .message_rate_limit(MessageRateLimit::per_second(EVENTS_PER_SECOND));
+    let admins = Mount::new(AdminSocket::new(shop.clone(), admins.clone()))
+        .channel_with::<CartTrackerChannel>("admin:cart_tracker", shop.clone())
+        .channel_with::<TotalsChannel>("admin:totals", shop.clone())
+        .auth_token(true)
+        .max_frame_size(MAX_FRAME)
+        .max_message_size(MAX_FRAME);
+    Endpoint::builder()
+        .presence(&shop.presence)
+        .mount("/product_socket", shoppers)
+        .mount("/admin_socket", admins)
+}

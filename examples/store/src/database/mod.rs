@@ -1,0 +1,118 @@
+//! The source of truth: products, stock and orders.
+
+mod schema;
+pub mod seed;
+mod sqlite;
+
+use futures::future::BoxFuture;
+use thiserror::Error;
+
+pub use self::sqlite::{SqliteDatabase, SqliteOptions};
+use crate::domain::{catalogue::Catalogue, change::Change};
+
+/// The name of the durable queue of placed orders, which are to be confirmed to their carts.
+pub const PLACED_ORDERS: &str = "placed_orders";
+
+/// An answer of the database.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, DatabaseError>>;
+
+/// The source of truth. It alone decides whether something may be sold.
+///
+/// Each call is one transaction. What it returns was committed, so it may be applied to copies and told.
+pub trait Database: Send + Sync + 'static {
+    /// Everything that is sold.
+    fn load(&self) -> Answer<'_, Catalogue>;
+
+    /// Releases a product, if it is not.
+    fn release(&self, product: i64) -> Answer<'_, Release>;
+
+    /// Sets when a product is to be released by itself. Returns whether there is such a product, not released yet.
+    fn schedule(&self, product: i64, at_ms: i64) -> Answer<'_, bool>;
+
+    /// Sells one of an item, if there is one.
+    fn sell(&self, item: i64) -> Answer<'_, Sale>;
+
+    /// Sets how many of an item there are: new stock, and what tests need. `None` if there is no such item.
+    fn stock(&self, item: i64, available_count: i64) -> Answer<'_, Option<Change>>;
+
+    /// Sells one of each item, or nothing.
+    fn check_out(&self, order: Order) -> Answer<'_, CheckOut>;
+
+    /// All orders, oldest first.
+    fn orders(&self) -> Answer<'_, Vec<PlacedOrder>>;
+}
+
+/// What became of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The product is released now.
+    Released(Change),
+    /// The product was released before. Nothing has changed.
+    AlreadyReleased,
+    /// There is no such product.
+    UnknownProduct,
+}
+
+/// What became of a sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sale {
+    /// There was one.
+    Sold(Change),
+    /// There was none.
+    OutOfStock,
+    /// There is no such item.
+    UnknownItem,
+}
+
+/// What a shopper wants to buy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The key of the form. The same key of the same cart buys once.
+    pub key: String,
+    /// The id of the cart.
+    pub cart: String,
+    /// The items, each once.
+    pub items: Vec<i64>,
+    /// When, in milliseconds since 1970.
+    pub placed_at: i64,
+}
+
+/// What became of a checkout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckOut {
+    /// All of it was bought.
+    Placed(Vec<Change>),
+    /// The order was placed before, by the same key. Nothing has changed.
+    Repeated,
+    /// These items are gone. Nothing was sold.
+    Gone(Vec<i64>),
+    /// These items are not released, or not sold here. Nothing was sold.
+    NotForSale(Vec<i64>),
+}
+
+/// An order with its items and the prices of its moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedOrder {
+    /// The number.
+    pub id: i64,
+    /// The key of the form.
+    pub key: String,
+    /// The id of the cart.
+    pub cart: String,
+    /// When, in milliseconds since 1970.
+    pub placed_at: i64,
+    /// Items and prices in US dollars, by item.
+    pub items: Vec<(i64, i64)>,
+}
+
+/// The database has not done what was asked, and nothing of it.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DatabaseError {
+    /// The database is not there.
+    #[error("the database is away: {0}")]
+    Away(String),
+    /// The database refuses.
+    #[error("the database has failed: {0}")]
+    Failed(String),
+}

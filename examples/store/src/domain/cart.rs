@@ -1,0 +1,310 @@
+//! The cart: a set of items, and its signed form. Pure; the time is an argument.
+
+use std::{collections::BTreeSet, time::SystemTime};
+
+use pipeline::ws::token::{Signer, SignerError, TokenError};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use thiserror::Error;
+
+/// How long a signed cart is valid.
+pub const VALID_FOR: Duration = Duration::from_secs(604_800);
+
+/// The most bytes of a signed cart that are looked at.
+pub const MAX_TOKEN: usize = 4096;
+
+/// How many items a cart may have, and how it is signed.
+#[derive(Clone, Debug)]
+pub struct CartRules {
+    signer: Signer,
+    /// The most items of a cart.
+    pub max_items: usize,
+}
+
+/// A set of items, one of each size at most. It reserves nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cart {
+    items: BTreeSet<i64>,
+}
+
+/// Why a cart was not changed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CartError {
+    /// The item is in it.
+    #[error("duplicate_item")]
+    DuplicateItem,
+    /// The item is not in it.
+    #[error("not_found")]
+    NotFound,
+    /// The cart has as many items as it may have.
+    #[error("cart_full")]
+    Full,
+}
+
+/// Why a signed cart cannot be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The text is too long to be one.
+    #[error("the signed cart has more than {MAX_TOKEN} bytes")]
+    TooLong,
+    /// The text was not signed here, or is too old.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+/// What is signed.
+#[derive(Deserialize, Serialize)]
+struct Signed {
+    items: Vec<i64>,
+}
+
+impl CartRules {
+    /// Rules with carts that this secret signs.
+    ///
+    /// # Errors
+    ///
+    /// If the secret is too short.
+    pub fn new(secret: &str, max_items: usize) -> Result<Self, SignerError> {
+        let signer = Signer::new(secret, "shopping cart serialization")?.max_age(VALID_FOR);
+        Ok(Self { signer, max_items })
+    }
+}
+
+impl Cart {
+    /// An empty cart.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The items, ascending.
+    pub fn item_ids(&self) -> impl Iterator<Item = i64> {
+        self.items.iter().copied()
+    }
+
+    /// Whether an item is in it.
+    #[must_use]
+    pub fn has(&self, item: i64) -> bool {
+        self.items.contains(&item)
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Adds an item.
+    ///
+    /// # Errors
+    ///
+    /// [`CartError`] if it is in the cart, or the cart is full. The cart is unchanged.
+    pub fn add(&mut self, item: i64, rules: &CartRules) -> Result<(), CartError> {
+        if self.items.contains(&item) {
+            return Err(CartError::DuplicateItem);
+        }
+        if self.items.len() >= rules.max_items {
+            return Err(CartError::Full);
+        }
+        self.items.insert(item);
+        Ok(())
+    }
+
+    /// Removes an item.
+    ///
+    /// # Errors
+    ///
+    /// [`CartError::NotFound`] if it is not in the cart.
+    pub fn remove(&mut self, item: i64) -> Result<(), CartError> {
+        if self.items.remove(&item) { Ok(()) } else { Err(CartError::NotFound) }
+    }
+
+    /// Does what another tab has done. If the cart then has more items than it may have, the highest ids leave, in every
+    /// tab alike; they are returned.
+    pub fn follow(&mut self, added: &[i64], removed: &[i64], rules: &CartRules) -> Vec<i64> {
+        for item in removed {
+            self.items.remove(item);
+        }
+        self.items.extend(added);
+        let mut left = Vec::new();
+        while self.items.len() > rules.max_items {
+            left.extend(self.items.pop_last());
+        }
+        left
+    }
+
+    /// The signed cart, dated `now`.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`] if it cannot be signed.
+    pub fn serialize(&self, rules: &CartRules, now: SystemTime) -> Result<String, TokenError> {
+        rules.signer.sign(&Signed { items: self.items.iter().copied().collect() }, now)
+    }
+
+    /// Reads a signed cart, with all items that it has.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`] if it was not signed here, is too old, or too long.
+    pub fn deserialize(
+        token: &str,
+        rules: &CartRules,
+        now: SystemTime,
+    ) -> Result<Self, RestoreError> {
+        if token.len() > MAX_TOKEN {
+            return Err(RestoreError::TooLong);
+        }
+        let Signed { items } = rules.signer.verify(token, now)?;
+        Ok(Self { items: items.into_iter().collect() })
+    }
+
+    /// The cart of a shopper who brings this signed cart. It has the items that are known, the lowest ids first if they are
+    /// too many. Without a valid one, it is empty.
+    #[must_use]
+    pub fn restore(
+        token: Option<&str>,
+        rules: &CartRules,
+        now: SystemTime,
+        is_known: impl Fn(i64) -> bool,
+    ) -> Self {
+        let cart = token.and_then(|token| Self::deserialize(token, rules, now).ok());
+        let items = cart.unwrap_or_default().items.into_iter();
+        Self { items: items.filter(|item| is_known(*item)).take(rules.max_items).collect() }
+    }
+}
+
+impl FromIterator<i64> for Cart {
+    fn from_iter<I: IntoIterator<Item = i64>>(items: I) -> Self {
+        Self { items: items.into_iter().collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const SECRET: &str = "a secret of the tests, long enough";
+
+    fn rules() -> CartRules {
+        CartRules::new(SECRET, 4).unwrap()
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+    }
+
+    fn ids(cart: &Cart) -> Vec<i64> {
+        cart.item_ids().collect()
+    }
+
+    fn restore(token: &str, now: SystemTime) -> Vec<i64> {
+        ids(&Cart::restore(Some(token), &rules(), now, |_| true))
+    }
+
+    #[test]
+    fn a_050_an_item_is_added_once() {
+        let mut cart = Cart::new();
+        assert_eq!(cart.add(7, &rules()), Ok(()));
+        assert_eq!(cart.add(7, &rules()), Err(CartError::DuplicateItem));
+        assert_eq!(ids(&cart), [7]);
+    }
+
+    #[test]
+    fn a_051_an_item_is_removed_once() {
+        let mut cart: Cart = [7, 9].into_iter().collect();
+        assert_eq!(cart.remove(7), Ok(()));
+        assert_eq!(cart.remove(7), Err(CartError::NotFound));
+        assert_eq!(ids(&cart), [9]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_052_a_cart_is_read_as_it_was_signed(items in prop::collection::btree_set(any::<i64>(), 0..8)) {
+            let cart: Cart = items.into_iter().collect();
+            let token = cart.serialize(&rules(), at(0)).unwrap();
+            prop_assert_eq!(Cart::deserialize(&token, &rules(), at(1)).unwrap(), cart);
+        }
+    }
+
+    #[test]
+    fn a_053_a_cart_that_is_signed_twice_has_two_valid_tokens() {
+        let cart: Cart = [7].into_iter().collect();
+        let tokens = [0, 1].map(|second| cart.serialize(&rules(), at(second)).unwrap());
+        assert_ne!(tokens[0], tokens[1]);
+        assert_eq!(tokens.map(|token| restore(&token, at(2))), [[7], [7]]);
+    }
+
+    #[test]
+    fn a_054_a_token_that_was_not_signed_here_is_an_empty_cart() {
+        let cart: Cart = [7].into_iter().collect();
+        let token = cart.serialize(&rules(), at(0)).unwrap();
+        let mut wrong = vec![String::new(), "x".to_owned(), token[..token.len() - 1].to_owned()];
+        for place in 0..token.len() {
+            let mut bytes = token.clone().into_bytes();
+            bytes[place] = if bytes[place] == b'A' { b'B' } else { b'A' };
+            wrong.push(String::from_utf8(bytes).unwrap());
+        }
+        let other = CartRules::new("another secret, and long enough", 4).unwrap();
+        wrong.push(cart.serialize(&other, at(0)).unwrap());
+        let purpose = Signer::new(SECRET, "cart id").unwrap();
+        wrong.push(purpose.sign(&json!({ "items": [7] }), at(0)).unwrap());
+        for token in &wrong {
+            assert!(Cart::deserialize(token, &rules(), at(0)).is_err(), "{token}");
+            assert_eq!(restore(token, at(0)), [0; 0], "{token}");
+        }
+        assert!(Cart::restore(None, &rules(), at(0), |_| true).is_empty());
+        assert_eq!(restore(&token, at(0)), [7]);
+    }
+
+    #[test]
+    fn a_055_a_cart_is_valid_for_seven_days() {
+        let token = [7].into_iter().collect::<Cart>().serialize(&rules(), at(0)).unwrap();
+        assert_eq!(restore(&token, at(604_799)), [7]);
+        assert_eq!(restore(&token, at(604_801)), [0; 0]);
+    }
+
+    #[test]
+    fn a_056_a_full_cart_takes_no_more() {
+        let mut cart: Cart = [1, 2, 3, 4].into_iter().collect();
+        assert_eq!(cart.add(5, &rules()), Err(CartError::Full));
+        assert_eq!(cart.add(4, &rules()), Err(CartError::DuplicateItem));
+        assert_eq!(ids(&cart), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_057_a_token_that_is_too_long_is_not_looked_at() {
+        let cart: Cart = (0..4000).collect();
+        let token = cart.serialize(&rules(), at(0)).unwrap();
+        assert!(token.len() > MAX_TOKEN);
+        let read = Cart::deserialize(&token, &rules(), at(0));
+        assert!(matches!(read, Err(RestoreError::TooLong)), "{read:?}");
+        assert_eq!(restore(&token, at(0)), [0; 0]);
+    }
+
+    #[test]
+    fn a_058_of_a_valid_token_the_known_items_with_the_lowest_ids_are_kept() {
+        let signer = Signer::new(SECRET, "shopping cart serialization").unwrap().max_age(VALID_FOR);
+        let token = signer.sign(&json!({ "items": [9, 3, 3, 99, 8, 1, 7, 9] }), at(0)).unwrap();
+        let cart = Cart::restore(Some(&token), &rules(), at(0), |item| item != 99);
+        assert_eq!(ids(&cart), [1, 3, 7, 8]);
+    }
+
+    #[test]
+    fn tabs_that_follow_each_other_end_alike() {
+        let mut one: Cart = [1, 2, 3, 9].into_iter().collect();
+        let mut other: Cart = [1, 2, 3, 8].into_iter().collect();
+        assert_eq!(one.follow(&[8], &[], &rules()), [9]);
+        assert_eq!(other.follow(&[9], &[], &rules()), [9]);
+        assert_eq!(one, other);
+        assert_eq!(one.follow(&[5], &[1], &rules()), [0; 0]);
+        assert_eq!(ids(&one), [2, 3, 5, 8]);
+    }
+}

@@ -1,0 +1,125 @@
+//! The copy of the inventory in memory, which answers every page and every cart.
+//!
+//! It may be a moment behind the database, and is never asked whether something may be sold. Reading it takes no lock.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use crate::domain::{
+    catalogue::{Applied, Catalogue},
+    change::{Change, newest},
+};
+
+/// The most changes that are kept before the first load. With more of them, the copy is loaded again after it.
+const MAX_EARLY: usize = 10_000;
+
+/// The copy.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    copy: ArcSwapOption<Catalogue>,
+    /// One writer at a time. It holds the changes that came before the first load.
+    early: Mutex<Vec<Change>>,
+}
+
+/// What changes have done to the copy.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What is another now.
+    pub applied: Vec<Applied>,
+    /// Whether the copy may miss something, and has to be loaded again.
+    pub in_doubt: bool,
+}
+
+impl Inventory {
+    /// What is sold, as of this moment; `None` until it was loaded.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Arc<Catalogue>> {
+        self.copy.load_full()
+    }
+
+    /// Whether it was loaded.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.copy.load().is_some()
+    }
+
+    /// Applies changes that are newer than the copy.
+    pub fn apply(&self, changes: &[Change]) -> Outcome {
+        let mut early = self.early.lock();
+        let Some(mut copy) = self.copy.load_full() else {
+            early.extend(changes);
+            if early.len() > MAX_EARLY {
+                *early = newest(early.drain(..));
+                early.truncate(MAX_EARLY);
+            }
+            return Outcome::default();
+        };
+        let mut outcome = Outcome::default();
+        // Its rows are shared, so this copies pointers.
+        let catalogue = Arc::make_mut(&mut copy);
+        for change in changes {
+            match catalogue.apply(change) {
+                Ok(applied) => outcome.applied.extend(applied),
+                Err(_) => outcome.in_doubt = true,
+            }
+        }
+        self.copy.store(Some(copy));
+        outcome
+    }
+
+    /// Takes over what was loaded, except where the copy is newer. Returns what is another; after the first load, nothing,
+    /// because nothing was known before.
+    pub fn replace(&self, loaded: Catalogue) -> Vec<Applied> {
+        let mut early = self.early.lock();
+        let mut copy = self.copy.load_full().unwrap_or_default();
+        let is_first = !self.is_loaded();
+        let catalogue = Arc::make_mut(&mut copy);
+        let mut applied = catalogue.replace(loaded);
+        for change in early.drain(..) {
+            // A row that is unknown even now comes with the next load.
+            applied.extend(catalogue.apply(&change).ok().flatten());
+        }
+        self.copy.store(Some(copy));
+        if is_first { Vec::new() } else { applied }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::seed::seed;
+
+    fn stock(id: i64, available_count: i64, rev: i64) -> Change {
+        Change::Item { id, available_count, rev }
+    }
+
+    #[test]
+    fn changes_that_come_before_the_first_load_are_not_lost() {
+        let inventory = Inventory::default();
+        assert_eq!(inventory.apply(&[stock(1, 3, 9)]), Outcome::default());
+        assert!(!inventory.is_loaded());
+        assert_eq!(inventory.replace(seed(1)), []);
+        assert_eq!(inventory.snapshot().unwrap().item(1).unwrap().available_count, 3);
+    }
+
+    #[test]
+    fn a_change_of_an_unknown_row_puts_the_copy_in_doubt() {
+        let inventory = Inventory::default();
+        inventory.replace(seed(1));
+        let outcome = inventory.apply(&[stock(999, 3, 9), stock(1, 0, 9)]);
+        assert!(outcome.in_doubt);
+        assert_eq!(outcome.applied.len(), 1);
+    }
+
+    #[test]
+    fn a_snapshot_does_not_change() {
+        let inventory = Inventory::default();
+        inventory.replace(seed(1));
+        let before = inventory.snapshot().unwrap();
+        inventory.apply(&[stock(1, 0, 9)]);
+        assert_eq!(*before, seed(1));
+        assert_eq!(inventory.snapshot().unwrap().item(1).unwrap().available_count, 0);
+    }
+}

@@ -1,0 +1,165 @@
+//! Levels and releases, from the copy to the shoppers.
+//!
+//! An entry of the queue says which row has changed. What it has become is read from the copy at the moment of telling, so
+//! one entry stands for all changes until then: the slower the telling, the more sales one event stands for. Levels and
+//! releases share one stage, so a fragment and the levels after it are in order.
+
+use std::sync::Arc;
+
+use pipeline::{
+    ExitReason, Pipeline,
+    backoff::Backoff,
+    builder::StartError,
+    source::FairQueueProducer,
+    stage::{Consumer, Stage},
+    subscription::{Cancel, SubscribeOptions, Subscription},
+    timed::Timed,
+    ws::PubSub,
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::{task::coop, time::Instant};
+
+use crate::{
+    domain::{
+        catalogue::{Catalogue, Item},
+        change::Row,
+        level::Level,
+        telling::{Telling, Told},
+    },
+    pages,
+    shop::{DROPS_PAGE, Shop, Tell, item_view, product_view},
+};
+
+/// The pipeline.
+pub(super) fn start(
+    shop: &Arc<Shop>,
+    pubsub: &PubSub,
+    levels: FairQueueProducer<Row, Timed<Tell>>,
+) -> Result<Pipeline, StartError> {
+    let (shop, pubsub) = (shop.clone(), pubsub.clone());
+    let teller =
+        move || Teller { shop: shop.clone(), pubsub: pubsub.clone(), told: Told::default() };
+    Pipeline::builder("telling")
+        .producer_with(Stage::new(levels).named("levels"))
+        .consumer_with(
+            Stage::restarting(teller).max_restarts(100, Duration::from_secs(60)).named("tell"),
+            // Entries stay in the queue, where a later change needs no entry of its own.
+            SubscribeOptions::new().max_demand(1).min_demand(0).cancel(Cancel::Reconnect(again())),
+        )
+        .start()
+}
+
+/// How soon a stage subscribes again to one that was restarted.
+pub(super) fn again() -> Backoff {
+    Backoff::new(Duration::from_millis(10), Duration::from_secs(1))
+}
+
+/// The stage that tells.
+struct Teller {
+    shop: Arc<Shop>,
+    pubsub: PubSub,
+    told: Told,
+}
+
+impl Consumer for Teller {
+    type Event = Timed<Tell>;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<Timed<Tell>>,
+        _: &Subscription,
+    ) -> Result<(), ExitReason> {
+        for event in events {
+            let Some(catalogue) = self.shop.inventory.snapshot() else { continue };
+            match *event {
+                Tell::Stock { item, product, before, since } => {
+                    self.tell_stock(&catalogue, &event, item, product, before)?;
+                    self.shop.metrics.level_was_told_after(Instant::now().duration_since(since));
+                }
+                Tell::Release(product) => self.tell_release(&catalogue, &event, product)?,
+            }
+            coop::consume_budget().await;
+        }
+        Ok(())
+    }
+}
+
+impl Teller {
+    fn tell_stock(
+        &mut self,
+        catalogue: &Catalogue,
+        event: &Timed<Tell>,
+        id: i64,
+        product: i64,
+        before: Level,
+    ) -> Result<(), ExitReason> {
+        let Some(item) = catalogue.item(id) else { return Ok(()) };
+        // What was told is noted even if no page is open: pages that come later get the level as they join.
+        let told = self.told.compare(id, before, item.available_count);
+        if let Telling::Broadcast(level) = told {
+            self.broadcast(
+                event,
+                &topic(product),
+                "stock_change",
+                &stock_change(product, item, level),
+            )?;
+            if self.pubsub.has_subscribers(DROPS_PAGE) {
+                let html = pages::entry(&item_view(item))?;
+                let target = format!("[data-key=\"item-{id}\"]");
+                self.broadcast(event, DROPS_PAGE, "fragment", &fragment(&target, &html, item.rev))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_release(
+        &mut self,
+        catalogue: &Catalogue,
+        event: &Timed<Tell>,
+        id: i64,
+    ) -> Result<(), ExitReason> {
+        let (topic, pubsub) = (topic(id), &self.pubsub);
+        let view = product_view(catalogue, id).filter(|product| product.released);
+        let Some(product) = view else { return Ok(()) };
+        // The fragment has these levels, whatever was told before.
+        for item in &product.items {
+            self.told.set(item.id, item.level);
+        }
+        if !pubsub.has_subscribers(&topic) && !pubsub.has_subscribers(DROPS_PAGE) {
+            return Ok(());
+        }
+        let html = pages::size_selector(&product)?;
+        let released = json!({ "size_html": html, "rev": product.rev });
+        self.broadcast(event, &topic, "released", &released)?;
+        let target = format!(".product-soon-{id}");
+        self.broadcast(event, DROPS_PAGE, "fragment", &fragment(&target, &html, product.rev))
+    }
+
+    /// Broadcasts to this node only: each node tells what its own copy has become.
+    fn broadcast(
+        &self,
+        event: &Timed<Tell>,
+        topic: &str,
+        name: &str,
+        payload: &Value,
+    ) -> Result<(), ExitReason> {
+        if self.pubsub.has_subscribers(topic) {
+            self.pubsub.local_broadcast_timed(event, topic, name, payload)?;
+        }
+        Ok(())
+    }
+}
+
+fn topic(product: i64) -> String {
+    format!("product:{product}")
+}
+
+/// The event `stock_change`.
+pub(crate) fn stock_change(product: i64, item: &Item, level: Level) -> Value {
+    json!({ "product_id": product, "item_id": item.id, "level": level, "rev": item.rev })
+}
+
+fn fragment(target: &str, html: &str, rev: i64) -> Value {
+    json!({ "target": target, "html": html, "rev": rev })
+}
