@@ -9,7 +9,7 @@ use std::{
 use crate::run::{Failure, Outcome, cargo, is_installed, program, root, step};
 
 /// The folders with packages from npm.
-const NPM_FOLDERS: [&str; 2] = ["examples/support", "tests/interop"];
+const NPM_FOLDERS: [&str; 3] = ["examples/store/web", "examples/support", "tests/interop"];
 
 /// The version of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";

@@ -120,3 +120,191 @@ struct Admin<'a> {
 struct Unavailable<'a> {
     why: &'a str,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::level::Level,
+        pages::views::{CheckoutLine, Variant},
+    };
+
+    fn head() -> PageHead {
+        PageHead {
+            cart_id: "c".repeat(64),
+            cart_token: "token".to_owned(),
+            csrf: "csrf".to_owned(),
+            variant: Variant::Plain,
+        }
+    }
+
+    fn item(id: i64, size: &str, level: Level) -> ItemView {
+        ItemView { id, size: size.to_owned(), level, rev: 3, count: 7 }
+    }
+
+    fn product(id: i64, released: bool) -> ProductView {
+        ProductView {
+            id,
+            sku: format!("sku-{id}"),
+            brand: "Brand".to_owned(),
+            name: format!("Name {id}"),
+            color: "Ember".to_owned(),
+            price_usd: 160,
+            main_image_url: "/photos/runner-ember.svg".to_owned(),
+            released,
+            rev: 5,
+            items: vec![
+                item(id * 10, "10", Level::Low),
+                item(id * 10 + 1, "6", Level::High),
+                item(id * 10 + 2, "9", Level::Out),
+                item(id * 10 + 3, "7", Level::Medium),
+            ],
+        }
+    }
+
+    /// The opening tags of the buttons.
+    fn buttons(html: &str) -> Vec<&str> {
+        let parts = html.split("<button ").skip(1);
+        parts.map(|part| part.split_once('>').map_or(part, |(tag, _)| tag)).collect()
+    }
+
+    #[test]
+    fn a_001_a_card_shows_its_product_and_that_it_comes_soon() {
+        let html = shop(&head(), &[product(2, false), product(1, false)]).unwrap();
+        assert!(html.contains("<title>Sneakers23</title>"));
+        assert!(html.contains(r#"<main class="product-list">"#));
+        let (two, one) = (r#"data-product-id="2""#, r#"data-product-id="1""#);
+        assert!(html.find(two).unwrap() < html.find(one).unwrap(), "in the order of the list");
+        for shown in ["Brand", "Name 1", "Ember", "$160", "/photos/runner-ember.svg"] {
+            assert!(html.contains(shown), "{shown}");
+        }
+        assert_eq!(html.matches("coming soon...").count(), 2);
+        assert!(!html.contains("size-container"));
+    }
+
+    #[test]
+    fn a_002_a_released_card_has_a_button_for_each_size_in_order() {
+        let html = shop(&head(), &[product(1, true), product(2, false)]).unwrap();
+        assert_eq!(html.matches("coming soon...").count(), 1);
+        assert!(html.contains("product-soon-2") && !html.contains("product-soon-1"));
+        let texts: Vec<&str> =
+            html.split("</button>").filter_map(|part| part.rsplit('>').next()).collect();
+        assert_eq!(texts[..4], ["6", "7", "9", "10"]);
+        let values = buttons(&html);
+        for (button, value) in values.iter().zip(["11", "13", "12", "10"]) {
+            assert!(button.contains(r#"name="item_id""#), "{button}");
+            assert!(button.contains(&format!(r#"value="{value}""#)), "{button}");
+        }
+    }
+
+    #[test]
+    fn a_004_a_button_has_one_level_and_is_disabled_if_there_is_none() {
+        let html = size_selector(&product(1, true)).unwrap();
+        let buttons = buttons(&html);
+        assert_eq!(buttons.len(), 4);
+        for (button, level) in buttons.iter().zip(["high", "medium", "out", "low"]) {
+            assert_eq!(button.matches("size-container__entry--level-").count(), 1, "{button}");
+            assert!(button.contains(&format!("size-container__entry--level-{level}")), "{button}");
+            assert_eq!(button.contains(" disabled"), level == "out", "{button}");
+        }
+    }
+
+    #[test]
+    fn a_013_pages_of_shoppers_and_of_admins_share_no_script_and_no_cart() {
+        let shopper = shop(&head(), &[]).unwrap();
+        let view = AdminView {
+            name: "ann".to_owned(),
+            token: "token".to_owned(),
+            csrf: "csrf".to_owned(),
+            products: vec![product(1, true), product(2, false)],
+        };
+        let admin = admin(&view).unwrap();
+        assert!(shopper.contains(r#"id="cart-container""#));
+        assert!(!admin.contains("cart-container"));
+        let loaded = |html: &str| -> Vec<String> {
+            let parts = html.split("\"/assets/").skip(1);
+            parts.filter_map(|part| part.split('"').next()).map(str::to_owned).collect()
+        };
+        assert_eq!(loaded(&shopper).len(), 2, "a style sheet and a script");
+        assert!(loaded(&shopper).iter().all(|asset| !loaded(&admin).contains(asset)));
+        // Only what is not released yet can be released.
+        assert!(admin.contains("/admin/products/2/release"));
+        assert!(!admin.contains("/admin/products/1/release"));
+        assert_eq!(admin.matches(r#"data-item-count=""#).count(), 8);
+    }
+
+    #[test]
+    fn a_011_texts_of_products_are_shown_as_text_everywhere() {
+        let nasty = r#"<img src=x onerror="alert(1)">&'"#;
+        let mut product = product(1, true);
+        for text in [&mut product.name, &mut product.color, &mut product.brand, &mut product.sku] {
+            nasty.clone_into(text);
+        }
+        product.main_image_url = format!("/photos/{nasty}");
+        for item in &mut product.items {
+            nasty.clone_into(&mut item.size);
+        }
+        let line = CheckoutLine {
+            item_id: 1,
+            brand: nasty.to_owned(),
+            name: nasty.to_owned(),
+            color: nasty.to_owned(),
+            size: nasty.to_owned(),
+            price_usd: 1,
+            main_image_url: nasty.to_owned(),
+            out_of_stock: false,
+        };
+        let bought = CheckoutView {
+            lines: vec![line],
+            serialized_cart: nasty.to_owned(),
+            key: nasty.to_owned(),
+            problem: Some(nasty.to_owned()),
+        };
+        let (products, head) = (vec![product.clone()], head());
+        let view = AdminView {
+            name: nasty.to_owned(),
+            token: nasty.to_owned(),
+            csrf: nasty.to_owned(),
+            products: products.clone(),
+        };
+        let pages = [
+            shop(&head, &products),
+            drops(&head, &products),
+            app(&head, &products),
+            card(&product),
+            size_selector(&product),
+            entry(&product.items[0]),
+            checkout(&head, &bought),
+            admin(&view),
+            unavailable(nasty),
+        ];
+        for page in pages {
+            let page = page.unwrap();
+            assert!(!page.contains("<img src=x"), "{page}");
+            assert!(!page.contains(r#"onerror=""#), "{page}");
+            assert!(page.contains("&#60;img src=x onerror="), "{page}");
+        }
+    }
+
+    #[test]
+    fn the_fragment_of_a_release_is_what_the_page_has() {
+        let product = product(1, true);
+        let html = shop(&head(), std::slice::from_ref(&product)).unwrap();
+        assert!(html.contains(&size_selector(&product).unwrap()));
+        assert!(html.contains(&card(&product).unwrap()));
+        let selector = size_selector(&product).unwrap();
+        assert!(selector.contains(&entry(&product.items[0]).unwrap()));
+        assert!(
+            entry(&product.items[0]).unwrap().len() * 10 < html.len(),
+            "a level is a small part"
+        );
+    }
+
+    #[test]
+    fn the_app_carries_the_products_without_their_counts() {
+        let html = app(&head(), &[product(1, true)]).unwrap();
+        assert!(html.contains("&#34;level&#34;:&#34;low&#34;"));
+        assert!(!html.contains("count"), "{html}");
+        assert!(!html.contains("sku-1"));
+    }
+}
