@@ -511,6 +511,8 @@ impl KafkaQueue {
         config.set("queued.max.messages.kbytes", ahead.to_string());
         config.set("fetch.message.max.bytes", (ahead * 1024).to_string());
         config.set("fetch.wait.max.ms", "100").set("fetch.error.backoff.ms", "100");
+        // How long the client waits with the next fetch when it holds that much, a second by default.
+        config.set("fetch.queue.backoff.ms", "10");
         let by_server = options.settings.get("group.protocol").is_some_and(|it| it == "consumer");
         if !by_server {
             config.set("partition.assignment.strategy", "cooperative-sticky");
