@@ -16,9 +16,19 @@ async fn top(url: &str) -> Output {
 async fn a_frame_shows_the_stages_of_a_running_program() {
     let example = Example::start(&[]).await;
     for slash in ["", "/"] {
-        let shown = top(&format!("http://{}/inspect{slash}", example.address)).await;
-        let text = String::from_utf8(shown.stdout).unwrap();
-        assert!(shown.status.success(), "{text}");
+        let url = format!("http://{}/inspect{slash}", example.address);
+        // The inspector looks once a second: its first look may come before the pipeline runs.
+        let text = timeout(PATIENCE, async {
+            loop {
+                let shown = top(&url).await;
+                let text = String::from_utf8(shown.stdout).unwrap();
+                assert!(shown.status.success(), "{text}");
+                if !text.contains(" push starting") {
+                    return text;
+                }
+            }
+        });
+        let text = text.await.unwrap();
         for part in [" push running", "producer", "consumer_supervisor", "user:*", "last 300 s"] {
             assert!(text.contains(part), "{part:?} in {text}");
         }
