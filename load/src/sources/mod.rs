@@ -92,10 +92,10 @@ where
     P: Future<Output = Result<(), E>> + Send,
 {
     let began = Instant::now();
-    let pushers = (0..PUSHERS).map(|_| {
-        let push = push.clone();
+    let pushers = (0..PUSHERS).map(|n| {
+        let (push, more) = (push.clone(), u64::from(n < items % PUSHERS));
         tokio::spawn(async move {
-            for _ in 0..items / PUSHERS {
+            for _ in 0..items / PUSHERS + more {
                 push(Item::new(PAYLOAD.to_vec())).await?;
             }
             Ok::<_, E>(())
@@ -105,5 +105,5 @@ where
         let pushed = pusher.await.map_err(|error| LoadError::Stage(error.to_string()))?;
         pushed.map_err(failed)?;
     }
-    Ok((items / PUSHERS * PUSHERS) as f64 / began.elapsed().as_secs_f64())
+    Ok(items as f64 / began.elapsed().as_secs_f64())
 }
