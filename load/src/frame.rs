@@ -46,6 +46,12 @@ impl<'a> Frame<'a> {
         contains(self.body, br#""status":"ok""#)
     }
 
+    /// Whether this is the reply to a heartbeat.
+    #[must_use]
+    pub fn answers_heartbeat(&self) -> bool {
+        self.body.starts_with(br#"[null,"h","phoenix","phx_reply""#)
+    }
+
     /// The number after this key. The last one if there are several.
     #[must_use]
     pub fn number(&self, key: &[u8]) -> Option<u64> {
@@ -76,6 +82,12 @@ pub fn head(bytes: &[u8]) -> Option<usize> {
 #[must_use]
 pub fn join(topic: &str) -> Vec<u8> {
     client(TEXT, format!(r#"["1","1","{topic}","phx_join",{{}}]"#).as_bytes())
+}
+
+/// A heartbeat.
+#[must_use]
+pub fn heartbeat() -> Vec<u8> {
+    client(TEXT, br#"[null,"h","phoenix","heartbeat",{}]"#)
 }
 
 /// A frame of a client.

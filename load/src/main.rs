@@ -10,6 +10,7 @@ mod growth;
 mod nodes;
 mod peers;
 mod rows;
+mod scale;
 mod sources;
 mod stages;
 mod table;
@@ -54,6 +55,10 @@ enum Command {
         #[arg(long, default_value = "docs")]
         into: PathBuf,
     },
+    /// Measure many sockets over several nodes, with pushes from a pipeline on one of them
+    Scale(scale::Asked),
+    /// Run the sockets of one node, told what to do by lines of the standard input
+    Crowd(scale::Crowd),
     /// Run the hand-written baseline server
     Baseline {
         /// The port to serve on; a free one by default
@@ -108,6 +113,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     match Args::parse().command {
         Command::Table(asked) => table(&asked)?,
         Command::Growth { how, into } => growth::measure(&how.bench(), &into)?,
+        Command::Scale(asked) => scale::measure(&asked)?,
+        Command::Crowd(asked) => scale::run_crowd(&asked)?,
         Command::Baseline { port } => Runtime::new()?.block_on(peers::baseline::serve(port))?,
         Command::Raw { port, glue } => peers::raw::serve(port, glue)?,
     }

@@ -2,14 +2,21 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use pipeline_test_support::{Example, PATIENCE};
+use pipeline_test_support::{
+    Example, PATIENCE,
+    servers::{Kind, Server},
+};
 use tokio::{process::Command, time::timeout};
 
 /// Runs the load with these arguments, and returns its output.
 async fn load(arguments: &[&str]) -> String {
+    tool(&[arguments, &["--tiny"]].concat()).await
+}
+
+async fn tool(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline-load"));
     let target = Example::program("load_target").await;
-    command.args(arguments).arg("--tiny").arg("--target").arg(target).kill_on_drop(true);
+    command.args(arguments).arg("--target").arg(target).kill_on_drop(true);
     let output = timeout(PATIENCE * 4, command.output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -36,6 +43,19 @@ async fn all_items_of_the_servers_that_are_installed_are_handled() {
     // Two for each server; the cluster of Kafka is always there.
     assert!(lines >= 2 && lines.is_multiple_of(2), "{printed}");
     assert!(!printed.contains("NaN"), "{printed}");
+}
+
+#[tokio::test]
+async fn the_pushes_of_one_node_arrive_at_the_users_of_all() {
+    for (kind, server) in [(Kind::Redis, "redis"), (Kind::Nats, "nats")] {
+        if Server::start(kind).await.is_none() {
+            continue;
+        }
+        let size = ["--sockets", "61", "--nodes", "3", "--rates", "100", "--secs", "1"];
+        let printed = tool(&[&["scale", "--server", server], &size[..]].concat()).await;
+        let arrived = printed.matches(", 0 missing |").count();
+        assert_eq!((arrived, printed.contains("NaN")), (2, false), "{printed}");
+    }
 }
 
 #[tokio::test]

@@ -6,12 +6,14 @@ use crate::run::{Outcome, cargo, program, root, step};
 
 /// Builds the project's server and the load tool, and passes all other arguments to the tool.
 pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
-    let command = match arguments.iter().position(|argument| argument == "--growth") {
-        Some(growth) => {
-            arguments.remove(growth);
-            "growth"
-        }
-        None => "table",
+    let mut taken = |flag| {
+        let at = arguments.iter().position(|argument| argument == flag);
+        at.map(|at| arguments.remove(at)).is_some()
+    };
+    let command = match (taken("--growth"), taken("--scale")) {
+        (true, _) => "growth",
+        (_, true) => "scale",
+        _ => "table",
     };
     step(
         "build the load tool and its server",

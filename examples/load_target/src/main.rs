@@ -6,6 +6,10 @@
 //!   microseconds if given. The answer is the time that this took in microseconds.
 //! - `GET /pipe?users=U&n=N` pushes N items through a pipeline to `user:0`, `user:1` and so on in turn.
 //! - `GET /paced?users=U&rate=R&secs=S` does the same at R a second, in bursts every 10 ms.
+//! - `GET /receives?first=F&step=S&count=C` is answered when this node receives what others broadcast to `user:F`,
+//!   `user:F+S` and so on.
+//!
+//! With `--cluster` it is one node of several.
 //!
 //! Each payload contains the Unix time in microseconds, `at_us`, and each delivery is timed.
 
@@ -23,7 +27,9 @@ use axum::{
 use clap::Parser;
 use mimalloc::MiMalloc;
 use pipeline::{
-    Pipeline, serve,
+    Pipeline,
+    cluster::{Cluster, ClusterError, ClusterOptions},
+    serve,
     source::{QueueOptions, TimedQueue, timed_queue},
     statsd::StatsdRecorder,
     subscription::SubscribeOptions,
@@ -65,6 +71,10 @@ struct Args {
     /// The address that StatsD lines are sent to
     #[arg(long, default_value = "127.0.0.1:8125")]
     statsd: String,
+
+    /// The server that connects this node to others: redis://.. or nats://..
+    #[arg(long)]
+    cluster: Option<String>,
 }
 
 struct Anyone;
@@ -109,6 +119,15 @@ struct Item {
 struct Target {
     endpoint: Endpoint,
     items: TimedQueue<Item>,
+    cluster: Option<Cluster>,
+}
+
+async fn connect(url: &str) -> Result<Cluster, ClusterError> {
+    let options = ClusterOptions::new("load");
+    match url.strip_prefix("nats://") {
+        Some(_) => Cluster::nats(url, options).await,
+        None => Cluster::redis(url, options).await,
+    }
 }
 
 #[tokio::main]
@@ -120,7 +139,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .channel::<Any>("user:*")
         // The client shares the machine, and is slower than a real one.
         .max_outbox(4096, 64 << 20);
-    let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
+    let cluster = match &args.cluster {
+        Some(url) => Some(connect(url).await?),
+        None => None,
+    };
+    let mut endpoint = Endpoint::builder().mount("/socket", mount);
+    if let Some(cluster) = &cluster {
+        endpoint = endpoint.adapter(cluster.clone());
+    }
+    let endpoint = endpoint.build()?;
+    if let Some(cluster) = &cluster {
+        cluster.connected().await;
+    }
 
     let (items, producer) = timed_queue(QueueOptions::new());
     let push = endpoint.pubsub().broadcast_worker(|item: &Timed<Item>| {
@@ -139,7 +169,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/bcast", get(bcast))
         .route("/pipe", get(pipe))
         .route("/paced", get(paced))
-        .with_state(Target { endpoint: endpoint.clone(), items })
+        .route("/receives", get(receives))
+        .with_state(Target { endpoint: endpoint.clone(), items, cluster })
         .fallback_service(endpoint.clone());
     let listener = listen(("127.0.0.1", args.port)).await?;
     println!("listening on {}", listener.local_addr()?);
@@ -214,6 +245,21 @@ async fn paced(State(target): State<Target>, Query(asked): Query<Pace>) -> Strin
         }
     }
     began.elapsed().as_micros().to_string()
+}
+
+#[derive(Deserialize)]
+struct Users {
+    first: u64,
+    step: usize,
+    count: usize,
+}
+
+async fn receives(State(target): State<Target>, Query(asked): Query<Users>) {
+    if let Some(cluster) = target.cluster {
+        for user in (asked.first..).step_by(asked.step.max(1)).take(asked.count) {
+            cluster.receives(&format!("user:{user}")).await;
+        }
+    }
 }
 
 impl Target {

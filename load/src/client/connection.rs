@@ -99,10 +99,15 @@ impl Connection {
                     self.phase = if left == 1 { Phase::Joined } else { Phase::Joining(left - 1) };
                     tally.joined += usize::from(left == 1);
                 }
+                _ if frame.answers_heartbeat() => {}
                 _ => tally.count(&frame),
             }
         }
         Ok(taken)
+    }
+
+    pub(super) fn heartbeat(&mut self) -> io::Result<()> {
+        self.stream.write_all(&frame::heartbeat())
     }
 
     fn ask_to_join(&mut self) -> io::Result<()> {

@@ -48,6 +48,15 @@ pub(crate) struct Client {
     within: Duration,
     /// How long all connects and joins took.
     pub(crate) joined_in: Duration,
+    heartbeats: Option<Heartbeats>,
+}
+
+/// Heartbeats of all sockets in turn.
+#[derive(Debug)]
+struct Heartbeats {
+    since: Instant,
+    every: Duration,
+    sent: usize,
 }
 
 /// The result of a load.
@@ -71,6 +80,7 @@ impl Client {
             space: vec![0; SPACE],
             within: crowd.within,
             joined_in: Duration::ZERO,
+            heartbeats: None,
         };
         let (host, began) = (address.to_string(), Instant::now());
         while client.tally.joined < crowd.sockets {
@@ -114,12 +124,21 @@ impl Client {
         expected: u64,
         timed: bool,
     ) -> Result<Arrived, LoadError> {
+        let (address, request) = (self.address, request.to_owned());
+        let requesting = thread::spawn(move || get(address, &request));
+        let arrived = self.collect(expected, timed)?;
+        requesting
+            .join()
+            .map_err(|_| LoadError::Request("the request thread panicked".to_owned()))??;
+        Ok(Arrived { latencies: Latencies::new(self.take_ages()), ..arrived })
+    }
+
+    /// Counts frames until the expected number has arrived. Their ages can be taken afterwards.
+    pub(crate) fn collect(&mut self, expected: u64, timed: bool) -> Result<Arrived, LoadError> {
         self.tally.frames = 0;
         self.tally.ages = timed.then(Vec::new);
-        let (address, request) = (self.address, request.to_owned());
         let began = Instant::now();
         let mut last = began;
-        let requesting = thread::spawn(move || get(address, &request));
         while self.tally.frames < expected {
             let before = self.tally.frames;
             self.receive()?;
@@ -129,15 +148,44 @@ impl Client {
                 return Err(LoadError::Missing { arrived: self.tally.frames, of: expected });
             }
         }
-        requesting
-            .join()
-            .map_err(|_| LoadError::Request("the request thread panicked".to_owned()))??;
-        let latencies = Latencies::new(self.tally.ages.take().unwrap_or_default());
+        let latencies = Latencies::new(Vec::new());
         Ok(Arrived { frames: self.tally.frames, took: last - began, latencies })
+    }
+
+    /// The ages of the frames of the last load, in microseconds.
+    pub(crate) fn take_ages(&mut self) -> Vec<u64> {
+        self.tally.ages.take().unwrap_or_default()
+    }
+
+    /// Reads what has arrived, for a tick at most, and sends the heartbeats that are due.
+    pub(crate) fn idle(&mut self) -> Result<(), LoadError> {
+        self.receive()
+    }
+
+    /// From now on each socket sends a heartbeat in this time, as the official client does every 30 s.
+    pub(crate) fn send_heartbeats(&mut self, every: Duration) {
+        self.heartbeats = Some(Heartbeats { since: Instant::now(), every, sent: 0 });
+    }
+
+    /// From now on frames count as missing when none has arrived for this long.
+    pub(crate) fn wait_at_most(&mut self, within: Duration) {
+        self.within = within;
+    }
+
+    fn heartbeat(&mut self) -> Result<(), LoadError> {
+        let Some(beats) = &mut self.heartbeats else { return Ok(()) };
+        let between = beats.every.as_nanos() / self.connections.len().max(1) as u128;
+        while beats.since.elapsed().as_nanos() > between * beats.sent as u128 {
+            let turn = beats.sent % self.connections.len();
+            self.connections[turn].heartbeat()?;
+            beats.sent += 1;
+        }
+        Ok(())
     }
 
     /// Waits for bytes to arrive, for a tick at most.
     fn receive(&mut self) -> Result<(), LoadError> {
+        self.heartbeat()?;
         if let Err(error) = self.poll.poll(&mut self.events, Some(TICK))
             && error.kind() != ErrorKind::Interrupted
         {
@@ -151,7 +199,7 @@ impl Client {
 }
 
 /// Sends the request that starts the load, and reads its response to the end.
-fn get(address: SocketAddr, request: &str) -> Result<(), LoadError> {
+pub(crate) fn get(address: SocketAddr, request: &str) -> Result<(), LoadError> {
     let mut stream = TcpStream::connect(address)?;
     write!(stream, "GET {request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
