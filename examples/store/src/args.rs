@@ -109,16 +109,42 @@ impl Args {
         if !self.admin.is_empty() {
             return Ok(self.admin.clone());
         }
-        if cfg!(debug_assertions) {
-            "admin:password".parse().map(|it| vec![it]).map_err(|_| NoAdmin)
-        } else {
-            Err(NoAdmin)
-        }
+        default_admin(cfg!(debug_assertions)).map(|it| vec![it]).ok_or(NoAdmin)
     }
 
     /// The port of the operator's listener.
     pub fn operator_port(&self) -> u16 {
         let next = if self.port == 0 { 0 } else { self.port.saturating_add(1) };
         self.admin_port.unwrap_or(next)
+    }
+}
+
+/// The admin of a build for debugging. Another build has none.
+fn default_admin(is_for_debugging: bool) -> Option<Credentials> {
+    is_for_debugging.then(|| "admin:password".parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_104_only_a_build_for_debugging_has_an_admin_by_default() {
+        assert!(default_admin(true).is_some());
+        assert!(default_admin(false).is_none());
+        let given = Args::try_parse_from(["store", "--admin", "ann:one", "--admin", "bob:two"]);
+        assert_eq!(given.unwrap().admins().unwrap().len(), 2);
+        assert!(Args::try_parse_from(["store", "--admin", "ann"]).is_err());
+    }
+
+    #[test]
+    fn flags_are_read_and_wrong_ones_are_refused() {
+        let args =
+            Args::try_parse_from(["store", "--port", "0", "--release", "1@+30", "--sell", "5"])
+                .unwrap();
+        assert_eq!((args.operator_port(), args.release.len(), args.sell), (0, 1, Some(5)));
+        for wrong in [["store", "--max-cart-items", "0"], ["store", "--release", "x"]] {
+            assert!(Args::try_parse_from(wrong).is_err());
+        }
     }
 }

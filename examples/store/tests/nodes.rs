@@ -1,0 +1,416 @@
+//! Several nodes of the store, as processes of the program that share a database, behind Redis and behind NATS.
+#![cfg(all(feature = "redis", feature = "nats", unix))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use pipeline_test_support::{
+    Client, connect,
+    servers::{Kind, Server},
+};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+/// How long tests wait for what is sure to come. It is no measure.
+const LONG: Duration = Duration::from_secs(60);
+
+/// `admin:password`, which a build for debugging has.
+const ADMIN: &str = "authorization: Basic YWRtaW46cGFzc3dvcmQ=";
+
+/// Nodes that share a database and a server.
+struct Shop {
+    server: Server,
+    folder: TempDir,
+}
+
+/// A node. Killed on drop.
+struct Node {
+    process: Child,
+    address: String,
+}
+
+struct Answer {
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn after(&self, text: &str) -> String {
+        let rest =
+            self.body.split_once(text).unwrap_or_else(|| panic!("no {text} in {}", self.body)).1;
+        rest.split_once('"').unwrap().0.to_owned()
+    }
+
+    fn cookie(&self) -> String {
+        let rest = self.head.split_once("set-cookie: ").unwrap().1;
+        format!("cookie: {}", rest.split_once(';').unwrap().0)
+    }
+}
+
+impl Shop {
+    async fn over(kind: Kind) -> Option<Self> {
+        let server = Server::start(kind).await?;
+        Some(Self { server, folder: tempfile::tempdir().unwrap() })
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("store.db")
+    }
+
+    async fn node(&self, name: &str, flags: &[&str]) -> Node {
+        let url = self.server.url();
+        let server = if url.starts_with("redis") { "--redis" } else { "--nats" };
+        Node::start(&self.path(), &[&["--node", name, server, &*url], flags].concat()).await
+    }
+
+    /// What is in stock, by the database itself.
+    fn counts(&self) -> Vec<i64> {
+        let database = Connection::open(self.path()).unwrap();
+        let mut counts = database
+            .prepare("SELECT available_count FROM item_availabilities ORDER BY item_id")
+            .unwrap();
+        let counts = counts.query_map([], |row| row.get(0)).unwrap();
+        counts.map(Result::unwrap).collect()
+    }
+
+    /// Sets the stock before the nodes start.
+    fn stock(&self, available_count: i64) {
+        let database = Connection::open(self.path()).unwrap();
+        let set = "UPDATE item_availabilities SET available_count = ?, rev = rev + 1";
+        database.execute(set, [available_count]).unwrap();
+    }
+}
+
+impl Shop {
+    /// Leaves one of an item, without a word to any node.
+    fn leave_one_of(&self, item: i64) {
+        let database = Connection::open(self.path()).unwrap();
+        let set =
+            "UPDATE item_availabilities SET available_count = 1, rev = rev + 1 WHERE item_id = ?";
+        database.execute(set, [item]).unwrap();
+    }
+}
+
+impl Node {
+    async fn start(db: &Path, flags: &[&str]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_store"))
+            .args(["--port", "0", "--admin-port", "0", "--db"])
+            .arg(db)
+            .args(flags)
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let address = loop {
+            let line =
+                timeout(LONG, lines.next_line()).await.unwrap().unwrap().expect("an address");
+            if let Some(address) = line.strip_prefix("shop     http://") {
+                break address.trim_end_matches('/').to_owned();
+            }
+        };
+        // What it says later is read, so that it never waits for a reader.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let node = Self { process, address };
+        eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
+        node
+    }
+
+    async fn get(&self, path: &str, headers: &[&str]) -> Answer {
+        self.request("GET", path, headers, "").await
+    }
+
+    async fn request(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{headers}\
+             content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(LONG, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        Answer { head: head.to_owned(), body: body.to_owned() }
+    }
+
+    async fn release(&self, product: i64) {
+        let csrf = self.get("/admin", &[ADMIN]).await.after("name=\"csrf_token\" value=\"");
+        let path = format!("/admin/products/{product}/release");
+        let answer = self.request("POST", &path, &[ADMIN], &format!("csrf_token={csrf}")).await;
+        assert!(answer.head.contains(" 303 "), "{}", answer.head);
+    }
+
+    async fn page(&self) -> Page {
+        let url = format!("ws://{}/product_socket/websocket?vsn=2.0.0", self.address);
+        Page { client: connect(&url).await.unwrap(), events: Vec::new(), refs: 0 }
+    }
+
+    /// A shopper with a session: its cookie, the id of its cart, and the two tokens of its page.
+    async fn shopper(&self) -> [String; 4] {
+        let page = self.get("/", &[]).await;
+        let meta = |name: &str| page.after(&format!("name=\"{name}\" content=\""));
+        [page.cookie(), meta("cart-id"), meta("cart-token"), meta("csrf-token")]
+    }
+
+    /// Whether a page that is drawn now has this product's sizes.
+    async fn shows(&self, product: i64) -> bool {
+        !self.get("/", &[]).await.body.contains(&format!("product-soon-{product}"))
+    }
+}
+
+/// A client with everything that it has received.
+struct Page {
+    client: Client,
+    events: Vec<Value>,
+    refs: u32,
+}
+
+impl Page {
+    async fn join(&mut self, topic: &str, params: Value) -> Value {
+        self.ask(topic, "phx_join", params).await
+    }
+
+    async fn ask(&mut self, topic: &str, event: &str, payload: Value) -> Value {
+        self.refs += 1;
+        let reference = self.refs.to_string();
+        // Every topic is joined once, so the first message of a topic has its join ref.
+        let join_ref =
+            if event == "phx_join" { json!(reference) } else { json!(self.joined(topic)) };
+        self.client.send(json!([join_ref, reference, topic, event, payload])).await;
+        let reply =
+            self.take(|message| message[1] == json!(reference) && message[3] == "phx_reply").await;
+        if event == "phx_join" {
+            self.events.push(json!([join_ref, null, topic, "joined", {}]));
+        }
+        reply[4].clone()
+    }
+
+    fn joined(&self, topic: &str) -> Value {
+        let join = self.events.iter().find(|message| message[2] == topic && message[3] == "joined");
+        join.map_or(Value::Null, |join| join[0].clone())
+    }
+
+    /// Takes the first message that is as wanted, and keeps the others.
+    async fn take(&mut self, is_wanted: impl Fn(&Value) -> bool) -> Value {
+        if let Some(at) = self.events.iter().position(&is_wanted) {
+            return self.events.remove(at);
+        }
+        let deadline = Instant::now() + LONG;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let message = timeout(left, self.client.receive()).await.expect("the message comes");
+            if is_wanted(&message) {
+                return message;
+            }
+            self.events.push(message);
+        }
+    }
+
+    async fn event(&mut self, topic: &str, event: &str) -> Value {
+        self.take(|message| message[2] == topic && message[3] == event).await[4].clone()
+    }
+
+    /// The events of a name that have come, once a heartbeat was answered.
+    async fn count(&mut self, event: &str) -> usize {
+        self.ask("phoenix", "heartbeat", json!({})).await;
+        self.events.iter().filter(|message| message[3] == event).count()
+    }
+}
+
+async fn eventually(is_so: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "it never was so");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Two nodes: what happens on one is seen on the other.
+async fn two_nodes(kind: Kind) {
+    let Some(shop) = Shop::over(kind).await else { return };
+    let a = shop.node("a", &["--fresh"]).await;
+    let b = shop.node("b", &[]).await;
+
+    // A-025: a release on one is on the pages of the other, once.
+    let mut page = a.page().await;
+    assert_eq!(page.join("product:1", json!({})).await["status"], "ok");
+    assert_eq!(page.join("product:2", json!({})).await["status"], "ok");
+    b.release(1).await;
+    page.event("product:1", "released").await;
+    assert!(a.shows(1).await && !a.shows(2).await);
+    b.release(2).await;
+    page.event("product:2", "released").await;
+    assert!(a.shows(2).await);
+    assert_eq!(page.count("released").await, 0, "each came once");
+
+    // A-078: tabs of one cart on two nodes.
+    let [cookie, id, token, csrf] = a.shopper().await;
+    let (mut one, mut other) = (a.page().await, b.page().await);
+    let topic = format!("cart:{id}");
+    for tab in [&mut one, &mut other] {
+        let joined = tab.join(&topic, json!({ "token": token, "page": "/" })).await;
+        assert_eq!(joined["status"], "ok");
+        tab.event(&topic, "cart").await;
+    }
+    let added = one.ask(&topic, "add_item", json!({ "item_id": "1" })).await;
+    assert_eq!(added["status"], "ok", "{added}");
+    let cart = other.event(&topic, "cart").await;
+    assert_eq!((&cart["items"][0]["id"], cart["items"].as_array().unwrap().len()), (&json!(1), 1));
+    let added = other.ask(&topic, "add_item", json!({ "item_id": "7" })).await;
+    let serialized = added["response"]["serialized"].as_str().unwrap().to_owned();
+    assert_eq!(one.event(&topic, "cart").await["items"].as_array().unwrap().len(), 2);
+
+    // A-026: a sale on one is in the copy of the other. The cart is emptied on both.
+    let before = shop.counts();
+    let form = format!("serialized_cart={serialized}&csrf_token={csrf}&key=k");
+    let bought = b.request("POST", "/checkout", &[&cookie], &form).await;
+    assert!(bought.head.contains("/checkout/complete"), "{}", bought.head);
+    for tab in [&mut one, &mut other] {
+        let cart = tab.take(|it| it[3] == "cart" && it[4]["items"] == json!([])).await;
+        assert!(cart[4]["serialized"].is_string());
+    }
+    let after = shop.counts();
+    assert_eq!((before[0] - after[0], before[6] - after[6]), (1, 1));
+    let shown = |page: Answer, item: usize| {
+        let count = page.body.split_once(&format!("data-item-count=\"{item}\"")).unwrap().1;
+        let count = count.split_once("<td class=\"number\">").unwrap().1;
+        count.split_once('<').unwrap().0.parse::<i64>().unwrap()
+    };
+    eventually(async || shown(a.get("/admin", &[ADMIN]).await, 1) == after[0]).await;
+    eventually(async || shown(a.get("/admin", &[ADMIN]).await, 7) == after[6]).await;
+
+    // A-084: an item of a cart on one node is sold out on the other.
+    shop.leave_one_of(2);
+    eventually(async || shown(a.get("/admin", &[ADMIN]).await, 2) == 1).await;
+    eventually(async || shown(b.get("/admin", &[ADMIN]).await, 2) == 1).await;
+    let added = one.ask(&topic, "add_item", json!({ "item_id": 2 })).await;
+    assert_eq!(added["response"]["items"][0]["out_of_stock"], false, "{added}");
+    let serialized = added["response"]["serialized"].as_str().unwrap().to_owned();
+    let [cookie, _, _, csrf] = b.shopper().await;
+    let form = format!("serialized_cart={serialized}&csrf_token={csrf}&key=k");
+    let bought = b.request("POST", "/checkout", &[&cookie], &form).await;
+    assert!(bought.head.contains("/checkout/complete"), "{}", bought.head);
+    let cart = one.event(&topic, "cart").await;
+    assert_eq!(cart["items"][0]["out_of_stock"], true, "never an alert with an old cart");
+}
+
+/// Also shows A-026, A-078 and A-084.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_025_two_nodes_show_the_same_through_redis() {
+    two_nodes(Kind::Redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_show_the_same_through_nats() {
+    two_nodes(Kind::Nats).await;
+}
+
+/// A crowd on two nodes at once buys everything, while a third node comes.
+async fn rush(kind: Kind) {
+    let Some(shop) = Shop::over(kind).await else { return };
+    {
+        // It makes the database, with less stock than a seed has.
+        let first = shop.node("first", &["--fresh"]).await;
+        drop(first);
+        shop.stock(40);
+    }
+    let flags = ["--release", "1", "--release", "2", "--sell", "60"];
+    let a = shop.node("a", &flags).await;
+    let mut pages = vec![a.page().await];
+    let b = shop.node("b", &flags).await;
+    pages.push(b.page().await);
+    let c = shop.node("c", &[]).await;
+    pages.push(c.page().await);
+    let mut levels = Vec::new();
+    for page in &mut pages {
+        let mut known = vec![(0, String::new()); 12];
+        for topic in ["product:1", "product:2"] {
+            let joined = page.join(topic, json!({})).await;
+            for level in joined["response"]["levels"].as_array().unwrap() {
+                hear(&mut known, level);
+            }
+        }
+        levels.push(known);
+    }
+    for (page, known) in pages.iter_mut().zip(&mut levels) {
+        while known.iter().any(|(_, level)| level != "out") {
+            let change = page.take(|message| message[3] == "stock_change").await;
+            hear(known, &change[4]);
+        }
+    }
+    assert_eq!(shop.counts(), [0; 12]);
+    for node in [&a, &b, &c] {
+        eventually(async || {
+            let page = node.get("/", &[]).await.body;
+            page.matches("size-container__entry--level-out").count() == 12
+        })
+        .await;
+    }
+}
+
+/// A page drops what has a lower revision than it knows.
+fn hear(known: &mut [(i64, String)], level: &Value) {
+    let (item, rev) = (level["item_id"].as_i64().unwrap(), level["rev"].as_i64().unwrap());
+    let known = &mut known[usize::try_from(item).unwrap() - 1];
+    if rev >= known.0 {
+        *known = (rev, level["level"].as_str().unwrap().to_owned());
+    }
+}
+
+/// Also shows A-033, A-034 and T-028.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_030_a_rush_on_two_nodes_ends_with_nothing_left_through_redis() {
+    rush(Kind::Redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rush_on_two_nodes_ends_with_nothing_left_through_nats() {
+    rush(Kind::Nats).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_018_a_product_that_is_due_is_released_once_in_the_cluster() {
+    let Some(shop) = Shop::over(Kind::Redis).await else { return };
+    let a = shop.node("a", &["--fresh", "--release", "1@+4"]).await;
+    let b = shop.node("b", &["--release", "1@+4"]).await;
+    let (mut one, mut other) = (a.page().await, b.page().await);
+    one.join("product:1", json!({})).await;
+    other.join("product:1", json!({})).await;
+    for page in [&mut one, &mut other] {
+        page.event("product:1", "released").await;
+    }
+    let rev = |database: &Connection| -> i64 {
+        database.query_row("SELECT rev FROM products WHERE id = 1", [], |row| row.get(0)).unwrap()
+    };
+    let database = Connection::open(shop.path()).unwrap();
+    let released = rev(&database);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(rev(&database), released, "it was released once");
+    assert_eq!((one.count("released").await, other.count("released").await), (0, 0));
+}
+
+/// Two nodes of which the second neither hears the other nor compares: what T-027 excludes happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn t_026_a_node_that_neither_hears_nor_compares_stays_as_it_was() {
+    let Some(shop) = Shop::over(Kind::Redis).await else { return };
+    let deaf = shop.node("a", &["--fresh", "--no-replication", "--no-comparison"]).await;
+    let mut b = shop.node("b", &[]).await;
+    let mut page = b.page().await;
+    page.join("product:1", json!({})).await;
+    b.release(1).await;
+    page.event("product:1", "released").await;
+    assert!(b.shows(1).await && !deaf.shows(1).await);
+    b.process.kill().await.unwrap();
+}

@@ -1,0 +1,212 @@
+//! The checkout.
+
+use std::time::UNIX_EPOCH;
+
+use axum::http::StatusCode;
+use pipeline::ws::channel_test::assert_push;
+use serde_json::json;
+use store::domain::cart::Cart;
+
+use crate::support::{Answered, LONG, Node, ids_of};
+
+/// A shopper with a session.
+struct Shopper {
+    cookies: String,
+    cart_id: String,
+    csrf: String,
+}
+
+impl Shopper {
+    async fn come(node: &Node) -> Self {
+        let page = node.get("/", "").await;
+        Self {
+            cookies: page.cookies(),
+            cart_id: page.after("name=\"cart-id\" content=\""),
+            csrf: page.after("name=\"csrf-token\" content=\""),
+        }
+    }
+
+    async fn show(&self, node: &Node, items: &[i64]) -> Answered {
+        let path = format!("/checkout?serialized_cart={}", signed(node, items));
+        node.get(&path, &self.cookies).await
+    }
+
+    async fn buy(&self, node: &Node, items: &[i64], key: &str) -> Answered {
+        let cart = signed(node, items);
+        let form = [("serialized_cart", &*cart), ("csrf_token", &self.csrf), ("key", key)];
+        node.post("/checkout", &[("cookie", &self.cookies)], &form).await
+    }
+}
+
+fn signed(node: &Node, items: &[i64]) -> String {
+    let cart: Cart = items.iter().copied().collect();
+    cart.serialize(&node.store.shop.rules, node.store.shop.clock.now()).unwrap()
+}
+
+fn worked(answer: &Answered) -> bool {
+    answer.status == StatusCode::SEE_OTHER && answer.header("location") == "/checkout/complete"
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_089_without_a_cart_the_checkout_leads_to_the_shop() {
+    let node = Node::selling().await;
+    let answer = node.get("/checkout", "").await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_090_an_empty_cart_is_not_bought() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let empty = shopper.show(&node, &[]).await;
+    assert_eq!(empty.status, StatusCode::OK);
+    assert!(empty.body.to_lowercase().contains("empty"));
+    assert!(
+        node.get("/checkout?serialized_cart=forged", "")
+            .await
+            .body
+            .to_lowercase()
+            .contains("empty")
+    );
+    let bought = shopper.buy(&node, &[], "k").await;
+    assert_eq!(bought.status, StatusCode::BAD_REQUEST);
+    assert!(bought.body.to_lowercase().contains("empty"));
+    assert!(node.store.shop.database.orders().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_091_a_cart_with_an_item_that_is_gone_is_shown_and_not_offered() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let page = shopper.show(&node, &[1, 2, 7]).await;
+    // 101 + 101 + 102.
+    assert!(page.body.contains("304") && page.body.contains("name=\"csrf_token\""));
+    node.stock(2, 0).await;
+    let page = shopper.show(&node, &[1, 2, 7]).await;
+    assert!(page.body.contains("304"));
+    assert!(!page.body.contains("name=\"csrf_token\""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_092_a_cart_is_bought_and_levels_go_out() {
+    let node = Node::selling().await;
+    node.stock(7, 1).await;
+    let shopper = Shopper::come(&node).await;
+    let socket = node.socket().await;
+    let product = socket.join("product:2", json!({})).await.unwrap();
+    let other = node.tab(&crate::support::cart_id(), &[7]).await;
+    assert!(worked(&shopper.buy(&node, &[1, 2, 7], "k").await));
+    assert_eq!([1, 2, 7].map(|item| node.database.count(item)), [9, 9, 0]);
+    assert_push!(product, "stock_change", { "item_id": 7, "level": "out" }, within: LONG);
+    assert_eq!(other.cart().await["items"][0]["out_of_stock"], true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_093_if_one_item_is_gone_nothing_is_bought() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let tab = node.tab(&shopper.cart_id, &[1, 2, 7]).await;
+    node.stock(2, 0).await;
+    tab.cart().await;
+    let answer = shopper.buy(&node, &[1, 2, 7], "k").await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+    assert!(answer.body.contains("Model 1 in size 7"), "{}", answer.body);
+    assert_eq!([1, 2, 7].map(|item| node.database.count(item)), [10, 0, 10]);
+    assert!(node.store.shop.database.orders().await.unwrap().is_empty());
+    assert!(tab.has_no_cart().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_094_what_is_not_released_is_not_bought() {
+    let node = Node::open().await;
+    node.release(1).await;
+    let shopper = Shopper::come(&node).await;
+    assert_eq!(shopper.buy(&node, &[1, 4], "k").await.status, StatusCode::CONFLICT);
+    assert_eq!([1, 4].map(|item| node.database.count(item)), [10, 10]);
+}
+
+/// A form is sent twice, one after the other.
+#[tokio::test(start_paused = true)]
+async fn a_form_that_is_sent_twice_buys_once_and_says_twice_that_it_worked() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    assert!(worked(&shopper.buy(&node, &[1], "k").await));
+    assert!(worked(&shopper.buy(&node, &[1], "k").await));
+    let (one, other) = tokio::join!(shopper.buy(&node, &[2], "l"), shopper.buy(&node, &[2], "l"));
+    assert!(worked(&one) && worked(&other));
+    let orders = node.store.shop.database.orders().await.unwrap();
+    assert_eq!(orders.len(), 2);
+    let now = node.store.shop.clock.now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    assert_eq!(u128::try_from(orders[0].placed_at).unwrap() / 60_000, now / 60_000);
+    assert_eq!(orders[0].items, [(1, 101)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_097_a_form_of_another_session_and_a_price_of_its_own_do_nothing() {
+    let node = Node::selling().await;
+    let (shopper, other) = (Shopper::come(&node).await, Shopper::come(&node).await);
+    let cart = signed(&node, &[1]);
+    for csrf in ["", "forged", &other.csrf] {
+        let form = [("serialized_cart", &*cart), ("csrf_token", csrf), ("key", "k")];
+        let answer = node.post("/checkout", &[("cookie", &shopper.cookies)], &form).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    }
+    let form = [("serialized_cart", &*cart), ("csrf_token", &shopper.csrf), ("key", "k")];
+    assert_eq!(
+        node.post("/checkout", &[], &form).await.status,
+        StatusCode::FORBIDDEN,
+        "no session"
+    );
+    assert_eq!(node.database.count(1), 10);
+    let form = [&form[..], &[("price_usd", "1"), ("price", "1")]].concat();
+    assert!(worked(&node.post("/checkout", &[("cookie", &shopper.cookies)], &form).await));
+    assert_eq!(node.store.shop.database.orders().await.unwrap()[0].items, [(1, 101)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bought_cart_is_emptied_in_all_its_tabs() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let mut tabs = Vec::new();
+    for _ in 0..3 {
+        tabs.push(node.tab(&shopper.cart_id, &[1, 7]).await);
+    }
+    assert!(worked(&shopper.buy(&node, &[1, 7], "k").await));
+    for tab in &tabs {
+        let cart = tab.cart().await;
+        assert_eq!(ids_of(&cart), [0; 0]);
+        let stored = cart["serialized"].as_str().unwrap();
+        let now = node.store.shop.clock.now();
+        assert!(Cart::restore(Some(stored), &node.store.shop.rules, now, |_| true).is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_101_without_the_database_nothing_is_bought_and_the_page_says_so() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    node.database.take_away(true);
+    let answer = shopper.buy(&node, &[1], "k").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(
+        answer.body.contains("Nothing was bought") && answer.headers.contains_key("retry-after")
+    );
+    node.database.take_away(false);
+    assert_eq!(node.database.count(1), 10);
+    assert!(worked(&shopper.buy(&node, &[1], "k").await));
+    assert_eq!(node.database.count(1), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_102_that_it_worked_is_said_only_where_it_did() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let answer = node.get("/checkout/complete", &shopper.cookies).await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/"));
+    let bought = shopper.buy(&node, &[1], "k").await;
+    let ordered = format!("{}; {}", shopper.cookies, bought.cookies());
+    assert_eq!(node.get("/checkout/complete", &ordered).await.status, StatusCode::OK);
+    let other = Shopper::come(&node).await;
+    let foreign = format!("{}; {}", other.cookies, bought.cookies());
+    assert_eq!(node.get("/checkout/complete", &foreign).await.status, StatusCode::SEE_OTHER);
+}

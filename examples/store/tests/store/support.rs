@@ -1,0 +1,475 @@
+//! A store for tests: a database in memory that can be taken away, and the clock of tokio.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, UNIX_EPOCH},
+};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Request, StatusCode, header::SET_COOKIE},
+    response::Response,
+};
+use futures::FutureExt;
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use pipeline::{
+    telemetry::Telemetry,
+    ws::{
+        channel_test::{JoinRefused, TestChannel, TestEndpoint, TestSocket},
+        socket::ConnectInfo,
+    },
+};
+use serde_json::{Value, json};
+use store::{
+    clock::Clock,
+    database::{Answer, CheckOut, Database, DatabaseError, Order, PlacedOrder, Release, Sale},
+    domain::{
+        catalogue::{Catalogue, Item, Product},
+        change::Change,
+        ids,
+    },
+    pipelines::Duties,
+    shop::ShopOptions,
+    store::Store,
+};
+use tower_service::Service;
+
+/// How long tests wait for what is sure to come. It is no measure: on a paused clock it takes no time.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A database in memory, which tests take away and look into.
+#[derive(Clone, Default)]
+pub struct Memory(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    rows: Mutex<Rows>,
+    is_away: AtomicBool,
+    panics: AtomicBool,
+    calls: AtomicU64,
+}
+
+#[derive(Default)]
+struct Rows {
+    catalogue: Catalogue,
+    orders: Vec<PlacedOrder>,
+}
+
+impl Memory {
+    pub fn of(catalogue: Catalogue) -> Self {
+        let memory = Self::default();
+        memory.0.rows.lock().catalogue = catalogue;
+        memory
+    }
+
+    /// Takes the database away, or gives it back.
+    pub fn take_away(&self, is_away: bool) {
+        self.0.is_away.store(is_away, Relaxed);
+    }
+
+    /// Has the next call panic.
+    pub fn panic_next(&self) {
+        self.0.panics.store(true, Relaxed);
+    }
+
+    /// How often the database was asked.
+    pub fn calls(&self) -> u64 {
+        self.0.calls.load(Relaxed)
+    }
+
+    pub fn catalogue(&self) -> Catalogue {
+        self.0.rows.lock().catalogue.clone()
+    }
+
+    pub fn count(&self, item: i64) -> i64 {
+        self.catalogue().item(item).unwrap().available_count
+    }
+
+    /// Changes a row without anything being told, as a lost message would.
+    pub fn change(&self, change: Change) {
+        self.0.rows.lock().catalogue.apply(&change).unwrap();
+    }
+
+    fn answer<T: Send + 'static>(&self, run: impl FnOnce(&mut Rows) -> T) -> Answer<'_, T> {
+        self.0.calls.fetch_add(1, Relaxed);
+        let answer = if self.0.is_away.load(Relaxed) {
+            Err(DatabaseError::Away("a test has taken it".to_owned()))
+        } else {
+            Ok(run(&mut self.0.rows.lock()))
+        };
+        let panics = self.0.panics.swap(false, Relaxed);
+        async move {
+            tokio::task::yield_now().await;
+            assert!(!panics, "a test has told it to");
+            answer
+        }
+        .boxed()
+    }
+}
+
+fn stock(rows: &mut Rows, id: i64, to: impl FnOnce(i64) -> i64) -> Option<Change> {
+    let item = rows.catalogue.item(id)?;
+    let change = Change::Item { id, available_count: to(item.available_count), rev: item.rev + 1 };
+    rows.catalogue.apply(&change).unwrap();
+    Some(change)
+}
+
+impl Database for Memory {
+    fn load(&self) -> Answer<'_, Catalogue> {
+        self.answer(|rows| rows.catalogue.clone())
+    }
+
+    fn release(&self, product: i64) -> Answer<'_, Release> {
+        self.answer(|rows| {
+            let Some(found) = rows.catalogue.product(product) else {
+                return Release::UnknownProduct;
+            };
+            if found.released {
+                return Release::AlreadyReleased;
+            }
+            let change = Change::Product { id: product, released: true, rev: found.rev + 1 };
+            rows.catalogue.apply(&change).unwrap();
+            Release::Released(change)
+        })
+    }
+
+    fn schedule(&self, product: i64, at_ms: i64) -> Answer<'_, bool> {
+        self.answer(|rows| {
+            let products = rows.catalogue.products().map(|it| {
+                let is_it = it.id == product && !it.released;
+                let (release_at, rev) = (Some(at_ms), it.rev + 1);
+                if is_it { Product { release_at, rev, ..(**it).clone() } } else { (**it).clone() }
+            });
+            let items = rows.catalogue.items().map(|it| (**it).clone()).collect();
+            rows.catalogue = Catalogue::new(products.collect(), items);
+            true
+        })
+    }
+
+    fn sell(&self, item: i64) -> Answer<'_, Sale> {
+        self.answer(|rows| match rows.catalogue.item(item).map(|it| it.available_count) {
+            None => Sale::UnknownItem,
+            Some(0) => Sale::OutOfStock,
+            Some(_) => Sale::Sold(stock(rows, item, |count| count - 1).unwrap()),
+        })
+    }
+
+    fn stock(&self, item: i64, available_count: i64) -> Answer<'_, Option<Change>> {
+        self.answer(|rows| stock(rows, item, |_| available_count))
+    }
+
+    fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {
+        self.answer(|rows| {
+            let same = |it: &PlacedOrder| it.cart == order.cart && it.key == order.key;
+            if rows.orders.iter().any(same) {
+                return CheckOut::Repeated;
+            }
+            let (mut gone, mut not_for_sale, mut items) = (Vec::new(), Vec::new(), Vec::new());
+            for id in &order.items {
+                match rows.catalogue.item_with_product(*id) {
+                    Some((item, product)) if product.released => {
+                        items.push((*id, product.price_usd));
+                        if item.available_count == 0 {
+                            gone.push(*id);
+                        }
+                    }
+                    _ => not_for_sale.push(*id),
+                }
+            }
+            if !not_for_sale.is_empty() {
+                return CheckOut::NotForSale(not_for_sale);
+            }
+            if !gone.is_empty() {
+                return CheckOut::Gone(gone);
+            }
+            let sell = |id: &i64| stock(rows, *id, |count| count - 1).unwrap();
+            let changes = order.items.iter().map(sell).collect();
+            let id = rows.orders.len() as i64 + 1;
+            let Order { key, cart, placed_at, .. } = order;
+            rows.orders.push(PlacedOrder { id, key, cart, placed_at, items });
+            CheckOut::Placed(changes)
+        })
+    }
+
+    fn orders(&self) -> Answer<'_, Vec<PlacedOrder>> {
+        self.answer(|rows| rows.orders.clone())
+    }
+}
+
+/// Product 1 with the items 1 to 3, product 2 with 4 to 8, all of level low.
+pub fn shoes() -> Catalogue {
+    let product = |id: i64| Product {
+        id,
+        position: id,
+        sku: format!("P{id}"),
+        brand: "Fernweh".to_owned(),
+        name: format!("Model {id}"),
+        color: "ember".to_owned(),
+        price_usd: 100 + id,
+        main_image_url: "/photos/runner-ember.svg".to_owned(),
+        released: false,
+        release_at: None,
+        rev: 1,
+    };
+    let item = |id: i64| Item {
+        id,
+        product_id: if id <= 3 { 1 } else { 2 },
+        sku: format!("I{id}"),
+        size: (5 + id).to_string(),
+        available_count: 10,
+        rev: 1,
+    };
+    Catalogue::new(vec![product(1), product(2)], (1..=8).map(item).collect())
+}
+
+/// A node of the store without a network.
+pub struct Node {
+    pub store: Store,
+    pub kit: TestEndpoint,
+    pub database: Memory,
+}
+
+impl Node {
+    /// A node whose inventory is loaded.
+    pub async fn open() -> Self {
+        Self::with(shoes()).await
+    }
+
+    /// A node with both products released.
+    pub async fn selling() -> Self {
+        let node = Self::open().await;
+        node.release(1).await;
+        node.release(2).await;
+        node.settle().await;
+        node
+    }
+
+    pub async fn with(catalogue: Catalogue) -> Self {
+        let node = Self::over(Memory::of(catalogue), Telemetry::global());
+        eventually(|| node.store.shop.inventory.is_loaded()).await;
+        node
+    }
+
+    /// A node that loads what it can.
+    pub fn over(database: Memory, telemetry: Telemetry) -> Self {
+        let options = ShopOptions {
+            database: Arc::new(database.clone()),
+            secret: "a secret of the tests, long enough".to_owned(),
+            max_cart_items: 4,
+            clock: Clock::running_from(UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
+            telemetry,
+            bench: true,
+        };
+        let admins = ["ann:one", "bob:two"].map(|it| it.parse().unwrap()).into();
+        let store = Store::open(options, admins, Duties::default(), |endpoint| endpoint).unwrap();
+        let kit = TestEndpoint::of(store.endpoint.clone());
+        Self { store, kit, database }
+    }
+
+    pub async fn release(&self, product: i64) {
+        self.store.shop.release(product).await.unwrap();
+    }
+
+    pub async fn stock(&self, item: i64, count: i64) {
+        assert!(self.store.shop.stock(item, count).await.unwrap());
+    }
+
+    pub async fn sell(&self, item: i64) -> Sale {
+        self.store.shop.sell(item).await.unwrap()
+    }
+
+    /// Waits until everything was told. On a paused clock, that is when all tasks wait.
+    pub async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+
+    pub async fn socket(&self) -> TestSocket {
+        self.kit.connect(json!({})).await.unwrap()
+    }
+
+    /// The params with which a page joins this cart.
+    pub fn cart_params(&self, id: &str, items: &[i64]) -> Value {
+        let shop = &self.store.shop;
+        let now = shop.clock.now();
+        let cart: store::domain::cart::Cart = items.iter().copied().collect();
+        json!({
+            "token": shop.signers.page.sign(id, now).unwrap(),
+            "serialized": cart.serialize(&shop.rules, now).unwrap(),
+            "page": "/",
+        })
+    }
+
+    /// A tab of a cart.
+    pub async fn tab(&self, id: &str, items: &[i64]) -> Tab {
+        let socket = self.socket().await;
+        let params = self.cart_params(id, items);
+        let channel = socket.join(&format!("cart:{id}"), params).await.unwrap();
+        let tab = Tab { _socket: socket, channel };
+        let cart = tab.cart().await;
+        assert_eq!(ids_of(&cart), items);
+        tab
+    }
+
+    /// The socket of an admin.
+    pub async fn admin(&self, name: &str) -> TestSocket {
+        let shop = &self.store.shop;
+        let token = shop.signers.admin.sign(name, shop.clock.now()).unwrap();
+        self.admin_with(Some(token)).await.unwrap()
+    }
+
+    pub async fn admin_with(
+        &self,
+        token: Option<String>,
+    ) -> Result<TestSocket, pipeline::ws::socket::ConnectError> {
+        let mut info = ConnectInfo::of(&Request::get("/admin_socket/websocket").body(()).unwrap());
+        info.auth_token = token;
+        self.kit.connect_with(json!({}), &info).await
+    }
+
+    /// Answers a request as the server would.
+    pub async fn request(&self, request: Request<Body>) -> Answered {
+        let response = self.store.router.clone().call(request).await.unwrap();
+        Answered::of(response).await
+    }
+
+    pub async fn get(&self, path: &str, cookies: &str) -> Answered {
+        let mut request = Request::get(path);
+        if !cookies.is_empty() {
+            request = request.header("cookie", cookies);
+        }
+        self.request(request.body(Body::empty()).unwrap()).await
+    }
+
+    pub async fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        form: &[(&str, &str)],
+    ) -> Answered {
+        let mut request =
+            Request::post(path).header("content-type", "application/x-www-form-urlencoded");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let form: Vec<String> =
+            form.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+        self.request(request.body(form.join("&").into()).unwrap()).await
+    }
+}
+
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+            char::from(byte).to_string()
+        }
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+/// An answer over HTTP.
+pub struct Answered {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answered {
+    async fn of(response: Response) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Self { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// The cookies that it sets, as a browser sends them.
+    pub fn cookies(&self) -> String {
+        let cookies = self.headers.get_all(SET_COOKIE).iter().map(|it| it.to_str().unwrap());
+        cookies.map(|it| it.split(';').next().unwrap()).collect::<Vec<_>>().join("; ")
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The value of an attribute after some text in the body.
+    pub fn after(&self, text: &str) -> String {
+        let rest =
+            self.body.split_once(text).unwrap_or_else(|| panic!("no {text} in {}", self.body)).1;
+        rest.split_once('"').unwrap().0.to_owned()
+    }
+}
+
+/// A tab of a cart.
+pub struct Tab {
+    _socket: TestSocket,
+    pub channel: TestChannel,
+}
+
+impl Tab {
+    /// The next cart that is pushed to the tab.
+    pub async fn cart(&self) -> Value {
+        let pushes = self.channel.pushes("cart").within(LONG);
+        pushes.find("cart", |payload| payload.parse::<Value>().ok()).await.unwrap()
+    }
+
+    pub async fn add(&self, item: impl Into<Value>) -> Result<Value, Value> {
+        self.ask("add_item", item.into()).await
+    }
+
+    pub async fn remove(&self, item: impl Into<Value>) -> Result<Value, Value> {
+        self.ask("remove_item", item.into()).await
+    }
+
+    async fn ask(&self, event: &str, item: Value) -> Result<Value, Value> {
+        self.ask_with(event, json!({ "item_id": item })).await
+    }
+
+    pub async fn ask_with(&self, event: &str, payload: Value) -> Result<Value, Value> {
+        let asked = self.channel.push(event, payload);
+        let parse = |payload: &pipeline::ws::Payload| payload.parse::<Value>().ok();
+        tokio::select! {
+            ok = self.channel.replies(&asked, "ok").within(LONG).find("ok", parse) => Ok(ok.unwrap()),
+            error = self.channel.replies(&asked, "error").within(LONG).find("error", parse) => Err(error.unwrap()),
+        }
+    }
+
+    /// Whether no cart was pushed that was not looked at, once all tasks wait.
+    pub async fn has_no_cart(&self) -> bool {
+        let pushes = self.channel.pushes("cart").within(Duration::from_millis(150));
+        pushes.refute("cart", |_| Some(())).await.is_ok()
+    }
+}
+
+/// The ids of the items in a cart.
+pub fn ids_of(cart: &Value) -> Vec<i64> {
+    cart["items"].as_array().unwrap().iter().map(|item| item["id"].as_i64().unwrap()).collect()
+}
+
+pub fn cart_id() -> String {
+    ids::cart_id().unwrap()
+}
+
+/// Joins, and expects to be refused.
+pub async fn refused(socket: &TestSocket, topic: &str, params: Value) -> Value {
+    let refused: JoinRefused = match socket.join(topic, params).await {
+        Err(refused) => refused,
+        Ok(_) => panic!("{topic} was joined"),
+    };
+    refused.json()
+}
+
+/// Waits until something is so.
+pub async fn eventually(mut is_so: impl FnMut() -> bool) {
+    for _ in 0..20_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it never was so");
+}
