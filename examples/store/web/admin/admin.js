@@ -52,7 +52,9 @@ document.addEventListener('submit', async (event) => {
   const button = form.querySelector('button')
   button.disabled = true
   try {
-    const response = await fetch(form.action, {method: 'POST', body: new URLSearchParams(new FormData(form))})
+    // The page's own address may have a name and a password, with which nothing can be fetched.
+    const address = location.origin + new URL(form.action).pathname
+    const response = await fetch(address, {method: 'POST', body: new URLSearchParams(new FormData(form))})
     // Another admin may have been quicker.
     if (!response.ok && response.status !== 409) throw new Error(`status ${response.status}`)
     const state = document.createElement('p')
