@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
+/// Also shows A-133: effects that run twice are in the tests of the client that the hooks use.
 #[test]
 fn the_scripts_pass_their_tests() {
     let web = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("web");

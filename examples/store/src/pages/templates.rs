@@ -287,6 +287,19 @@ mod tests {
     }
 
     #[test]
+    fn a_136_the_server_driven_page_has_the_same_main() {
+        let products = [product(1, true), product(2, false)];
+        let main = |html: &str| {
+            let start = html.find("<main").unwrap();
+            html[start..html.find("</main>").unwrap()].to_owned()
+        };
+        let plain = shop(&head(), &products).unwrap();
+        let driven = drops(&PageHead { variant: Variant::Drops, ..head() }, &products).unwrap();
+        assert_eq!(main(&plain), main(&driven));
+        assert!(driven.contains(r#"name="variant" content="drops""#));
+    }
+
+    #[test]
     fn the_fragment_of_a_release_is_what_the_page_has() {
         let product = product(1, true);
         let html = shop(&head(), std::slice::from_ref(&product)).unwrap();
