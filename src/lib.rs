@@ -66,14 +66,7 @@ pub use pipeline_core::{
 #[cfg(feature = "inspect")]
 pub use pipeline_inspect as inspect;
 /// Durable sources of messages.
-#[cfg(any(
-    feature = "kafka",
-    feature = "nats",
-    feature = "postgres",
-    feature = "rabbitmq",
-    feature = "redis",
-    feature = "sqlite"
-))]
+#[cfg(feature = "sources")]
 pub use pipeline_sources as sources;
 /// StatsD for the `metrics` facade.
 #[cfg(feature = "statsd")]

@@ -111,7 +111,8 @@ impl Cluster {
         self.node.core.state.borrow().is_connected
     }
 
-    /// Waits until this node is connected. It has to be the adapter of an endpoint.
+    /// Waits until this node is connected. A node connects when an endpoint is built with it as its adapter:
+    /// before that, this waits for ever.
     pub async fn connected(&self) {
         let mut state = self.node.core.state.subscribe();
         let _ = state.wait_for(|state| state.is_connected).await.map(drop);
