@@ -49,6 +49,9 @@ pub enum ClusterError {
         /// The name.
         name: String,
     },
+    /// A client's request cannot be passed on to another node.
+    #[error("not connected to the other nodes")]
+    NotConnected,
     /// Too many broadcasts wait to be sent, and the options say that more are refused.
     #[error("too many broadcasts wait to be sent to the other nodes")]
     Full,

@@ -52,11 +52,16 @@ pub(crate) struct Core {
     pub(crate) log: Limits,
 }
 
+/// How many parts of clients' requests may wait to be sent, and their bytes. Further ones are refused.
+const REQUESTS: (usize, usize) = (4_096, 16 << 20);
+
 /// What waits to be sent, and the numbers of what was sent: both in one order.
 #[derive(Debug)]
 struct Outbound {
     queue: Queue,
     sent: Sent,
+    /// Parts of clients' requests, which have no numbers: nothing is done about one that is missing.
+    requests: Queue,
 }
 
 /// What is waited for.
@@ -89,6 +94,14 @@ pub(crate) enum Malformed {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Payload(#[from] PayloadError),
+    #[error("a request for one node was sent to several")]
+    Request,
+}
+
+impl Outbound {
+    fn waiting(&self) -> usize {
+        self.queue.len() + self.requests.len()
+    }
 }
 
 impl Core {
@@ -106,6 +119,7 @@ impl Core {
         let outbound = Outbound {
             queue: Queue::new(options.max_waiting, options.max_waiting_bytes),
             sent: Sent::default(),
+            requests: Queue::new(REQUESTS.0, REQUESTS.1),
         };
         let mut arrived = Arrived::default();
         arrived.follow(Channel::All);
@@ -187,9 +201,15 @@ impl Core {
                 None => payload.as_binary().map_or(&[][..], |bytes| bytes),
             },
         };
+        let is_request = broadcast.is_request();
+        if is_request && !self.state.borrow().is_connected {
+            return Err(AdapterError::new(ClusterError::NotConnected));
+        }
         let mut frame = match frame.encode() {
             Ok(frame) => frame,
-            Err(error) if self.options.refuse_when_full => return Err(AdapterError::new(error)),
+            Err(error) if self.options.refuse_when_full || is_request => {
+                return Err(AdapterError::new(error));
+            }
             Err(_) => {
                 self.dropped(Reason::TooLong, 1);
                 return Ok(());
@@ -197,14 +217,19 @@ impl Core {
         };
         let (dropped, waiting) = {
             let mut outbound = self.outbound.lock();
-            if self.options.refuse_when_full && !outbound.queue.has_room(frame.len()) {
+            let Outbound { queue, sent, requests } = &mut *outbound;
+            let queue = if is_request { requests } else { queue };
+            let refuses = is_request || self.options.refuse_when_full;
+            if refuses && !queue.has_room(frame.len()) {
                 drop(outbound);
                 self.dropped(Reason::QueueFull, 1);
                 return Err(AdapterError::new(ClusterError::Full));
             }
-            set_sequence(&mut frame, outbound.sent.next(channel));
-            let dropped = outbound.queue.push(Outgoing { channel, frame: frame.into() });
-            (dropped.len(), outbound.queue.len())
+            if !is_request {
+                set_sequence(&mut frame, sent.next(channel));
+            }
+            let dropped = queue.push(Outgoing { channel, frame: frame.into(), is_request });
+            (dropped.len(), outbound.waiting())
         };
         if dropped > 0 {
             self.dropped(Reason::QueueFull, dropped);
@@ -215,13 +240,27 @@ impl Core {
         Ok(())
     }
 
-    /// The next frames to send.
+    /// The next frames to send. Requests get no more than half, unless no broadcasts wait.
     pub(crate) fn take(&self, max_frames: usize, max_bytes: usize) -> Vec<Outgoing> {
-        self.outbound.lock().queue.take(max_frames, max_bytes)
+        let mut outbound = self.outbound.lock();
+        if outbound.requests.len() == 0 {
+            return outbound.queue.take(max_frames, max_bytes);
+        }
+        let mut taken = outbound.requests.take(max_frames.div_ceil(2), max_bytes / 2);
+        taken.extend(outbound.queue.take(max_frames - taken.len(), max_bytes / 2));
+        taken
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.outbound.lock().queue.len()
+        self.outbound.lock().waiting()
+    }
+
+    /// The connection is lost: requests that wait are not sent on the next one.
+    pub(crate) fn drop_requests(&self) {
+        let dropped = self.outbound.lock().requests.clear();
+        if dropped > 0 {
+            self.dropped(Reason::QueueFull, dropped);
+        }
     }
 
     pub(crate) fn snapshot(&self) -> AdapterSnapshot {
@@ -313,6 +352,9 @@ impl Core {
         let payload =
             if frame.is_binary { Payload::binary(payload) } else { Payload::json_text(payload)? };
         let mut broadcast = Broadcast::new(frame.topic, frame.event, payload)?;
+        if broadcast.is_request() && !frame.is_direct {
+            return Err(Malformed::Request);
+        }
         let channel = if frame.is_direct {
             Channel::of_node(&self.name)
         } else if broadcast.is_for_every_node() {
@@ -436,6 +478,53 @@ mod tests {
         assert_eq!(reasons(&recorded), [("reason=repeated".to_owned(), 2)]);
         let lost = recorded.counters("pipeline.cluster.lost");
         assert_eq!(lost, [(String::new(), 2)]);
+    }
+
+    fn request(length: usize) -> Broadcast {
+        let bytes = Payload::binary(vec![b'x'; length]);
+        Broadcast::new("phx_longpoll:relay", "relay", bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_take_no_room_of_broadcasts_and_have_no_numbers() {
+        let (left, recorded) = core("left");
+        left.direct("right", &request(10)).unwrap_err();
+        assert_eq!(left.waiting(), 0, "nothing is kept while the node is not connected");
+        left.state.send_modify(|state| state.is_connected = true);
+        for n in 0..100 {
+            left.broadcast(&news(n)).unwrap();
+        }
+        let sent = (0..20).filter(|_| left.direct("right", &request(1 << 20)).is_ok()).count();
+        assert_eq!(sent, 15, "16 MiB with the heads of frames");
+        assert_eq!(reasons(&recorded), [("reason=queue_full".to_owned(), 5)]);
+        // Names of nodes, even if many are made up, need no numbers.
+        let before = left.outbound.lock().sent.clone();
+        for n in 0..100 {
+            left.direct(&format!("node {n}"), &request(1)).unwrap();
+        }
+        assert_eq!(left.outbound.lock().sent, before);
+        // Both get their part.
+        let taken = left.take(20, 1 << 30);
+        assert_eq!(taken.iter().filter(|it| it.is_request).count(), 10);
+        assert_eq!(taken.len(), 20);
+        // What waits when the connection is lost is not sent on the next one.
+        left.drop_requests();
+        let taken = left.take(1_000, 1 << 30);
+        assert_eq!((taken.len(), taken.iter().any(|it| it.is_request)), (90, false));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_sent_to_several_nodes_is_none() {
+        let endpoint = Endpoint::builder().build().unwrap();
+        let (left, (right, recorded)) = (core("left").0, core("right"));
+        right.start(LocalNode::of(endpoint.pubsub()));
+        left.state.send_modify(|state| state.is_connected = true);
+        left.broadcast(&request(1)).unwrap();
+        right.receive(&sent(&left));
+        assert_eq!(reasons(&recorded), [("reason=malformed".to_owned(), 1)]);
+        left.direct("right", &request(1)).unwrap();
+        right.receive(&sent(&left));
+        assert_eq!(reasons(&recorded), [], "no more");
     }
 
     #[tokio::test]

@@ -175,6 +175,7 @@ impl Task {
     }
 
     fn disconnected(&mut self) {
+        self.in_flight.retain(|message| !message.is_request);
         self.core.metrics.connected.set(0.0);
         self.core.state.send_modify(|state| {
             state.has_tried = true;
@@ -182,6 +183,8 @@ impl Task {
                 self.disconnected_at = Some(Instant::now());
             }
         });
+        // After the state says that no more may come.
+        self.core.drop_requests();
     }
 }
 

@@ -100,7 +100,7 @@ impl Session for NatsSession {
     }
 
     async fn publish(&self, core: &Core, messages: &[Message]) -> Result<(), SessionError> {
-        for Message { channel, bytes, frames: _ } in messages {
+        for Message { channel, bytes, .. } in messages {
             let published = self.client.publish(core.channel_name(*channel), bytes.clone()).await;
             published.map_err(|error| failed(&error))?;
         }

@@ -24,6 +24,8 @@ pub(crate) struct Message {
     pub(crate) bytes: Bytes,
     /// How many frames are in it.
     pub(crate) frames: usize,
+    /// They are parts of clients' requests.
+    pub(crate) is_request: bool,
 }
 
 /// A message that may get more frames.
@@ -35,13 +37,15 @@ enum Open {
 /// Packs frames into messages, in the order of the first frame of each.
 pub(crate) fn pack(frames: Vec<Outgoing>, max_message: usize) -> Vec<Message> {
     let longest = LONGEST_GROUP.min(max_message);
-    let mut messages: Vec<(Channel, Open, usize)> = Vec::with_capacity(frames.len());
+    let mut messages: Vec<(Channel, Open, usize, bool)> = Vec::with_capacity(frames.len());
     let mut last: HashMap<Channel, usize, BuildChannelHasher> = HashMap::default();
-    for Outgoing { channel, frame } in frames {
+    for Outgoing { channel, frame, is_request } in frames {
         let next = messages.len();
         match last.entry(channel) {
             Entry::Occupied(mut at) => {
-                if let Some((_, open, frames)) = messages.get_mut(*at.get())
+                // A request is never sent a second time, and so in a message apart.
+                if let Some((_, open, frames, kind)) = messages.get_mut(*at.get())
+                    && *kind == is_request
                     && open.add(&frame, longest)
                 {
                     *frames += 1;
@@ -51,14 +55,14 @@ pub(crate) fn pack(frames: Vec<Outgoing>, max_message: usize) -> Vec<Message> {
             }
             Entry::Vacant(at) => drop(at.insert(next)),
         }
-        messages.push((channel, Open::One(frame), 1));
+        messages.push((channel, Open::One(frame), 1, is_request));
     }
-    let closed = messages.into_iter().map(|(channel, open, frames)| {
+    let closed = messages.into_iter().map(|(channel, open, frames, is_request)| {
         let bytes = match open {
             Open::One(frame) => frame,
             Open::Several(group) => group.into(),
         };
-        Message { channel, bytes, frames }
+        Message { channel, bytes, frames, is_request }
     });
     closed.collect()
 }
@@ -110,7 +114,7 @@ mod tests {
     fn frame(channel: u32, length: usize, fill: u8) -> Outgoing {
         // The first byte is that of a frame.
         let frame = [vec![crate::frame::VERSION], vec![fill; length]].concat();
-        Outgoing { channel: Channel::Topic(channel), frame: frame.into() }
+        Outgoing { channel: Channel::Topic(channel), frame: frame.into(), is_request: false }
     }
 
     #[test]
@@ -121,6 +125,14 @@ mod tests {
         assert!(messages.iter().all(|it| it.bytes.len() <= LONGEST_GROUP));
         let few = pack(frames, 500);
         assert!(few.iter().all(|it| it.frames == 2 && it.bytes.len() <= 500));
+    }
+
+    #[test]
+    fn requests_are_in_messages_apart() {
+        let request = |fill| Outgoing { is_request: true, ..frame(1, 9, fill) };
+        let messages = pack(vec![request(1), request(2), frame(1, 9, 3), frame(1, 9, 4)], 1 << 20);
+        let kinds: Vec<_> = messages.iter().map(|it| (it.frames, it.is_request)).collect();
+        assert_eq!(kinds, [(2, true), (2, false)]);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::channels::Channel;
 pub(crate) struct Outgoing {
     pub(crate) channel: Channel,
     pub(crate) frame: Bytes,
+    /// Part of a client's request, which is of no use later.
+    pub(crate) is_request: bool,
 }
 
 /// What waits to be sent, bounded in number and in bytes. The oldest frames are dropped for new ones: a
@@ -63,6 +65,11 @@ impl Queue {
         taken
     }
 
+    pub(crate) fn clear(&mut self) -> usize {
+        self.bytes = 0;
+        std::mem::take(&mut self.frames).len()
+    }
+
     fn pop(&mut self) -> Option<Outgoing> {
         let oldest = self.frames.pop_front()?;
         self.bytes -= oldest.frame.len();
@@ -75,7 +82,7 @@ mod tests {
     use super::*;
 
     fn frame(length: usize) -> Outgoing {
-        Outgoing { channel: Channel::All, frame: vec![0; length].into() }
+        Outgoing { channel: Channel::All, frame: vec![0; length].into(), is_request: false }
     }
 
     fn lengths(frames: &[Outgoing]) -> Vec<usize> {

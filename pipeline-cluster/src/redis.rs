@@ -81,7 +81,7 @@ impl Session for RedisSession {
 
     async fn publish(&self, core: &Core, messages: &[Message]) -> Result<(), SessionError> {
         let mut pipe = redis::pipe();
-        for Message { channel, bytes, frames: _ } in messages {
+        for Message { channel, bytes, .. } in messages {
             pipe.cmd("PUBLISH").arg(core.channel_name(*channel)).arg(&**bytes).ignore();
         }
         let mut connection = self.connection.clone();

@@ -18,7 +18,7 @@ const NODES: usize = 65_536;
 const ORIGINS: usize = 1_024;
 
 /// The last number that was sent in each channel.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     last: HashMap<Channel, u64, BuildChannelHasher>,
     nodes: usize,

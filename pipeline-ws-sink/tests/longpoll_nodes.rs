@@ -28,6 +28,7 @@ use tokio::{
 const T: &str = "room:lobby";
 const V2: &str = "vsn=2.0.0&name=ada";
 const WINDOW: Duration = Duration::from_secs(1);
+const SECRET: &str = "a secret of all nodes of this cluster";
 
 /// A node of a cluster.
 fn node(cluster: &Cluster, name: &str) -> MemoryServer {
@@ -35,7 +36,7 @@ fn node(cluster: &Cluster, name: &str) -> MemoryServer {
     let (builder, _) = endpoint_with(|mount| {
         mount.longpoll(polled).max_outbox(1000, 8 << 20).max_message_size(1 << 20)
     });
-    MemoryServer::start(builder.adapter(cluster.node(name)))
+    MemoryServer::start(builder.adapter(cluster.node(name)).cluster_secret(SECRET))
 }
 
 fn nodes() -> (Cluster, MemoryServer, MemoryServer) {
@@ -161,6 +162,137 @@ async fn a_client_whose_answer_is_lost_between_the_nodes_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_comes_late_is_not_done() {
+    let cluster = Cluster::default();
+    let node = |name| {
+        let (builder, _) = endpoint_with(|mount| mount.longpoll(LongPoll::new()));
+        MemoryServer::start(builder.adapter(cluster.node(name)).cluster_secret(SECRET))
+    };
+    let (left, right) = (node("left"), node("right"));
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    let echo = |n: u32| json!(["1", n.to_string(), T, "ping", {}]).to_string();
+    // The request is late, and its client has been answered.
+    cluster.hold_after(0);
+    assert_eq!(there.post(&echo(1)).await, json!({ "status": 410 }));
+    cluster.release();
+    assert_eq!(here.poll().await, here.nothing());
+    // It was heard, and its body asked for, which is late.
+    cluster.hold_after(3);
+    let second = echo(2);
+    let (posted, polled) = tokio::join!(there.post(&second), here.poll());
+    assert_eq!((posted, polled), (json!({ "status": 408 }), here.nothing()));
+    cluster.release();
+    assert_eq!(here.poll().await, here.nothing());
+    assert_eq!(there.post(&echo(3)).await, json!({ "status": 200 }));
+    assert_eq!(here.messages().await[0][1], json!("3"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_drains_lets_its_polls_meet_another_one() {
+    let (_cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    let begun = Instant::now();
+    let (polled, _) = tokio::join!(there.poll(), async {
+        settle().await;
+        right.endpoint.drain(Duration::from_secs(5)).await
+    });
+    assert_eq!(polled, there.nothing());
+    assert!(begun.elapsed() < WINDOW, "{:?}", begun.elapsed());
+    left.endpoint.broadcast(T, "tick", json!({})).unwrap();
+    assert_eq!(here.messages().await[0][3], json!("tick"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_its_client_may_not_have_got_ends_the_session() {
+    let (cluster, left, right) = nodes();
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    // The client reads nothing of a long answer: it is counted, and no other poll is answered.
+    let long = "x".repeat(700_000);
+    left.endpoint.broadcast(T, "long", json!({ "long": long })).unwrap();
+    let mut unread = right.stream_of(64).await;
+    unread
+        .write_all(format!("GET {} HTTP/1.1\r\nhost: x\r\n\r\n", there.path()).as_bytes())
+        .await
+        .unwrap();
+    settle().await;
+    assert!(left.endpoint.snapshot().frames_waiting == 0, "the answer is on its way");
+    let begun = Instant::now();
+    assert_eq!(here.poll().await["status"], 410);
+    let took = begun.elapsed();
+    assert!((2..4).contains(&took.as_secs()), "{took:?}");
+    assert_eq!(left.endpoint.open_sockets(), 1, "the new one");
+    drop(unread);
+
+    // The node that the client met ends before it says that the client has the answer.
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    left.endpoint.broadcast(T, "tick", json!({})).unwrap();
+    // It is asked, says that it has heard, and answers. Then no more is said.
+    cluster.hold_after(3);
+    assert_eq!(there.messages().await[0][3], json!("tick"));
+    assert_eq!(here.poll().await["status"], 410);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endless_poll_ends_soon_when_the_node_of_its_session_is_gone() {
+    let cluster = Cluster::default();
+    let node = |name| {
+        let polled = LongPoll::new().window(Duration::MAX);
+        let (builder, _) = endpoint_with(|mount| mount.longpoll(polled));
+        MemoryServer::start(builder.adapter(cluster.node(name)).cluster_secret(SECRET))
+    };
+    let (left, right) = (node("left"), node("right"));
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    let begun = Instant::now();
+    let (messages, ()) = tokio::join!(there.messages(), async {
+        sleep(Duration::from_secs(60)).await;
+        left.endpoint.broadcast(T, "tick", json!({})).unwrap();
+    });
+    assert_eq!((messages[0][3].clone(), begun.elapsed().as_secs()), (json!("tick"), 60));
+    let (polled, ()) = tokio::join!(there.poll(), async {
+        sleep(Duration::from_secs(30)).await;
+        cluster.remove("left");
+    });
+    assert_eq!(polled["status"], 410);
+    assert!(begun.elapsed() < Duration::from_secs(60 + 30 + 20), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_takes_no_longer_than_the_official_client_waits() {
+    let cluster = Cluster::default();
+    let node = |name| {
+        let polled = LongPoll::new().window(Duration::from_secs(19));
+        let (builder, _) = endpoint_with(|mount| mount.longpoll(polled));
+        MemoryServer::start(builder.adapter(cluster.node(name)).cluster_secret(SECRET))
+    };
+    let (left, right) = (node("left"), node("right"));
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    for is_gone in [false, true] {
+        let begun = Instant::now();
+        let (polled, ()) = tokio::join!(there.poll(), async {
+            settle().await;
+            if is_gone {
+                // No answer reaches it.
+                cluster.remove("right");
+            }
+        });
+        assert_eq!(polled["status"], if is_gone { 410 } else { 204 });
+        assert!(begun.elapsed() < Duration::from_secs(19), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_poll_that_is_given_up_at_another_node_takes_no_messages() {
     let (_cluster, left, right) = nodes();
     let here = Poller::connect(&left, V2).await;
@@ -198,14 +330,15 @@ async fn what_is_no_request_of_another_node_is_ignored() {
     let here = Poller::connect(&left, V2).await;
     let mut subscribed = left.endpoint.subscribe("phx_longpoll:relay");
     let intruder = cluster.node("intruder");
-    let head = json!({ "id": 1, "from": "intruder", "what": { "Poll": { "path": "/no", "token": here.token } } });
+    let head = json!({ "id": 1, "from": "intruder", "what": { "Poll": { "path": "/no", "token": here.token, "within": 9 } } });
     let bytes: [Vec<u8>; 6] = [
         vec![],
         b"\n".to_vec(),
         b"{}\n".to_vec(),
         b"no line".to_vec(),
         format!("{head}\n").into_bytes(),
-        br#"{"id":7,"from":"x","what":{"Answer":{"status":7,"part":0,"last":true}}}"#.to_vec(),
+        br#"{"id":7,"from":"x","what":{"Answer":{"status":7,"part":0,"last":true,"keeps":false}}}"#
+            .to_vec(),
     ];
     for bytes in bytes {
         let message =
@@ -224,7 +357,8 @@ async fn a_client_cannot_write_messages_between_nodes() {
     let cluster = Cluster::default();
     let (builder, _) =
         endpoint_with(|mount| mount.channel::<Room>("*").longpoll(LongPoll::new().window(WINDOW)));
-    let left = MemoryServer::start(builder.adapter(cluster.node("left")));
+    let left = builder.adapter(cluster.node("left")).cluster_secret(SECRET);
+    let left = MemoryServer::start(left);
     let right = node(&cluster, "right");
     let here = Poller::connect(&left, V2).await;
     // No route matches the topic, not even one that matches all.
@@ -233,8 +367,7 @@ async fn a_client_cannot_write_messages_between_nodes() {
     let refused = &here.messages().await[0][4];
     assert_eq!(refused["response"], json!({ "reason": "unmatched topic" }));
     // A channel that lets its clients choose the topic passes nothing on.
-    let head =
-        json!({ "id": 1, "from": "left", "what": { "Poll": { "path": "/no", "token": "" } } });
+    let head = json!({ "id": 1, "from": "left", "what": { "Poll": { "path": "/no", "token": "", "within": 9 } } });
     let bytes = || Payload::binary(format!("{head}\n").into_bytes());
     cluster.sent();
     left.endpoint.broadcast("phx_longpoll:relay", "relay", bytes()).unwrap_err();
@@ -261,6 +394,24 @@ async fn a_token_that_no_node_gives_is_not_passed_on() {
     cluster.sent();
     assert_eq!(there.post("[]").await, json!({ "status": 410 }));
     assert_eq!(cluster.sent(), Vec::<String>::new());
+    // One whose node is another than it was given for, as any client can write it.
+    let (session, _) = here.token.split_once('~').unwrap();
+    let signature = here.token.rsplit_once('~').unwrap().1;
+    for node in ["bm9ib2R5", "cmlnaHQx", "bGVmdA"] {
+        for signature in [signature, "", "x"] {
+            there.token = format!("{session}~{node}~{signature}");
+            if there.token != here.token {
+                assert_eq!(there.post("[]").await, json!({ "status": 410 }));
+                assert_eq!(there.poll().await["status"], 410);
+            }
+        }
+    }
+    assert_eq!(cluster.sent(), Vec::<String>::new());
+    // A node that has not the secret takes it for no session.
+    let (builder, _) = endpoint_with(|mount| mount.longpoll(LongPoll::new()));
+    let other = MemoryServer::start(builder.adapter(cluster.node("other")));
+    assert_eq!(at(&other, &here).post("[]").await, json!({ "status": 410 }));
+    assert_eq!(cluster.sent(), Vec::<String>::new());
     // The token of a node with the longest name is.
     let longest = "n".repeat(255);
     let named = node(&cluster, &longest);
@@ -274,7 +425,8 @@ async fn a_body_is_not_read_for_a_request_that_cannot_be_passed_on() {
     let left = node(&cluster, "left");
     let polled = LongPoll::new().window(WINDOW).max_sessions(1);
     let (builder, _) = endpoint_with(|mount| mount.longpoll(polled));
-    let right = MemoryServer::start(builder.adapter(cluster.node("right")));
+    let right = builder.adapter(cluster.node("right")).cluster_secret(SECRET);
+    let right = MemoryServer::start(right);
     let here = Poller::connect(&left, V2).await;
     let there = at(&right, &here);
     // Two polls for each session that may be open.

@@ -87,7 +87,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Some(url) => {
             let options = ClusterOptions::new("channels").node(&args.node);
             let cluster = Cluster::redis(url, options).await?;
-            let endpoint = builder.adapter(cluster.clone()).build()?;
+            let endpoint = builder.adapter(cluster.clone()).cluster_secret(&args.secret).build()?;
             cluster.connected().await;
             endpoint
         }

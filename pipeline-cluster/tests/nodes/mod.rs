@@ -74,7 +74,11 @@ impl Node {
     async fn at(url: &str, options: ClusterOptions, endpoint: EndpointBuilder) -> Self {
         let (telemetry, recorded) = Recorded::new();
         let cluster = join(url, options.telemetry(telemetry)).await;
-        let endpoint = endpoint.adapter(cluster.clone()).build().unwrap();
+        let endpoint = endpoint
+            .adapter(cluster.clone())
+            .cluster_secret("a secret of the nodes of this test")
+            .build()
+            .unwrap();
         Self { cluster, endpoint, recorded }
     }
 

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::Request;
 
 #[cfg(feature = "test-kit")]
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
     },
     handshake::{Answer, Mounted, Variables},
     socket::Socket,
-    transport::{longpoll::ReadBody, longpoll_relay::Asked, longpoll_sessions::SessionHandle},
+    transport::{longpoll::ReadBody, longpoll_relay as relay, longpoll_sessions::SessionHandle},
 };
 
 /// A mounted kind of socket, with its type erased.
@@ -46,9 +45,6 @@ pub(crate) trait ErasedMount: Send + Sync {
     /// The full path of its WebSockets, by which other nodes name the mount.
     fn path(&self) -> &str;
 
-    /// The longest message, and the longest request of a long-polling client, in bytes.
-    fn max_message_size(&self) -> usize;
-
     /// The long-polling session with this token.
     fn polled(&self, token: &str) -> Option<SessionHandle>;
 
@@ -57,8 +53,8 @@ pub(crate) trait ErasedMount: Send + Sync {
         self: Arc<Self>,
         session: SessionHandle,
         token: String,
-        asked: Asked,
-    ) -> Option<(StatusCode, Bytes)>;
+        asked: relay::Request,
+    ) -> Option<relay::Answered>;
 
     /// Snapshots of its sockets and their channels.
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>);
@@ -103,10 +99,6 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         &self.path
     }
 
-    fn max_message_size(&self) -> usize {
-        self.options.limits.message
-    }
-
     fn polled(&self, token: &str) -> Option<SessionHandle> {
         self.session_of(token)
     }
@@ -115,8 +107,8 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         self: Arc<Self>,
         session: SessionHandle,
         token: String,
-        asked: Asked,
-    ) -> Option<(StatusCode, Bytes)> {
+        asked: relay::Request,
+    ) -> Option<relay::Answered> {
         Mounted::answer_relayed(self, session, token, asked).await
     }
 

@@ -18,16 +18,26 @@ const GIVES_UP: Duration = Duration::from_secs(20);
 ///
 /// # Behind a load balancer
 ///
-/// With an [`Adapter`](crate::pubsub::Adapter) a client's requests may reach any node of the cluster:
-/// sticky sessions are not needed. The token has the name of its node, and another node passes the
-/// request on to it and the answer back. That costs three messages between the nodes, and one more for
-/// each further 256 KiB. If the node of the session does not know it any more, the client gets a new
-/// session at once, on the node that its request has met; if that node does not say within two seconds
-/// that it has heard, the same. The official client then joins its channels again. So does a client
-/// whose answer was lost between the nodes: it may have had messages.
+/// With an [`Adapter`](crate::pubsub::Adapter) and a secret that all nodes share
+/// ([`EndpointBuilder::cluster_secret`](crate::endpoint::EndpointBuilder::cluster_secret)), a client's requests
+/// may reach any node of the cluster: sticky sessions are not needed. The token has the name of its node, and
+/// another node passes the request on to it and the answer back. That costs three messages between the
+/// nodes, a fourth for a request or an answer with messages, and one more for each further 256 KiB.
 ///
-/// All nodes have to have the mount, with the same window. `socket.longpoll_relayed` counts these
-/// requests by outcome. Without an adapter, all requests of a client have to reach the same server.
+/// If the node of the session does not know it any more, or if there is no way to that node, the client gets
+/// a new session at once, on the node that its request has met; if that node does not say within two
+/// seconds that it has heard, the same. (Within up to six, where other requests have shown that the way is slow.)
+/// The official client then joins its channels again. So does a client whose answer may have been lost
+/// between the nodes: it may have had messages. While there is no way between the nodes, a client begins
+/// anew with each request that meets another one than the last, unless the load balancer keeps it at one.
+///
+/// All nodes have to have the mount, with the same window; a poll that is passed on waits for 11 seconds at
+/// most. `socket.longpoll_relayed` counts these requests by outcome. Without an adapter or without the
+/// secret, all requests of a client have to reach the same server.
+///
+/// The secret lets no client make nodes ask each other for sessions that were never there. It does not hide
+/// anything from the server between the nodes: requests, answers and tokens pass it as they are, so who can
+/// read there can take over sessions.
 ///
 /// # What may be lost
 ///

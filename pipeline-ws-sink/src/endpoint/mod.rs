@@ -65,6 +65,7 @@ use crate::{
     session::{end::SocketEnd, pay},
     socket::Socket,
     telemetry::{MountMetrics, log_line},
+    token::{SharedKey, SignerError},
     transport::{longpoll::read_body, longpoll_sessions::LongPollSessions},
 };
 
@@ -128,6 +129,7 @@ impl Endpoint {
             check_origin: CheckOrigin::host(),
             mounts: Vec::new(),
             adapter: None,
+            cluster_secret: None,
             presences: Vec::new(),
             synced_subscriptions: None,
             limits: EndpointLimits {
@@ -533,6 +535,7 @@ pub struct EndpointBuilder {
     check_origin: CheckOrigin,
     mounts: Vec<(Vec<RequestedPath>, Build)>,
     adapter: Option<Arc<dyn Adapter>>,
+    cluster_secret: Option<String>,
     presences: Vec<Presence>,
     synced_subscriptions: Option<TrackerOptions>,
     limits: EndpointLimits,
@@ -718,6 +721,16 @@ impl EndpointBuilder {
         self
     }
 
+    /// A secret that all nodes of the cluster have, of at least 20 bytes. With it, a request of a
+    /// [long-polling](Mount::longpoll) client may reach any node: see
+    /// [`LongPoll`](crate::mount::LongPoll). Without it, such a client needs the node of its session.
+    ///
+    /// Tokens of these clients are signed with it, so that no client makes a node ask another one.
+    pub fn cluster_secret(mut self, secret: &str) -> Self {
+        self.cluster_secret = Some(secret.to_owned());
+        self
+    }
+
     /// Makes the nodes of a cluster share which topics have subscribers, so that
     /// [`PubSub::has_subscribers`](crate::PubSub::has_subscribers) covers all nodes. Changes are
     /// shared within one broadcast period. All nodes have to enable it. Without an
@@ -760,6 +773,9 @@ impl EndpointBuilder {
             None => None,
         };
         self.check_origin.checked()?;
+        let secret = self.cluster_secret.as_deref();
+        let cluster_key = secret.map(|secret| SharedKey::derive(secret, "longpoll nodes"));
+        let cluster_key = cluster_key.transpose().map_err(BuildError::ClusterSecret)?;
         let Self { telemetry, check_origin, .. } = self;
         let shared = Shared { telemetry, host, check_origin };
         let (mut mounts, mut mount_points) = (Vec::new(), Vec::<MountPoint>::new());
@@ -798,6 +814,7 @@ impl EndpointBuilder {
             self.synced_subscriptions,
             presences,
             self.limits,
+            cluster_key,
         ));
         state.pubsub.set_joins(Arrivals::joins(self.limits.joins, &shared.telemetry));
         for presence in &state.presences {
@@ -876,6 +893,9 @@ pub enum BuildError {
     /// numbers.
     #[error("the system's random number generator failed")]
     NoRandomness,
+    /// The secret of the cluster is too short.
+    #[error("the secret of the cluster cannot be used: {0}")]
+    ClusterSecret(#[source] SignerError),
     /// Two presences have the same name.
     #[error("two presences have the name {name:?}: give one of them another name")]
     PresenceName {

@@ -44,7 +44,8 @@ impl Shed {
     }
 
     /// So many that this number is left, such as the mean of the nodes. It ends early when clients leave
-    /// by themselves.
+    /// by themselves. Those that are about to end for another reason count until they have, so a few more
+    /// may be closed than are needed.
     pub const fn down_to(sockets: usize) -> Self {
         Self::new(Which::DownTo(sockets))
     }

@@ -17,6 +17,7 @@ use crate::{
     pubsub::{Adapter, PubSub},
     session::inbox::Inboxes,
     telemetry::SocketMetrics,
+    token::SharedKey,
     transport::{endings::Endings, longpoll_relay::Relay},
 };
 
@@ -70,6 +71,7 @@ impl EndpointState {
         synced_subscriptions: Option<TrackerOptions>,
         presences: Vec<Presence>,
         limits: EndpointLimits,
+        cluster_key: Option<SharedKey>,
     ) -> Self {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));
@@ -88,7 +90,7 @@ impl EndpointState {
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),
             connects: Arrivals::connects(limits.connects, telemetry),
-            relay: Arc::new(Relay::new(telemetry, outboxes.clone())),
+            relay: Arc::new(Relay::new(telemetry, outboxes.clone(), cluster_key)),
             outboxes,
             admissions: Arc::new(Admissions::new(limits.sockets, telemetry)),
             endings: Endings::new(),

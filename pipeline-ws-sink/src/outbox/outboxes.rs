@@ -5,7 +5,6 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use bytes::Bytes;
 use tokio::sync::{Notify, futures::Notified};
 
 /// The bytes of memory that an outbox may hold even when the endpoint's limit is reached: so a few
@@ -29,18 +28,6 @@ pub(crate) struct OutboxBytes {
     bytes: usize,
 }
 
-/// A body, with what it counts.
-struct CountedBody {
-    body: Bytes,
-    _bytes: OutboxBytes,
-}
-
-impl AsRef<[u8]> for CountedBody {
-    fn as_ref(&self) -> &[u8] {
-        &self.body
-    }
-}
-
 impl Outboxes {
     pub(crate) fn new(limit: usize) -> Self {
         Self { bytes: AtomicUsize::new(0), limit, room: Notify::new() }
@@ -49,12 +36,6 @@ impl Outboxes {
     /// The bytes of all outboxes, beyond the share of each.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Relaxed)
-    }
-
-    /// A body that counts until it is dropped, for a client whose outbox is on another node.
-    pub(crate) fn counted(self: &Arc<Self>, body: Bytes) -> Bytes {
-        let _bytes = OutboxBytes::new(self, body.len());
-        Bytes::from_owner(CountedBody { body, _bytes })
     }
 
     /// Whether the outboxes together have reached the limit.
@@ -71,7 +52,7 @@ impl Outboxes {
 
 impl OutboxBytes {
     /// Counts this number of bytes, whether there is room or not.
-    pub(super) fn new(all: &Arc<Outboxes>, bytes: usize) -> Self {
+    pub(crate) fn new(all: &Arc<Outboxes>, bytes: usize) -> Self {
         all.bytes.fetch_add(bytes, Relaxed);
         Self { all: all.clone(), bytes }
     }

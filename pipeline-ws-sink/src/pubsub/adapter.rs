@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{PubSub, Shared, broadcast::Broadcast};
-use crate::{payload::PayloadError, protocol::message::Encoded, transport::longpoll_relay::RELAYS};
+use crate::{payload::PayloadError, protocol::message::Encoded};
 
 /// Carries broadcasts to the other nodes of a cluster. Without an adapter, an endpoint is alone.
 ///
@@ -203,7 +203,7 @@ impl LocalNode {
     /// [`PayloadError`] if the payload is not a JSON object or binary; the broadcast is then
     /// delivered to no one.
     pub fn deliver(&self, broadcast: &Broadcast) -> Result<(), PayloadError> {
-        if broadcast.topic() == RELAYS {
+        if broadcast.is_request() {
             let shared = self.0.upgrade();
             if let Some(handle) = shared.as_ref().and_then(|shared| shared.relayed.get()) {
                 handle(broadcast);

@@ -9,6 +9,7 @@ use crate::{
     payload::{IntoPayload, Payload, PayloadError},
     presence::tracker::TRACKERS,
     protocol::message::Encoded,
+    transport::longpoll_relay::RELAYS,
 };
 
 /// An event that was broadcast on a topic, as received by subscribers other than clients: tasks,
@@ -60,6 +61,16 @@ impl Broadcast {
     #[must_use]
     pub fn is_for_every_node(&self) -> bool {
         &*self.event == DISCONNECT || self.topic.starts_with(TRACKERS)
+    }
+
+    /// Whether this is a part of a client's request that another node is to answer, or of the answer. It is
+    /// always sent to one node, and of no use when it is late.
+    ///
+    /// An [`Adapter`](crate::pubsub::Adapter) returns an error if it cannot send it now. It does not let it
+    /// take the room of broadcasts, and does not send it twice.
+    #[must_use]
+    pub fn is_request(&self) -> bool {
+        *self.topic == *RELAYS
     }
 
     /// The topic of the broadcast.

@@ -94,6 +94,7 @@ impl House {
                 connects: None,
                 joins: None,
             },
+            None,
         );
         Self { state, routes: Arc::new(routes), recorded, inbox: 1 << 20, frames: 100 }
     }

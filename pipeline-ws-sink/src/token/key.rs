@@ -140,6 +140,17 @@ impl Key {
         verified.is_ok()
     }
 
+    /// The signature of a text.
+    pub(super) fn mac_of(&self, text: &str) -> String {
+        URL_SAFE_NO_PAD.encode(self.mac::<Hmac<Sha256>>(text).finalize().into_bytes())
+    }
+
+    /// Whether this key made the signature of a text, compared in constant time.
+    pub(super) fn made_mac(&self, text: &str, signature: &str) -> bool {
+        let Ok(mac) = URL_SAFE_NO_PAD.decode(signature) else { return false };
+        self.mac::<Hmac<Sha256>>(text).verify_slice(&mac).is_ok()
+    }
+
     fn mac<M: Mac + KeyInit>(&self, signed: &str) -> M {
         let mac = <M as KeyInit>::new_from_slice(&self.0);
         mac.expect("HMAC takes keys of any length").chain_update(signed)

@@ -34,6 +34,30 @@ use self::{
 /// How far in the future a token may be dated: clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
+/// A key that the nodes of a cluster derive from a secret that they share.
+pub(crate) struct SharedKey(Key);
+
+impl SharedKey {
+    /// Derives the key.
+    ///
+    /// # Errors
+    ///
+    /// [`SignerError`] if the secret is too short.
+    pub(crate) fn derive(secret: &str, salt: &str) -> Result<Self, SignerError> {
+        Key::derive(secret, salt, KeyOptions::default()).map(Self)
+    }
+
+    /// The signature of a text.
+    pub(crate) fn sign(&self, text: &str) -> String {
+        self.0.mac_of(text)
+    }
+
+    /// Whether this key made the signature of a text.
+    pub(crate) fn made(&self, text: &str, signature: &str) -> bool {
+        self.0.made_mac(text, signature)
+    }
+}
+
 /// Signs and verifies tokens that identify a client.
 ///
 /// Compatible with `Phoenix.Token.sign` and `verify`, for data that JSON can express: numbers,

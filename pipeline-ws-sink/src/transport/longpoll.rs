@@ -1,6 +1,9 @@
 //! The requests of long-polling clients, in the order of the specification's section 23.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::{Buf, BufMut, Bytes};
 use futures::future::BoxFuture;
@@ -147,17 +150,18 @@ impl<S: Socket> Mounted<S> {
         match *request.method() {
             Method::OPTIONS => preflight(request.headers()),
             Method::GET => match find(polled, &state, &request) {
-                Found::Here(token, session) => {
-                    respond(fetch(polled, &self.metrics, &session, &token).await)
+                Found::Here(token, session) if session.has_read_all().await => {
+                    respond(fetch(&self.metrics, &session, &token, polled.window).await.0)
                 }
                 Found::At(node, token) => {
-                    let Some(_room) = polled.reserve_relay() else { return self.no_relay() };
-                    match self.relay(polled, &state, &node, &token, &Asked::Poll).await {
+                    match self.relay_poll(polled, &state, &node, &token).await {
                         Some(answer) => answer,
                         None => self.clone().open(polled, state, &request, &params).await,
                     }
                 }
-                Found::Nowhere => self.clone().open(polled, state, &request, &params).await,
+                Found::Here(..) | Found::Nowhere => {
+                    self.clone().open(polled, state, &request, &params).await
+                }
             },
             Method::POST => match find(polled, &state, &request) {
                 Found::Here(_, session) => self.take(polled, &session, &request, body).await,
@@ -170,31 +174,54 @@ impl<S: Socket> Mounted<S> {
         }
     }
 
-    /// Refuses a request that cannot be passed on, because so many are.
-    fn no_relay(&self) -> Answer {
-        self.metrics.longpoll_refused.increment(1);
-        status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions")
+    /// Reserves what a request of this session needs to be passed on, or refuses it.
+    fn passing(
+        &self,
+        polled: &LongPollSessions,
+        state: &EndpointState,
+        token: &str,
+    ) -> Result<relay::Passing, StatusCode> {
+        let Some(room) = polled.reserve_relay() else {
+            self.metrics.longpoll_refused.increment(1);
+            return Err(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let passing = state.relay.begin(token, room);
+        passing.ok_or_else(|| {
+            self.routes.limited.count(Scope::Inbox);
+            StatusCode::TOO_MANY_REQUESTS
+        })
     }
 
-    /// Lets the node of a session answer. None if the client needs a new session.
-    async fn relay(
+    /// Lets the node of a session answer a poll. None if the client needs a new session.
+    async fn relay_poll(
         &self,
         polled: &LongPollSessions,
         state: &EndpointState,
         node: &str,
         token: &str,
-        request: &Asked,
     ) -> Option<Answer> {
-        let asking = Asking { node, path: &self.path, token, request };
-        match state.relay.ask(&state.pubsub, asking, polled.window).await {
-            Relayed::Answered(StatusCode::OK, body) => Some(respond(body)),
-            Relayed::Answered(code, _) => Some(status(code, "")),
-            Relayed::Gone => None,
-            // Its messages may have been taken; the client cannot know, and begins anew.
-            Relayed::Lost if matches!(request, Asked::Post { .. }) => {
-                Some(respond(result_body(Status::NotTaken)))
-            }
-            Relayed::Lost => None,
+        loop {
+            let passing = match self.passing(polled, state, token) {
+                Ok(passing) => passing,
+                Err(refused) => return Some(status(refused, "too many requests at once")),
+            };
+            let (path, window, request) = (&*self.path, polled.window, Asked::Poll);
+            let asking = Asking { node, path, token, request, window };
+            let relayed = tokio::select! {
+                biased;
+                relayed = state.relay.ask(&state.pubsub, asking, passing) => relayed,
+                // This node ends soon. The session lives, and the next poll meets another one.
+                () = state.sockets.closed() => {
+                    return Some(respond(protocol::messages_body(Status::Nothing, token, &[])));
+                }
+            };
+            return match relayed {
+                // The client waits until there is a message, and the other node for some time.
+                Relayed::Answered(StatusCode::OK, _, false) if window == Duration::MAX => continue,
+                Relayed::Answered(StatusCode::OK, body, _) => Some(respond(body)),
+                Relayed::Answered(code, ..) => Some(status(code, "")),
+                Relayed::Gone | Relayed::Lost => None,
+            };
         }
     }
 
@@ -207,8 +234,10 @@ impl<S: Socket> Mounted<S> {
         request: &Request<()>,
         body: ReadBody,
     ) -> Answer {
-        // Before the body is read, because here its session is not known: anyone can send it.
-        let Some(_room) = polled.reserve_relay() else { return self.no_relay() };
+        let passing = match self.passing(polled, state, token) {
+            Ok(passing) => passing,
+            Err(refused) => return status(refused, "too many requests at once"),
+        };
         // The session's node limits its requests, and this one the bytes of each.
         let inbox = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
         let permit = longpoll_sessions::BodyPermit::alone(&inbox);
@@ -219,15 +248,21 @@ impl<S: Socket> Mounted<S> {
             Err(unread) => return self.unread(unread),
         };
         let content_type = header(request.headers(), CONTENT_TYPE.as_str()).map(str::to_owned);
-        let asked = Asked::Post { content_type, body: bytes };
-        let answer = self.relay(polled, state, node, token, &asked).await;
-        answer.unwrap_or_else(|| respond(result_body(Status::Gone)))
+        let (path, window) = (&*self.path, polled.window);
+        let request = Asked::Post { content_type, body: bytes };
+        let asking = Asking { node, path, token, request, window };
+        match state.relay.ask(&state.pubsub, asking, passing).await {
+            Relayed::Answered(StatusCode::OK, body, _) => respond(body),
+            Relayed::Answered(code, ..) => status(code, ""),
+            Relayed::Gone => respond(result_body(Status::Gone)),
+            // Its messages may have been taken; the client cannot know, and begins anew.
+            Relayed::Lost => respond(result_body(Status::NotTaken)),
+        }
     }
 
     /// The session with this token.
     pub(crate) fn session_of(&self, token: &str) -> Option<SessionHandle> {
-        let (signed, _) = relay::split(token);
-        self.polled.as_ref()?.find(signed, Instant::now())
+        self.polled.as_ref()?.find(relay::of_session(token), Instant::now())
     }
 
     /// Answers the request of a client that another node has passed on. None if the session has ended
@@ -236,29 +271,50 @@ impl<S: Socket> Mounted<S> {
         self: Arc<Self>,
         session: SessionHandle,
         token: String,
-        asked: Asked,
-    ) -> Option<(StatusCode, Bytes)> {
+        request: relay::Request,
+    ) -> Option<relay::Answered> {
         let polled = self.polled.as_ref()?;
-        match asked {
-            // The client need not wait for a node that is about to end: the other one opens a session.
-            Asked::Poll => tokio::select! {
-                biased;
-                body = fetch(polled, &self.metrics, &session, &token) => Some((StatusCode::OK, body)),
-                () = session.drained() => None,
-            },
-            Asked::Post { content_type, body } => {
+        let result = |status, body| Some(relay::Answered { status, body, unread: None });
+        match request {
+            relay::Request::Poll { within } => {
+                if !session.has_read_all().await {
+                    return None;
+                }
+                let (body, has_messages) = tokio::select! {
+                    biased;
+                    fetched = fetch(&self.metrics, &session, &token, within.min(polled.window)) => fetched,
+                    // The client need not wait for a node that is about to end: the other one opens a session.
+                    () = session.drained() => return None,
+                };
+                let unread = has_messages.then(|| session.unread());
+                Some(relay::Answered { status: StatusCode::OK, body, unread })
+            }
+            relay::Request::Post { content_type, length, within, body } => {
+                if length > self.options.limits.message {
+                    return result(StatusCode::BAD_REQUEST, Bytes::new());
+                }
                 let Some(mut permit) = session.body() else {
                     self.routes.limited.count(Scope::Inbox);
-                    return Some((StatusCode::TOO_MANY_REQUESTS, Bytes::new()));
+                    return result(StatusCode::TOO_MANY_REQUESTS, Bytes::new());
                 };
-                let until = Deadline::from_now(polled.window);
-                if until.limit(permit.room()).await.is_err() {
+                let until = Deadline::from_now(within.min(polled.window));
+                // Counted before it comes, and it does not come before there is room.
+                permit.held.resize(length);
+                let body = tokio::select! {
+                    biased;
+                    // The body need not come if no session accepts it.
+                    () = session.closed() => return result(StatusCode::OK, result_body(Status::NotTaken)),
+                    body = async {
+                        until.limit(permit.room()).await.ok()?;
+                        Some(body.await)
+                    } => body,
+                };
+                let Some(body) = body else {
                     self.routes.limited.count(Scope::Inbox);
-                    return Some((StatusCode::OK, result_body(Status::NotTaken)));
-                }
-                permit.held.resize(body.len());
-                let became = post(&session, content_type.as_deref(), body, until).await;
-                Some((StatusCode::OK, result_body(became)))
+                    return result(StatusCode::OK, result_body(Status::NotTaken));
+                };
+                let became = post(&session, content_type.as_deref(), body?, until).await;
+                result(StatusCode::OK, result_body(became))
             }
         }
     }
@@ -304,7 +360,7 @@ impl<S: Socket> Mounted<S> {
         let outbox = Arc::new(outbox);
         let bodies = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
         let (signed, inbox) = polled.enter(&outbox, bodies, Instant::now());
-        let token = relay::at_node(signed, state.pubsub.node_name());
+        let token = state.relay.at_node(signed, state.pubsub.node_name());
         let registration = entrant.register(&outbox, id.as_deref(), &self.drainer);
         state.begin();
         let transport = "longpoll";
@@ -387,6 +443,10 @@ async fn post(
 ) -> Status {
     for received in Batch::new(content_type, body) {
         let Ok(received) = received else { return Status::Unreadable };
+        // After a time in which the process stood still, the client does not wait any more.
+        if until.has_passed(Instant::now()) {
+            return Status::NotTaken;
+        }
         match until.limit(session.post(received)).await {
             Ok(Ok(())) => {}
             Ok(Err(longpoll_sessions::NotTaken)) | Err(_) => return Status::NotTaken,
@@ -395,14 +455,14 @@ async fn post(
     Status::Ok
 }
 
-/// Waits for messages.
+/// Waits for messages. Returns whether there are some, too.
 async fn fetch(
-    polled: &LongPollSessions,
     metrics: &MountMetrics,
     session: &SessionHandle,
     token: &str,
-) -> Bytes {
-    let fetched = session.poll(polled.window).await;
+    within: Duration,
+) -> (Bytes, bool) {
+    let fetched = session.poll(within).await;
     let frames = &*fetched.frames;
     let dropped = unsendable(frames);
     if dropped > 0 {
@@ -415,9 +475,10 @@ async fn fetch(
             "dropped binary frames: unsupported by long polling"
         );
     }
-    let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
+    let has_messages = !frames.is_empty();
+    let became = if has_messages { Status::Ok } else { Status::Nothing };
     let body = protocol::messages_body(became, token, frames);
-    session.counted(fetched, body)
+    (session.counted(fetched, body), has_messages)
 }
 
 /// Where the session of a request is.
@@ -433,9 +494,9 @@ enum Found {
 fn find(polled: &LongPollSessions, state: &EndpointState, request: &Request<()>) -> Found {
     let token = token(request).filter(|token| token.len() <= relay::LONGEST_TOKEN);
     let Some(token) = token else { return Found::Nowhere };
-    match (relay::split(&token), state.pubsub.node_name()) {
-        ((_, Some(node)), Some(own)) if node != own => Found::At(node, token),
-        ((signed, _), _) => match polled.find(signed, Instant::now()) {
+    match (state.relay.node_of(&token), state.pubsub.node_name()) {
+        (Some(node), Some(own)) if node != own => Found::At(node, token),
+        _ => match polled.find(relay::of_session(&token), Instant::now()) {
             Some(session) => Found::Here(token, session),
             None => Found::Nowhere,
         },

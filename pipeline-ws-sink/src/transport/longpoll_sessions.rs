@@ -17,7 +17,7 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use pipeline_core::Deadline;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::coop::unconstrained,
     time::Instant,
 };
@@ -48,6 +48,9 @@ const REQUESTS: usize = 8;
 /// How many answers with messages of one client may be on their way. Two, because a client that has
 /// lost its connection polls on the next one, and the lost one's answer remains until it times out.
 const ANSWERS: usize = 2;
+
+/// How long a poll waits until it is known what has become of an earlier answer at another node.
+const SETTLED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How many free slots the table may have before it shrinks.
 const SPARE: usize = 1024;
@@ -87,6 +90,38 @@ pub(crate) struct SessionHandle {
     posts: mpsc::Sender<Post>,
     bodies: Arc<Bodies>,
     answers: Arc<Semaphore>,
+    elsewhere: Arc<watch::Sender<Elsewhere>>,
+}
+
+/// The answers with messages that other nodes give to the client.
+#[derive(Clone, Copy, Debug, Default)]
+struct Elsewhere {
+    unread: usize,
+    /// One of them may not have reached the client.
+    is_lost: bool,
+}
+
+/// An answer with messages that another node gives to the client. When this is dropped, the answer is lost.
+pub(crate) struct Unread {
+    elsewhere: Arc<watch::Sender<Elsewhere>>,
+    was_read: bool,
+}
+
+impl Unread {
+    /// The client has been given the answer.
+    pub(super) fn was_read(mut self) {
+        self.was_read = true;
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let is_lost = !self.was_read;
+        self.elsewhere.send_modify(|it| {
+            it.unread -= 1;
+            it.is_lost |= is_lost;
+        });
+    }
 }
 
 /// The messages of an answer. They count for the session and for the endpoint until the answer has
@@ -208,7 +243,14 @@ impl LongPollSessions {
         let bodies = Arc::new(Bodies { turns, first, inbox: bodies });
         table.sessions.insert(
             number,
-            SessionHandle { outbox: outbox.clone(), polls, posts, bodies, answers },
+            SessionHandle {
+                outbox: outbox.clone(),
+                polls,
+                posts,
+                bodies,
+                answers,
+                elsewhere: Arc::new(watch::Sender::default()),
+            },
         );
         drop(table);
         let token = self.signer.sign(&number, self.time(now)).expect("a number can be expressed");
@@ -289,6 +331,29 @@ impl SessionHandle {
         fetched.frames.were_answered();
         let _bytes = self.outbox.count_outside(body.len());
         Bytes::from_owner(CountedBody { body, _bytes, _turn: fetched.turn })
+    }
+
+    /// Counts an answer that another node gives to the client.
+    pub(super) fn unread(&self) -> Unread {
+        self.elsewhere.send_modify(|it| it.unread += 1);
+        Unread { elsewhere: self.elsewhere.clone(), was_read: false }
+    }
+
+    /// Waits until the client has been given the earlier answers by other nodes. If one may be lost, the session
+    /// ends, and this returns false: its client would miss messages and not know it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn has_read_all(&self) -> bool {
+        let mut state = self.elsewhere.subscribe();
+        let settled = state.wait_for(|it| it.is_lost || it.unread == 0);
+        let settled = Deadline::from_now(SETTLED_WITHIN).limit(settled).await;
+        let is_well = matches!(settled, Ok(Ok(it)) if !it.is_lost);
+        if !is_well {
+            self.outbox.end(SocketEnd::Lost);
+        }
+        is_well
     }
 
     /// Permits a body to be read, unless the client has the maximum in progress.

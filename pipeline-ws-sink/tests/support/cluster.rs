@@ -22,6 +22,8 @@ struct State {
     nodes: HashMap<String, LocalNode>,
     /// Whether the network is down.
     down: bool,
+    /// Messages that are late, if some are held back: how many are still in time, and the others.
+    late: Option<(usize, Vec<(String, Broadcast)>)>,
     sent: Vec<String>,
     /// A subscription that is checked on every send.
     witness: Option<TopicSubscription>,
@@ -50,6 +52,19 @@ impl Cluster {
     /// Sets whether the network is down.
     pub fn down(&self, down: bool) {
         self.state.lock().down = down;
+    }
+
+    /// Holds back what is sent to one node, after this number of messages.
+    pub fn hold_after(&self, messages: usize) {
+        self.state.lock().late = Some((messages, Vec::new()));
+    }
+
+    /// Delivers what was held back.
+    pub fn release(&self) {
+        let mut state = self.state.lock();
+        for (to, message) in state.late.take().unwrap().1 {
+            state.nodes[&to].deliver(&message).unwrap();
+        }
     }
 
     /// Takes a node out of the network, as when its machine fails.
@@ -99,6 +114,13 @@ impl Adapter for Node {
 
     fn direct_broadcast(&self, to: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
         let line = format!("{} to {to}: {}", self.name, broadcast.event());
+        if let Some((in_time, late)) = &mut self.cluster.state.lock().late {
+            if *in_time == 0 {
+                late.push((to.to_owned(), broadcast.clone()));
+                return Ok(());
+            }
+            *in_time -= 1;
+        }
         self.cluster.send(line, broadcast, |name| name == to)
     }
 }

@@ -171,7 +171,7 @@ async fn case(seed: u64) {
         connects: None,
         joins: None,
     };
-    let state = EndpointState::new(&telemetry, None, None, vec![], limits);
+    let state = EndpointState::new(&telemetry, None, None, vec![], limits, None);
     let metrics = state.metrics.clone();
     let outbox =
         Outbox::new(Writer::Fetched, OutboxLimits { frames, bytes: 1 << 20 }, metrics.clone());
