@@ -18,6 +18,7 @@ use futures::{SinkExt, StreamExt};
 use pipeline_test_support::{
     Example, PATIENCE, get, interop, project,
     proxies::{Backend, Balancer, Proxy},
+    request,
     servers::{Kind, Server},
 };
 use serde_json::{Value, json};
@@ -46,8 +47,12 @@ impl Nodes {
     /// None if a server is not installed.
     async fn start(balancer: Balancer, flags: &[&str]) -> Option<Self> {
         let backends = [Backend::free(), Backend::free()];
-        let redis = Server::start(Kind::Redis).await?;
         let proxy = Proxy::start(balancer, backends).await?;
+        Self::behind(proxy, backends, flags).await
+    }
+
+    async fn behind(proxy: Proxy, backends: [Backend; 2], flags: &[&str]) -> Option<Self> {
+        let redis = Server::start(Kind::Redis).await?;
         let mut nodes = Self { redis, proxy, backends, running: [None, None], flags: vec![] };
         nodes.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
         for at in 0..2 {
@@ -460,4 +465,70 @@ async fn clients_of_a_node_that_fails_come_to_the_other_at_its_rate_and_its_own_
     // After the first tenth of a second's number.
     let least = (clients - own).saturating_sub(rate / 10) * 1000 / rate;
     assert!(took.as_millis() >= least as u128, "{took:?}, and at least {least} ms");
+}
+
+/// A polling client, which keeps its cookie as a browser does.
+#[derive(Default)]
+struct Polling {
+    token: String,
+    cookie: String,
+}
+
+impl Polling {
+    /// The status in the answer to a request.
+    async fn ask(&mut self, address: &str, method: &str, body: &str) -> u64 {
+        let path = format!("/strict/longpoll?vsn=2.0.0&token={}", self.token);
+        let headers = [("cookie", &*self.cookie), ("content-type", "application/x-ndjson")];
+        let answer = request(address, method, &path, &headers, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let set = answer.head.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+        if let Some(cookie) = set.and_then(|set| set.split(';').next()) {
+            cookie.clone_into(&mut self.cookie);
+        }
+        let body = answer.json();
+        if let Some(token) = body["token"].as_str() {
+            token.clone_into(&mut self.token);
+        }
+        body["status"].as_u64().unwrap()
+    }
+}
+
+/// Polling clients stay at their nodes while there is no way between these.
+async fn sticky_polls(balancer: Balancer) {
+    let backends = [Backend::free(), Backend::free()];
+    let Some(proxy) = Proxy::start_sticky(balancer, backends).await else { return };
+    let Some(mut nodes) = Nodes::behind(proxy, backends, &[]).await else { return };
+    let address = nodes.proxy.address.clone();
+    let mut clients = Vec::new();
+    let at_both = timeout(PATIENCE, async {
+        while nodes.sockets(0).await == 0 || nodes.sockets(1).await == 0 {
+            let mut client = Polling::default();
+            assert_eq!(client.ask(&address, "GET", "").await, 410, "a new session");
+            clients.push(client);
+            // nginx chooses by chance.
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    at_both.await.expect("both nodes have clients");
+    nodes.redis.kill();
+    let heartbeat = json!([null, "1", "phoenix", "heartbeat", {}]).to_string();
+    // Sessions live for fifteen seconds without polls, so not all of them are asked.
+    let few = clients.len().saturating_sub(4);
+    for client in &mut clients[few..] {
+        for n in 0..4 {
+            let status = client.ask(&address, "POST", &heartbeat).await;
+            assert_eq!(status, 200, "request {n} has met the node of the session");
+        }
+        assert_eq!(client.ask(&address, "GET", "").await, 200);
+    }
+}
+
+#[tokio::test]
+async fn polling_clients_stay_at_their_nodes_behind_haproxy_with_the_option() {
+    sticky_polls(Balancer::Haproxy).await;
+}
+
+#[tokio::test]
+async fn polling_clients_stay_at_their_nodes_behind_nginx_with_the_option() {
+    sticky_polls(Balancer::Nginx).await;
 }

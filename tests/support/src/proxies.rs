@@ -61,6 +61,19 @@ impl Proxy {
     ///
     /// If it is missing and `CI` is set, if an address is not in the file, or if it does not start.
     pub async fn start(balancer: Balancer, nodes: [Backend; 2]) -> Option<Self> {
+        Self::with(balancer, nodes, false).await
+    }
+
+    /// The same, with the option that keeps each polling client at one node.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_sticky(balancer: Balancer, nodes: [Backend; 2]) -> Option<Self> {
+        Self::with(balancer, nodes, true).await
+    }
+
+    async fn with(balancer: Balancer, nodes: [Backend; 2], is_sticky: bool) -> Option<Self> {
         let (name, file) = match balancer {
             Balancer::Haproxy => ("haproxy", "haproxy.cfg"),
             Balancer::Nginx => ("nginx", "nginx.conf"),
@@ -80,10 +93,18 @@ impl Proxy {
             text = text.replace(from, to);
         };
         replace("0.0.0.0:80", &address);
+        if is_sticky {
+            match balancer {
+                Balancer::Haproxy => replace("# use_backend sticky", "use_backend sticky"),
+                Balancer::Nginx => replace("# location ~ /longpoll$", "location ~ /longpoll$"),
+            }
+        }
         for (at, Backend { port, admin_port }) in (1..).zip(nodes) {
             if balancer == Balancer::Haproxy {
                 let from = format!("10.0.0.{at}:4000 port 4001");
                 replace(&from, &format!("127.0.0.1:{port} port {admin_port}"));
+                // That of the option has no check of its own.
+                replace(&format!("10.0.0.{at}:4000"), &format!("127.0.0.1:{port}"));
             } else {
                 replace(&format!("10.0.0.{at}:4000"), &format!("127.0.0.1:{port}"));
             }
