@@ -119,7 +119,8 @@ fn outcomes(of: &[(&str, u64)]) -> Vec<(String, u64)> {
 #[tokio::test(start_paused = true)]
 async fn a_message_that_is_taken_over_is_done_before_its_push() {
     let server = server(|mount| mount);
-    let to = pushing(&server).acknowledge(Acknowledge::TakenOver);
+    let to =
+        pushing(&server).acknowledge(Acknowledge::TakenOver).no_subscribers(NoSubscribers::Done);
     let acks = Arc::new(Acks::default());
     let mut message = Message::new(json!({}), 7, &acks);
     let pushed = to.handle_message(&mut message).await;
@@ -246,11 +247,22 @@ async fn a_user_who_is_not_there_misses_a_message_at_any_level_if_that_is_the_ch
     let server = server(|mount| mount);
     for level in ALL {
         let begun = Instant::now();
-        let delivered = push(&pushing(&server).acknowledge(level)).await.unwrap();
+        let to = pushing(&server).acknowledge(level).no_subscribers(NoSubscribers::Done);
+        let delivered = push(&to).await.unwrap();
         assert!(delivered.is_unheard());
         assert_eq!(begun.elapsed(), Duration::ZERO, "{level:?}");
     }
     assert_eq!(counted(&server.recorded), outcomes(&[("absent", 3), ("taken_over", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_for_a_user_who_is_not_there_is_kept_by_default() {
+    let server = server(|mount| mount);
+    for level in ALL {
+        let failure = push(&pushing(&server).acknowledge(level)).await.unwrap_err();
+        assert!(matches!(failure.redelivery(), Redelivery::Later(_)), "{level:?}: {failure:?}");
+    }
+    assert_eq!(counted(&server.recorded), outcomes(&[("kept", 4)]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,11 +48,12 @@ pub enum Acknowledge {
     },
 }
 
-/// What becomes of a message if no client has joined its topic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What becomes of a message if no client has joined its topic. By default it is kept for an hour, and is done
+/// then: after a restart, no client is there until the first has connected again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoSubscribers {
-    /// The message is done: a user who is not there misses it. The default.
-    #[default]
+    /// The message is done: a user who is not there misses it, and so do all users after a restart, until they
+    /// are back.
     Done,
     /// Its source keeps it, and delivers it again until a client is there.
     Keep {
@@ -61,6 +62,12 @@ pub enum NoSubscribers {
         /// What becomes of it afterwards.
         then: Expired,
     },
+}
+
+impl Default for NoSubscribers {
+    fn default() -> Self {
+        Self::Keep { keep_for: Duration::from_secs(3600), then: Expired::Done }
+    }
 }
 
 /// What becomes of a message that was kept for too long.
@@ -208,7 +215,8 @@ impl<F> PushMessages<F> {
         Self { acknowledge, ..self }
     }
 
-    /// What becomes of a message if no client has joined its topic. Default [`NoSubscribers::Done`].
+    /// What becomes of a message if no client has joined its topic. By default it is kept for an hour.
+    /// A partition of Kafka waits for a message that is kept.
     ///
     /// A client that had joined and has ended before it has taken the push was not there either. With an
     /// [`Adapter`](crate::pubsub::Adapter), clients of other nodes count as there as long as

@@ -13,7 +13,10 @@ use pipeline::{
         SourceOptions,
         sqlite::{SqliteError, SqliteQueue},
     },
-    ws::{PubSub, pubsub::Push},
+    ws::{
+        PubSub,
+        pubsub::{NoSubscribers, Push},
+    },
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -52,7 +55,9 @@ pub async fn start(path: PathBuf, pubsub: &PubSub) -> Result<Pipeline, OrdersErr
         let removed = json!({ "added": [], "removed": items });
         Ok::<_, Failure>(Push::new(format!("cart:{cart}"), "cart_updated", removed))
     });
-    let confirm = confirm.written_within(Duration::from_secs(10));
+    // A cart that no tab shows has been emptied in its session.
+    let confirm =
+        confirm.written_within(Duration::from_secs(10)).no_subscribers(NoSubscribers::Done);
     Ok(Pipeline::of_messages("orders")
         .source(queue.source(SourceOptions::new()).json::<Placed>())
         .processors(Processors::new(confirm).concurrency(20))
