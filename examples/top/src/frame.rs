@@ -1,7 +1,7 @@
 //! Draws one frame of a view in a terminal. Pure.
 
 use pipeline::{
-    inspect::{EndpointView, PercentilesView, PipelineView, StageView, View},
+    inspect::{EndpointView, NodeView, PercentilesView, PipelineView, StageView, View},
     snapshot::{Activity, PipelinePhase, SourceSnapshot, StageKind},
 };
 use ratatui::{
@@ -36,6 +36,7 @@ impl Screen {
             rows.push(Constraint::Length(6));
             rows.push(Constraint::Length(endpoint_rows(endpoint)));
         }
+        rows.push(Constraint::Length(node_rows(view)));
         rows.push(Constraint::Min(0));
         let areas = Layout::vertical(rows).split(frame.area());
         frame.render_widget(self.head(), areas[0]);
@@ -50,6 +51,10 @@ impl Screen {
         if let Some(endpoint) = &view.endpoint {
             delivery(frame, areas[at], endpoint);
             frame.render_widget(sockets(endpoint), areas[at + 1]);
+            at += 2;
+        }
+        if !view.nodes.is_empty() {
+            nodes(frame, areas[at], &view.nodes);
         }
     }
 
@@ -62,7 +67,7 @@ impl Screen {
             0 => 0,
             count => source_rows(count),
         };
-        1 + pipelines + sources + endpoint
+        1 + pipelines + sources + endpoint + node_rows(view)
     }
 
     fn head(&self) -> Paragraph<'_> {
@@ -83,6 +88,14 @@ fn pipeline_rows(pipeline: &PipelineView) -> u16 {
 fn endpoint_rows(endpoint: &EndpointView) -> u16 {
     let rows = endpoint.sockets.len() + endpoint.channels.len() + endpoint.snapshot.dropped.len();
     u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(3)
+}
+
+/// The number of lines of the nodes of a cluster: a row for each, head and border. None if there is no cluster.
+fn node_rows(view: &View) -> u16 {
+    match view.nodes.len() {
+        0 => 0,
+        nodes => u16::try_from(nodes).unwrap_or(u16::MAX).saturating_add(3),
+    }
 }
 
 /// The durable sources, with the names of their stages.
@@ -319,6 +332,50 @@ fn sockets(endpoint: &EndpointView) -> Table<'_> {
         .block(Block::bordered().title(" sockets ".bold()))
 }
 
+/// The nodes of a cluster: how much they do, and how well they hear each other.
+fn nodes(frame: &mut Frame<'_>, area: Rect, nodes: &[NodeView]) {
+    let rows = nodes.iter().map(|node| {
+        let silent = format!("{:.0}s ago", node.silent_seconds);
+        let (state, color) = match node {
+            _ if node.is_gone => (silent, Color::Red),
+            _ if node.is_draining => ("draining".to_owned(), Color::Yellow),
+            _ if node.is_this => ("this one".to_owned(), Color::Green),
+            _ => ("there".to_owned(), Color::Green),
+        };
+        let between = node.between.as_ref();
+        let numbers = [
+            short(node.sockets as f64),
+            rate(node.frames_out_per_second),
+            rate(node.dropped_per_second),
+            milliseconds(node.delivered_p99),
+            milliseconds(between.and_then(|between| between.lag_ms)),
+            between.map_or("–".to_owned(), |between| short(between.snapshot.lost as f64)),
+        ];
+        let first = [
+            Cell::from(format!("  {}", node.name)),
+            Cell::from(state).style(Style::new().fg(color)),
+        ];
+        let last = Cell::from(node.bottlenecks.join(", "));
+        Row::new(first.into_iter().chain(numbers.map(right)).chain([last]))
+    });
+    // Only the columns that fit, so that no number is truncated.
+    let widths = [9, 7, 6, 6, TIME, TIME, 5, NAME];
+    let needed = |columns: usize| {
+        BORDERS + NAME + widths[..columns].iter().map(|width| width + SPACING).sum::<u16>()
+    };
+    let fit = (0..=widths.len()).rev().find(|columns| needed(*columns) <= area.width).unwrap_or(0);
+    let widths = widths[..fit].iter().map(|width| Constraint::Length(*width));
+    let widths: Vec<_> = [Constraint::Min(NAME)].into_iter().chain(widths).collect();
+    let head = ["  node", "state"].map(Cell::from).into_iter();
+    let names = ["sockets", "out/s", "drop/s", "p99", "lag", "lost"];
+    let head = head.chain(names.map(|name| right(name.to_owned()))).chain(["bottleneck".into()]);
+    let table = Table::new(rows, widths)
+        .column_spacing(SPACING)
+        .header(Row::new(head).style(Style::new().dark_gray()))
+        .block(Block::bordered().title(" nodes ".bold()));
+    frame.render_widget(table, area);
+}
+
 fn doing(activity: Activity) -> (&'static str, Color) {
     match activity {
         Activity::Busy => ("busy", Color::Green),
@@ -419,6 +476,30 @@ mod tests {
         assert!(!text.contains('\u{1b}'), "{text:?}");
         assert!(line("user:*").contains("channels"), "{text}");
         for width in [1, 20, 40, 60] {
+            plain(&screen(view), width).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_frame_shows_the_nodes_and_which_are_gone() {
+        let view = r#"{"version":1,"pipelines":[{"name":"push","stages":[{"name":"work"}]}],
+            "endpoint":{"channels":[{"pattern":"user:*"}]},"nodes":[
+            {"name":"left","is_this":true,"sockets":20300,"frames_out_per_second":812.0,
+            "delivered_p99":4.5,"bottlenecks":["push: work"],
+            "between":{"lost":7,"lag_ms":1.25}},
+            {"name":"middle","is_draining":true},
+            {"name":"right\u001b[31m","is_gone":true,"silent_seconds":61.4}]}"#;
+        let text = plain(&screen(view), 120).unwrap();
+        let line = |with: &str| text.lines().find(|line| line.contains(with)).unwrap().to_owned();
+        let words = line("│  left ");
+        let words = words.split_whitespace().collect::<Vec<_>>()[1..].join(" ");
+        assert!(
+            words.starts_with("left this one 20k 812 0 4.50 ms 1.25 ms 7 push: work"),
+            "{text}"
+        );
+        assert!(line("│  middle ").contains("draining"), "{text}");
+        assert!(line("│  right").contains("61s ago") && !text.contains('\u{1b}'), "{text:?}");
+        for width in [1, 20, 40, 60, 80] {
             plain(&screen(view), width).unwrap();
         }
     }
