@@ -1,5 +1,6 @@
 //! The project's own commands.
 
+mod book;
 mod cases;
 mod fuzz;
 mod guarantees;
@@ -33,7 +34,8 @@ Usage: cargo xtask COMMAND
                  freezes it for that many seconds instead
   overload       offer up to 20 times what can be delivered, and print what becomes of it
   pushes         push a great number of items, and account for every one
-  setup          install the tools of the tests: npm packages, Chromium, netdata, cargo-deny
+  book           build the guide into target/book, and check its links
+  setup          install the tools of the tests: npm packages, Chromium, netdata, mdBook, cargo-deny
   help           print this text
 ";
 
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     let command = arguments.next();
     let outcome = match command.as_deref() {
         Some("test") => test::all(),
+        Some("book") => book::build(),
         Some("setup") => setup::all(),
         Some("check") => test::quick(),
         Some("interleavings") => test::interleavings(),

@@ -14,6 +14,9 @@ const NPM_FOLDERS: [&str; 3] = ["examples/store/web", "examples/support", "tests
 /// The version of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
 
+/// The version of mdBook.
+const MDBOOK: &str = "0.5.4";
+
 /// A dependency of the tests.
 struct Tool {
     name: &'static str,
@@ -21,7 +24,7 @@ struct Tool {
     install: fn() -> Outcome,
 }
 
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 8] = [
     Tool { name: "the packages from npm", is_there: has_npm_packages, install: npm_packages },
     Tool {
         name: "the packages from PyPI",
@@ -32,6 +35,7 @@ const TOOLS: [Tool; 7] = [
     Tool { name: "netdata", is_there: has_netdata, install: netdata },
     Tool { name: "libfaketime", is_there: has_faketime, install: faketime },
     Tool { name: "servers", is_there: has_servers, install: servers },
+    Tool { name: "mdBook", is_there: has_mdbook, install: install_mdbook },
     Tool { name: "cargo-deny", is_there: has_cargo_deny, install: install_cargo_deny },
 ];
 
@@ -287,18 +291,38 @@ fn has_cargo_deny() -> bool {
 }
 
 fn install_cargo_deny() -> Outcome {
+    install("cargo-deny", CARGO_DENY, &[])
+}
+
+fn has_mdbook() -> bool {
+    is_installed(mdbook())
+}
+
+fn install_mdbook() -> Outcome {
+    // Without its server and the search.
+    install("mdbook", MDBOOK, &["--no-default-features"])
+}
+
+/// Installs a program by cargo, into the project's folder.
+fn install(name: &str, version: &str, options: &[&str]) -> Outcome {
     let mut install = cargo();
     // Unoptimised: it is built more often than it runs.
-    install.args(["install", "--quiet", "--locked", "--debug", "--version", CARGO_DENY]);
-    install.arg("--root").arg(root().join("target/tools")).arg("cargo-deny");
-    step("install cargo-deny", &mut install)
+    install.args(["install", "--quiet", "--locked", "--debug", "--version", version]).args(options);
+    install.arg("--root").arg(root().join("target/tools")).arg(name);
+    step(&format!("install {name}"), &mut install)
 }
 
 /// The path of cargo-deny, the checker of licences and sources.
 pub(crate) fn cargo_deny() -> PathBuf {
-    if is_installed("cargo-deny") {
-        "cargo-deny".into()
-    } else {
-        root().join("target/tools/bin/cargo-deny")
-    }
+    tool("cargo-deny")
+}
+
+/// The path of mdBook, which builds the guide.
+pub(crate) fn mdbook() -> PathBuf {
+    tool("mdbook")
+}
+
+/// The path of a program that cargo installs.
+fn tool(name: &str) -> PathBuf {
+    if is_installed(name) { name.into() } else { root().join("target/tools/bin").join(name) }
 }

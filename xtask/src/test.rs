@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    fuzz, load, packages,
+    book, fuzz, load, packages,
     run::{Failure, Outcome, cargo, program, step},
     setup, tidy,
 };
@@ -14,6 +14,7 @@ use crate::{
 pub(crate) fn all() -> Outcome {
     setup::if_needed()?;
     quick()?;
+    book::build()?;
     step("tests", cargo().args(["test", "--workspace", "--all-features"]))?;
     interleavings()?;
     fuzz::quick()?;
