@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 use tokio::{task::spawn_blocking, time::sleep};
 
 /// A folder, in which each file is an item. The name of a file says what is known of it:
-/// `id,available,deliveries,lease`. An item is available from a time on, in milliseconds since 1970. To
-/// take it is to rename its file, which succeeds for one of those that try.
+/// `id,available,deliveries,failures,lease`. An item is available from a time on, in milliseconds since 1970.
+/// To take it is to rename its file, which succeeds for one of those that try.
 #[derive(Clone, Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
@@ -44,12 +44,14 @@ impl Folder {
         let headers = Value::Object(headers.collect());
         let about = json!({ "key": item.key.as_deref(), "headers": headers, "trace": trace });
         let id = format!("{:013}-{}", now_ms(), unique());
-        let (written, added) = (self.path.join(&id), self.item(&id, 0, 0, "none"));
+        let (written, added) = (self.path.join(&id), self.item(&id, 0, (0, 0), "none"));
         let mut file = fs::File::create(&written)?;
         writeln!(file, "{about}")?;
         file.write_all(&item.payload)?;
         file.sync_all()?;
-        fs::rename(written, added)
+        fs::rename(written, added)?;
+        // The name is on the disk too. What is lost of later names is delivered again.
+        fs::File::open(self.path.join("items"))?.sync_all()
     }
 
     /// The reasons of the items that were given up.
@@ -60,8 +62,10 @@ impl Folder {
         full.map(|grave| fs::read_to_string(grave.join("reason"))).collect()
     }
 
-    fn item(&self, id: &str, available: u128, deliveries: u32, lease: &str) -> PathBuf {
-        self.path.join("items").join(format!("{id},{available},{deliveries},{lease}"))
+    fn item(&self, id: &str, available: u128, counts: (u32, u32), lease: &str) -> PathBuf {
+        let (deliveries, failures) = counts;
+        let name = format!("{id},{available},{deliveries},{failures},{lease}");
+        self.path.join("items").join(name)
     }
 
     /// The files of all items, in the order of their ids.
@@ -77,17 +81,18 @@ impl Folder {
     fn take(&self, max: usize) -> io::Result<Vec<Delivery<Receipt>>> {
         let mut taken = Vec::new();
         let now = now_ms();
-        for File { path, id, available, deliveries, .. } in self.files()? {
+        for File { path, id, available, counts: (deliveries, failures), .. } in self.files()? {
             if taken.len() == max {
                 break;
             }
             let receipt = Receipt { id, lease: unique() };
             let until = now + self.lease.as_millis();
-            let leased = self.item(&receipt.id, until, deliveries + 1, &receipt.lease);
+            let counts = (deliveries + 1, failures);
+            let leased = self.item(&receipt.id, until, counts, &receipt.lease);
             // Another source may have been faster.
             if available <= now && renamed(&path, &leased)? {
                 let content = fs::read(&leased)?;
-                taken.push(delivery(receipt, deliveries + 1, &content));
+                taken.push(delivery(receipt, counts, &content));
             }
         }
         Ok(taken)
@@ -104,15 +109,16 @@ impl Folder {
 
     /// Stores an outcome. To do it again changes nothing.
     fn store(&self, file: File, outcome: &Outcome) -> io::Result<()> {
-        let File { path, id, deliveries, .. } = file;
+        let File { path, id, counts: (deliveries, failed_before), .. } = file;
         match outcome {
-            Outcome::Retry(delay) => {
-                let at = now_ms() + delay.as_millis();
-                renamed(&path, &self.item(&id, at, deliveries, "none"))?;
+            Outcome::Retry { after, failures } => {
+                let at = now_ms() + after.as_millis();
+                renamed(&path, &self.item(&id, at, (deliveries, *failures), "none"))?;
             }
             Outcome::Release { after } => {
                 let at = if after.is_zero() { 0 } else { now_ms() + after.as_millis() };
-                renamed(&path, &self.item(&id, at, deliveries.saturating_sub(1), "none"))?;
+                let counts = (deliveries.saturating_sub(1), failed_before);
+                renamed(&path, &self.item(&id, at, counts, "none"))?;
             }
             Outcome::GiveUp { reason } => {
                 let grave = self.path.join("dead").join(&id);
@@ -143,7 +149,8 @@ struct File {
     path: PathBuf,
     id: String,
     available: u128,
-    deliveries: u32,
+    /// How often the item was delivered, and has failed.
+    counts: (u32, u32),
     lease: String,
 }
 
@@ -151,12 +158,11 @@ impl File {
     /// A file that is an item.
     fn named(path: PathBuf) -> Option<Self> {
         let name = path.file_name()?.to_str()?.to_owned();
-        let [id, available, deliveries, lease] = name.split(',').collect::<Vec<_>>()[..] else {
-            return None;
-        };
+        let parts: Vec<_> = name.split(',').collect();
+        let [id, available, deliveries, failures, lease] = parts[..] else { return None };
         let (id, lease) = (id.to_owned(), lease.to_owned());
-        let (available, deliveries) = (available.parse().ok()?, deliveries.parse().ok()?);
-        Some(Self { path, id, available, deliveries, lease })
+        let counts = (deliveries.parse().ok()?, failures.parse().ok()?);
+        Some(Self { path, id, available: available.parse().ok()?, counts, lease })
     }
 }
 
@@ -170,7 +176,7 @@ fn renamed(from: &PathBuf, to: &PathBuf) -> io::Result<bool> {
 }
 
 /// The delivery of an item with this content. An item that cannot be read says why, and is given up.
-fn delivery(receipt: Receipt, deliveries: u32, content: &[u8]) -> Delivery<Receipt> {
+fn delivery(receipt: Receipt, counts: (u32, u32), content: &[u8]) -> Delivery<Receipt> {
     let line = content.iter().position(|byte| *byte == b'\n').unwrap_or(content.len());
     let (about, payload) = content.split_at(line);
     let mut item = Item::new(payload.get(1..).unwrap_or_default().to_vec());
@@ -188,7 +194,15 @@ fn delivery(receipt: Receipt, deliveries: u32, content: &[u8]) -> Delivery<Recei
     };
     let added = receipt.id.split('-').next().and_then(|ms| ms.parse().ok());
     let enqueued_at = added.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
-    Delivery { id: receipt.id.as_str().into(), receipt, item, enqueued_at, deliveries, malformed }
+    Delivery {
+        id: receipt.id.as_str().into(),
+        receipt,
+        item,
+        enqueued_at,
+        deliveries: counts.0,
+        failures: Some(counts.1),
+        malformed,
+    }
 }
 
 fn now_ms() -> u128 {
@@ -267,10 +281,10 @@ impl Settle for Folder {
         let (folder, receipts) = (self.clone(), receipts.to_vec());
         blocking(move || {
             let until = now_ms() + folder.lease.as_millis();
-            for File { path, id, deliveries, lease, .. } in
+            for File { path, id, counts, lease, .. } in
                 folder.leased(&receipts)?.into_iter().flatten()
             {
-                renamed(&path, &folder.item(&id, until, deliveries, &lease))?;
+                renamed(&path, &folder.item(&id, until, counts, &lease))?;
             }
             Ok(())
         })

@@ -58,6 +58,10 @@ pub trait Fetch: Send + 'static {
     /// Takes up to `max` items, and waits until there is at least one. It may return none, and is then
     /// called again.
     ///
+    /// It may take any time, because it waits for items, so a source cannot tell one that waits from one
+    /// whose server is gone without a word. A broker has to notice that itself: by heartbeats, or by calls
+    /// that the server has to answer within a limit, such as one that looks again after some seconds.
+    ///
     /// # Cancel safety
     ///
     /// The future may be dropped. Items that it had taken are delivered again later.
@@ -136,8 +140,14 @@ pub struct Settlement<R> {
 pub enum Outcome {
     /// The item was handled. The broker forgets it.
     Done,
-    /// The item has failed, and is to be delivered again after this delay.
-    Retry(Duration),
+    /// The item has failed, or its handling has not ended, and it is to be delivered again.
+    Retry {
+        /// How long it is kept back.
+        after: Duration,
+        /// How often it has failed now. The broker keeps this with the item, as
+        /// [`Delivery::failures`](crate::Delivery::failures).
+        failures: u32,
+    },
     /// The item has not failed, and is to be delivered again after this delay, as if it had not been
     /// delivered: the delivery is not counted. A broker whose server counts each delivery itself, such as
     /// NATS, cannot take it back.

@@ -167,6 +167,7 @@ pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
         a_backlog_that_cannot_be_counted_stops_nothing,
         a_call_that_hangs_ends_its_session,
         healthy_items_survive_lost_connections_and_deaths,
+        deliveries_that_were_lost_are_no_failures,
         a_forgotten_acknowledgement_is_a_failure,
         a_drain_while_the_broker_is_away_ends_when_nothing_is_left,
         leases_are_renewed_while_outcomes_are_stored_slowly,
@@ -746,6 +747,49 @@ async fn healthy_items_survive_lost_connections_and_deaths<S: Subject>(subject: 
         let twice = handled.lock().values().map(|times| times - 1).sum::<usize>();
         assert!(twice <= TIMES, "{twice} items were handled that a lost session had fetched");
     }
+    assert_nothing_is_left(&*subject).await;
+}
+
+async fn deliveries_that_were_lost_are_no_failures<S: Subject>(subject: Arc<S>) {
+    const ITEMS: usize = 10;
+    const MOST: usize = 3;
+    for n in 1..ITEMS {
+        subject.push(Item::new(n.to_string())).await;
+    }
+    subject.push(Item::new("bad")).await;
+    for _ in 0..=MOST {
+        let (broker, faults) = Faulty::new(subject.broker());
+        let (pipeline, begun) = stuck(broker);
+        begun.notified().await;
+        until("all are delivered", async || faults.fetched() >= ITEMS).await;
+        drop(pipeline);
+    }
+    let handled = Arc::new(Mutex::new(HashMap::<Vec<u8>, usize>::new()));
+    let log = handled.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        let mut handled = log.lock();
+        let times = handled.entry(message.payload.to_vec()).or_default();
+        *times += 1;
+        if *times < MOST || message.payload == "bad" {
+            return Err(Failure::new("it has failed"));
+        }
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("contract")
+        .source(Source::new(subject.broker(), quick()))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .expect("the options are valid");
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("all have an outcome", async || {
+        let seen = source();
+        seen.done + seen.given_up >= ITEMS as u64
+    })
+    .await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(subject.dead_letters().await, ["it has failed"], "one of them always fails");
+    let handled = handled.lock().clone();
+    assert!(handled.len() == ITEMS && handled.values().all(|times| *times >= MOST), "{handled:?}");
     assert_nothing_is_left(&*subject).await;
 }
 

@@ -70,6 +70,10 @@ pub struct Delivery<R> {
     pub enqueued_at: Option<SystemTime>,
     /// How often it has been delivered, this time included. 0 if the broker does not count.
     pub deliveries: u32,
+    /// How often it has failed before, as the last [`Outcome::Retry`](crate::Outcome::Retry) said, and 0 if
+    /// there was none. `None` if the broker cannot keep that: a source then counts itself, as long as it
+    /// remembers the item.
+    pub failures: Option<u32>,
     /// Why the item cannot be read, if another program has added it and it is not valid. It is given up
     /// at once for this reason.
     pub malformed: Option<Arc<str>>,

@@ -1,9 +1,11 @@
 //! The metrics of a source.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use metrics::{Counter, Gauge};
+use parking_lot::Mutex;
 use pipeline_core::stage::{SourceReport, StageContext};
+use tokio::time::Instant;
 
 use crate::broker::{Backlog, Outcome};
 
@@ -26,6 +28,8 @@ pub(crate) struct SourceMetrics {
     backlog: Gauge,
     oldest_age: Gauge,
     dead_letters: Gauge,
+    /// The age of the oldest item, and when it was that.
+    oldest: Mutex<Option<(Duration, Instant)>>,
     /// The same numbers for snapshots.
     report: SourceReport,
 }
@@ -84,6 +88,7 @@ impl SourceMetrics {
                 "pipeline.source.dead_letters",
                 "Items that were given up and kept",
             ),
+            oldest: Mutex::default(),
             report,
         }
     }
@@ -104,6 +109,7 @@ impl SourceMetrics {
             source.connection_errors += 1;
             source.last_error = Some(error.into());
         });
+        self.backlog_is_unknown();
     }
 
     pub(crate) fn held(&self, held: usize, bytes: usize) {
@@ -124,18 +130,29 @@ impl SourceMetrics {
 
     pub(crate) fn backlog_failed(&self) {
         self.backlog_errors.increment(1);
+        self.backlog_is_unknown();
+    }
+
+    /// Shows that the backlog is not known now. A gauge cannot say so, and keeps its value; the age grows.
+    fn backlog_is_unknown(&self) {
+        self.report.update(|source| {
+            (source.backlog, source.oldest_age, source.dead_letters) = (None, None, None);
+        });
+        if let Some((age, since)) = *self.oldest.lock() {
+            self.oldest_age.set(age.saturating_add(since.elapsed()).as_secs_f64());
+        }
     }
 
     pub(crate) fn settled(&self, outcome: &Outcome) {
         match outcome {
             Outcome::Done => self.report.update(|source| source.done += 1),
             Outcome::GiveUp { .. } => self.report.update(|source| source.given_up += 1),
-            Outcome::Retry(_) => self.report.update(|source| source.retried += 1),
+            Outcome::Retry { .. } => self.report.update(|source| source.retried += 1),
             Outcome::Release { .. } => self.report.update(|source| source.released += 1),
         }
         match outcome {
             Outcome::Done => &self.done,
-            Outcome::Retry(_) => &self.retried,
+            Outcome::Retry { .. } => &self.retried,
             Outcome::Release { .. } => &self.released,
             Outcome::GiveUp { .. } => &self.given_up,
         }
@@ -148,7 +165,7 @@ impl SourceMetrics {
     }
 
     pub(crate) fn backlog(&self, backlog: &Backlog, now: SystemTime) {
-        let age = backlog.oldest.and_then(|oldest| now.duration_since(oldest).ok());
+        let age = oldest_age(backlog, now);
         self.report.update(|source| {
             source.backlog = backlog.items;
             source.oldest_age = age;
@@ -161,8 +178,18 @@ impl SourceMetrics {
         };
         count(&self.backlog, backlog.items);
         count(&self.dead_letters, backlog.dead_letters);
-        if backlog.items.is_some() {
-            self.oldest_age.set(age.unwrap_or_default().as_secs_f64());
+        *self.oldest.lock() = age.map(|age| (age, Instant::now()));
+        // An age that the broker cannot tell is not shown as none.
+        let shown = age.or_else(|| (backlog.items == Some(0)).then_some(Duration::ZERO));
+        if let Some(age) = shown {
+            self.oldest_age.set(age.as_secs_f64());
         }
     }
+}
+
+/// The age of the oldest item, if there is one and the broker tells when it was added.
+fn oldest_age(backlog: &Backlog, now: SystemTime) -> Option<Duration> {
+    let oldest = backlog.oldest.filter(|_| backlog.items != Some(0))?;
+    // One that was added later than now, by another clock, is new.
+    Some(now.duration_since(oldest).unwrap_or_default())
 }

@@ -53,12 +53,15 @@ impl SourceOptions {
         Self::default()
     }
 
-    /// How often an item is delivered before a failure gives it up. Default 5.
+    /// How often an item may fail: it is given up at this failure. Default 5, so that it is tried five times.
     ///
-    /// A broker counts deliveries, and an item that fails is given up if it was delivered as often as this or
-    /// more often. A message that a program drops or forgets without an outcome has failed. What was
-    /// [postponed](pipeline_core::processing::Failure::later) or given back has not, and is not counted, unless
-    /// the broker says that its server counts each delivery.
+    /// The broker keeps how often an item has failed. A message that a program forgets without an outcome has
+    /// failed. What was [postponed](pipeline_core::processing::Failure::later), given back, dropped with its
+    /// stage, or lost with its process or its connection has not, and is not counted here.
+    ///
+    /// Where a server has no place for that number, as NATS, each source counts itself, and remembers the last
+    /// 4,096 items that have failed or were postponed. An item that fails in several processes is tried more
+    /// often then, up to [`max_unfinished`](Self::max_unfinished).
     ///
     /// # Panics
     ///
@@ -69,13 +72,12 @@ impl SourceOptions {
         self
     }
 
-    /// How often an item is delivered before it is given up although it has not failed, because a delivery
-    /// had no outcome: its process was killed, or its connection was lost. Default 20, and at least
-    /// [`max_deliveries`](Self::max_deliveries).
+    /// How often an item is delivered without an outcome before it is given up, because its process was
+    /// killed, its stage has ended, or its connection was lost. Default 20. Failures are not counted here.
     ///
     /// Items that were fetched when a process dies have been delivered, also those that it had not begun
-    /// with. So this is how many deaths or lost connections in a row an item survives, and how many times an
-    /// item may kill its process.
+    /// with. So this is how many deaths or lost connections an item survives, and how many times an item may
+    /// kill its process.
     ///
     /// # Panics
     ///
@@ -86,18 +88,19 @@ impl SourceOptions {
         self
     }
 
-    /// How often an item is delivered at most.
-    pub(crate) fn most_unfinished(&self) -> u32 {
-        self.max_unfinished.max(self.max_deliveries)
-    }
-
     /// How long a call of the broker may take: to connect, to store outcomes, to renew leases, and to count
     /// the backlog. Default 20 seconds. A call that takes longer has failed, and the source connects again;
-    /// only the backlog is counted later. To fetch may take any time, because it waits for items.
+    /// only the backlog is counted later. To fetch may take any time, because it waits for items; a
+    /// [`Fetch`](crate::Fetch) notices itself that its server is gone.
     ///
     /// With a broker that has leases it should be at most two thirds of one: an item whose outcome is being
     /// stored has its lease not renewed, and the last renewal was up to a third of a lease before.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
+        assert!(!limit.is_zero(), "a call must have some time");
         self.call_timeout = limit;
         self
     }
@@ -129,6 +132,7 @@ impl SourceOptions {
 
     /// How many items may have been fetched without a stored outcome. Beyond it nothing is fetched, as
     /// when the broker stores outcomes more slowly than it delivers items, or refuses them. Default 10,000.
+    /// Those whose outcome it refuses are among them as long as it does.
     ///
     /// # Panics
     ///

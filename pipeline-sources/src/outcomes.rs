@@ -1,11 +1,12 @@
 //! What becomes of the messages of a source, and the acknowledger that tells its task.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -23,14 +24,38 @@ use crate::{
     unsettled::{About, Unsettled},
 };
 
-/// How many of the last failures are remembered.
-const REMEMBERED: usize = 1000;
+/// How many of the items are remembered that have failed or were postponed last.
+const REMEMBERED: usize = 4096;
+
+/// The shortest time after which a postponed item is looked at again. Looks are not counted.
+const SOONEST: Duration = Duration::from_millis(10);
 
 /// The receipt of a message: the broker's, and what the source knows about the delivery.
 pub(crate) struct Held<R> {
     pub(crate) receipt: R,
-    pub(crate) deliveries: u32,
+    pub(crate) before: Before,
     pub(crate) about: About,
+}
+
+/// What is known of an item's deliveries.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Before {
+    /// How often it has been delivered, this time included. 0 if the broker does not count.
+    pub(crate) deliveries: u32,
+    /// How often it has failed.
+    pub(crate) failures: u32,
+    /// How often it was given back, if the broker counts this as a delivery.
+    pub(crate) releases: u32,
+    /// Whether the broker keeps how often it has failed.
+    pub(crate) is_kept: bool,
+}
+
+impl Before {
+    /// How many deliveries had no outcome, before this one.
+    pub(crate) fn unfinished(&self) -> u32 {
+        let before = self.deliveries.saturating_sub(1);
+        before.saturating_sub(self.failures).saturating_sub(self.releases)
+    }
 }
 
 /// Hands outcomes to the task of their source.
@@ -47,7 +72,7 @@ pub(crate) struct Outcomes<R> {
 pub(crate) struct Shared {
     /// The first session whose outcomes can still be stored.
     first: AtomicU64,
-    reasons: Mutex<Reasons>,
+    remembered: Mutex<Remembered>,
 }
 
 impl Shared {
@@ -61,27 +86,51 @@ impl Shared {
         session >= self.first.load(SeqCst)
     }
 
-    /// Why an item has failed the last time, as far as this source has seen it not long ago.
-    pub(crate) fn last_reason(&self, id: &str) -> Option<Arc<str>> {
-        self.reasons.lock().of(id)
+    /// What this source has seen of an item not long ago.
+    pub(crate) fn remembered(&self, id: &str) -> Seen {
+        self.remembered.lock().of(id)
     }
 }
 
-/// Why items have failed that are delivered again.
-#[derive(Debug, Default)]
-struct Reasons(VecDeque<(Arc<str>, Arc<str>)>);
+/// What a source has seen of an item.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) failures: u32,
+    pub(crate) releases: u32,
+    /// Why it has failed the last time.
+    pub(crate) reason: Option<Arc<str>>,
+}
 
-impl Reasons {
-    fn note(&mut self, id: Arc<str>, reason: String) {
-        if self.0.len() >= REMEMBERED {
-            self.0.pop_front();
+/// Items that are delivered again, in the order in which they were seen last.
+#[derive(Debug, Default)]
+struct Remembered {
+    items: HashMap<Arc<str>, (u64, Seen)>,
+    order: BTreeMap<u64, Arc<str>>,
+    next: u64,
+}
+
+impl Remembered {
+    fn note(&mut self, id: &Arc<str>, change: impl FnOnce(&mut Seen)) {
+        let mut seen = self.forget(id).unwrap_or_default();
+        change(&mut seen);
+        if self.items.len() >= REMEMBERED
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.items.remove(&oldest);
         }
-        self.0.push_back((id, reason.into()));
+        self.order.insert(self.next, id.clone());
+        self.items.insert(id.clone(), (self.next, seen));
+        self.next += 1;
     }
 
-    fn of(&self, id: &str) -> Option<Arc<str>> {
-        let mut of_item = self.0.iter().rev().filter(|(of, _)| &**of == id);
-        of_item.next().map(|(_, reason)| reason.clone())
+    fn forget(&mut self, id: &str) -> Option<Seen> {
+        let (place, seen) = self.items.remove(id)?;
+        self.order.remove(&place);
+        Some(seen)
+    }
+
+    fn of(&self, id: &str) -> Seen {
+        self.items.get(id).map(|(_, seen)| seen.clone()).unwrap_or_default()
     }
 }
 
@@ -89,13 +138,14 @@ impl<R: Send + Sync + 'static> Acknowledger for Outcomes<R> {
     type Receipt = Held<R>;
 
     fn acknowledge(&self, done: Vec<Held<R>>, failed: Vec<(Held<R>, Failure)>) {
-        let done = done.into_iter().map(|held| (held, Outcome::Done));
+        let done = done.into_iter().map(|held| {
+            self.shared.remembered.lock().forget(&held.about.id);
+            (held, Outcome::Done)
+        });
         let failed = failed.into_iter().map(|(held, failure)| {
             let stopped = *self.stopped.borrow();
-            let outcome = outcome(&failure, held.deliveries, &self.options, stopped, random());
-            if matches!(outcome, Outcome::Retry(_)) {
-                self.shared.reasons.lock().note(held.about.id.clone(), shown(&failure));
-            }
+            let outcome = outcome(&failure, &held.before, &self.options, stopped, random());
+            self.remember(&held, &failure, &outcome);
             (held, outcome)
         });
         let outcomes = done.chain(failed).filter(|(held, _)| self.is_current(held));
@@ -115,75 +165,119 @@ impl<R: Send + Sync + 'static> Acknowledger for Outcomes<R> {
     }
 }
 
-/// What becomes of an item that has failed after so many deliveries.
+impl<R> Outcomes<R> {
+    fn remember(&self, held: &Held<R>, failure: &Failure, outcome: &Outcome) {
+        let mut remembered = self.shared.remembered.lock();
+        let id = &held.about.id;
+        match outcome {
+            Outcome::Retry { failures, .. } => remembered.note(id, |seen| {
+                seen.failures = *failures;
+                seen.reason = Some(shown(failure).into());
+            }),
+            Outcome::Release { .. } if !held.before.is_kept => remembered.note(id, |seen| {
+                seen.releases = seen.releases.saturating_add(1);
+            }),
+            Outcome::Release { .. } => {}
+            Outcome::Done | Outcome::GiveUp { .. } => drop(remembered.forget(id)),
+        }
+    }
+}
+
+/// What becomes of an item that has failed.
 fn outcome(
     failure: &Failure,
-    deliveries: u32,
+    before: &Before,
     options: &SourceOptions,
     stopped: bool,
     random: f64,
 ) -> Outcome {
     let give_up = || Outcome::GiveUp { reason: cut(&failure.to_string()).into() };
-    let usual = || options.redeliver.nth_delay(deliveries.max(1), random);
-    let most = match failure.kind() {
+    let usual = |times: u32| options.redeliver.nth_delay(times.max(1), random);
+    let (failures, times, is_last) = match failure.kind() {
         // A source that stops gives back what is not done.
         FailureKind::Dropped | FailureKind::Forgotten | FailureKind::Overflow if stopped => {
-            return Outcome::Release { after: std::time::Duration::ZERO };
+            return Outcome::Release { after: Duration::ZERO };
         }
         // No callback has had it. At once, it would find the same buffer.
-        FailureKind::Overflow => return Outcome::Release { after: usual() },
+        FailureKind::Overflow => return Outcome::Release { after: usual(before.deliveries) },
         // It is not known whether a callback has begun with it.
-        FailureKind::Dropped => options.most_unfinished(),
-        _ => options.max_deliveries,
+        FailureKind::Dropped => {
+            let times = before.unfinished().saturating_add(1);
+            (before.failures, times, times >= options.max_unfinished)
+        }
+        _ => {
+            let failures = before.failures.saturating_add(1);
+            (failures, failures, failures >= options.max_deliveries)
+        }
     };
     match failure.redelivery() {
         Redelivery::Never => give_up(),
-        Redelivery::Later(after) => Outcome::Release { after },
-        _ if deliveries >= most => give_up(),
-        Redelivery::After(delay) => Outcome::Retry(delay),
-        Redelivery::Usual => Outcome::Retry(usual()),
+        Redelivery::Later(after) => Outcome::Release { after: after.max(SOONEST) },
+        _ if is_last => give_up(),
+        Redelivery::After(after) => Outcome::Retry { after, failures },
+        Redelivery::Usual => Outcome::Retry { after: usual(times), failures },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    fn decided(failure: &Failure, deliveries: u32) -> Outcome {
+    /// What becomes of an item that fails now and has failed so often before.
+    fn decided(failure: &Failure, failures: u32) -> Outcome {
         let options = SourceOptions::new().max_deliveries(3);
-        outcome(failure, deliveries, &options, false, 1.0)
+        // What was lost in between is not counted.
+        let before = Before { deliveries: failures + 10, failures, ..Before::default() };
+        outcome(failure, &before, &options, false, 1.0)
+    }
+
+    fn retry(seconds: u64, failures: u32) -> Outcome {
+        Outcome::Retry { after: Duration::from_secs(seconds), failures }
     }
 
     #[test]
     fn a_failed_item_is_delivered_again_after_growing_delays_and_then_given_up() {
-        let delays = [1, 2].map(|n| decided(&Failure::new("no"), n));
-        assert_eq!(delays, [1, 2].map(|n| Outcome::Retry(Duration::from_secs(n))));
-        assert_eq!(decided(&Failure::new("no"), 3), Outcome::GiveUp { reason: "no".into() });
+        let outcomes = [0, 1].map(|n| decided(&Failure::new("no"), n));
+        assert_eq!(outcomes, [retry(1, 1), retry(2, 2)]);
+        assert_eq!(decided(&Failure::new("no"), 2), Outcome::GiveUp { reason: "no".into() });
     }
 
     #[test]
     fn a_failure_says_what_becomes_of_its_item() {
-        let gone = decided(&Failure::new("gone").give_up(), 1);
+        let gone = decided(&Failure::new("gone").give_up(), 0);
         assert_eq!(gone, Outcome::GiveUp { reason: "gone".into() });
         let busy = || Failure::new("busy").retry_after(Duration::from_secs(9));
-        assert_eq!(decided(&busy(), 1), Outcome::Retry(Duration::from_secs(9)));
-        assert_eq!(decided(&busy(), 3), Outcome::GiveUp { reason: "busy".into() });
+        assert_eq!(decided(&busy(), 0), retry(9, 1));
+        assert_eq!(decided(&busy(), 2), Outcome::GiveUp { reason: "busy".into() });
         let minute = Duration::from_secs(60);
         let later = decided(&Failure::new("absent").later(minute), 1000);
         assert_eq!(later, Outcome::Release { after: minute });
     }
 
     #[test]
+    fn an_item_that_is_postponed_for_no_time_is_not_looked_at_again_at_once() {
+        let later = decided(&Failure::new("absent").later(Duration::ZERO), 0);
+        assert_eq!(later, Outcome::Release { after: SOONEST });
+    }
+
+    #[test]
     fn the_last_failures_are_remembered() {
-        let mut reasons = Reasons::default();
+        let mut remembered = Remembered::default();
         for n in 0..3 * REMEMBERED {
-            reasons.note((n % 2 * n).to_string().into(), format!("failure {n}"));
+            let (id, reason) = ((n % 2 * n).to_string().into(), format!("failure {n}"));
+            remembered.note(&id, |seen| {
+                seen.failures += 1;
+                seen.reason = Some(reason.into());
+            });
         }
-        assert_eq!(reasons.0.len(), REMEMBERED);
-        assert_eq!(reasons.of("0").as_deref(), Some("failure 2998"));
-        assert_eq!(reasons.of("2999").as_deref(), Some("failure 2999"));
-        assert_eq!(reasons.of("1"), None);
+        assert_eq!((remembered.items.len(), remembered.order.len()), (REMEMBERED, REMEMBERED));
+        let last = 3 * REMEMBERED - 1;
+        let seen = remembered.of("0");
+        assert_eq!(seen.failures as usize, 3 * REMEMBERED / 2);
+        assert_eq!(seen.reason, Some(format!("failure {}", last - 1).into()));
+        assert_eq!(remembered.of(&last.to_string()).reason, Some(format!("failure {last}").into()));
+        assert_eq!(remembered.of("1").failures, 0);
+        assert!(remembered.forget("0").is_some());
+        assert_eq!((remembered.of("0").failures, remembered.order.len()), (0, REMEMBERED - 1));
     }
 }

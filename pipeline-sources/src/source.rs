@@ -33,8 +33,8 @@ use crate::{
 ///
 /// It fetches what its pipeline asks for and no more, so a backlog of any length costs nothing. Each
 /// item is delivered at least once. It is delivered again when it failed, when its process was killed,
-/// and when the outcome could not be stored; and given up when it fails after a number of deliveries
-/// ([`SourceOptions::max_deliveries`]), or after a larger number without an outcome
+/// and when the outcome could not be stored; and given up when it has failed a number of times
+/// ([`SourceOptions::max_deliveries`]), or was delivered a larger number of times without an outcome
 /// ([`SourceOptions::max_unfinished`]).
 ///
 /// An outcome that the broker refuses does not keep the others from being stored: it is set aside, and tried

@@ -25,7 +25,7 @@ use crate::{
     log::LineLimit,
     metrics::SourceMetrics,
     options::SourceOptions,
-    outcomes::{Held, Outcomes, Shared},
+    outcomes::{Before, Held, Outcomes, Shared},
     random::random,
     unsettled::{About, Queue, Unsettled},
 };
@@ -289,17 +289,24 @@ impl<B: Broker> Session<'_, B> {
         self.held.insert(delivery.receipt.clone(), delivery.item.bytes());
         let (metadata, deliveries) = (delivery.metadata(), delivery.deliveries);
         let about = About { id: delivery.id, session: self.number };
-        let last_reason = || self.shared.last_reason(&about.id);
-        let too_often = deliveries > options.most_unfinished();
+        let seen = self.shared.remembered(&about.id);
+        let (is_kept, releases) = match delivery.failures {
+            Some(_) => (true, 0),
+            None => (false, seen.releases),
+        };
+        let failures = delivery.failures.unwrap_or(seen.failures);
+        let before = Before { deliveries, failures, releases, is_kept };
+        let too_often = before.unfinished() >= options.max_unfinished;
         let why = delivery.malformed.map(|why| why.to_string()).or_else(|| {
-            let before = deliveries.saturating_sub(1);
-            let why = format!("delivered {before} times, the last time without an outcome");
-            too_often.then(|| match last_reason() {
+            let (times, unfinished) = (deliveries.saturating_sub(1), before.unfinished());
+            let why =
+                format!("delivered {times} times, and no outcome is known of {unfinished} of them");
+            too_often.then(|| match seen.reason {
                 Some(reason) => format!("{why}; before, it has failed: {reason}"),
                 None => why,
             })
         });
-        let receipt = Held { receipt: delivery.receipt, deliveries, about };
+        let receipt = Held { receipt: delivery.receipt, before, about };
         let mut message =
             Message::new(delivery.item, receipt, &fetcher.outcomes).with_metadata(metadata);
         if let Some(why) = why {
@@ -498,12 +505,12 @@ mod tests {
         backoff::{Backoff, Jitter},
         processing::Processors,
     };
-    use pipeline_test_support::Log;
+    use pipeline_test_support::{Log, Recorded};
     use tokio::time::advance;
 
     use super::*;
     use crate::{
-        broker::{NotStored, Settlement},
+        broker::{Backlog, NotStored, Settlement},
         source::Source,
     };
 
@@ -520,6 +527,8 @@ mod tests {
         lives: Option<Duration>,
         /// Whether a call fails that gives an item up.
         keeps_all: bool,
+        /// The backlogs that are counted, or that counting fails.
+        backlogs: Lock<VecDeque<Option<Backlog>>>,
     }
 
     impl Broker for Scripted {
@@ -552,10 +561,15 @@ mod tests {
                 }
                 sleep(Duration::from_millis(10)).await;
             };
-            let (item, id) = (Item::new("1"), "7".into());
-            let receipt = deliveries;
-            let (enqueued_at, malformed) = (None, None);
-            Ok(vec![Delivery { receipt, id, item, enqueued_at, deliveries, malformed }])
+            Ok(vec![Delivery {
+                receipt: deliveries,
+                id: "7".into(),
+                item: Item::new("1"),
+                enqueued_at: None,
+                deliveries,
+                failures: None,
+                malformed: None,
+            }])
         }
     }
 
@@ -569,6 +583,12 @@ mod tests {
             }
             self.0.outcomes.lock().extend(new.iter().map(|it| it.outcome.clone()));
             Ok(Vec::new())
+        }
+
+        async fn backlog(&self) -> Result<Backlog, BrokerError> {
+            let next = self.0.backlogs.lock().pop_front();
+            next.unwrap_or_else(|| Some(Backlog::default()))
+                .ok_or_else(|| BrokerError::new("it does not count"))
         }
     }
 
@@ -620,6 +640,50 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_age_that_is_not_known_is_not_shown_as_none_and_grows() {
+        let counted = |items, age| {
+            let oldest = now().checked_sub(Duration::from_secs(age));
+            Some(Backlog { items: Some(items), oldest, ..Backlog::default() })
+        };
+        let untold = Some(Backlog { items: Some(1), ..Backlog::default() });
+        let backlogs = [counted(1, 90), None, None, counted(2, 50), untold, counted(0, 0)];
+        let script = Script { backlogs: Lock::new(backlogs.into()), ..Script::default() };
+        let broker = Scripted(Arc::new(script));
+        let (telemetry, recorded) = Recorded::new();
+        let done = async |_: &mut Message<Item>| Ok(());
+        let pipeline = Pipeline::of_messages("test")
+            .telemetry(telemetry)
+            .source(Source::new(broker.clone(), SourceOptions::new()))
+            .processors(Processors::from_fn(done))
+            .start()
+            .unwrap();
+        let mut seen = Vec::new();
+        while !broker.0.backlogs.lock().is_empty() {
+            let before = broker.0.backlogs.lock().len();
+            while broker.0.backlogs.lock().len() == before {
+                sleep(Duration::from_millis(100)).await;
+            }
+            // It is recorded right after it was counted.
+            sleep(Duration::from_millis(100)).await;
+            let source = pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+            recorded.look();
+            // One that was not set since the last look is zero here.
+            let age = recorded.gauges("pipeline.source.oldest_age")[0].1;
+            let seen_age = source.oldest_age.map(|age| age.as_secs());
+            seen.push((source.backlog, seen_age, age.round()));
+        }
+        let expected = [
+            (Some(1), Some(90), 90.0),
+            (None, None, 91.0),
+            (None, None, 93.0),
+            (Some(2), Some(50), 50.0),
+            (Some(1), None, 0.0),
+            (Some(0), None, 0.0),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_given_up_is_logged_with_its_last_reason() {
         let (log, _guard) = Log::keep();
         let broker = Scripted::default();
@@ -630,15 +694,16 @@ mod tests {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        outcomes(&[1, 2], 2).await;
-        outcomes(&[21], 3).await;
+        outcomes(&[1], 1).await;
+        outcomes(&[2], 2).await;
+        outcomes(&[23], 3).await;
         let stored = broker.0.outcomes.lock().clone();
-        assert!(stored[..2].iter().all(|it| matches!(it, Outcome::Retry(_))), "{stored:?}");
-        let reason = "delivered 20 times, the last time without an outcome; before, it has failed: \
-                      it is bad";
+        assert!(stored[..2].iter().all(|it| matches!(it, Outcome::Retry { .. })), "{stored:?}");
+        let reason = "delivered 22 times, and no outcome is known of 20 of them; before, it has \
+                      failed: it is bad";
         assert_eq!(stored[2], Outcome::GiveUp { reason: reason.into() });
         // More are not logged before ten seconds are over, and then once.
-        outcomes(&[21, 21, 21], 6).await;
+        outcomes(&[23, 23, 23], 6).await;
         sleep(Duration::from_secs(12)).await;
         let lines: Vec<_> = log.take().into_iter().filter(|line| line.contains("given")).collect();
         assert_eq!(lines.len(), 2, "{lines:?}");

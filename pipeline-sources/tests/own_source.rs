@@ -35,7 +35,7 @@ impl Subject for InFolder {
     }
 
     async fn push_malformed(&self) -> bool {
-        fs::write(self.1.path().join("items/1,0,0,none"), "no JSON\n").unwrap();
+        fs::write(self.1.path().join("items/1,0,0,0,none"), "no JSON\n").unwrap();
         true
     }
 
@@ -66,7 +66,7 @@ async fn the_folder_of_the_guide_keeps_the_contract() {
 #[tokio::test]
 async fn a_file_that_is_no_item_says_why() {
     let InFolder(mut folder, files) = in_folder();
-    fs::write(files.path().join("items/1,0,0,none"), "no JSON\n").unwrap();
+    fs::write(files.path().join("items/1,0,0,0,none"), "no JSON\n").unwrap();
     fs::write(files.path().join("items/a file of another program"), "").unwrap();
     let fetched = folder.fetch(10).await.unwrap();
     assert_eq!(fetched.len(), 1);

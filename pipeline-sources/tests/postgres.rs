@@ -380,7 +380,7 @@ async fn of_items_that_are_committed_in_any_order_one_of_a_key_is_in_work() {
     let none = timeout(Duration::from_millis(500), fetch.fetch(10)).await;
     assert!(none.is_err(), "one of the key is in work: {none:?}");
     // It fails, and the earlier one has its turn.
-    let retry = Outcome::Retry(Duration::ZERO);
+    let retry = Outcome::Retry { after: Duration::ZERO, failures: 1 };
     settle.settle(&[Settlement { receipt: fetched[0].receipt, outcome: retry }]).await.unwrap();
     let mut handled = Vec::new();
     for _ in 0..3 {
@@ -485,11 +485,12 @@ impl Disorder {
     }
 
     async fn settle(&mut self, (id, lease): (i64, i64), outcome: &str) {
-        let settle = "SELECT FROM pipeline_settle('numbers', $1, $2, $3, $4, $5)
+        let settle = "SELECT FROM pipeline_settle('numbers', $1, $2, $3, $4, $5, $6)
             WHERE error IS NOT NULL";
-        let (zero, reason) = (vec![0_i64], vec!["it is bad"]);
+        let (zero, failures, reason) = (vec![0_i64], vec![1_i32], vec!["it is bad"]);
         let (ids, leases, outcomes) = (vec![id], vec![lease], vec![outcome]);
-        let parameters: [&(dyn ToSql + Sync); 5] = [&ids, &leases, &outcomes, &zero, &reason];
+        let parameters: [&(dyn ToSql + Sync); 6] =
+            [&ids, &leases, &outcomes, &zero, &failures, &reason];
         let not_stored = self.operator.query(settle, &parameters).await.unwrap();
         if not_stored.is_empty() {
             self.held.retain(|held| *held != (id, lease));
@@ -989,7 +990,7 @@ async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_firs
     let first = queue.items(0, 1).await.unwrap().remove(0);
     let (mut fetch, settle) = queue.connect().await.unwrap();
     let fetched = fetch.fetch(2).await.unwrap();
-    let retry = Outcome::Retry(PATIENCE * 10);
+    let retry = Outcome::Retry { after: PATIENCE * 10, failures: 1 };
     settle.settle(&[Settlement { receipt: fetched[0].receipt, outcome: retry }]).await.unwrap();
     // It is looked at, and then the last one is taken and given back.
     let last = fetch.fetch(2).await.unwrap();
@@ -1009,10 +1010,15 @@ async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_firs
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_version_1_become_those_of_version_3() {
+async fn tables_of_older_versions_become_those_of_version_4() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let operator = client(&server.url()).await;
     operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
+    // A function of version 3, which has other columns.
+    let take = "CREATE FUNCTION pipeline_take(
+            of_queue text, most int8, lease_ms int8, token int8, after_key text
+        ) RETURNS TABLE (id int8, key text) LANGUAGE sql AS $$ SELECT 1::int8, '' $$";
+    operator.batch_execute(take).await.unwrap();
     // Of one key, the first is gone and the others wait for ever; of another, one is leased by a process
     // that has died.
     let old = "INSERT INTO pipeline_items (queue, key, payload, available_at, lease) VALUES
@@ -1130,9 +1136,9 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
     let program = client(&server.url()).await;
     program.batch_execute(SCHEMA).await.unwrap();
     assert_eq!(without.backlog().await.unwrap().items, Some(1), "it can be run again");
-    program.batch_execute("UPDATE pipeline_schema SET version = 4").await.unwrap();
+    program.batch_execute("UPDATE pipeline_schema SET version = 5").await.unwrap();
     let newer = PostgresQueue::open(&server.url(), "a").unwrap().prepare().await.unwrap_err();
-    assert!(matches!(newer, PostgresError::Version { version: 4 }), "{newer}");
+    assert!(matches!(newer, PostgresError::Version { version: 5 }), "{newer}");
 }
 
 /// How many connections programs have to the server.
@@ -1171,9 +1177,9 @@ async fn a_change_of_the_tables_that_takes_long_is_completed_by_the_server() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(connections(&observer).await, before + 1);
     operator.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
-    until("the tables are of version 3", async || {
+    until("the tables are of version 4", async || {
         let version = "SELECT version FROM pipeline_schema";
-        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 3
+        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 4
     })
     .await;
     queue.prepare().await.unwrap();
@@ -1203,4 +1209,16 @@ async fn a_change_of_the_tables_that_waits_for_a_transaction_is_given_up_and_mad
     until("both are done", async || is_empty(&queue).await).await;
     assert_eq!(*seen.lock(), ["1", "1"]);
     pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_of_any_length_keeps_an_item_in_work() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options().lease(Duration::MAX)).await;
+    queue.push(Item::new("1")).await.unwrap();
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(1).await.unwrap();
+    settle.renew(&[fetched[0].receipt]).await.unwrap();
+    let state = queue.items(0, 1).await.unwrap()[0].state;
+    assert!(matches!(state, QueuedState::InWork { .. }), "{state:?}");
 }

@@ -354,8 +354,11 @@ async fn an_outcome_that_cannot_be_stored_holds_up_no_other_one() {
     let (mut fetch, settle) = queue.connect().await.unwrap();
     let fetched = fetch.fetch(10).await.unwrap();
     execute::<()>(&server, "SET numbers:pipeline:dead text").await;
-    let outcomes =
-        [Outcome::GiveUp { reason: "bad".into() }, Outcome::Retry(Duration::ZERO), Outcome::Done];
+    let outcomes = [
+        Outcome::GiveUp { reason: "bad".into() },
+        Outcome::Retry { after: Duration::ZERO, failures: 1 },
+        Outcome::Done,
+    ];
     let receipts = fetched.iter().map(|it| it.receipt.clone());
     let settlements: Vec<_> =
         receipts.zip(outcomes).map(|(receipt, outcome)| Settlement { receipt, outcome }).collect();
@@ -411,7 +414,7 @@ async fn the_age_is_that_of_the_oldest_item_that_is_not_done() {
         let fetched = fetch.fetch(2).await.unwrap();
         assert_eq!(oldest().await, at(1000), "it is in work");
         let receipts: Vec<_> = fetched.into_iter().map(|it| it.receipt).collect();
-        let outcome = Outcome::Retry(PATIENCE);
+        let outcome = Outcome::Retry { after: PATIENCE, failures: 1 };
         settle.settle(&[Settlement { receipt: receipts[0].clone(), outcome }]).await.unwrap();
         assert_eq!(oldest().await, at(1000), "it waits for its delay");
         for (receipt, then) in receipts.into_iter().zip([1500, 3000]) {
@@ -524,7 +527,7 @@ async fn a_delay_is_measured_by_the_server_and_outlasts_the_lease() {
     let first = fetch.fetch(1).await.unwrap().remove(0);
     let delay = Duration::from_millis(1500);
     let begun = SystemTime::now();
-    let outcome = Outcome::Retry(delay);
+    let outcome = Outcome::Retry { after: delay, failures: 1 };
     settle.settle(&[Settlement { receipt: first.receipt.clone(), outcome }]).await.unwrap();
     // The lease of 300 ms is over five times, and other consumers look for it.
     let (mut other, _settle) = queue.connect().await.unwrap();

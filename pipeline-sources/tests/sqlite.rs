@@ -420,7 +420,7 @@ impl Disorder {
                 6 | 7 => {
                     let outcome = match self.numbers.below(5) {
                         0 | 1 => Outcome::Done,
-                        2 => Outcome::Retry(Duration::ZERO),
+                        2 => Outcome::Retry { after: Duration::ZERO, failures: 1 },
                         3 => Outcome::Release { after: Duration::ZERO },
                         _ => Outcome::GiveUp { reason: "it is bad".into() },
                     };
@@ -477,8 +477,10 @@ async fn items_that_come_again_do_not_wait_behind_a_backlog_nor_new_ones_behind_
     let (mut fetch, settle) = queue.connect().await.unwrap();
     let fetched = fetch.fetch(3).await.unwrap();
     // One has failed, one was postponed, and the process of one has died.
-    let outcomes =
-        [Outcome::Retry(Duration::ZERO), Outcome::Release { after: Duration::from_nanos(1) }];
+    let outcomes = [
+        Outcome::Retry { after: Duration::ZERO, failures: 1 },
+        Outcome::Release { after: Duration::from_nanos(1) },
+    ];
     for (fetched, outcome) in fetched.iter().zip(outcomes) {
         let settlement = Settlement { receipt: fetched.receipt, outcome };
         assert!(settle.settle(&[settlement]).await.unwrap().is_empty());
@@ -661,7 +663,7 @@ async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_firs
     let first = queue.items(0, 1).await.unwrap().remove(0);
     let (mut fetch, settle) = queue.connect().await.unwrap();
     let fetched = fetch.fetch(2).await.unwrap();
-    let retry = Outcome::Retry(PATIENCE * 10);
+    let retry = Outcome::Retry { after: PATIENCE * 10, failures: 1 };
     settle.settle(&[Settlement { receipt: fetched[0].receipt, outcome: retry }]).await.unwrap();
     let mut items = queue.items(0, 2).await.unwrap();
     items.extend(queue.items(items[1].id, 10).await.unwrap());
@@ -751,7 +753,7 @@ async fn an_item_that_kills_its_process_each_time_is_given_up() {
     pipeline.drain(PATIENCE).await;
     assert!(seen.lock().is_empty());
     let dead = queue.dead_letters(0, 10).await.unwrap();
-    assert_eq!(&*dead[0].reason, "delivered 3 times, the last time without an outcome");
+    assert_eq!(&*dead[0].reason, "delivered 3 times, and no outcome is known of 3 of them");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -915,4 +917,35 @@ async fn a_decoder_that_panics_fails_its_item_and_the_others_are_handled_once() 
     let dead = queue.dead_letters(0, 10).await.unwrap();
     assert_eq!((dead.len(), dead[0].deliveries), (1, 3));
     assert!(dead[0].reason.contains("no luck"), "{}", dead[0].reason);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_of_any_length_keeps_an_item_in_work() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().lease(Duration::MAX).ordered_by_key(true);
+    let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
+    queue.push(Item::new("1").key("a")).await.unwrap();
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let fetched = fetch.fetch(1).await.unwrap();
+    let state = async || queue.items(0, 1).await.unwrap()[0].state;
+    assert!(matches!(state().await, QueuedState::InWork { .. }), "{:?}", state().await);
+    settle.renew(&[fetched[0].receipt]).await.unwrap();
+    assert!(matches!(state().await, QueuedState::InWork { .. }), "{:?}", state().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_an_operator_has_made_one_without_an_order_is_delivered_whole() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().ordered_by_key(true);
+    let queue = SqliteQueue::open_with(&path, "numbers", options).await.unwrap();
+    for n in 0..5 {
+        queue.push(Item::new(n.to_string()).key("a")).await.unwrap();
+    }
+    let operator = Connection::open(&path).unwrap();
+    operator.busy_timeout(PATIENCE).unwrap();
+    operator.execute("UPDATE pipeline_queues SET ordered = 0", []).unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("all are delivered", async || seen.lock().len() == 5).await;
+    pipeline.drain(PATIENCE).await;
+    assert!(is_empty(&queue).await);
 }

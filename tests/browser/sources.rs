@@ -47,7 +47,8 @@ async fn the_page_and_the_inspector_show_the_durable_queue() {
     let browser = Browser::start().await;
     browser.open(&example, 1).await;
     let shown = |id: &str, text: &str| format!("//*[@id='{id}'][text()='{text}']");
-    for (id, text) in [("backlog", "3"), ("dead", "1"), ("redelivered", "0")] {
+    let zeros = ["redelivered", "retried", "released", "set-aside"].map(|id| (id, "0"));
+    for (id, text) in [("backlog", "3"), ("dead", "1")].into_iter().chain(zeros) {
         let element = browser.client.wait().at_most(PATIENCE);
         element.for_element(Locator::XPath(&shown(id, text))).await.unwrap();
     }

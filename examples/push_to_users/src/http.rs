@@ -234,6 +234,9 @@ async fn queue(State(app): State<App>) -> Response {
             "backlog": queue.backlog,
             "oldest_seconds": queue.oldest_age.map(|age| age.as_secs_f64()),
             "redelivered": queue.redelivered,
+            "retried": queue.retried,
+            "released": queue.released,
+            "set_aside": queue.set_aside,
             "dead_letters": queue.dead_letters,
         })
     });

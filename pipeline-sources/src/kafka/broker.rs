@@ -94,7 +94,7 @@ impl Fetch for KafkaFetch {
 }
 
 fn delivery(taken: Taken<Arc<Record>>) -> Delivery<KafkaReceipt> {
-    let Taken { receipt, deliveries, item: record } = taken;
+    let Taken { receipt, deliveries, failures, item: record } = taken;
     let id = KafkaId { partition: receipt.partition, offset: receipt.offset };
     Delivery {
         receipt,
@@ -102,6 +102,7 @@ fn delivery(taken: Taken<Arc<Record>>) -> Delivery<KafkaReceipt> {
         item: record.item.clone(),
         enqueued_at: record.enqueued_at,
         deliveries,
+        failures: Some(failures),
         malformed: record.malformed.clone(),
     }
 }

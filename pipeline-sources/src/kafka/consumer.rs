@@ -131,7 +131,9 @@ impl Shared {
         for (receipt, outcome) in outcomes {
             let next = match outcome {
                 Outcome::Done | Outcome::GiveUp { .. } => Next::Done,
-                Outcome::Retry(delay) => Next::At(now + (*delay).min(LONGEST_DELAY)),
+                Outcome::Retry { after, failures } => {
+                    Next::At(now + (*after).min(LONGEST_DELAY), *failures)
+                }
                 Outcome::Release { after: Duration::ZERO } => Next::Released,
                 Outcome::Release { after } => Next::ReleasedAt(now + (*after).min(LONGEST_DELAY)),
             };

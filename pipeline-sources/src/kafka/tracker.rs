@@ -27,6 +27,8 @@ pub(super) struct Taken<T> {
     pub(super) receipt: KafkaReceipt,
     /// How often it was delivered, this time included, since the partition was assigned.
     pub(super) deliveries: u32,
+    /// How often it has failed since then.
+    pub(super) failures: u32,
     pub(super) item: T,
 }
 
@@ -35,8 +37,8 @@ pub(super) struct Taken<T> {
 pub(super) enum Next {
     /// The item is done.
     Done,
-    /// The item is delivered again at this time.
-    At(Instant),
+    /// The item is delivered again at this time, and has failed so often.
+    At(Instant, u32),
     /// The item is delivered again at once, as if it had not been.
     Released,
     /// The same, at this time.
@@ -97,6 +99,7 @@ struct Entry<T> {
     delivery: u32,
     /// How many of them count.
     deliveries: u32,
+    failures: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -198,6 +201,7 @@ impl<T: Clone> Tracker<T> {
             stage: Stage::Waiting,
             delivery: 0,
             deliveries: 0,
+            failures: 0,
         };
         state.bytes += bytes;
         state.entries.insert(offset, entry);
@@ -262,7 +266,8 @@ impl<T: Clone> Tracker<T> {
         partition.in_work += 1;
         let (generation, delivery) = (partition.generation, entry.delivery);
         let receipt = KafkaReceipt { partition: number, offset, generation, delivery };
-        Some(Taken { receipt, deliveries: entry.deliveries, item })
+        let (deliveries, failures) = (entry.deliveries, entry.failures);
+        Some(Taken { receipt, deliveries, failures, item })
     }
 
     /// The item of a delivery that is in work, and how often it was delivered.
@@ -298,9 +303,11 @@ impl<T: Clone> Tracker<T> {
                 }
                 partition.forget_done();
             }
-            Next::At(at) | Next::ReleasedAt(at) => {
+            Next::At(at, _) | Next::ReleasedAt(at) => {
                 entry.stage = Stage::Waiting;
-                if matches!(next, Next::ReleasedAt(_)) {
+                if let Next::At(_, failures) = next {
+                    entry.failures = failures;
+                } else {
                     entry.deliveries = entry.deliveries.saturating_sub(1);
                 }
                 self.delayed.insert((at, number, offset, generation));

@@ -41,7 +41,7 @@ fn an_item_that_failed_holds_the_offset_until_it_is_done() {
     (0..2).for_each(|offset| tracker.receive(0, offset, None, offset, 1));
     let taken = tracker.take(10);
     let at = Instant::now() + Duration::from_secs(1);
-    tracker.settle(&taken[0].receipt, Next::At(at));
+    tracker.settle(&taken[0].receipt, Next::At(at, 1));
     tracker.settle(&taken[1].receipt, Next::Done);
     assert_eq!((tracker.ready(), tracker.next_wake()), (0, Some(at)));
     tracker.wake(at - Duration::from_millis(1));
@@ -164,7 +164,7 @@ fn items_of_a_key_are_in_work_one_at_a_time() {
     let taken = tracker.take(10);
     assert_eq!(offsets(&taken), [0, 2, 4]);
     let at = Instant::now();
-    tracker.settle(&taken[0].receipt, Next::At(at));
+    tracker.settle(&taken[0].receipt, Next::At(at, 1));
     assert!(tracker.take(10).is_empty());
     tracker.wake(at);
     let again = tracker.take(10);
@@ -285,7 +285,7 @@ proptest! {
                     let which = which % taken.len();
                     let (receipt, is_current) = taken[which];
                     let next = match next {
-                        0 => Next::At(start),
+                        0 => Next::At(start, 1),
                         1 => Next::Released,
                         _ => Next::Done,
                     };
@@ -369,7 +369,7 @@ fn no_more_is_read_while_items_that_are_not_done_have_too_many_bytes() {
     assert!(!tracker.has_room(0, 10, 100));
     let taken = tracker.take(2);
     // It has failed, and is kept.
-    tracker.settle(&taken[0].receipt, Next::At(Instant::now()));
+    tracker.settle(&taken[0].receipt, Next::At(Instant::now(), 1));
     assert!(!tracker.has_room(0, 10, 100));
     // It is done, although what is before it is not.
     tracker.settle(&taken[1].receipt, Next::Done);

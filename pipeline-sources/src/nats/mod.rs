@@ -59,9 +59,10 @@
 //! - A dead letter that cannot be stored, as when the server has no space, is tried again and holds up nothing
 //!   else. What is done frees space meanwhile.
 //! - JetStream counts each delivery, also one that was given back by a drain or
-//!   [postponed](pipeline_core::processing::Failure::later). Where these are frequent,
-//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) and
-//!   [`max_unfinished`](crate::SourceOptions::max_unfinished) have to allow for them.
+//!   [postponed](pipeline_core::processing::Failure::later), and has no place for how often an item has failed. A
+//!   source counts failures and what it has given back itself, as long as its process lives. What an earlier
+//!   process has given back or failed counts as delivered without an outcome: where that is frequent,
+//!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for it.
 
 mod format;
 mod link;

@@ -238,7 +238,7 @@ impl Settle for NatsSettle {
             let answer = match outcome {
                 Outcome::Done => DONE,
                 Outcome::Release { after: Duration::ZERO } => RELEASE,
-                Outcome::Retry(delay) | Outcome::Release { after: delay } => nak(*delay),
+                Outcome::Retry { after, .. } | Outcome::Release { after } => nak(*after),
                 Outcome::GiveUp { reason } => {
                     given_up.push((index, receipt.reply.clone(), reason.clone()));
                     continue;
@@ -296,6 +296,7 @@ impl Session {
             item,
             enqueued_at: told.enqueued_at,
             deliveries: told.deliveries,
+            failures: None,
             malformed,
         })
     }

@@ -84,6 +84,7 @@ pub(super) fn delivery(
         item,
         enqueued_at,
         deliveries: deliveries(row)?,
+        failures: Some(u32::try_from(row.try_get::<_, i32>(7)?).unwrap_or_default()),
         malformed: malformed.map(Into::into),
     }))
 }

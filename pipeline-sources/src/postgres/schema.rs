@@ -1,7 +1,7 @@
 //! The tables and functions of queues in PostgreSQL, and the statements on them.
 
 /// The version of [`SCHEMA`].
-pub(super) const VERSION: i32 = 3;
+pub(super) const VERSION: i32 = 4;
 
 /// What a connection begins with. Where a database has no encoding, a text may be of any bytes, and the server
 /// would refuse to send one that is not UTF-8. Notices are of no use, and the server would end a change of the
@@ -35,8 +35,10 @@ CREATE TABLE IF NOT EXISTS pipeline_items (
     enqueued_at timestamptz NOT NULL DEFAULT now() CHECK (isfinite(enqueued_at)),
     available_at timestamptz NOT NULL DEFAULT now(),
     lease int8,
-    deliveries int4 NOT NULL DEFAULT 0
+    deliveries int4 NOT NULL DEFAULT 0,
+    failures int4 NOT NULL DEFAULT 0
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
+ALTER TABLE pipeline_items ADD COLUMN IF NOT EXISTS failures int4 NOT NULL DEFAULT 0;
 CREATE INDEX IF NOT EXISTS pipeline_items_available ON pipeline_items (queue, available_at, id);
 CREATE INDEX IF NOT EXISTS pipeline_items_queue ON pipeline_items (queue, id);
 CREATE INDEX IF NOT EXISTS pipeline_items_key ON pipeline_items (queue, key, id)
@@ -69,16 +71,19 @@ DROP TRIGGER IF EXISTS pipeline_items_added ON pipeline_items;
 CREATE TRIGGER pipeline_items_added AFTER INSERT ON pipeline_items
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION pipeline_added();
 
--- Those of version 1.
+-- Those of versions 1 and 3.
 DROP FUNCTION IF EXISTS pipeline_take(text, int8, int8, int8, bool);
 DROP FUNCTION IF EXISTS pipeline_settle(text, bool, int8[], int8[], text[], int8[], text[]);
+DROP FUNCTION IF EXISTS pipeline_take(text, int8, int8, int8, text);
+DROP FUNCTION IF EXISTS pipeline_settle(text, int8[], int8[], text[], int8[], text[]);
 
 -- Leases items. In a queue that is ordered by key, it may look for them key by key, after `after_key`. Then
 -- a row without an id has the key up to which it has looked, or NULL if it has looked at the last one.
 CREATE OR REPLACE FUNCTION pipeline_take(
     of_queue text, most int8, lease_ms int8, token int8, after_key text
 ) RETURNS TABLE (
-    id int8, key text, payload bytea, headers jsonb, trace text, enqueued_at timestamptz, deliveries int4
+    id int8, key text, payload bytea, headers jsonb, trace text, enqueued_at timestamptz, deliveries int4,
+    failures int4
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -101,7 +106,7 @@ BEGIN
         UPDATE pipeline_items i SET available_at = lease_end, lease = token,
                 deliveries = least(i.deliveries, 2147483646) + 1
             FROM available a WHERE i.id = a.id
-            RETURNING i.id, i.key, i.payload, i.headers, i.trace, i.enqueued_at, i.deliveries;
+            RETURNING i.id, i.key, i.payload, i.headers, i.trace, i.enqueued_at, i.deliveries, i.failures;
         RETURN;
     END IF;
     -- Of two sources, one sees what the other has done with a key. Programs that add items do not wait.
@@ -180,7 +185,8 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
-    RETURN QUERY SELECT i.id, i.key, i.payload, i.headers, i.trace, i.enqueued_at, i.deliveries
+    RETURN QUERY
+        SELECT i.id, i.key, i.payload, i.headers, i.trace, i.enqueued_at, i.deliveries, i.failures
         FROM pipeline_items i WHERE i.id = ANY (taken_ids);
     IF has_looked THEN
         id := NULL;
@@ -215,7 +221,8 @@ END $$;
 -- an error if it is the turn of other items now. It does not wait for a transaction that holds an item: the
 -- other outcomes, and in a queue that is ordered by key all sources, would wait with it.
 CREATE OR REPLACE FUNCTION pipeline_settle(
-    of_queue text, ids int8[], leases int8[], outcomes text[], delays int8[], reasons text[]
+    of_queue text, ids int8[], leases int8[], outcomes text[], delays int8[], failed int4[],
+    reasons text[]
 ) RETURNS TABLE (place int8, error text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -235,8 +242,9 @@ BEGIN
         FROM unnest(ids, leases, outcomes) WITH ORDINALITY AS s (id, lease, outcome, place)
         JOIN pipeline_items i ON i.id = s.id AND (s.outcome = 'done' OR i.lease = s.lease)
         WHERE s.id <> ALL (locked);
-    UPDATE pipeline_items i SET available_at = now() + s.delay * interval '1 ms', lease = NULL
-        FROM unnest(ids, leases, outcomes, delays) AS s (id, lease, outcome, delay)
+    UPDATE pipeline_items i SET available_at = now() + s.delay * interval '1 ms', lease = NULL,
+            failures = s.failures
+        FROM unnest(ids, leases, outcomes, delays, failed) AS s (id, lease, outcome, delay, failures)
         WHERE i.id = s.id AND i.lease = s.lease AND s.outcome = 'retry' AND s.id = ANY (locked);
     UPDATE pipeline_items i SET lease = NULL, deliveries = greatest(i.deliveries - 1, 0),
             available_at = CASE WHEN s.delay > 0 THEN now() + s.delay * interval '1 ms'
@@ -368,7 +376,7 @@ BEGIN
 END $$;
 
 DELETE FROM pipeline_schema;
-INSERT INTO pipeline_schema VALUES (3);
+INSERT INTO pipeline_schema VALUES (4);
 "
     };
 }
@@ -380,9 +388,9 @@ pub(super) const MAY_CHANGE: &str = "SELECT pg_try_advisory_xact_lock(hashtext('
 /// What a program executes after that, in the same transaction.
 pub(super) const CHANGE: &str = concat!(tables!(), "COMMIT;\n");
 
-/// The tables, indexes and functions of all queues of a database, in version 3. A program that may not
+/// The tables, indexes and functions of all queues of a database, in version 4. A program that may not
 /// create tables leaves it to an operator, who runs this text once; it can be run again, and makes tables
-/// of an older version those of version 3.
+/// of an older version those of version 4.
 ///
 /// An item is available from the time `available_at` on. A lease moves that time forward.
 ///
@@ -433,11 +441,12 @@ INSERT INTO pipeline_items (queue, key, payload, headers, trace)
 pub(super) const TAKE: &str = "
 SELECT id, key, payload, headers::text, trace,
         CASE WHEN isfinite(enqueued_at) THEN (extract(epoch FROM enqueued_at) * 1000)::int8 END,
-        deliveries
+        deliveries, failures
     FROM pipeline_take($1, $2, $3, $4, $5) ORDER BY id";
 
-/// Stores outcomes. Parameters: queue, and arrays of ids, leases, outcomes, delays and reasons.
-pub(super) const SETTLE: &str = "SELECT place, error FROM pipeline_settle($1, $2, $3, $4, $5, $6)";
+/// Stores outcomes. Parameters: queue, and arrays of ids, leases, outcomes, delays, failures and reasons.
+pub(super) const SETTLE: &str =
+    "SELECT place, error FROM pipeline_settle($1, $2, $3, $4, $5, $6, $7)";
 
 /// Renews leases. One whose item another transaction holds is renewed later: until then, no source takes that item,
 /// and the other leases must not wait for it. Parameters: arrays of ids and leases, and for how long.

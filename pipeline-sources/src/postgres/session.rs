@@ -161,7 +161,7 @@ impl Session {
     async fn take(&self, max: usize, after: Option<&str>) -> Result<Taken, PostgresError> {
         let Inner { name, options, .. } = &*self.queue;
         let max = i64::try_from(max).unwrap_or(i64::MAX);
-        let (lease, token) = (ms(options.lease), random_i64());
+        let (lease, token) = (within_a_century(options.lease), random_i64());
         let parameters: Parameters<'_> = &[
             (name, Type::TEXT),
             (&max, Type::INT8),
@@ -195,17 +195,21 @@ impl Session {
         let leases: Vec<_> = settlements.iter().map(|it| it.receipt.lease).collect();
         let outcome = |it: &Settlement<_>| match it.outcome {
             Outcome::Done => "done",
-            Outcome::Retry(_) => "retry",
+            Outcome::Retry { .. } => "retry",
             Outcome::Release { .. } => "release",
             Outcome::GiveUp { .. } => "give up",
         };
         let outcomes: Vec<_> = settlements.iter().map(outcome).collect();
         let delay = |it: &Settlement<_>| match it.outcome {
-            // A delay of a century is within what the server can add.
-            Outcome::Retry(delay) | Outcome::Release { after: delay } => ms(delay).min(ms(CENTURY)),
+            Outcome::Retry { after, .. } | Outcome::Release { after } => within_a_century(after),
             _ => 0,
         };
         let delays: Vec<_> = settlements.iter().map(delay).collect();
+        let failures = |it: &Settlement<_>| match it.outcome {
+            Outcome::Retry { failures, .. } => i32::try_from(failures).unwrap_or(i32::MAX),
+            _ => 0,
+        };
+        let failures: Vec<_> = settlements.iter().map(failures).collect();
         let reason = |it: &Settlement<_>| match &it.outcome {
             // The server keeps no text with a zero in it.
             Outcome::GiveUp { reason } => cut(reason).replace('\0', "\u{fffd}"),
@@ -218,6 +222,7 @@ impl Session {
             (&leases, Type::INT8_ARRAY),
             (&outcomes, Type::TEXT_ARRAY),
             (&delays, Type::INT8_ARRAY),
+            (&failures, Type::INT4_ARRAY),
             (&reasons, Type::TEXT_ARRAY),
         ];
         let mut not_stored = Vec::new();
@@ -236,6 +241,11 @@ impl Session {
 }
 
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A time in milliseconds that the server can add to another.
+fn within_a_century(time: Duration) -> i64 {
+    ms(time.min(CENTURY))
+}
 
 /// Stores the outcomes of a queue's items.
 #[derive(Debug)]
@@ -258,7 +268,7 @@ impl Settle for PostgresSettle {
     async fn renew(&self, receipts: &[PostgresReceipt]) -> Result<(), BrokerError> {
         let ids: Vec<_> = receipts.iter().map(|receipt| receipt.id).collect();
         let leases: Vec<_> = receipts.iter().map(|receipt| receipt.lease).collect();
-        let lease = ms(self.session.queue.options.lease);
+        let lease = within_a_century(self.session.queue.options.lease);
         let parameters: Parameters<'_> =
             &[(&ids, Type::INT8_ARRAY), (&leases, Type::INT8_ARRAY), (&lease, Type::INT8)];
         self.session.renewing.change(schema::RENEW, parameters).await?;

@@ -32,6 +32,9 @@ const TRACE: &str = "traceparent";
 /// How often an item was delivered, until it was added again for a retry or as a dead letter.
 const DELIVERIES: &str = "pipeline-deliveries";
 
+/// How often an item has failed.
+const FAILURES: &str = "pipeline-failures";
+
 /// Of a dead letter: why, when in milliseconds since 1970, and its id.
 const REASON: &str = "pipeline-reason";
 const GIVEN_UP_AT: &str = "pipeline-given-up-at";
@@ -70,7 +73,7 @@ fn is_taken(name: &str) -> bool {
 
 /// Whether a header is of the server, or of an earlier life of a message.
 fn is_of_a_delivery(name: &str) -> bool {
-    name.starts_with("x-") || [DELIVERIES, REASON, GIVEN_UP_AT, DEAD_ID].contains(&name)
+    name.starts_with("x-") || [DELIVERIES, FAILURES, REASON, GIVEN_UP_AT, DEAD_ID].contains(&name)
 }
 
 /// The properties of an item with this id.
@@ -115,8 +118,15 @@ pub(super) struct Told {
     /// Why it cannot be read.
     pub(super) malformed: Option<Arc<str>>,
     pub(super) enqueued_at: Option<SystemTime>,
-    /// How often it was delivered, this time included.
+    /// How often it was delivered, this time included, and has failed before.
+    pub(super) counts: Counts,
+}
+
+/// How often an item was delivered, and has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counts {
     pub(super) deliveries: u32,
+    pub(super) failures: u32,
 }
 
 pub(super) fn told(properties: &BasicProperties, payload: Bytes, redelivered: bool) -> Told {
@@ -153,13 +163,15 @@ pub(super) fn told(properties: &BasicProperties, payload: Bytes, redelivered: bo
     let here = get(DELIVERY_COUNT).and_then(to_number).unwrap_or(u64::from(redelivered));
     let before = get(DELIVERIES).and_then(to_number).unwrap_or_default();
     let deliveries = before.saturating_add(here).saturating_add(1);
+    let failures = get(FAILURES).and_then(to_number).unwrap_or_default();
+    let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     Told {
         item,
         malformed,
         enqueued_at: properties
             .timestamp()
             .and_then(|seconds| from_unix(Duration::from_secs(seconds))),
-        deliveries: u32::try_from(deliveries).unwrap_or(u32::MAX),
+        counts: Counts { deliveries: count(deliveries), failures: count(failures) },
     }
 }
 
@@ -232,11 +244,12 @@ fn again(properties: &BasicProperties, id: &str) -> (BasicProperties, FieldTable
 pub(super) fn for_retry(
     properties: &BasicProperties,
     id: &str,
-    deliveries: u32,
+    Counts { deliveries, failures }: Counts,
     delay_ms: u64,
 ) -> BasicProperties {
     let (same, mut headers) = again(properties, id);
     headers.insert(DELIVERIES.into(), AMQPValue::LongLongInt(deliveries.into()));
+    headers.insert(FAILURES.into(), AMQPValue::LongLongInt(failures.into()));
     same.with_headers(headers).with_expiration(delay_ms.to_string().into())
 }
 
@@ -399,6 +412,10 @@ pub(super) fn group_of(delay_ms: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn counts(deliveries: u32, failures: u32) -> Counts {
+        Counts { deliveries, failures }
+    }
+
     const AT: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn back(properties: &BasicProperties) -> Told {
@@ -418,23 +435,23 @@ mod tests {
             .header(long, "long")
             .trace(TraceContext::random());
         let told = back(&to_properties(&item, "7", AT));
-        assert_eq!((told.item, told.deliveries, told.malformed), (item, 1, None));
+        assert_eq!((told.item, told.counts.deliveries, told.malformed), (item, 1, None));
         assert_eq!(told.enqueued_at, Some(AT));
     }
 
     #[test]
     fn deliveries_are_counted_over_retries() {
         let first = to_properties(&Item::new("x").header("kind", "order"), "7", AT);
-        let retried = for_retry(&first, "", 3, 5000);
+        let retried = for_retry(&first, "", counts(3, 1), 5000);
         assert_eq!(retried.expiration().as_ref().map(ToString::to_string), Some("5000".into()));
-        assert_eq!(back(&retried).deliveries, 4);
+        assert_eq!(back(&retried).counts, counts(4, 1));
         let mut headers = retried.headers().clone().unwrap();
         headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongLongInt(2));
         let again = retried.with_headers(headers);
-        assert_eq!(back(&again).deliveries, 6);
-        assert_eq!(told(&first, "x".into(), true).deliveries, 2);
-        let twice = for_retry(&again, "", 6, 1);
-        assert_eq!(back(&twice).deliveries, 7);
+        assert_eq!(back(&again).counts, counts(6, 1));
+        assert_eq!(told(&first, "x".into(), true).counts, counts(2, 0));
+        let twice = for_retry(&again, "", counts(6, 2), 1);
+        assert_eq!(back(&twice).counts, counts(7, 2));
         assert_eq!(back(&twice).item, back(&first).item);
     }
 
@@ -451,7 +468,7 @@ mod tests {
         assert_eq!((dead.item.clone(), dead.given_up_at), (item.clone(), Some(at)));
         let later = AT + Duration::from_secs(7);
         let replayed = back(&for_replay(&given_up, "", later));
-        assert_eq!((replayed.item, replayed.deliveries), (item, 1));
+        assert_eq!((replayed.item, replayed.counts), (item, counts(1, 0)));
         assert_eq!(replayed.enqueued_at, Some(later));
     }
 
@@ -486,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_message_without_an_id_gets_one() {
-        let given = for_retry(&BasicProperties::default(), "7", 1, 1);
+        let given = for_retry(&BasicProperties::default(), "7", counts(1, 0), 1);
         assert_eq!(given.message_id().as_ref().map(ToString::to_string), Some("7".into()));
     }
 

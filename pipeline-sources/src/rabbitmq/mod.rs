@@ -57,7 +57,7 @@
 //! | `pipeline-key` | the key |
 //! | `traceparent` | the trace, as the W3C has defined it |
 //! | `pipeline-item` | a JSON object with `headers`, for those whose names are taken or longer than 255 bytes |
-//! | `pipeline-deliveries` | how often it was delivered before its last retry |
+//! | `pipeline-deliveries`, `pipeline-failures` | how often it was delivered, and has failed, before its last retry |
 //! | `x-…` | of the server, and no part of the item |
 //!
 //! A message whose key is not text, or whose `pipeline-item` is not valid, is given up.
@@ -66,7 +66,7 @@
 //!
 //! - Items are delivered in the order in which they were added, unless they are delivered again.
 //! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
-//!   [`max_deliveries`](crate::SourceOptions::max_deliveries) has to allow for them. One that was
+//!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for them. One that was
 //!   [postponed](pipeline_core::processing::Failure::later) is not counted. A classic queue that is
 //!   there tells only whether an item was delivered before.
 //! - Acknowledgements are not confirmed. A source makes sure that the server has read them, but one that is

@@ -26,7 +26,7 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     RabbitError, RabbitQueue, Shared,
-    format::{self, Death},
+    format::{self, Counts, Death},
     link::{Publisher, declared, prepare, within},
     random_id,
 };
@@ -59,7 +59,7 @@ struct Kept {
     id: Arc<str>,
     properties: BasicProperties,
     payload: Bytes,
-    deliveries: u32,
+    counts: Counts,
 }
 
 impl PartialEq for RabbitReceipt {
@@ -267,12 +267,8 @@ impl Session {
         let told = format::told(&delivered.properties, payload.clone(), delivered.redelivered);
         let id = delivered.properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
         let id = id.unwrap_or_else(random_id);
-        let kept = Kept {
-            id: id.clone(),
-            properties: delivered.properties,
-            payload,
-            deliveries: told.deliveries,
-        };
+        let kept =
+            Kept { id: id.clone(), properties: delivered.properties, payload, counts: told.counts };
         let receipt = RabbitReceipt {
             session: self.number,
             tag: delivered.delivery_tag,
@@ -283,7 +279,8 @@ impl Session {
             id,
             item: told.item,
             enqueued_at: told.enqueued_at,
-            deliveries: told.deliveries,
+            deliveries: told.counts.deliveries,
+            failures: Some(told.counts.failures),
             malformed: told.malformed,
         }
     }
@@ -293,12 +290,12 @@ impl Session {
         &self,
         publisher: &Publisher,
         message: &Kept,
-        deliveries: u32,
+        counts: Counts,
         delay: Duration,
         queue: &ShortString,
     ) -> Result<(), RabbitError> {
         let Kept { id, properties, payload, .. } = message;
-        let properties = format::for_retry(properties, id, deliveries, delay_ms(delay));
+        let properties = format::for_retry(properties, id, counts, delay_ms(delay));
         match publisher.push_again((&ShortString::default(), queue), properties, payload).await {
             Err(error @ RabbitError::TooLarge { .. }) => {
                 let reason = format!("it has failed, and cannot be added again: {error}");
@@ -315,9 +312,9 @@ impl Session {
         message: &Kept,
         reason: &str,
     ) -> Result<(), RabbitError> {
-        let Kept { id, properties, payload, deliveries } = message;
+        let Kept { id, properties, payload, counts } = message;
         let dead_id = random_id();
-        let death = Death { deliveries: *deliveries, reason, now: now(), dead_id: &dead_id };
+        let death = Death { deliveries: counts.deliveries, reason, now: now(), dead_id: &dead_id };
         let limit = publisher.largest_properties();
         let properties = format::for_dead_letter(properties, id, &death, limit);
         let names = &self.shared.names;
@@ -350,9 +347,9 @@ impl Session {
             if let Outcome::GiveUp { reason } = failed.outcome {
                 return self.bury(publisher, message, reason).await;
             }
-            let Some((deliveries, delay)) = failed.again() else { return Ok(()) };
+            let Some((counts, delay)) = failed.again() else { return Ok(()) };
             match queues.get(&format::group_of(delay_ms(delay))) {
-                Some(Ok(queue)) => self.retry(publisher, message, deliveries, delay, queue).await,
+                Some(Ok(queue)) => self.retry(publisher, message, counts, delay, queue).await,
                 Some(Err(error)) => Err(error.clone()),
                 None => Err(RabbitError::Closed),
             }
@@ -370,13 +367,17 @@ struct Failed<'a> {
 }
 
 impl Failed<'_> {
-    /// How many deliveries of an item count that is delivered again, and after how long it is.
-    fn again(&self) -> Option<(u32, Duration)> {
-        let deliveries = self.receipt.message.deliveries;
+    /// What counts of an item that is delivered again, and after how long it is.
+    fn again(&self) -> Option<(Counts, Duration)> {
+        let Counts { deliveries, failures } = self.receipt.message.counts;
         match self.outcome {
-            Outcome::Retry(delay) => Some((deliveries, *delay)),
+            Outcome::Retry { after, failures } => {
+                Some((Counts { deliveries, failures: *failures }, *after))
+            }
             // As if it had not been delivered.
-            Outcome::Release { after } => Some((deliveries.saturating_sub(1), *after)),
+            Outcome::Release { after } => {
+                Some((Counts { deliveries: deliveries.saturating_sub(1), failures }, *after))
+            }
             _ => None,
         }
     }
@@ -424,7 +425,7 @@ impl Session {
             match outcome {
                 Outcome::Done => acked.push(receipt.tag),
                 Outcome::Release { after: Duration::ZERO } => again.push(receipt.tag),
-                Outcome::Retry(_) | Outcome::Release { .. } | Outcome::GiveUp { .. } => {
+                Outcome::Retry { .. } | Outcome::Release { .. } | Outcome::GiveUp { .. } => {
                     failed.push(Failed { index, receipt, outcome });
                 }
             }

@@ -124,6 +124,7 @@ fn time(bytes: &[u8]) -> Option<SystemTime> {
 pub(super) fn delivery(
     (id, fields): Entry,
     deliveries: u32,
+    failures: u32,
     consumer: &Arc<str>,
 ) -> Delivery<RedisReceipt> {
     let read = Read::of(&id, fields);
@@ -134,6 +135,7 @@ pub(super) fn delivery(
         item: read.item,
         enqueued_at: read.enqueued_at,
         deliveries,
+        failures: Some(failures),
         malformed: read.malformed.map(Into::into),
     }
 }
@@ -159,7 +161,7 @@ mod tests {
     fn read(fields: &[(&str, &[u8])]) -> Delivery<RedisReceipt> {
         let fields = fields.iter().flat_map(|(name, value)| [name.as_bytes(), value]);
         let entry = ("1500-2".to_owned(), fields.map(<[u8]>::to_vec).collect());
-        delivery(entry, 1, &"me".into())
+        delivery(entry, 1, 0, &"me".into())
     }
 
     #[test]
@@ -170,7 +172,7 @@ mod tests {
             .header("", "")
             .trace(TraceContext::random());
         let fields = fields(&item).into_iter().map(|field| field.to_vec()).collect();
-        let delivery = delivery(("1500-2".to_owned(), fields), 3, &"me".into());
+        let delivery = delivery(("1500-2".to_owned(), fields), 3, 2, &"me".into());
         assert_eq!((delivery.malformed, &*delivery.id, delivery.deliveries), (None, "1500-2", 3));
         assert_eq!(delivery.item, item);
         assert_eq!(delivery.enqueued_at, from_ms(1500));

@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | `NAME` | the stream of the items, with a consumer group, `pipeline` |
 //! | `NAME:GROUP:later` | a sorted set: the ids of items that are delivered again, and when |
+//! | `NAME:GROUP:failures` | a hash: how often items have failed that are not done |
 //! | `NAME:GROUP:dead` | a stream of the items that were given up |
 //!
 //! An item that is done is removed from the stream, so what is in it is not done. Any program may add an
@@ -103,6 +104,8 @@ struct Inner {
     client: Client,
     stream: String,
     later: String,
+    /// How often items have failed.
+    failures: String,
     dead: String,
     options: RedisOptions,
     /// The connection for what is not of a source, and how many there were.
@@ -256,8 +259,10 @@ impl RedisQueue {
         let client = Client::open(address).map_err(RedisQueueError::Address)?;
         let (stream, group) = (name.into(), &options.group);
         let later = format!("{stream}:{group}:later");
+        let failures = format!("{stream}:{group}:failures");
         let dead = format!("{stream}:{group}:dead");
-        Ok(Self(Arc::new(Inner { client, stream, later, dead, options, link: Mutex::default() })))
+        let link = Mutex::default();
+        Ok(Self(Arc::new(Inner { client, stream, later, failures, dead, options, link })))
     }
 
     /// The name of the queue.

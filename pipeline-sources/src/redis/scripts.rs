@@ -3,13 +3,13 @@
 //! A script reads the server's clock, so that processes whose clocks differ agree about leases and delays.
 
 /// Takes items for a consumer: first those whose delay is over, then those of dead consumers, then new
-/// ones. Keys: stream, later. Arguments: group, consumer, the most, lease, and where the search for items of
+/// ones. Keys: stream, later, failures. Arguments: group, consumer, the most, lease, and where the search for items of
 /// dead consumers begins, or nothing.
 ///
-/// Returns the items with their deliveries, where the next search begins, and in how many milliseconds the
+/// Returns the items with their deliveries and failures, where the next search begins, and in how many milliseconds the
 /// next delay is over.
 pub(super) const TAKE: &str = "
-local stream, later = KEYS[1], KEYS[2]
+local stream, later, failures = KEYS[1], KEYS[2], KEYS[3]
 local group, consumer, cursor = ARGV[1], ARGV[2], ARGV[5]
 local most = tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -19,10 +19,12 @@ local function take(id)
     local entry = redis.call('XCLAIM', stream, group, consumer, 0, id)[1]
     if entry then
         local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
-        taken[#taken + 1] = {entry[1], pending[4], entry[2]}
+        local failed = redis.call('HGET', failures, id)
+        taken[#taken + 1] = {entry[1], pending[4], tonumber(failed or 0) or 0, entry[2]}
     else
         -- An operator has removed it.
         redis.call('XACK', stream, group, id)
+        redis.call('HDEL', failures, id)
     end
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, most)) do
@@ -44,7 +46,7 @@ if left > 0 then
     local read = redis.call(
         'XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', stream, '>')
     if read then
-        for _, entry in ipairs(read[1][2]) do taken[#taken + 1] = {entry[1], 1, entry[2]} end
+        for _, entry in ipairs(read[1][2]) do taken[#taken + 1] = {entry[1], 1, 0, entry[2]} end
     end
 end
 local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
@@ -53,25 +55,27 @@ if first[2] then due = math.max(tonumber(first[2]) - now, 0) end
 return {taken, cursor, due}
 ";
 
-/// Stores outcomes, each on its own. Keys: stream, later, dead letters. Arguments: group, whether items that
-/// are done stay, and of each outcome its name, the item's id, its consumer, its deliveries, and a delay or a
-/// reason. Returns the places of those that could not be stored, and why.
+/// Stores outcomes, each on its own. Keys: stream, later, failures, dead letters. Arguments: group, whether items
+/// that are done stay, and of each outcome its name, the item's id, its consumer, its deliveries, how often it
+/// has failed, and a delay or a reason. Returns the places of those that could not be stored, and why.
 ///
 /// An item that another consumer has taken over is left to it, unless it is done.
 pub(super) const SETTLE: &str = "
-local stream, later, dead = KEYS[1], KEYS[2], KEYS[3]
+local stream, later, failures, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, stays = ARGV[1], ARGV[2] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function done(...)
     redis.call('XACK', stream, group, ...)
     redis.call('ZREM', later, ...)
+    redis.call('HDEL', failures, ...)
     if not stays then redis.call('XDEL', stream, ...) end
 end
-local function settle(outcome, id, consumer, deliveries, more)
+local function settle(outcome, id, consumer, deliveries, failed, more)
     local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
     if not pending or pending[2] ~= consumer or pending[4] ~= tonumber(deliveries) then return end
     if outcome == 'retry' then
+        redis.call('HSET', failures, id, failed)
         redis.call('ZADD', later, now + more, id)
     elseif outcome == 'release' then
         redis.call('XCLAIM', stream, group, consumer, 0, id,
@@ -102,21 +106,21 @@ end
 redis.call('XACK', stream, group, '0-0')
 -- What is done goes first, in one call of each command.
 local handled, failed = {}, {}
-for i = 3, #ARGV, 5 do
+for i = 3, #ARGV, 6 do
     if ARGV[i] == 'done' then handled[#handled + 1] = ARGV[i + 1] end
 end
 if #handled > 0 then done(unpack(handled)) end
-for i = 3, #ARGV, 5 do
+for i = 3, #ARGV, 6 do
     local stored, why = true, nil
     if ARGV[i] ~= 'done' then
         stored, why =
-            pcall(settle, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+            pcall(settle, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
     end
     if not stored then
         why = type(why) == 'table' and why.err or tostring(why)
         -- The group is created again by a new session.
         if string.find(why, 'NOGROUP') then return redis.error_reply(why) end
-        failed[#failed + 1] = {(i - 3) / 5, why}
+        failed[#failed + 1] = {(i - 3) / 6, why}
     end
 end
 return failed

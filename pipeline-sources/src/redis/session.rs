@@ -132,15 +132,16 @@ impl RedisFetch {
         if searches {
             self.next_search = now + lease / 4;
         }
-        let mut take = self.session.link.script(Script::Take, &[&queue.stream, &queue.later]);
+        let mut take =
+            self.session.link.script(Script::Take, &[&queue.stream, &queue.later, &queue.failures]);
         take.arg(&queue.options.group).arg(&*self.session.consumer).arg(max).arg(ms(lease));
         take.arg(if searches { &self.cursor } else { "" });
         let session = self.session.clone();
         let call = async move {
-            type Answer = (Vec<(String, u32, Vec<Vec<u8>>)>, String, i64);
+            type Answer = (Vec<(String, u32, u32, Vec<Vec<u8>>)>, String, i64);
             let (taken, cursor, due): Answer = session.link.query(&take).await?;
-            let delivery = |(id, deliveries, fields): (String, u32, _)| {
-                entry::delivery((id, fields), deliveries, &session.consumer)
+            let delivery = |(id, deliveries, failures, fields): (String, u32, u32, _)| {
+                entry::delivery((id, fields), deliveries, failures, &session.consumer)
             };
             Ok((taken.into_iter().map(delivery).collect(), (cursor, due)))
         };
@@ -162,7 +163,7 @@ impl RedisFetch {
         let call = async move {
             let read: Option<Vec<(String, Vec<Entry>)>> = read.query_async(&mut waiting).await?;
             let entries = read.into_iter().flatten().flat_map(|(_, entries)| entries);
-            let taken = entries.map(|entry| entry::delivery(entry, 1, &consumer)).collect();
+            let taken = entries.map(|entry| entry::delivery(entry, 1, 0, &consumer)).collect();
             Ok((taken, ()))
         };
         let mut unblock = Unblock { session: &self.session, id: Some(self.id) };
@@ -223,20 +224,23 @@ impl Session {
         &self,
         settlements: &[Settlement<RedisReceipt>],
     ) -> Result<Vec<NotStored>, RedisQueueError> {
-        let Inner { stream, later, dead, options, .. } = &*self.queue;
+        let Inner { stream, later, failures, dead, options, .. } = &*self.queue;
         let mut not_stored = Vec::new();
         for (chunk, settlements) in settlements.chunks(AT_ONCE).enumerate() {
-            let mut settle = self.link.script(Script::Settle, &[stream, later, dead]);
+            let mut settle = self.link.script(Script::Settle, &[stream, later, failures, dead]);
             settle.arg(&options.group).arg(u8::from(options.shared));
             for Settlement { receipt, outcome } in settlements {
                 let RedisReceipt { id, consumer, deliveries } = receipt;
-                let (name, more) = match outcome {
-                    Outcome::Done => ("done", String::new()),
-                    Outcome::Retry(delay) => ("retry", ms(*delay).to_string()),
-                    Outcome::Release { after } => ("release", ms(*after).to_string()),
-                    Outcome::GiveUp { reason } => ("give up", cut(reason).to_owned()),
+                let (name, failures, more) = match outcome {
+                    Outcome::Done => ("done", 0, String::new()),
+                    Outcome::Retry { after, failures } => {
+                        ("retry", *failures, ms(*after).to_string())
+                    }
+                    Outcome::Release { after } => ("release", 0, ms(*after).to_string()),
+                    Outcome::GiveUp { reason } => ("give up", 0, cut(reason).to_owned()),
                 };
-                settle.arg(name).arg(&**id).arg(&**consumer).arg(*deliveries).arg(more);
+                settle.arg(name).arg(&**id).arg(&**consumer).arg(*deliveries);
+                settle.arg(failures).arg(more);
             }
             let failed: Vec<(usize, String)> = self.link.query(&settle).await?;
             not_stored.extend(failed.into_iter().map(|(index, why)| {

@@ -146,14 +146,17 @@ fn open(path: &Path) -> Result<Connection, SqliteError> {
         // What a savepoint would restore. In a file, it costs as much as the log.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.set_prepared_statement_cache_capacity(64);
-        let is_current = |connection: &Connection| {
-            connection.query_row(schema::IS_CURRENT, [], |row| row.get::<_, bool>(0))
+        let has = |connection: &Connection, what: &str| {
+            connection.query_row(what, [], |row| row.get::<_, bool>(0))
         };
-        if !is_current(&connection)? {
+        if !has(&connection, schema::IS_CURRENT)? || !has(&connection, schema::HAS_FAILURES)? {
             // At once, as another process may use the file.
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute_batch(schema::TABLES)?;
+            if !has(&transaction, schema::HAS_FAILURES)? {
+                transaction.execute_batch(schema::ADD_FAILURES)?;
+            }
             transaction.commit()?;
         }
         Ok(connection)

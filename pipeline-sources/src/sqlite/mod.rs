@@ -500,7 +500,7 @@ struct Sweep {
 /// The time between two sweeps.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// At how many keys a sweep looks.
+/// At how many keys or items a sweep looks.
 const SWEPT: usize = 500;
 
 impl Fetch for SqliteFetch {
@@ -551,12 +551,15 @@ impl SqliteQueue {
         self.file.call(take, unheard).await
     }
 
-    /// In an ordered queue, frees items whose turn has come unnoticed, of some keys after this one. Returns
-    /// the key after which there are more to look at.
+    /// Frees items whose turn has come unnoticed: in an ordered queue, of some keys after this one. Returns the
+    /// key after which there are more to look at.
     async fn sweep(&self, after: Option<Value>) -> Result<Option<Value>, SqliteError> {
         let queue = self.queue.clone();
         let sweep = move |connection: &Connection| {
             if !is_ordered(connection, &queue)? {
+                // Such as those of a queue that an operator has made one without an order.
+                let some = params![&*queue, i64::try_from(SWEPT).unwrap_or(i64::MAX)];
+                connection.prepare_cached(schema::UNBLOCK_SOME)?.execute(some)?;
                 return Ok(None);
             }
             let mut key = after;
@@ -622,7 +625,7 @@ fn lease_items(
     }
     let is_ordered = is_ordered(connection, queue)?;
     let now = now_ms();
-    let until = now.saturating_add(ms(lease));
+    let until = later(lease);
     let token = random_i64();
     let mut statement = connection.prepare_cached(schema::LEASE)?;
     let mut leased = Vec::with_capacity(ids.len());
@@ -699,7 +702,7 @@ impl Settle for SqliteSettle {
     async fn renew(&self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
         let (receipts, lease) = (receipts.to_vec(), self.0.options.lease);
         let renew = move |connection: &Connection| {
-            let until = now_ms().saturating_add(ms(lease));
+            let until = later(lease);
             let mut statement = connection.prepare_cached(schema::RENEW)?;
             for SqliteReceipt { id, lease } in receipts {
                 statement.execute([id, lease, until])?;
@@ -724,8 +727,9 @@ fn settle_one(
         Outcome::Done => {
             connection.prepare_cached(schema::DONE)?.execute([id])?;
         }
-        Outcome::Retry(delay) => {
-            connection.prepare_cached(schema::RETRY)?.execute([id, lease, later(*delay)])?;
+        Outcome::Retry { after, failures } => {
+            let retry = [id, lease, later(*after), i64::from(*failures)];
+            connection.prepare_cached(schema::RETRY)?.execute(retry)?;
         }
         Outcome::Release { after } => release(connection, settlement.receipt, *after)?,
         Outcome::GiveUp { reason } => {

@@ -89,6 +89,7 @@ pub(super) fn delivery(
         item,
         enqueued_at,
         deliveries: count(row, 5)?,
+        failures: Some(count(row, 6)?),
         malformed,
     })
 }

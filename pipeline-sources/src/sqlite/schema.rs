@@ -7,6 +7,14 @@ pub(super) const NEVER: i64 = i64::MAX;
 pub(super) const IS_CURRENT: &str =
     "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'pipeline_items_turn')";
 
+/// Whether the items have the column that [`ADD_FAILURES`] adds to those of an older file.
+pub(super) const HAS_FAILURES: &str =
+    "SELECT EXISTS (SELECT 1 FROM pragma_table_info('pipeline_items') WHERE name = 'failures')";
+
+/// How often an item has failed. Programs of the version before do not count that, and go on.
+pub(super) const ADD_FAILURES: &str =
+    "ALTER TABLE pipeline_items ADD COLUMN failures INTEGER NOT NULL DEFAULT 0";
+
 /// The tables. An operator may read them, and insert items: `INSERT INTO pipeline_items (queue, payload)
 /// VALUES ('orders', '{"id": 7}')`.
 ///
@@ -33,7 +41,8 @@ CREATE TABLE IF NOT EXISTS pipeline_items (
         CHECK (typeof(enqueued_at) = 'integer'),
     available_at INTEGER NOT NULL DEFAULT 0 CHECK (typeof(available_at) = 'integer'),
     lease INTEGER,
-    deliveries INTEGER NOT NULL DEFAULT 0 CHECK (typeof(deliveries) = 'integer')
+    deliveries INTEGER NOT NULL DEFAULT 0 CHECK (typeof(deliveries) = 'integer'),
+    failures INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS pipeline_items_available ON pipeline_items (queue, available_at, id);
 CREATE INDEX IF NOT EXISTS pipeline_items_queue ON pipeline_items (queue, id);
@@ -148,7 +157,7 @@ UPDATE pipeline_items SET available_at = ?2, lease = ?3,
                 AND other.lease IS NOT NULL
                 AND other.available_at > ?5 AND other.available_at < 9223372036854775807
     )))
-    RETURNING key, payload, headers, trace, enqueued_at, deliveries";
+    RETURNING key, payload, headers, trace, enqueued_at, deliveries, failures";
 
 /// Notes that an item waits for an earlier one of its key. Parameters: id.
 pub(super) const WAIT: &str = "
@@ -182,9 +191,10 @@ pub(super) const DONE: &str = "DELETE FROM pipeline_items WHERE id = ?1";
 /// Removes an item of a queue. Parameters: queue, id.
 pub(super) const REMOVE: &str = "DELETE FROM pipeline_items WHERE queue = ?1 AND id = ?2";
 
-/// Makes an item available later. Parameters: id, lease, at.
-pub(super) const RETRY: &str =
-    "UPDATE pipeline_items SET available_at = ?3, lease = NULL WHERE id = ?1 AND lease = ?2";
+/// Makes an item available later. Parameters: id, lease, at, and how often it has failed.
+pub(super) const RETRY: &str = "
+UPDATE pipeline_items SET available_at = ?3, lease = NULL, failures = ?4
+    WHERE id = ?1 AND lease = ?2";
 
 /// Gives an item back as if it had not been delivered. Parameters: id, lease, at.
 pub(super) const RELEASE: &str = "
@@ -220,6 +230,12 @@ UPDATE pipeline_items SET available_at = 9223372036854775807
 pub(super) const UNBLOCK: &str = "
 UPDATE pipeline_items SET available_at = 0
     WHERE queue = ?1 AND available_at = 9223372036854775807";
+
+/// The same of up to so many. Parameters: queue, limit.
+pub(super) const UNBLOCK_SOME: &str = "
+UPDATE pipeline_items SET available_at = 0 WHERE id IN (
+    SELECT id FROM pipeline_items WHERE queue = ?1 AND available_at = 9223372036854775807 LIMIT ?2
+)";
 
 /// Dead letters of a queue after an id. Parameters: queue, id, limit.
 pub(super) const DEAD_LETTERS: &str = "

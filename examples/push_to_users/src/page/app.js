@@ -112,6 +112,9 @@ async function showQueue() {
     $("backlog").textContent = number(queue.backlog)
     $("oldest").textContent = queue.oldest_seconds === null ? "–" : duration(queue.oldest_seconds)
     $("redelivered").textContent = number(queue.redelivered)
+    $("retried").textContent = number(queue.retried)
+    $("released").textContent = number(queue.released)
+    $("set-aside").textContent = number(queue.set_aside)
     $("dead").textContent = number(queue.dead_letters)
   }
   setTimeout(showQueue, 1000)

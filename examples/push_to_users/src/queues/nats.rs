@@ -33,10 +33,10 @@ impl Durable for NatsQueue {
 
     fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
         // The server counts each look at a user who is not there: they are a minute apart in the end, and
-        // closer after each start. A push that fails for another reason is tried as often, so not many more.
+        // closer after each start. Those of an earlier process are taken for deliveries without an outcome.
         let looks = u32::try_from(pushing.keep_for.as_secs() / 30).unwrap_or(u32::MAX);
         let looks = if pushing.keep_for.is_zero() { 0 } else { looks.saturating_add(20) };
-        let options = SourceOptions::new().max_deliveries(looks.saturating_add(5));
+        let options = SourceOptions::new().max_unfinished(looks.saturating_add(20));
         start(self.source(options), Order::Any, pushing)
     }
 }
