@@ -16,7 +16,7 @@ use std::{
 
 use lapin::{
     BasicProperties, Connection, ConnectionProperties,
-    options::{BasicPublishOptions, QueueDeclareOptions},
+    options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
 use parking_lot::Mutex;
@@ -32,7 +32,10 @@ use pipeline_sources::{
 };
 use pipeline_test_support::servers::{Kind, Server};
 use tokio::{
-    sync::Semaphore,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -664,4 +667,135 @@ fn a_password_is_neither_shown_nor_in_an_error() {
     for shown in [format!("{queue:?}"), format!("{source:?}"), format!("{error} {error:?}")] {
         assert!(!shown.contains("hidden"), "{shown}");
     }
+}
+
+/// A relay between a queue and its server. It keeps back what the server says on a connection on which a message
+/// was added after the test has asked for it.
+struct Relay {
+    address: String,
+    /// Whether it keeps back, and how many connections it keeps something back on.
+    holding: watch::Sender<bool>,
+    held: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What begins the method of a message that is added: its class and its number.
+const PUBLISH: [u8; 4] = [0, 60, 0, 40];
+
+impl Relay {
+    async fn start(server: &Server) -> Self {
+        let url = server.url();
+        let (before, to) = url.rsplit_once("127.0.0.1:").unwrap();
+        let to = format!("127.0.0.1:{to}");
+        let to = to.split('/').next().unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("{before}{}/%2f?heartbeat=600", listener.local_addr().unwrap());
+        let (holding, _) = watch::channel(false);
+        let held = Arc::<AtomicUsize>::default();
+        let (watched, count) = (holding.clone(), held.clone());
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (watched, count, to) = (watched.clone(), count.clone(), to.clone());
+                tokio::spawn(async move {
+                    let server = TcpStream::connect(to).await.unwrap();
+                    relay(client, server, &watched, &count).await;
+                });
+            }
+        });
+        Self { address, holding, held, task }
+    }
+}
+
+async fn relay(
+    client: TcpStream,
+    server: TcpStream,
+    holding: &watch::Sender<bool>,
+    count: &AtomicUsize,
+) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let (holds, mut is_held) = watch::channel(false);
+    let up = async {
+        let mut bytes = vec![0; 1 << 16];
+        while let Ok(read @ 1..) = from_client.read(&mut bytes).await {
+            let adds = bytes[..read].windows(4).any(|four| four == PUBLISH);
+            if adds && *holding.borrow() && !holds.send_replace(true) {
+                count.fetch_add(1, SeqCst);
+            }
+            if to_server.write_all(&bytes[..read]).await.is_err() {
+                break;
+            }
+        }
+    };
+    let down = async {
+        let mut bytes = vec![0; 1 << 16];
+        while let Ok(read @ 1..) = from_server.read(&mut bytes).await {
+            if *is_held.borrow_and_update() {
+                let _ = holding.subscribe().wait_for(|holding| !holding).await;
+            }
+            if to_client.write_all(&bytes[..read]).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_whose_retry_is_confirmed_late_is_added_again_once() {
+    let server = server!();
+    let relay = Relay::start(&server).await;
+    let queue = RabbitQueue::with(&relay.address, "late", short()).unwrap();
+    let direct = self::queue(&server, "late");
+    direct.push(Item::new("1")).await.unwrap();
+    direct.push(Item::new("bad")).await.unwrap();
+    relay.holding.send_replace(true);
+    let (pipeline, seen) = keep(&queue, quick().max_deliveries(2));
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("the confirmation does not come", async || relay.held.load(SeqCst) > 0).await;
+    until("the outcome is not stored in time", async || source().set_aside == 1).await;
+    // It is tried again, more than once.
+    sleep(Duration::from_secs(7)).await;
+    relay.holding.send_replace(false);
+    until("it is given up", async || source().given_up > 0).await;
+    assert!(pipeline.drain(PATIENCE).await.completed);
+    assert_eq!(source_errors(&seen), 2, "it was delivered once and once again");
+    assert_eq!(reasons(&direct).await, ["it is bad"]);
+    let backlog = direct.backlog().await.unwrap();
+    assert_eq!((backlog.items, backlog.dead_letters), (Some(0), Some(1)));
+}
+
+/// How often the bad item was handled.
+fn source_errors(seen: &Seen) -> usize {
+    texts(seen).iter().filter(|text| *text == "bad").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_is_counted_again_when_a_missing_queue_is_back() {
+    let server = server!();
+    let queue = queue(&server, "counted");
+    queue.push(Item::new("1")).await.unwrap();
+    let (pipeline, _) = keep(&queue, quick());
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("it is counted", async || source().dead_letters == Some(0)).await;
+    let (url, properties) = (server.url(), ConnectionProperties::default());
+    let operator = Connection::connect(&url, properties).await.unwrap();
+    let channel = operator.create_channel().await.unwrap();
+    let dead = "counted.dead";
+    channel.queue_delete(dead.into(), QueueDeleteOptions::default()).await.unwrap();
+    until("it is not known", async || source().dead_letters.is_none()).await;
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(dead.into(), options, FieldTable::default()).await.unwrap();
+    until("it is counted again", async || source().dead_letters == Some(0)).await;
+    assert_eq!(source().connection_errors, 0, "it is the same session");
+    pipeline.drain(PATIENCE).await;
 }

@@ -28,6 +28,9 @@ const LARGEST_PROPERTIES: usize = 100 * 1024;
 /// How much of it is kept free for what a retry or a dead letter adds.
 const RESERVED: usize = 4 * 1024;
 
+/// What a push that ends with an error was at.
+pub(super) const ADDING: &str = "adding an item";
+
 /// How long a refusal of a retry or of a dead letter is taken for a passing one.
 const PASSING: Duration = Duration::from_millis(200);
 
@@ -274,11 +277,20 @@ impl Publisher {
         let limit = self.largest_properties().saturating_sub(RESERVED);
         let patience = if self.has_limit { Duration::ZERO } else { self.limit };
         let to = (&ShortString::default(), queue);
-        self.publish(to, properties, payload, limit, self.limit, patience).await
+        let published = self.publish(to, properties, payload, limit, self.limit, patience);
+        match timeout(self.limit, published).await {
+            Ok(published) => published,
+            Err(_) if self.is_blocked() => Err(RabbitError::Blocked),
+            Err(_) => Err(RabbitError::Timeout(ADDING)),
+        }
     }
 
-    /// Adds a message that was delivered before, and waits until it is confirmed. It does not wait for a
-    /// server or a queue that takes nothing now, because other outcomes would wait with it.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    /// Adds a message that was delivered before, and waits until it is confirmed, however long that takes. It
+    /// does not wait for a server or a queue that takes nothing now, because other outcomes would wait with it.
     pub(super) async fn push_again(
         &self,
         to: (&ShortString, &ShortString),
@@ -289,8 +301,8 @@ impl Publisher {
         self.publish(to, properties, payload, limit, Duration::ZERO, PASSING).await
     }
 
-    /// Adds a message to an exchange with a key. It waits for a blocked connection, and adds it again when it
-    /// is refused, for these times.
+    /// Adds a message to an exchange with a key, and waits until it is confirmed. It waits for a blocked connection,
+    /// and adds it again when it is refused, for these times.
     async fn publish(
         &self,
         (exchange, key): (&ShortString, &ShortString),
@@ -300,15 +312,13 @@ impl Publisher {
         blocked: Duration,
         refused: Duration,
     ) -> Result<(), RabbitError> {
-        const WHAT: &str = "adding an item";
         let size = format::size(&properties);
         if size > limit {
             return Err(RabbitError::TooLarge { size, limit });
         }
         let began = Instant::now();
-        let deadline = began + self.limit;
         // What is handed to the library now would be sent later, and would take memory until then.
-        while self.connection.status().blocked() {
+        while self.is_blocked() {
             if began.elapsed() >= blocked {
                 return Err(RabbitError::Blocked);
             }
@@ -320,18 +330,16 @@ impl Publisher {
             let sent =
                 self.channel.basic_publish(exchange, key, options, payload, properties.clone());
             let published = async { sent.await?.await };
-            return match timeout_at(deadline, published).await {
-                Ok(Ok(Confirmation::Ack(None) | Confirmation::NotRequested)) => Ok(()),
-                Ok(Ok(Confirmation::Ack(Some(_)))) => Err(RabbitError::Unroutable),
+            return match published.await {
+                Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => Ok(()),
+                Ok(Confirmation::Ack(Some(_))) => Err(RabbitError::Unroutable),
                 // A queue without a limit refuses for a moment only, such as one that has just been made.
-                Ok(Ok(Confirmation::Nack(_))) if began.elapsed() < refused => {
+                Ok(Confirmation::Nack(_)) if began.elapsed() < refused => {
                     sleep(LOOK).await;
                     continue;
                 }
-                Ok(Ok(Confirmation::Nack(_))) => Err(RabbitError::Refused),
-                Ok(Err(error)) => Err(RabbitError::new(WHAT, error)),
-                Err(_) if self.connection.status().blocked() => Err(RabbitError::Blocked),
-                Err(_) => Err(RabbitError::Timeout(WHAT)),
+                Ok(Confirmation::Nack(_)) => Err(RabbitError::Refused),
+                Err(error) => Err(RabbitError::new(ADDING, error)),
             };
         }
     }

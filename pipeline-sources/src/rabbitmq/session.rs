@@ -2,17 +2,20 @@
 
 use std::{
     borrow::Cow,
-    collections::btree_map::{BTreeMap, Entry},
+    collections::{
+        HashMap,
+        btree_map::{BTreeMap, Entry},
+    },
     fmt,
     hash::{Hash, Hasher},
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{Arc, OnceLock, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{
-    StreamExt,
-    future::{join_all, try_join, try_join_all},
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared as SharedFuture, join_all, try_join, try_join_all},
 };
 use lapin::{
     BasicProperties, Channel, Connection, Consumer,
@@ -22,12 +25,13 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use tokio::{runtime::Handle, time::timeout};
+use parking_lot::Mutex as Lock;
+use tokio::{runtime::Handle, sync::Mutex, time::timeout};
 
 use super::{
     RabbitError, RabbitQueue, Shared,
     format::{self, Counts, Death},
-    link::{Publisher, declared, prepare, within},
+    link::{ADDING, Publisher, declared, prepare, within},
     random_id,
 };
 use crate::{
@@ -60,6 +64,8 @@ struct Kept {
     properties: BasicProperties,
     payload: Bytes,
     counts: Counts,
+    /// Its id as a dead letter, also if it has to be added as one several times.
+    dead_id: OnceLock<Arc<str>>,
 }
 
 impl PartialEq for RabbitReceipt {
@@ -93,10 +99,16 @@ struct Session {
     number: u64,
     /// What items are delivered and acknowledged on.
     channel: Channel,
-    /// What the server is asked on. It closes it if the queue is missing.
-    asking: Channel,
+    /// What the server is asked on. It closes it if a queue is missing, and then another is opened.
+    asking: Mutex<Channel>,
+    /// The messages that are added again, by the tags of their deliveries. One whose confirmation takes long
+    /// is waited for the next time, for it may have been stored.
+    adding: Lock<HashMap<u64, Adding>>,
     connection: Option<Connection>,
 }
+
+/// A message that is added again.
+type Adding = SharedFuture<BoxFuture<'static, Result<(), RabbitError>>>;
 
 impl Drop for Session {
     fn drop(&mut self) {
@@ -127,8 +139,14 @@ impl Broker for RabbitQueue {
             || within(shared.options.timeout, "opening a channel", connection.create_channel());
         let (channel, asking) = (open().await?, open().await?);
         let number = shared.sessions.fetch_add(1, SeqCst);
-        let session =
-            Arc::new(Session { shared, number, channel, asking, connection: Some(connection) });
+        let session = Arc::new(Session {
+            shared,
+            number,
+            channel,
+            asking: Mutex::new(asking),
+            adding: Lock::default(),
+            connection: Some(connection),
+        });
         Ok((RabbitFetch { session: session.clone(), consumers: 0 }, RabbitSettle(session)))
     }
 
@@ -267,8 +285,13 @@ impl Session {
         let told = format::told(&delivered.properties, payload.clone(), delivered.redelivered);
         let id = delivered.properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
         let id = id.unwrap_or_else(random_id);
-        let kept =
-            Kept { id: id.clone(), properties: delivered.properties, payload, counts: told.counts };
+        let kept = Kept {
+            id: id.clone(),
+            properties: delivered.properties,
+            payload,
+            counts: told.counts,
+            dead_id: OnceLock::new(),
+        };
         let receipt = RabbitReceipt {
             session: self.number,
             tag: delivered.delivery_tag,
@@ -285,76 +308,111 @@ impl Session {
         }
     }
 
+    /// Adds items that have failed where they belong, each on its own. Returns what became of each.
+    async fn add_again(&self, failed: &[Failed<'_>]) -> Vec<Result<(), RabbitError>> {
+        let publisher = match self.shared.publisher().await {
+            Ok(publisher) => publisher,
+            Err(error) => return failed.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let mut queues = BTreeMap::new();
+        for failed in failed {
+            let is_added = self.adding.lock().contains_key(&failed.receipt.tag);
+            let Some((_, delay)) = failed.again().filter(|_| !is_added) else { continue };
+            let group = format::group_of(delay_ms(delay));
+            if let Entry::Vacant(queue) = queues.entry(group) {
+                queue.insert(publisher.retries(&self.shared.names, group).await);
+            }
+        }
+        let added = failed.iter().map(|failed| self.add_one_again(failed, &publisher, &queues));
+        join_all(added).await
+    }
+
+    async fn add_one_again(
+        &self,
+        failed: &Failed<'_>,
+        publisher: &Arc<Publisher>,
+        queues: &BTreeMap<u64, Result<ShortString, RabbitError>>,
+    ) -> Result<(), RabbitError> {
+        let tag = failed.receipt.tag;
+        let adding = self.adding.lock().get(&tag).cloned();
+        let adding = match adding {
+            Some(adding) => adding,
+            None => {
+                let again = Again {
+                    shared: self.shared.clone(),
+                    publisher: publisher.clone(),
+                    message: failed.receipt.message.clone(),
+                };
+                let adding = match (failed.outcome, failed.again()) {
+                    (Outcome::GiveUp { reason }, _) => {
+                        let reason = reason.clone();
+                        async move { again.bury(&reason).await }.boxed().shared()
+                    }
+                    (_, Some((counts, delay))) => {
+                        let queue = queues.get(&format::group_of(delay_ms(delay)));
+                        let queue = queue.cloned().unwrap_or(Err(RabbitError::Closed))?;
+                        async move { again.retry(counts, delay, &queue).await }.boxed().shared()
+                    }
+                    (_, None) => return Ok(()),
+                };
+                self.adding.lock().insert(tag, adding.clone());
+                adding
+            }
+        };
+        match timeout(self.shared.options.timeout, adding).await {
+            Ok(added) => {
+                self.adding.lock().remove(&tag);
+                added
+            }
+            Err(_) if publisher.is_blocked() => Err(RabbitError::Blocked),
+            Err(_) => Err(RabbitError::Timeout(ADDING)),
+        }
+    }
+}
+
+/// What it takes to add a message again.
+struct Again {
+    shared: Arc<Shared>,
+    publisher: Arc<Publisher>,
+    message: Arc<Kept>,
+}
+
+impl Again {
     /// Adds an item to the queue of retries for this delay, or to the dead letters if it does not fit.
     async fn retry(
         &self,
-        publisher: &Publisher,
-        message: &Kept,
         counts: Counts,
         delay: Duration,
         queue: &ShortString,
     ) -> Result<(), RabbitError> {
-        let Kept { id, properties, payload, .. } = message;
+        let Kept { id, properties, payload, .. } = &*self.message;
         let properties = format::for_retry(properties, id, counts, delay_ms(delay));
-        match publisher.push_again((&ShortString::default(), queue), properties, payload).await {
+        let to = (&ShortString::default(), queue);
+        match self.publisher.push_again(to, properties, payload).await {
             Err(error @ RabbitError::TooLarge { .. }) => {
                 let reason = format!("it has failed, and cannot be added again: {error}");
-                self.bury(publisher, message, &reason).await
+                self.bury(&reason).await
             }
             added => added,
         }
     }
 
     /// Adds an item to the dead letters.
-    async fn bury(
-        &self,
-        publisher: &Publisher,
-        message: &Kept,
-        reason: &str,
-    ) -> Result<(), RabbitError> {
-        let Kept { id, properties, payload, counts } = message;
-        let dead_id = random_id();
-        let death = Death { deliveries: counts.deliveries, reason, now: now(), dead_id: &dead_id };
+    async fn bury(&self, reason: &str) -> Result<(), RabbitError> {
+        let Self { shared, publisher, message } = self;
+        let Kept { id, properties, payload, counts, dead_id } = &**message;
+        let dead_id = dead_id.get_or_init(random_id);
+        let death = Death { deliveries: counts.deliveries, reason, now: now(), dead_id };
         let limit = publisher.largest_properties();
         let properties = format::for_dead_letter(properties, id, &death, limit);
-        let names = &self.shared.names;
-        let to = (&names.dead, &names.queue);
+        let to = (&shared.names.dead, &shared.names.queue);
         match publisher.push_again(to, properties.clone(), payload).await {
             Err(RabbitError::Unroutable) => {
-                self.shared.prepare(publisher).await?;
+                shared.prepare(publisher).await?;
                 publisher.push_again(to, properties, payload).await
             }
             added => added,
         }
-    }
-
-    /// Adds items that have failed where they belong, each on its own. Returns what became of each.
-    async fn add_again<'a>(&self, failed: &[Failed<'a>]) -> Vec<Result<(), RabbitError>> {
-        let publisher = match self.shared.publisher().await {
-            Ok(publisher) => publisher,
-            Err(error) => return failed.iter().map(|_| Err(error.clone())).collect(),
-        };
-        let mut queues = BTreeMap::new();
-        for (_, delay) in failed.iter().filter_map(Failed::again) {
-            let group = format::group_of(delay_ms(delay));
-            if let Entry::Vacant(queue) = queues.entry(group) {
-                queue.insert(publisher.retries(&self.shared.names, group).await);
-            }
-        }
-        let (publisher, queues) = (&*publisher, &queues);
-        let added = failed.iter().map(|failed| async move {
-            let message = &failed.receipt.message;
-            if let Outcome::GiveUp { reason } = failed.outcome {
-                return self.bury(publisher, message, reason).await;
-            }
-            let Some((counts, delay)) = failed.again() else { return Ok(()) };
-            match queues.get(&format::group_of(delay_ms(delay))) {
-                Some(Ok(queue)) => self.retry(publisher, message, counts, delay, queue).await,
-                Some(Err(error)) => Err(error.clone()),
-                None => Err(RabbitError::Closed),
-            }
-        });
-        join_all(added).await
     }
 }
 
@@ -403,7 +461,13 @@ impl Settle for RabbitSettle {
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
-        Ok(self.0.shared.backlog(&self.0.asking).await?)
+        let Session { shared, asking, connection, .. } = &*self.0;
+        let mut asking = asking.lock().await;
+        if let (false, Some(connection)) = (asking.status().connected(), connection) {
+            let opened = connection.create_channel();
+            *asking = within(shared.options.timeout, "opening a channel", opened).await?;
+        }
+        Ok(shared.backlog(&asking).await?)
     }
 }
 
