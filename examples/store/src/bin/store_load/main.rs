@@ -1,0 +1,320 @@
+//! A rush of shoppers: they wait with open pages, a release comes, and all buy until nothing is left.
+//!
+//! `cargo run --release -p store --bin store_load -- --shoppers 5000`. It starts a store of its own, and checks that no
+//! item was sold twice, that none was lost, and that every open page is right at the end.
+
+mod client;
+mod measured;
+
+use std::{
+    error::Error,
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use clap::Parser;
+use rusqlite::Connection;
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{
+    client::{Page, Shopper, request},
+    measured::{Measured, Usage},
+};
+
+/// A rush of shoppers
+#[derive(Debug, Parser)]
+#[command(name = "store_load")]
+struct Args {
+    /// How many shoppers
+    #[arg(long, default_value_t = 1000)]
+    shoppers: usize,
+
+    /// How many nodes; more than one need --redis or --nats
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
+
+    /// The server of Redis of several nodes
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
+
+    /// The server of NATS of several nodes
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+
+    /// How many seconds the sale may take
+    #[arg(long, default_value_t = 60)]
+    within: u64,
+
+    /// The number that the stock is drawn from
+    #[arg(long, default_value_t = 23)]
+    seed: u64,
+}
+
+/// What all shoppers share.
+struct Rush {
+    bought: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    /// Pages that show every item as gone.
+    finished: AtomicUsize,
+    /// The microseconds of the last sale and of the last page that was right, since the beginning.
+    last_sale: AtomicU64,
+    last_page: AtomicU64,
+    began: Instant,
+}
+
+/// How many shoppers arrive at the same time.
+const ARRIVALS: usize = 64;
+
+const ADMIN: &str = "authorization: Basic YWRtaW46bG9hZA==";
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let args = Args::parse();
+    let folder = std::env::temp_dir().join(format!("store_load_{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let db = folder.join("store.db");
+    let measured = Measured::listen().await?;
+    let mut nodes = Vec::new();
+    for number in 0..args.nodes {
+        nodes.push(Node::start(&args, number, &db, measured.address()).await?);
+    }
+    let before = counts(&db)?;
+    let stock: i64 = before.iter().sum();
+    println!("{} shoppers, {} nodes, {stock} items in stock", args.shoppers, args.nodes);
+
+    let began = Instant::now();
+    let shoppers = arrive(&args, &nodes).await?;
+    println!("all pages are open after {:.1} s", began.elapsed().as_secs_f64());
+    let first = nodes.first().ok_or("no node")?;
+    let mut admin = Page::admin(&first.address, ADMIN).await?;
+    let seen = loop {
+        let totals = admin.totals().await?;
+        if totals["shoppers"] == json!(args.shoppers) || began.elapsed() > Duration::from_secs(300)
+        {
+            break totals["shoppers"].clone();
+        }
+        sleep(Duration::from_millis(200)).await;
+    };
+    println!("the dashboard counts {seen} shoppers");
+    let idle = Usage::of(&nodes)?;
+
+    let rush = Arc::new(Rush {
+        bought: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+        failed: AtomicU64::new(0),
+        finished: AtomicUsize::new(0),
+        last_sale: AtomicU64::new(0),
+        last_page: AtomicU64::new(0),
+        began: Instant::now(),
+    });
+    let mut tasks = JoinSet::new();
+    for shopper in shoppers {
+        tasks.spawn(buy(shopper, rush.clone()));
+    }
+    for product in [1, 2] {
+        release(&first.address, product).await?;
+    }
+    let deadline = Duration::from_secs(args.within);
+    let is_done = || rush.finished.load(Relaxed) == args.shoppers;
+    while !is_done() && rush.began.elapsed() < deadline {
+        sleep(Duration::from_millis(10)).await;
+    }
+    // The last sale is in the books once its shopper has its answer.
+    sleep(Duration::from_secs(2)).await;
+    let after = Usage::of(&nodes)?;
+    report(&args, &rush, &before, &db, &idle, &after, &measured)?;
+    tasks.abort_all();
+    drop(nodes);
+    std::fs::remove_dir_all(&folder)?;
+    if is_done() { Ok(()) } else { Err("not every page was right in time".into()) }
+}
+
+/// A node of the store. Killed on drop.
+struct Node {
+    process: Child,
+    address: String,
+}
+
+impl Node {
+    async fn start(
+        args: &Args,
+        number: usize,
+        db: &PathBuf,
+        statsd: String,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let program = std::env::current_exe()?.with_file_name("store");
+        let (seed, node) = (args.seed.to_string(), format!("node{number}"));
+        let mut command = Command::new(program);
+        command
+            .args(["--port", "0", "--admin-port", "0", "--admin", "admin:load", "--seed", &seed])
+            .args(["--node", &node, "--statsd", &statsd, "--db"])
+            .arg(db);
+        for (flag, url) in [("--redis", &args.redis), ("--nats", &args.nats)] {
+            if let Some(url) = url {
+                command.args([flag, url]);
+            }
+        }
+        let mut process = command
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let output = process.stdout.take().ok_or("no output")?;
+        let mut lines = BufReader::new(output).lines();
+        let address = loop {
+            let line = lines.next_line().await?.ok_or("the store has ended")?;
+            if let Some(address) = line.strip_prefix("shop     http://") {
+                break address.trim_end_matches('/').to_owned();
+            }
+        };
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        while !request(&address, "GET", "/readyz", &[], "").await?.0.contains(" 200 ") {
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(Self { process, address })
+    }
+}
+
+fn counts(db: &PathBuf) -> rusqlite::Result<Vec<i64>> {
+    let database = Connection::open(db)?;
+    let mut counts =
+        database.prepare("SELECT available_count FROM item_availabilities ORDER BY item_id")?;
+    let counts = counts.query_map([], |row| row.get(0))?;
+    counts.collect()
+}
+
+/// The pages of all shoppers, spread over the nodes.
+async fn arrive(args: &Args, nodes: &[Node]) -> Result<Vec<Shopper>, Box<dyn Error + Send + Sync>> {
+    let doors = Arc::new(Semaphore::new(ARRIVALS));
+    let mut tasks = JoinSet::new();
+    for number in 0..args.shoppers {
+        let node = nodes.get(number % nodes.len()).ok_or("no node")?;
+        let (doors, address) = (doors.clone(), node.address.clone());
+        tasks.spawn(async move {
+            let _door = doors.acquire().await?;
+            Shopper::arrive(address).await
+        });
+    }
+    let mut shoppers = Vec::new();
+    while let Some(shopper) = tasks.join_next().await {
+        shoppers.push(shopper??);
+    }
+    Ok(shoppers)
+}
+
+async fn release(address: &str, product: i64) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let (_, page) = request(address, "GET", "/admin", &[ADMIN], "").await?;
+    let csrf = client::after(&page, "name=\"csrf_token\" value=\"")?;
+    let path = format!("/admin/products/{product}/release");
+    let (head, _) =
+        request(address, "POST", &path, &[ADMIN], &format!("csrf_token={csrf}")).await?;
+    if head.contains(" 303 ") { Ok(()) } else { Err(format!("not released: {head}").into()) }
+}
+
+/// A shopper buys one item after the other until its page shows that all are gone.
+async fn buy(mut shopper: Shopper, rush: Arc<Rush>) {
+    loop {
+        if shopper.sees_nothing_left() {
+            rush.last_page.fetch_max(micros(&rush), Relaxed);
+            rush.finished.fetch_add(1, Relaxed);
+            // The page stays open.
+            while shopper.hear(Duration::from_secs(3600)).await.is_ok() {}
+            return;
+        }
+        let Some(item) = shopper.wants() else {
+            // The release is still to come.
+            if shopper.hear(Duration::from_secs(60)).await.is_err() {
+                return;
+            }
+            continue;
+        };
+        match timeout(Duration::from_secs(30), shopper.buy(item)).await {
+            Ok(Ok(true)) => {
+                rush.bought.fetch_add(1, Relaxed);
+                rush.last_sale.fetch_max(micros(&rush), Relaxed);
+            }
+            Ok(Ok(false)) => {
+                rush.refused.fetch_add(1, Relaxed);
+            }
+            Ok(Err(_)) | Err(_) => {
+                rush.failed.fetch_add(1, Relaxed);
+            }
+        }
+        // A person takes a moment, and the page hears what has changed meanwhile.
+        let pause = Duration::from_millis(fastrand::u64(100..400));
+        if shopper.hear_for(pause).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn micros(rush: &Rush) -> u64 {
+    rush.began.elapsed().as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+fn report(
+    args: &Args,
+    rush: &Rush,
+    before: &[i64],
+    db: &PathBuf,
+    idle: &Usage,
+    after: &Usage,
+    measured: &Measured,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let database = Connection::open(db)?;
+    let left = counts(db)?;
+    let mut oversold = 0;
+    let mut lost = 0;
+    for ((item, before), left) in (1_i64..).zip(before).zip(&left) {
+        let query = "SELECT count(*) FROM order_items WHERE item_id = ?";
+        let sold: i64 = database.query_row(query, [item], |row| row.get(0))?;
+        oversold += (sold - before).max(0);
+        lost += (before - left - sold).abs();
+    }
+    let orders: i64 = database.query_row("SELECT count(*) FROM orders", [], |row| row.get(0))?;
+    let last_sale = Duration::from_micros(rush.last_sale.load(Relaxed));
+    let last_page = Duration::from_micros(rush.last_page.load(Relaxed));
+    let sold: i64 = before.iter().sum::<i64>() - left.iter().sum::<i64>();
+    println!("sold                 {sold} in {orders} orders, {} left", left.iter().sum::<i64>());
+    println!("oversold             {oversold}");
+    println!("lost                 {lost}");
+    println!("sales a second       {:.0}", sold as f64 / last_sale.as_secs_f64().max(0.001));
+    println!("last sale after      {:.2} s", last_sale.as_secs_f64());
+    println!(
+        "pages right          {} of {}, the last {:.3} s after the last sale was answered",
+        rush.finished.load(Relaxed),
+        args.shoppers,
+        last_page.saturating_sub(last_sale).as_secs_f64()
+    );
+    println!(
+        "answers              {} bought, {} refused, {} failed",
+        rush.bought.load(Relaxed),
+        rush.refused.load(Relaxed),
+        rush.failed.load(Relaxed)
+    );
+    for name in ["store.level_told", "pipeline.push_delivered", "store.checkout_time"] {
+        let [p50, p99] = measured.percentiles(name);
+        println!("{name:24} p50 {p50:.2} ms, p99 {p99:.2} ms");
+    }
+    println!(
+        "memory               {} MiB idle, {} MiB at the end",
+        idle.mebibytes, after.mebibytes
+    );
+    println!("cpu of the sale      {:.1} s", after.cpu_seconds - idle.cpu_seconds);
+
+    Ok(())
+}
