@@ -125,6 +125,9 @@ pub(crate) struct Session<S: Socket> {
     behind: Behind,
     /// While they are too many: when to stop waiting for fewer.
     crowded_until: Option<Deadline>,
+    /// A topic whose join has ended, and the messages that waited for it and are not routed yet. Here, so
+    /// that none is lost if the socket ends meanwhile.
+    rest: Option<Box<(Arc<str>, WaitingMessages)>>,
     /// How often a message was decoded.
     #[cfg(test)]
     decoded: usize,
@@ -161,6 +164,7 @@ impl<S: Socket> Session<S> {
             full_until: None,
             behind: Behind::default(),
             crowded_until: None,
+            rest: None,
             #[cfg(test)]
             decoded: 0,
         }
@@ -192,7 +196,12 @@ impl<S: Socket> Session<S> {
     }
 
     /// Handles the channels' events, and routes the messages that waited for them.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the next call continues.
     pub(crate) async fn catch_up(&mut self) {
+        self.route_rest().await;
         while let Some(event) = self.connection.events.take() {
             let (topic, waiting) = match event {
                 SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
@@ -211,8 +220,9 @@ impl<S: Socket> Session<S> {
                 },
             };
             self.count_channels();
-            if let Some(waiting) = waiting {
-                self.route_waiting(&topic, waiting).await;
+            if let Some(waiting) = waiting.filter(|waiting| !waiting.is_empty()) {
+                self.rest = Some(Box::new((topic, waiting)));
+                self.route_rest().await;
             }
         }
     }
@@ -220,17 +230,23 @@ impl<S: Socket> Session<S> {
     /// Routes the messages that waited for a join of this topic, until one of them is a join. The
     /// rest waits for that one as it is: if each message was decoded again for each join before it,
     /// many joins of one topic would take time in the square of their number.
-    async fn route_waiting(&mut self, topic: &str, mut waiting: WaitingMessages) {
-        while let Some((received, held)) = waiting.pop_front() {
+    async fn route_rest(&mut self) {
+        while let Some((received, _)) = self.rest.as_ref().and_then(|rest| rest.1.front()) {
+            let cost = cost(received.len());
+            pay(cost + self.unpaid()).await;
+            let Some(rest) = &mut self.rest else { return };
+            let topic = rest.0.clone();
+            let Some((received, held)) = rest.1.pop_front() else { break };
             self.behind.remove(&held);
-            pay(cost(received.len()) + self.unpaid()).await;
             if let Ok(message) = self.decode(&received) {
                 self.route(&message, &received, held);
             }
-            let entry = self.channels.get_mut(topic);
+            let entry = self.channels.get_mut(&topic);
             if let Some(pending) = entry.and_then(|entry| entry.pending.as_mut()) {
                 debug_assert!(pending.is_empty(), "nothing arrives meanwhile");
-                *pending = waiting;
+                if let Some(rest) = self.rest.take() {
+                    *pending = rest.1;
+                }
                 // The session and its channel wake each other, so neither uses up its budget, and a
                 // thread that always has a task to run looks at its sockets after 61 of them only.
                 // Between two joins, everything else that is ready runs, and they are looked at.
@@ -238,6 +254,7 @@ impl<S: Socket> Session<S> {
                 return;
             }
         }
+        self.rest = None;
     }
 
     fn decode<'a>(&mut self, received: &'a Received) -> Result<ClientMessage<'a>, Unreadable> {
@@ -567,7 +584,9 @@ impl<S: Socket> Session<S> {
         let until = Deadline::from_now(CHANNELS_END);
         if time::timeout(LAST_EVENTS, self.last_events(reason)).await.is_err() {
             self.close_channels(reason, |_| true);
-            let dropped: usize = self.channels.values_mut().map(Entry::drop_pending).sum();
+            let rest = self.rest.take().map_or(0, |rest| rest.1.len());
+            let pending = self.channels.values_mut().map(Entry::drop_pending);
+            let dropped = pending.sum::<usize>() + rest;
             if dropped > 0 {
                 limited!(
                     self.routes.limited.lines,
@@ -585,8 +604,10 @@ impl<S: Socket> Session<S> {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe, but for messages of a join that has just ended.
+    /// Cancel safe.
     async fn last_events(&mut self, reason: &ExitReason) {
+        // Of a join that had ended when the socket did.
+        self.route_rest().await;
         let waits = |entry: &Entry| entry.pending.as_ref().is_some_and(|it| !it.is_empty());
         self.close_channels(reason, |entry| !waits(entry));
         while self.channels.values().any(waits) {

@@ -207,6 +207,28 @@ async fn a_broadcast_waits_for_each_client_in_its_version() {
     old.expect([message("shouted", json!(null), json!({"n": 1}))]).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn messages_behind_a_join_are_handled_although_the_socket_ends_while_they_are_routed() {
+    let mut house = House::new();
+    house.frames = 1_000;
+    let mut ada = house.enter("ada", Version::V2);
+    ada.send(json!(["1", "1", T, "phx_join", {}])).await.unwrap();
+    // More than a task handles without a pause.
+    for n in 0..200 {
+        ada.send(json!(["1", n.to_string(), T, "ping", { "n": n }])).await.unwrap();
+    }
+    ada.session.changed().await;
+    assert!(futures::poll!(Box::pin(ada.session.catch_up())).is_pending());
+    let Visitor { session, outbox, .. } = ada;
+    assert!(session.rest.is_some(), "some are not routed");
+    session.end(&ExitReason::ShutdownWith("closed".into())).await;
+    let mut answers = 0;
+    while let Poll::Ready(fetched) = futures::poll!(poll_fn(|cx| outbox.poll_fetch(cx))) {
+        answers += fetched.iter().count();
+    }
+    assert_eq!(answers, 1 + 200, "to the join and the messages");
+}
+
 #[tokio::test]
 async fn an_invalid_message_is_an_error() {
     let house = House::new();
