@@ -5,7 +5,7 @@ import {fromTotals, numbers} from '../admin/numbers.js'
 
 test('A-113: three shoppers, one with two tabs, are three shoppers on four pages', () => {
   const shown = numbers([
-    {metas: [{page: '/', items: [7]}, {page: '/checkout', items: [7]}]},
+    {metas: [{page: '/', items: [7]}, {page: '/checkout', items: [9]}]},
     {metas: [{page: '/', items: [7, 9]}]},
     {metas: [{page: '/drops', items: []}]},
   ])

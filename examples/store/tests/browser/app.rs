@@ -1,0 +1,126 @@
+//! Which sockets and channels the front ends open, and when.
+
+use serde_json::json;
+
+use crate::{CONNECTED, card, driver::Browser, server::Server, sizes};
+
+/// What was sent, without the cart's id. The joins of one moment come in any order.
+const FRAMES: &str = "window.seen.frames.map(frame => frame.replace(/cart:.*/, 'cart')).sort()";
+
+async fn go(browser: &Browser, path: &str) {
+    browser.click(&format!(".app-nav a[href=\"{path}\"]")).await;
+    browser.until(&format!("location.pathname === '{path}'")).await;
+}
+
+/// Forgets what was sent until now.
+async fn forget(browser: &Browser) {
+    browser.run("window.seen.frames = []").await;
+}
+
+/// Also shows A-130, A-131 and A-132.
+#[tokio::test]
+async fn a_129_a_socket_lives_as_long_as_the_routes_that_need_it() {
+    let server = Server::start().await;
+    let browser = Browser::start().await;
+    browser.record().await;
+    browser.open(&server.url("/app")).await;
+    browser.until("document.querySelector('.app-home') !== null").await;
+    browser.becomes("window.seen.sockets", &json!(0)).await;
+
+    go(&browser, "/app/drops").await;
+    let joins = json!(["open", "phx_join cart", "phx_join product:1", "phx_join product:2"]);
+    browser.becomes(FRAMES, &joins).await;
+    browser.until(CONNECTED).await;
+    forget(&browser).await;
+
+    go(&browser, "/app/feed").await;
+    server.release(1).await;
+    server.stock(1, 0).await;
+    browser.until("document.querySelectorAll('.feed__line--out').length === 1").await;
+    go(&browser, "/app/count").await;
+    server.stock(1, 5).await;
+    browser.becomes("document.getElementById('message-count')?.textContent", &json!("1")).await;
+    browser.becomes(FRAMES, &json!([])).await;
+
+    go(&browser, "/app/drops").await;
+    let mut changed = sizes();
+    changed[0] = json!("6 low");
+    browser.becomes(&card(1), &changed).await;
+    browser.becomes(FRAMES, &json!([])).await;
+
+    go(&browser, "/app/cart").await;
+    browser.becomes(FRAMES, &json!(["phx_leave product:1", "phx_leave product:2"])).await;
+    browser.becomes("window.seen.sockets", &json!(1)).await;
+    forget(&browser).await;
+    go(&browser, "/app").await;
+    browser.becomes(FRAMES, &json!(["close", "phx_leave cart"])).await;
+
+    // A hundred rounds leave nothing. The first one shows what stays for as long as the page does.
+    let rounds = "
+        const [rounds, done] = arguments
+        const wait = async (until) => { while (!until()) await new Promise(next => setTimeout(next, 1)) }
+        const click = (path) => document.querySelector(`.app-nav a[href=\"${path}\"]`).click()
+        const seen = window.seen
+        const round = async () => {
+            seen.frames = []
+            click('/app/drops')
+            await wait(() => seen.frames.filter(it => it.startsWith('phx_join')).length === 3)
+            click('/app')
+            await wait(() => seen.frames.includes('close'))
+            return seen.frames.length
+        }
+        const all = async () => {
+            let frames = 0
+            for (let i = 0; i < rounds; i += 1) frames += await round()
+            return frames
+        }
+        all().then(done)";
+    let walk =
+        async |count: u64| browser.client.execute_async(rounds, vec![json!(count)]).await.unwrap();
+    let rest = "[window.seen.listeners, window.seen.timers.size]";
+    assert_eq!(walk(1).await, json!(8));
+    let mut before = browser.run(&format!("return {rest}")).await;
+    // A timer of the client may still run when the round has ended.
+    before[1] = json!(0);
+    for _ in 0..20 {
+        // One opened, three joined, three left, one closed. A short call, for a driver does not wait for long.
+        assert_eq!(walk(5).await, json!(40));
+    }
+    browser.becomes(rest, &before).await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn a_134_a_socket_at_the_root_is_open_on_every_route() {
+    let server = Server::start().await;
+    let browser = Browser::start().await;
+    browser.record().await;
+    browser.open(&server.url("/app?socket=root")).await;
+    browser.becomes(FRAMES, &json!(["open"])).await;
+    for path in ["/app/drops", "/app/cart", "/app", "/app/count", "/app"] {
+        go(&browser, path).await;
+    }
+    browser
+        .until("window.seen.frames.filter(it => it.startsWith('phx_leave cart')).length === 2")
+        .await;
+    browser
+        .becomes("[window.seen.sockets, window.seen.frames.includes('close')]", &json!([1, false]))
+        .await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn a_139_the_server_driven_page_joins_no_product_and_its_sizes_reach_the_cart() {
+    let server = Server::start().await;
+    server.release(1).await;
+    let browser = Browser::start().await;
+    browser.record().await;
+    browser.open(&server.url("/drops")).await;
+    browser.until(CONNECTED).await;
+    browser.click("button[value=\"1\"]").await;
+    browser.until("document.querySelectorAll('.cart-item').length === 1").await;
+    let sent = json!(["add_item cart", "open", "phx_join cart", "phx_join page:drops"]);
+    browser.becomes(FRAMES, &sent).await;
+    browser.close().await;
+}
