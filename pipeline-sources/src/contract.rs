@@ -454,7 +454,9 @@ async fn the_items_of_a_dead_pipeline_are_delivered_again<S: Subject>(subject: A
     let (pipeline, seen) = start(Source::new(subject.broker(), quick()), |_| None);
     until("it is handled", async || texts(&seen) == ["7"]).await;
     let deliveries = seen.lock()[0].1.deliveries;
-    assert!(deliveries == 0 || deliveries == if subject.counts_deaths() { 2 } else { 1 });
+    // On another thread, the source may just have given it back, which is not counted.
+    let most = if subject.counts_deaths() { 2 } else { 1 };
+    assert!(deliveries <= most, "delivered {deliveries} times");
     pipeline.drain(PATIENCE).await;
     assert_nothing_is_left(&*subject).await;
 }
