@@ -38,9 +38,20 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the project").to_owned()
 }
 
-/// The cargo that runs this.
+/// The cargo that runs this. It does not inherit what cargo sets for the program that it runs: build scripts
+/// depend on these variables, and would run again each time that a program of another package calls cargo.
 pub(crate) fn cargo() -> Command {
-    program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let of_a_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        if name
+            .to_str()
+            .is_some_and(|name| of_a_package.iter().any(|start| name.starts_with(start)))
+        {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// A program with the project's folder as its working directory.

@@ -254,6 +254,17 @@ async fn path(example: &str) -> PathBuf {
     let profile = if folder.ends_with("debug") { "dev" } else { "release" };
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--profile", profile]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // Cargo sets these for the tests that it runs. Build scripts depend on them, and would run again for each
+    // package whose tests come here.
+    for (name, _) in env::vars_os() {
+        let of_a_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        if name
+            .to_str()
+            .is_some_and(|name| of_a_package.iter().any(|start| name.starts_with(start)))
+        {
+            cargo.env_remove(name);
+        }
+    }
     cargo.args(EXAMPLES.iter().flat_map(|name| ["--package", name]));
     let sources = ["sqlite", "redis", "nats", "postgres", "rabbitmq", "kafka"];
     cargo.args(
