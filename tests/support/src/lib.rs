@@ -1,6 +1,6 @@
 //! Shared helpers of the project's tests: a scriptable client, recorders of metrics and logs, workers
-//! that wait at a gate, random schedules, sockets that accept every client, and examples and servers as
-//! processes.
+//! that wait at a gate, random schedules, sockets that accept every client, and examples, servers and a
+//! browser as processes.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -9,6 +9,8 @@
 )]
 #![allow(clippy::needless_pass_by_value, reason = "json!(..) reads best where it stands")]
 
+#[cfg(feature = "browser")]
+mod chromium;
 mod client;
 mod clock;
 mod example;
@@ -26,6 +28,8 @@ mod sockets;
 
 use std::time::Duration;
 
+#[cfg(feature = "browser")]
+pub use self::chromium::Chromium;
 #[cfg(feature = "ws")]
 pub use self::sockets::{AnyChannel, AnySocket};
 pub use self::{

@@ -1,17 +1,10 @@
 //! A browser controlled by a test.
 
-use std::{process::Stdio, time::Duration};
+use std::{ops::Deref, time::Duration};
 
-use fantoccini::{Client, ClientBuilder, wd::Capabilities};
-use hyper_util::client::legacy::connect::HttpConnector;
-use pipeline_test_support::PATIENCE;
+use pipeline_test_support::{Chromium, PATIENCE};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
-    process::{Child, Command},
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep};
 
 /// How often a page is looked at.
 const AGAIN: Duration = Duration::from_millis(25);
@@ -45,39 +38,20 @@ const RECORDER: &str = "
     }
     window.clearTimeout = (id) => { window.seen.timers.delete(id); stop(id) }";
 
-/// A headless Chromium and its driver, with a separate profile. Both are stopped on drop.
-pub(crate) struct Browser {
-    pub(crate) client: Client,
-    /// The address of the driver.
-    port: String,
-    _driver: Child,
+/// A browser that shows the shop.
+pub(crate) struct Browser(Chromium);
+
+impl Deref for Browser {
+    type Target = Chromium;
+
+    fn deref(&self) -> &Chromium {
+        &self.0
+    }
 }
 
 impl Browser {
     pub(crate) async fn start() -> Self {
-        let mut driver = Command::new("chromedriver");
-        driver.arg("--port=0").kill_on_drop(true).stdout(Stdio::piped());
-        let mut driver = driver.spawn().expect("chromedriver is installed: see CONTRIBUTING.md");
-        let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port = loop {
-            let line = timeout(PATIENCE, said.next_line()).await.unwrap().unwrap().unwrap();
-            if let Some((_, port)) = line.rsplit_once("successfully on port ") {
-                break port.trim_end_matches('.').to_owned();
-            }
-        };
-        let options = json!({"args": [
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--window-size=1280,900", "--hide-scrollbars",
-        ]});
-        let capabilities = Capabilities::from_iter([
-            ("goog:chromeOptions".to_owned(), options),
-            ("goog:loggingPrefs".to_owned(), json!({"browser": "ALL"})),
-        ]);
-        let mut builder = ClientBuilder::new(HttpConnector::new());
-        builder.capabilities(capabilities);
-        let client = builder.connect(&format!("http://127.0.0.1:{port}")).await.unwrap();
-        Self { client, port, _driver: driver }
+        Self(Chromium::start(1280, 900).await)
     }
 
     pub(crate) async fn open(&self, url: &str) {
@@ -134,16 +108,9 @@ impl Browser {
         self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({"source": RECORDER})).await;
     }
 
-    /// Sends a command of Chromium's developer tools.
-    pub(crate) async fn devtools(&self, command: &str, params: Value) -> Value {
-        self.command("goog/cdp/execute", json!({"cmd": command, "params": params})).await
-    }
-
-    /// Emulates the screen of a phone, or ends it.
+    /// Emulates the screen of a phone.
     pub(crate) async fn narrow(&self, height: u32) {
-        let metrics =
-            json!({"width": 390, "height": height, "deviceScaleFactor": 1, "mobile": true});
-        self.devtools("Emulation.setDeviceMetricsOverride", metrics).await;
+        self.phone(390, height, 1).await;
     }
 
     /// Emulates what a visitor prefers.
@@ -155,41 +122,8 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", json!({"features": features})).await;
     }
 
-    /// The console's messages since the last call, without harmless ones.
-    pub(crate) async fn complaints(&self) -> Vec<String> {
-        let said = self.command("se/log", json!({"type": "browser"})).await;
-        let said = said.as_array().unwrap().iter();
-        let faults =
-            said.filter(|line| ["SEVERE", "WARNING"].map(Value::from).contains(&line["level"]));
-        faults.map(ToString::to_string).collect()
-    }
-
     /// Closes the browser cleanly, which is not needed after a panic.
     pub(crate) async fn close(self) {
-        self.client.close().await.unwrap();
-    }
-
-    /// Sends one of Chromium's own commands to the driver.
-    async fn command(&self, command: &str, body: Value) -> Value {
-        let session = self.client.session_id().await.unwrap().unwrap();
-        let (address, body) = (format!("127.0.0.1:{}", self.port), body.to_string());
-        let mut stream = TcpStream::connect(&address).await.unwrap();
-        let head = format!(
-            "POST /session/{session}/{command} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all((head + &body).as_bytes()).await.unwrap();
-        // The driver keeps the connection open, so the body is read up to its length.
-        let (mut reader, mut line, mut length) = (BufReader::new(stream), String::new(), 0);
-        while timeout(PATIENCE, reader.read_line(&mut line)).await.unwrap().unwrap() > 2 {
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().unwrap();
-            }
-            line.clear();
-        }
-        let mut body = vec![0; length];
-        timeout(PATIENCE, reader.read_exact(&mut body)).await.unwrap().unwrap();
-        serde_json::from_slice::<Value>(&body).unwrap()["value"].clone()
+        self.0.close().await;
     }
 }
