@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Files of docs/ to which pages of the reference link.
-const BESIDES: [&str; 7] = [
+const BESIDES: [&str; 9] = [
     "deploy/haproxy.cfg",
     "deploy/kubernetes.yaml",
     "deploy/nginx.conf",
@@ -20,6 +20,8 @@ const BESIDES: [&str; 7] = [
     "grafana/statsd-mapping.yml",
     "growth.svg",
     "overload.svg",
+    "prometheus/alerts.yml",
+    "prometheus/alerts_test.yml",
 ];
 
 /// The folder of the pages that show documents of docs/. Some of their links lead to source files, which are not

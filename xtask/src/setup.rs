@@ -185,14 +185,15 @@ fn servers_folder() -> PathBuf {
     root().join("target/tools/servers")
 }
 
-/// Programs of the servers of durable sources, and of proxies, each in a folder in which `tests/support` finds it.
-const SERVERS: [(&str, &str); 6] = [
+/// Programs of the servers of durable sources, of proxies and of Prometheus, each in a folder in which `tests/support` finds it.
+const SERVERS: [(&str, &str); 7] = [
     ("redis-server", "usr/bin/redis-server"),
     ("nats-server", "usr/sbin/nats-server"),
     ("postgresql", "usr/lib/postgresql"),
     ("rabbitmq-server", "usr/lib/rabbitmq"),
     ("haproxy", "usr/sbin/haproxy"),
     ("nginx", "usr/sbin/nginx"),
+    ("prometheus", "usr/bin/prometheus"),
 ];
 
 /// The packages of the servers that are not installed.
@@ -227,8 +228,9 @@ fn servers() -> Outcome {
 
 /// Whether a package that a server depends on is needed to run it.
 fn is_part_of_a_server(name: &str) -> bool {
-    // PostgreSQL loads LLVM only where it compiles queries.
-    let is_needed = !name.starts_with("libllvm") && name != "postgresql-common";
+    // PostgreSQL loads LLVM only where it compiles queries, and Prometheus' page of scripts is not looked at.
+    let is_needed = !["libllvm", "libjs-"].iter().any(|start| name.starts_with(start))
+        && name != "postgresql-common";
     let prefixes = ["lib", "zlib", "erlang-", "postgresql-", "redis-"];
     is_needed && prefixes.iter().any(|prefix| name.starts_with(prefix))
 }

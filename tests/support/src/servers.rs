@@ -79,14 +79,7 @@ impl Server {
     /// If it is missing and `CI` is set, or if it does not start.
     pub async fn start(kind: Kind) -> Option<Self> {
         let name = kind.program();
-        let Some(program) = find(name) else {
-            assert!(
-                env::var_os("CI").is_none(),
-                "{name} is missing, and CI is set: `cargo xtask setup` unpacks it"
-            );
-            println!("SKIPPED: no {name}; on Debian `cargo xtask setup` unpacks it");
-            return None;
-        };
+        let program = find_or_skip(name)?;
         let folder = tempfile::Builder::new().prefix(name).tempdir().unwrap();
         let inner_ports = [free_port(), free_port()];
         let mut server = Self {
@@ -371,6 +364,35 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     });
     let folders = folders.chain(env::split_paths(&on_path));
     folders.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// The path of a program of these servers. None if it is not installed, which fails if `CI` is set.
+fn find_or_skip(name: &str) -> Option<PathBuf> {
+    let program = find(name);
+    if program.is_none() {
+        assert!(
+            env::var_os("CI").is_none(),
+            "{name} is missing, and CI is set: `cargo xtask setup` unpacks it"
+        );
+        println!("SKIPPED: no {name}; on Debian `cargo xtask setup` unpacks it");
+    }
+    program
+}
+
+/// A program of the system's packages, to be run with arguments of the test. None if it is not installed.
+///
+/// # Panics
+///
+/// If it is missing and `CI` is set.
+#[must_use]
+pub fn tool(name: &str) -> Option<Command> {
+    find_or_skip(name).map(|path| program(&path))
+}
+
+/// `127.0.0.1:PORT`, with a port that is free now.
+#[must_use]
+pub fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
 }
 
 /// A program with the libraries that were unpacked with it.

@@ -1,6 +1,10 @@
-//! docs/metrics.md lists exactly the metrics that exist, and the dashboard and its mapping use only
-//! those.
+//! docs/metrics.md lists exactly the metrics that exist, and the dashboard, its mapping and the alert rules use
+//! only those.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+#[cfg(unix)]
+mod prometheus;
+mod system;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,23 +13,13 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use parking_lot::Mutex;
-use pipeline::{
-    Graph, Pipeline,
-    cluster::{Cluster, ClusterOptions},
-    processing::{Batch, Batcher, Message, Processors},
-    serve,
-    source::{QueueOptions, queue},
-    sources::{Item, SourceOptions, sqlite::SqliteQueue},
-    statsd::{Dialect, StatsdRecorder, cadence::MetricSink},
-    step::{for_each, map},
-    supervisor::ConsumerSupervisor,
-    ws::{Endpoint, Mount, listen},
-};
-use pipeline_test_support::{AnyChannel, AnySocket, Recorded, Series, project};
+use pipeline::statsd::{Dialect, StatsdRecorder, cadence::MetricSink};
+use pipeline_test_support::{Recorded, Series, project};
 use regex::Regex;
 use serde_json::Value;
+
+use self::system::System;
 
 /// A row of the table: a kind, and the tags, with their values where they are listed.
 #[derive(Debug, PartialEq)]
@@ -63,35 +57,8 @@ fn table() -> BTreeMap<String, Row> {
 /// All series of a system with a stage of each kind, an endpoint and a server.
 async fn registered() -> Vec<Series> {
     let (telemetry, recorded) = Recorded::new();
-    let sockets = Mount::new(AnySocket).channel::<AnyChannel>("user:*");
-    let endpoint =
-        Endpoint::builder().mount("/socket", sockets).telemetry(telemetry.clone()).build().unwrap();
-    let (_pushes, producer) = queue::<u64>(QueueOptions::new());
-    let worker = async |_: &u64| Ok(());
-    let mut graph = Graph::new("push");
-    graph.telemetry(telemetry.clone());
-    graph.producer("source", producer);
-    graph.producer_consumer("double", map(async |n: u64| 2 * n));
-    graph.consumer("print", for_each(async |n: u64| println!("{n}")));
-    graph.consumer_supervisor("push", ConsumerSupervisor::new(worker));
-    let pipeline = graph.start().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let orders = SqliteQueue::open(folder.path().join("orders.db"), "orders").await.unwrap();
-    let messages = Pipeline::of_messages("orders")
-        .telemetry(telemetry.clone())
-        .source(orders.source(SourceOptions::new()))
-        .processors(Processors::from_fn(async |_: &mut Message<Item>| Ok(1)))
-        .batcher(Batcher::from_fn(async |_: &mut Batch<Item, u64>| Ok(())))
-        .start()
-        .unwrap();
-    // No server listens there: the node is alone.
-    let cluster = ClusterOptions::new("shop").telemetry(telemetry.clone());
-    let cluster = Cluster::redis("redis://127.0.0.1:1", cluster).await.unwrap();
-    let listener = listen("127.0.0.1:0").await.unwrap();
-    serve(listener, Router::new()).telemetry(telemetry).until(async {}).await.unwrap();
-    let series = recorded.series();
-    drop((pipeline, messages, cluster, endpoint));
-    series
+    let _system = System::start(telemetry).await;
+    recorded.series()
 }
 
 /// A sink that accepts everything except the first line.
@@ -208,11 +175,18 @@ fn prometheus() -> BTreeMap<String, BTreeSet<String>> {
             rule.matches.replace(&name, &*rule.name).replace('.', "_")
         });
         assert_eq!(mapped[0], mapped[1]);
-        let suffixes: &[_] = if row.kind == "ms" { &["_bucket", "_sum", "_count"] } else { &[""] };
-        for suffix in suffixes {
+        let names = if row.kind == "ms" {
+            // The exporter of the facade keeps milliseconds.
+            let names = [mapped[0].clone(), mapped[0].replace("_seconds", "_milliseconds")];
+            let suffixes = ["_bucket", "_sum", "_count"];
+            names.iter().flat_map(|name| suffixes.map(|suffix| format!("{name}{suffix}"))).collect()
+        } else {
+            vec![mapped[0].clone()]
+        };
+        for name in names {
             let mut labels: BTreeSet<_> = row.tags.keys().cloned().collect();
-            labels.extend((*suffix == "_bucket").then(|| "le".to_owned()));
-            assert!(known.insert(format!("{}{suffix}", mapped[0]), labels).is_none());
+            labels.extend(name.ends_with("_bucket").then(|| "le".to_owned()));
+            assert!(known.insert(name, labels).is_none());
         }
     }
     known
@@ -232,29 +206,42 @@ fn strings<'a>(value: &'a Value, under: &str, found: &mut Vec<&'a str>) {
     }
 }
 
-#[test]
-fn the_dashboard_uses_metrics_and_labels_that_the_mapping_produces() {
-    let (known, mut asked) = (prometheus(), BTreeSet::new());
+/// The metrics that a query names. It names only metrics and labels that are known.
+fn named<'a>(query: &'a str, known: &BTreeMap<String, BTreeSet<String>>) -> Vec<&'a str> {
+    let metric = Regex::new("(pipeline|socket|channel|http|statsd)_[a-z_]+").unwrap();
+    let lists =
+        Regex::new(r"by \(([^)]*)\)|\{([^}]*)\}|label_values\([a-z_]+, ([a-z]+)\)").unwrap();
+    let names: Vec<_> = metric.find_iter(query).map(|name| name.as_str()).collect();
+    assert!(!names.is_empty(), "{query}");
+    for name in &names {
+        let labels = known.get(*name).unwrap_or_else(|| panic!("unknown metric {name}: {query}"));
+        for list in lists.captures_iter(query) {
+            let list = list.iter().skip(1).flatten().next().unwrap().as_str();
+            let asked = list.split(',').map(|label| label.split('=').next().unwrap().trim());
+            // Prometheus itself adds the instance.
+            for label in asked.filter(|label| *label != "instance") {
+                assert!(labels.contains(label), "{name} has no label {label}: {query}");
+            }
+        }
+    }
+    names
+}
+
+/// All queries of the dashboard.
+fn queries() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(&read("docs/grafana/dashboard.json")).unwrap();
     let mut queries = Vec::new();
     strings(&dashboard, "expr", &mut queries);
     strings(&dashboard, "query", &mut queries);
-    let metric = Regex::new("(pipeline|socket|channel|http|statsd)_[a-z_]+").unwrap();
-    let lists =
-        Regex::new(r"by \(([^)]*)\)|\{([^}]*)\}|label_values\([a-z_]+, ([a-z]+)\)").unwrap();
-    for query in queries.iter().filter(|query| **query != "prometheus") {
-        let names: Vec<_> = metric.find_iter(query).map(|name| name.as_str()).collect();
-        assert!(!names.is_empty(), "{query}");
-        for name in names {
-            let labels =
-                known.get(name).unwrap_or_else(|| panic!("unknown metric {name}: {query}"));
-            for list in lists.captures_iter(query) {
-                let list = list.iter().skip(1).flatten().next().unwrap().as_str();
-                let asked = list.split(',').map(|label| label.split('=').next().unwrap().trim());
-                for label in asked {
-                    assert!(labels.contains(label), "{name} has no label {label}: {query}");
-                }
-            }
+    queries.retain(|query| *query != "prometheus");
+    queries.into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_dashboard_uses_metrics_and_labels_that_the_mapping_produces() {
+    let (known, mut asked) = (prometheus(), BTreeSet::new());
+    for query in queries() {
+        for name in named(&query, &known) {
             asked.insert(name.trim_end_matches("_bucket").trim_end_matches("_sum").to_owned());
         }
     }
@@ -265,6 +252,20 @@ fn the_dashboard_uses_metrics_and_labels_that_the_mapping_produces() {
     };
     let missing: Vec<_> = known.keys().filter(|name| !shown(name)).collect();
     assert!(missing.is_empty(), "not on the dashboard: {missing:?}");
+}
+
+#[test]
+fn the_alert_rules_use_metrics_and_labels_that_exist() {
+    let (known, rules) = (prometheus(), read("docs/prometheus/alerts.yml"));
+    let mut count = 0;
+    for rule in rules.split("- alert: ").skip(1) {
+        let query = rule.split_once("expr: ").unwrap().1;
+        let end =
+            ["        for:", "        labels:"].iter().filter_map(|end| query.find(end)).min();
+        named(&query[..end.unwrap()], &known);
+        count += 1;
+    }
+    assert!(count > 5, "{count} rules");
 }
 
 #[test]
