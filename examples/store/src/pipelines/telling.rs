@@ -105,9 +105,7 @@ impl Teller {
                 &stock_change(product, item, level),
             )?;
             if self.pubsub.has_subscribers(DROPS_PAGE) {
-                let html = pages::entry(&item_view(item))?;
-                let target = format!("[data-key=\"item-{id}\"]");
-                self.broadcast(event, DROPS_PAGE, "fragment", &fragment(&target, &html, item.rev))?;
+                self.broadcast(event, DROPS_PAGE, "fragment", &entry_fragment(item)?)?;
             }
         }
         Ok(())
@@ -160,6 +158,13 @@ pub(crate) fn stock_change(product: i64, item: &Item, level: Level) -> Value {
     json!({ "product_id": product, "item_id": item.id, "level": level, "rev": item.rev })
 }
 
-fn fragment(target: &str, html: &str, rev: i64) -> Value {
+/// The event `fragment` for one size of the server-driven page.
+pub(crate) fn entry_fragment(item: &Item) -> Result<Value, askama::Error> {
+    let target = format!("[data-key=\"item-{}\"]", item.id);
+    Ok(fragment(&target, &pages::entry(&item_view(item))?, item.rev))
+}
+
+/// The event `fragment`: the HTML that takes the place of what the selector finds.
+pub(crate) fn fragment(target: &str, html: &str, rev: i64) -> Value {
     json!({ "target": target, "html": html, "rev": rev })
 }

@@ -1,9 +1,10 @@
 //! The channels of products, and of the server-driven page.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use pipeline::ws::channel_test::{TestChannel, assert_push, refute_push};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::{LONG, Node, refused};
 
@@ -166,7 +167,7 @@ async fn a_048_a_burst_of_sales_is_one_event_for_each_level_at_most() {
 
 #[tokio::test(start_paused = true)]
 async fn a_045_a_release_and_a_sale_at_once_leave_no_page_with_an_item_that_is_gone() {
-    for _ in 0..20 {
+    for _ in 0..1000 {
         let node = Node::open().await;
         let (_socket, page) = page(&node, 1).await;
         node.stock(1, 1).await;
@@ -235,6 +236,42 @@ async fn changes_while_a_page_joins_are_not_missed() {
         levels.hear_all(&page).await;
         let level = node.store.shop.inventory.snapshot().unwrap().item(1).unwrap().level();
         assert_eq!(levels.of_item(1), level.as_str());
+    }
+}
+
+/// The revision and the level of an item in the HTML of a fragment.
+fn drawn(html: &str, item: i64) -> Option<(i64, String)> {
+    let (before, after) = html.split_once(&format!("data-key=\"item-{item}\" data-rev=\""))?;
+    let level = before.rsplit_once("--level-")?.1.split_once('"')?.0.to_owned();
+    Some((after.split_once('"')?.0.parse().ok()?, level))
+}
+
+/// A page joins on one thread while a level changes on another. It ends with the new one, from its reply or after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn changes_while_a_server_driven_page_joins_are_not_missed() {
+    let node = Arc::new(Node::selling().await);
+    for round in 0..600 {
+        let changing = node.clone();
+        let change = tokio::spawn(async move {
+            let began = Instant::now();
+            let wait = Duration::from_micros(fastrand::u64(..1000));
+            while began.elapsed() < wait {
+                std::hint::spin_loop();
+            }
+            changing.stock(1, [0, 10, 300][round % 3]).await;
+        });
+        let socket = node.socket().await;
+        let page = socket.join("page:drops", json!({})).await.unwrap();
+        change.await.unwrap();
+        let level = node.database.catalogue().item(1).unwrap().level();
+        let cards = reply(&page)["cards"].as_array().unwrap().clone();
+        let mut known = cards.iter().find_map(|it| drawn(it["html"].as_str()?, 1)).unwrap();
+        while known.1 != level.as_str() {
+            let next = page.pushes("fragment").within(LONG);
+            let fragment = next.find("", |it| it.parse::<Value>().ok()).await.unwrap();
+            let later = drawn(fragment["html"].as_str().unwrap(), 1);
+            known = later.filter(|later| later.0 >= known.0).unwrap_or(known);
+        }
     }
 }
 
