@@ -2,12 +2,12 @@
 #![cfg(all(feature = "redis", feature = "nats", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
-use pipeline_test_support::{
-    Client, connect,
-    servers::{Kind, Server},
-};
+use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use futures::{SinkExt, StreamExt};
+use parking_lot::Mutex;
+use pipeline_test_support::servers::{Kind, Server};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,6 +16,10 @@ use tokio::{
     net::TcpStream,
     process::{Child, Command},
     time::{Instant, sleep, timeout},
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, client::IntoClientRequest},
 };
 
 /// How long tests wait for what is sure to come. It is no measure.
@@ -34,6 +38,8 @@ struct Shop {
 struct Node {
     process: Child,
     address: String,
+    /// What it has said.
+    said: Arc<Mutex<Vec<String>>>,
 }
 
 struct Answer {
@@ -119,8 +125,14 @@ impl Node {
             }
         };
         // What it says later is read, so that it never waits for a reader.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let node = Self { process, address };
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        let heard = said.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                heard.lock().push(line);
+            }
+        });
+        let node = Self { process, address, said };
         eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
         node
     }
@@ -153,8 +165,43 @@ impl Node {
     }
 
     async fn page(&self) -> Page {
-        let url = format!("ws://{}/product_socket/websocket?vsn=2.0.0", self.address);
-        Page { client: connect(&url).await.unwrap(), events: Vec::new(), refs: 0 }
+        self.open("product_socket", None).await
+    }
+
+    /// The socket of a dashboard.
+    async fn dashboard(&self) -> Page {
+        let page = self.get("/admin", &[ADMIN]).await;
+        let token = page.after("name=\"admin-token\" content=\"");
+        let token = STANDARD_NO_PAD.encode(token);
+        self.open("admin_socket", Some(format!("phoenix, base64url.bearer.phx.{token}"))).await
+    }
+
+    async fn open(&self, socket: &str, protocols: Option<String>) -> Page {
+        let url = format!("ws://{}/{socket}/websocket?vsn=2.0.0", self.address);
+        let mut request = url.into_client_request().unwrap();
+        if let Some(protocols) = protocols {
+            request.headers_mut().insert("sec-websocket-protocol", protocols.parse().unwrap());
+        }
+        let (stream, _) = timeout(LONG, connect_async(request)).await.unwrap().unwrap();
+        Page { stream, events: Vec::new(), refs: 0 }
+    }
+
+    /// Whether it has said that all is sold out.
+    fn has_sold_out(&self) -> bool {
+        self.said.lock().iter().any(|line| line.contains("all is sold out"))
+    }
+
+    /// The revision and the level of each item, as a page shows them that is drawn now.
+    async fn drawn(&self) -> Vec<(i64, String)> {
+        let body = self.get("/", &[]).await.body;
+        let item = |item: usize| {
+            let (before, after) =
+                body.split_once(&format!("data-key=\"item-{item}\" data-rev=\"")).unwrap();
+            let level = before.rsplit_once("--level-").unwrap().1;
+            let rev = after.split_once('"').unwrap().0.parse().unwrap();
+            (rev, level.split_once('"').unwrap().0.to_owned())
+        };
+        (1..=12).map(item).collect()
     }
 
     /// A shopper with a session: its cookie, the id of its cart, and the two tokens of its page.
@@ -172,7 +219,7 @@ impl Node {
 
 /// A client with everything that it has received.
 struct Page {
-    client: Client,
+    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
     events: Vec<Value>,
     refs: u32,
 }
@@ -188,13 +235,22 @@ impl Page {
         // Every topic is joined once, so the first message of a topic has its join ref.
         let join_ref =
             if event == "phx_join" { json!(reference) } else { json!(self.joined(topic)) };
-        self.client.send(json!([join_ref, reference, topic, event, payload])).await;
+        let message = json!([join_ref, reference, topic, event, payload]).to_string();
+        self.stream.send(Message::text(message)).await.unwrap();
         let reply =
             self.take(|message| message[1] == json!(reference) && message[3] == "phx_reply").await;
         if event == "phx_join" {
             self.events.push(json!([join_ref, null, topic, "joined", {}]));
         }
         reply[4].clone()
+    }
+
+    async fn receive(&mut self) -> Value {
+        loop {
+            if let Message::Text(text) = self.stream.next().await.unwrap().unwrap() {
+                return serde_json::from_str(&text).unwrap();
+            }
+        }
     }
 
     fn joined(&self, topic: &str) -> Value {
@@ -210,7 +266,7 @@ impl Page {
         let deadline = Instant::now() + LONG;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let message = timeout(left, self.client.receive()).await.expect("the message comes");
+            let message = timeout(left, self.receive()).await.expect("the message comes");
             if is_wanted(&message) {
                 return message;
             }
@@ -328,9 +384,9 @@ async fn rush(kind: Kind) {
     }
     let flags = ["--release", "1", "--release", "2", "--sell", "60"];
     let a = shop.node("a", &flags).await;
-    let mut pages = vec![a.page().await];
+    let mut pages = vec![a.page().await, a.page().await];
     let b = shop.node("b", &flags).await;
-    pages.push(b.page().await);
+    pages.extend([b.page().await, b.page().await]);
     let c = shop.node("c", &[]).await;
     pages.push(c.page().await);
     let mut levels = Vec::new();
@@ -357,6 +413,12 @@ async fn rush(kind: Kind) {
             page.matches("size-container__entry--level-out").count() == 12
         })
         .await;
+    }
+    eventually(async || a.has_sold_out() && b.has_sold_out()).await;
+    assert!(!c.has_sold_out(), "it had no crowd");
+    for node in [&a, &b, &c] {
+        // No pipeline has failed.
+        assert!(node.get("/readyz", &[]).await.head.contains(" 200 "));
     }
 }
 
@@ -416,4 +478,80 @@ async fn t_026_a_node_that_neither_hears_nor_compares_stays_as_it_was() {
     page.event("product:1", "released").await;
     assert!(b.shows(1).await && !deaf.shows(1).await);
     b.process.kill().await.unwrap();
+}
+
+/// What happens on one node, pages of another show: the open ones and those that are drawn now, which are never behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn t_027_an_open_page_and_one_that_is_drawn_now_agree_on_another_node() {
+    let Some(shop) = Shop::over(Kind::Nats).await else { return };
+    let a = shop.node("a", &["--fresh"]).await;
+    shop.stock(20);
+    let mut page = a.page().await;
+    let mut known = vec![(0, String::new()); 12];
+    for topic in ["product:1", "product:2"] {
+        let joined = page.join(topic, json!({})).await;
+        assert_eq!(joined["response"]["released"], false);
+        for level in joined["response"]["levels"].as_array().unwrap() {
+            hear(&mut known, level);
+        }
+    }
+    let b = shop.node("b", &["--release", "1", "--release", "2", "--sell", "60"]).await;
+    for product in [1, 2] {
+        page.event(&format!("product:{product}"), "released").await;
+        assert!(a.shows(product).await);
+    }
+    while known.iter().any(|(_, level)| level != "out") {
+        let change = page.take(|message| message[3] == "stock_change").await;
+        hear(&mut known, &change[4]);
+        for (drawn, known) in a.drawn().await.iter().zip(&known) {
+            assert!(
+                drawn.0 > known.0 || known.1.is_empty() || drawn == known,
+                "{drawn:?} {known:?}"
+            );
+        }
+    }
+    assert!(a.drawn().await.iter().all(|(_, level)| level == "out"));
+    assert_eq!(shop.counts(), [0; 12]);
+    eventually(async || b.has_sold_out()).await;
+}
+
+/// A dashboard on one node, and shoppers on another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_119_a_dashboard_sees_the_shoppers_of_another_node_until_it_dies() {
+    let Some(shop) = Shop::over(Kind::Redis).await else { return };
+    let (a, mut b) =
+        (shop.node("a", &["--fresh"]).await, shop.node("b", &["--release", "1"]).await);
+    let mut dashboard = a.dashboard().await;
+    let tracker = "admin:cart_tracker";
+    assert_eq!(dashboard.join(tracker, json!({})).await["status"], "ok");
+    assert_eq!(dashboard.event(tracker, "presence_state").await, json!({}));
+    dashboard.join("admin:totals", json!({})).await;
+
+    let [_, id, token, _] = b.shopper().await;
+    let mut tab = b.page().await;
+    let topic = format!("cart:{id}");
+    tab.join(&topic, json!({ "token": token, "page": "/" })).await;
+    let diff = dashboard.event(tracker, "presence_diff").await;
+    let key = diff["joins"].as_object().unwrap().keys().next().unwrap().clone();
+    assert_eq!(diff["joins"][&key]["metas"][0]["items"], json!([]));
+
+    let added = tab.ask(&topic, "add_item", json!({ "item_id": 1 })).await;
+    assert_eq!(added["status"], "ok", "{added}");
+    let diff = dashboard.event(tracker, "presence_diff").await;
+    assert_eq!(diff["joins"][&key]["metas"][0]["items"], json!([1]));
+    dashboard
+        .take(|it| it[3] == "totals" && it[4]["shoppers"] == 1 && it[4]["items"]["1"] == 1)
+        .await;
+
+    drop(tab);
+    let diff = dashboard.event(tracker, "presence_diff").await;
+    assert!(diff["joins"].as_object().unwrap().is_empty() && diff["leaves"][&key].is_object());
+
+    // A node that is killed says nothing more. Its shoppers are gone all the same.
+    let mut tab = b.page().await;
+    tab.join(&topic, json!({ "token": token, "page": "/" })).await;
+    dashboard.take(|it| it[3] == "presence_diff" && it[4]["joins"][&key].is_object()).await;
+    b.process.kill().await.unwrap();
+    dashboard.take(|it| it[3] == "presence_diff" && it[4]["leaves"][&key].is_object()).await;
+    dashboard.take(|it| it[3] == "totals" && it[4]["shoppers"] == 0).await;
 }
