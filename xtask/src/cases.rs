@@ -28,6 +28,9 @@ const SPECIFICATIONS: [Specification; 4] = [
 /// The heading of the list of open cases.
 const OPEN: &str = "## Open rows";
 
+/// The heading of the table of the cases that are tested.
+const SHOWN: &str = "## Rows and their tests";
+
 /// What begins a line of a test's documentation that names further cases.
 const ALSO: &str = "/// Also shows ";
 
@@ -47,7 +50,8 @@ pub(crate) fn faults<'a>(
 ) -> Vec<String> {
     let mut tested = BTreeSet::new();
     let mut faults = Vec::new();
-    let ids = sources.flat_map(|(path, text)| {
+    let sources: Vec<(&Path, &str)> = sources.collect();
+    let ids = sources.iter().flat_map(|(path, text)| {
         let has_tables = path.starts_with(TABLES);
         let row = move |line| if has_tables { row(line) } else { None };
         text.lines()
@@ -85,6 +89,10 @@ pub(crate) fn faults<'a>(
                 faults.push(format!("{page}: {} is open, and no case", written(*id)));
             }
         }
+        if let Some(page) = specification.open_in {
+            let tested = cases.intersection(&tested).copied().collect();
+            faults.extend(faults_of_table(page, text(page), &tested, &sources));
+        }
         known.extend(cases);
     }
     let strays = tested.difference(&known);
@@ -98,6 +106,47 @@ pub(crate) fn faults<'a>(
 fn open(page: &str) -> BTreeSet<Id> {
     let lines = page.lines().skip_while(|line| *line != OPEN).skip(1);
     lines.take_while(|line| !line.starts_with('#')).flat_map(ids).collect()
+}
+
+/// The faults of the table of a page that says which test shows which case, if it has one.
+fn faults_of_table(
+    page: &str,
+    text: &str,
+    tested: &BTreeSet<Id>,
+    sources: &[(&Path, &str)],
+) -> Vec<String> {
+    let mut faults = Vec::new();
+    if !text.lines().any(|line| line == SHOWN) {
+        return faults;
+    }
+    let folder = Path::new(page).parent().unwrap_or(Path::new(""));
+    let mut in_table = BTreeSet::new();
+    for (id, test, file) in shown(text) {
+        let path = folder.join(file);
+        let source = sources.iter().find(|(of, _)| *of == path);
+        if !source.is_some_and(|(_, source)| source.contains(&format!("fn {test}("))) {
+            faults.push(format!("{page}: {file} has no test {test} for {}", written(id)));
+        }
+        if !in_table.insert(id) {
+            faults.push(format!("{page}: the table has {} twice", written(id)));
+        }
+    }
+    let missing = tested.difference(&in_table);
+    faults.extend(missing.map(|id| format!("{page}: the table has no {}", written(*id))));
+    let untested = in_table.difference(tested);
+    faults
+        .extend(untested.map(|id| format!("{page}: no test shows {} of the table", written(*id))));
+    faults
+}
+
+/// The lines of this table: the case, the name of the test and its file.
+fn shown(page: &str) -> impl Iterator<Item = (Id, &str, &str)> {
+    let lines = page.lines().skip_while(|line| *line != SHOWN).skip(1);
+    lines.take_while(|line| !line.starts_with('#')).filter_map(|line| {
+        let (test, rest) = line.split_once("| `")?.1.split_once("` | [")?;
+        let file = rest.split_once("](")?.1.strip_suffix(") |")?;
+        Some((case(line)?, test, file))
+    })
 }
 
 /// The further cases of a test: `/// Also shows A-051 and A-052.`
@@ -235,6 +284,28 @@ see S-002 in the text";
         let sources = [others, "fn a_001_a_page_opens() {"];
         let unknown = faults(open, sources.map(in_tables).into_iter());
         assert_eq!(unknown, ["examples/store/README.md: A-002 is open, and no case"]);
+    }
+
+    #[test]
+    fn a_table_of_tests_has_each_tested_case_once_with_its_test() {
+        let source = (Path::new("examples/store/tests/any.rs"), "async fn a_001_a_page_opens() {");
+        let tested = BTreeSet::from([('A', 1), ('A', 2)]);
+        let faults_of = |table: &str| {
+            let page = format!("{SHOWN}\n\n| row | test | in |\n{table}\n## More\n");
+            faults_of_table("examples/store/README.md", &page, &tested, &[source])
+        };
+        let row =
+            |id: &str, test: &str| format!("| {id} | `{test}` | [tests/any.rs](tests/any.rs) |");
+        let (one, two) = (row("A-001", "a_001_a_page_opens"), row("A-002", "a_001_a_page_opens"));
+        assert!(faults_of(&format!("{one}\n{two}")).is_empty());
+        assert_eq!(faults_of(&one), ["examples/store/README.md: the table has no A-002"]);
+        assert_eq!(faults_of(&format!("{one}\n{two}\n{two}")).len(), 1);
+        assert_eq!(faults_of(&format!("{one}\n{}", row("A-002", "gone"))).len(), 1);
+        assert_eq!(
+            faults_of(&format!("{one}\n{two}\n{}", row("A-003", "a_001_a_page_opens"))).len(),
+            1
+        );
+        assert!(faults_of_table("README.md", "No table.", &tested, &[]).is_empty());
     }
 
     #[test]
