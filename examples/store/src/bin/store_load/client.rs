@@ -1,14 +1,20 @@
 //! A shopper as a program: requests, and a socket with the protocol of the official client.
 
-use std::{collections::HashMap, error::Error, time::Duration};
+use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
-use futures::{SinkExt, StreamExt};
+use futures::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, timeout},
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
@@ -19,6 +25,9 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(60);
+
+/// How often a page says that it is there.
+const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// The head and the body of an answer.
 pub(crate) async fn request(
@@ -48,13 +57,44 @@ pub(crate) fn after(page: &str, text: &str) -> Result<String, Failure> {
     Ok(rest.split('"').next().unwrap_or_default().to_owned())
 }
 
-/// An open page.
+type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// An open page. A task reads what comes, so the page is up to date also while its shopper waits for an answer.
 pub(crate) struct Page {
-    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    sink: SplitSink<Stream, Message>,
     refs: u32,
     joined: HashMap<String, String>,
-    /// What came while an answer was waited for.
-    waiting: Vec<Value>,
+    shared: Arc<Shared>,
+    reader: JoinHandle<()>,
+}
+
+/// What the reader of a page has heard.
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Seen {
+    answers: HashMap<String, oneshot::Sender<Value>>,
+    levels: HashMap<i64, (i64, String)>,
+    products: HashMap<i64, Product>,
+    /// When the page showed for the first time that everything is released and gone.
+    nothing_left: Option<Instant>,
+    has_ended: bool,
+}
+
+#[derive(Default)]
+struct Product {
+    is_released: bool,
+    items: Vec<i64>,
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
 }
 
 impl Page {
@@ -66,7 +106,10 @@ impl Page {
             request.headers_mut().insert("sec-websocket-protocol", protocols.parse()?);
         }
         let (stream, _) = timeout(ANSWER, connect_async(request)).await??;
-        Ok(Self { stream, refs: 0, joined: HashMap::new(), waiting: Vec::new() })
+        let (sink, stream) = stream.split();
+        let shared = Arc::<Shared>::default();
+        let reader = tokio::spawn(read(stream, shared.clone()));
+        Ok(Self { sink, refs: 0, joined: HashMap::new(), shared, reader })
     }
 
     /// The page of an admin.
@@ -89,75 +132,75 @@ impl Page {
         if event == "phx_join" {
             self.joined.insert(topic.to_owned(), reference.clone());
         }
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut seen = self.shared.seen.lock();
+            if seen.has_ended {
+                return Err("the socket has ended".into());
+            }
+            seen.answers.insert(reference.clone(), answer);
+        }
         let join_ref = self.joined.get(topic);
         let message = json!([join_ref, reference, topic, event, payload]).to_string();
-        self.stream.send(Message::text(message)).await?;
-        let deadline = Instant::now().checked_add(ANSWER).ok_or("too late")?;
-        loop {
-            let message = self.next(deadline.saturating_duration_since(Instant::now())).await?;
-            if message[1] == json!(reference) && message[3] == "phx_reply" {
-                return match message[4]["status"].as_str() {
-                    Some("ok") => Ok(message[4]["response"].clone()),
-                    _ => Err(message[4]["response"].to_string().into()),
-                };
-            }
-            self.waiting.push(message);
-        }
-    }
-
-    async fn next(&mut self, within: Duration) -> Result<Value, Failure> {
-        loop {
-            match timeout(within, self.stream.next()).await?.ok_or("the socket has ended")?? {
-                Message::Text(text) => return Ok(serde_json::from_str(&text)?),
-                Message::Close(_) => return Err("the socket was closed".into()),
-                _ => {}
-            }
+        self.sink.send(Message::text(message)).await?;
+        let answer = timeout(ANSWER, answered).await??;
+        match answer["status"].as_str() {
+            Some("ok") => Ok(answer["response"].clone()),
+            _ => Err(answer["response"].to_string().into()),
         }
     }
 }
 
-/// A shopper with an open page.
-pub(crate) struct Shopper {
-    address: String,
-    page: Page,
-    cookie: String,
-    csrf: String,
-    cart: String,
-    levels: HashMap<i64, (i64, String)>,
-    products: HashMap<i64, (bool, Vec<i64>)>,
-    beat: Instant,
+/// Reads until the socket ends.
+async fn read(mut stream: SplitStream<Stream>, shared: Arc<Shared>) {
+    while let Some(Ok(message)) = stream.next().await {
+        let Message::Text(text) = message else { continue };
+        let Ok(message) = serde_json::from_str::<Value>(&text) else { continue };
+        shared.seen.lock().hear(&message);
+        shared.changed.notify_one();
+    }
+    let mut seen = shared.seen.lock();
+    seen.has_ended = true;
+    // A question that waits hears that no answer comes.
+    seen.answers.clear();
+    drop(seen);
+    shared.changed.notify_one();
 }
 
-impl Shopper {
-    /// Opens a page, and joins what the page joins.
-    pub(crate) async fn arrive(address: String) -> Result<Self, Failure> {
-        let (head, html) = request(&address, "GET", "/", &[], "").await?;
-        let cookie = head.split_once("set-cookie: ").ok_or("no cookie")?.1;
-        let cookie = format!("cookie: {}", cookie.split(';').next().unwrap_or_default());
-        let meta = |name: &str| after(&html, &format!("name=\"{name}\" content=\""));
-        let (id, token, csrf) = (meta("cart-id")?, meta("cart-token")?, meta("csrf-token")?);
-        let url = format!("ws://{address}/product_socket/websocket?vsn=2.0.0");
-        let mut shopper = Self {
-            page: Page::open(url, None).await?,
-            address,
-            cookie,
-            csrf,
-            cart: format!("cart:{id}"),
-            levels: HashMap::new(),
-            products: HashMap::new(),
-            beat: Instant::now(),
-        };
-        for product in [1, 2] {
-            let joined =
-                shopper.page.ask(&format!("product:{product}"), "phx_join", json!({})).await?;
-            let levels = joined["levels"].as_array().ok_or("no levels")?;
-            let items = levels.iter().filter_map(|level| level["item_id"].as_i64()).collect();
-            levels.iter().for_each(|level| shopper.level(level));
-            shopper.products.insert(product, (joined["released"] == true, items));
+impl Seen {
+    fn hear(&mut self, message: &Value) {
+        match message[3].as_str() {
+            Some("phx_reply") => {
+                let answer = message[1].as_str().and_then(|it| self.answers.remove(it));
+                if let Some(answer) = answer {
+                    // The one that asked may have given up.
+                    let _ = answer.send(message[4].clone());
+                }
+                return;
+            }
+            Some("stock_change") => self.level(&message[4]),
+            Some("released") => {
+                let topic = message[2].as_str().unwrap_or_default();
+                let product = topic.strip_prefix("product:").and_then(|id| id.parse().ok());
+                if let Some(product) = product.and_then(|id: i64| self.products.get_mut(&id)) {
+                    product.is_released = true;
+                }
+            }
+            _ => return,
         }
-        let cart = shopper.cart.clone();
-        shopper.page.ask(&cart, "phx_join", json!({ "token": token, "page": "/" })).await?;
-        Ok(shopper)
+        self.look();
+    }
+
+    /// What the answer to the join of a product says.
+    fn joined(&mut self, id: i64, joined: &Value) -> Result<(), Failure> {
+        let levels = joined["levels"].as_array().ok_or("no levels")?;
+        let items = levels.iter().filter_map(|level| level["item_id"].as_i64()).collect();
+        levels.iter().for_each(|level| self.level(level));
+        let product = self.products.entry(id).or_default();
+        product.is_released |= joined["released"] == true;
+        product.items = items;
+        self.look();
+        Ok(())
     }
 
     /// A page drops what has a lower revision than it knows.
@@ -175,81 +218,98 @@ impl Shopper {
         self.levels.get(&item).is_some_and(|(_, level)| level != "out")
     }
 
-    /// Whether everything is released and gone.
-    pub(crate) fn sees_nothing_left(&self) -> bool {
-        let gone = |items: &[i64]| items.iter().all(|item| !self.is_available(*item));
-        self.products.values().all(|(is_released, items)| *is_released && gone(items))
+    /// Notes when everything is released and gone.
+    fn look(&mut self) {
+        let is_gone = |product: &Product| {
+            product.is_released && !product.items.iter().any(|item| self.is_available(*item))
+        };
+        if self.products.len() < PRODUCTS.len() || !self.products.values().all(is_gone) {
+            self.nothing_left = None;
+        } else if self.nothing_left.is_none() {
+            self.nothing_left = Some(Instant::now());
+        }
     }
 
     /// An item that the page offers.
-    pub(crate) fn wants(&self) -> Option<i64> {
-        let released = self.products.values().filter(|(is_released, _)| *is_released);
+    fn wants(&self) -> Option<i64> {
+        let released = self.products.values().filter(|product| product.is_released);
         let items: Vec<i64> = released
-            .flat_map(|(_, items)| items)
+            .flat_map(|product| &product.items)
             .copied()
             .filter(|item| self.is_available(*item))
             .collect();
         fastrand::choice(items)
     }
+}
 
-    fn handle(&mut self, message: &Value) {
-        match message[3].as_str() {
-            Some("stock_change") => self.level(&message[4]),
-            Some("released") => {
-                let topic = message[2].as_str().unwrap_or_default();
-                let product = topic.strip_prefix("product:").and_then(|id| id.parse().ok());
-                if let Some((is_released, _)) =
-                    product.and_then(|id: i64| self.products.get_mut(&id))
-                {
-                    *is_released = true;
-                }
-            }
-            _ => {}
+const PRODUCTS: [i64; 2] = [1, 2];
+
+/// A shopper with an open page.
+pub(crate) struct Shopper {
+    address: String,
+    page: Page,
+    cookie: String,
+    csrf: String,
+    cart: String,
+    beat: Instant,
+}
+
+impl Shopper {
+    /// Opens the page, and joins what it joins. `page` is what it says that it is.
+    pub(crate) async fn arrive(address: String, page: &str) -> Result<Self, Failure> {
+        let (head, html) = request(&address, "GET", "/", &[], "").await?;
+        let cookie = head.split_once("set-cookie: ").ok_or("no cookie")?.1;
+        let cookie = format!("cookie: {}", cookie.split(';').next().unwrap_or_default());
+        let meta = |name: &str| after(&html, &format!("name=\"{name}\" content=\""));
+        let (id, token, csrf) = (meta("cart-id")?, meta("cart-token")?, meta("csrf-token")?);
+        let url = format!("ws://{address}/product_socket/websocket?vsn=2.0.0");
+        let mut shopper = Self {
+            page: Page::open(url, None).await?,
+            address,
+            cookie,
+            csrf,
+            cart: format!("cart:{id}"),
+            beat: Instant::now(),
+        };
+        for product in PRODUCTS {
+            let topic = format!("product:{product}");
+            let joined = shopper.page.ask(&topic, "phx_join", json!({})).await?;
+            shopper.page.shared.seen.lock().joined(product, &joined)?;
         }
+        let cart = shopper.cart.clone();
+        shopper.page.ask(&cart, "phx_join", json!({ "token": token, "page": page })).await?;
+        Ok(shopper)
     }
 
-    fn catch_up(&mut self) {
-        for message in std::mem::take(&mut self.page.waiting) {
-            self.handle(&message);
-        }
+    /// When the page showed that everything is released and gone, if it does.
+    pub(crate) fn saw_nothing_left(&self) -> Option<Instant> {
+        self.page.shared.seen.lock().nothing_left
     }
 
-    /// Waits for the next event of the page.
-    pub(crate) async fn hear(&mut self, within: Duration) -> Result<(), Failure> {
-        let until = Instant::now().checked_add(within).ok_or("too late")?;
-        self.catch_up();
+    /// An item that the page offers.
+    pub(crate) fn wants(&self) -> Option<i64> {
+        self.page.shared.seen.lock().wants()
+    }
+
+    /// Waits until the page has changed. The page says that it is there meanwhile.
+    pub(crate) async fn change(&mut self) -> Result<(), Failure> {
         loop {
-            let left = until.saturating_duration_since(Instant::now()).min(Duration::from_secs(25));
-            match self.page.next(left).await {
-                Ok(message) => {
-                    self.handle(&message);
-                    return Ok(());
-                }
-                Err(error) if error.is::<tokio::time::error::Elapsed>() => {
-                    self.heartbeat().await?;
-                    if Instant::now() >= until {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
+            let left = HEARTBEAT.saturating_sub(self.beat.elapsed());
+            if timeout(left, self.page.shared.changed.notified()).await.is_ok() {
+                let has_ended = self.page.shared.seen.lock().has_ended;
+                return if has_ended { Err("the socket has ended".into()) } else { Ok(()) };
             }
-        }
-    }
-
-    /// Hears everything that comes for a while.
-    pub(crate) async fn hear_for(&mut self, time: Duration) -> Result<(), Failure> {
-        let until = Instant::now().checked_add(time).ok_or("too late")?;
-        self.catch_up();
-        if self.beat.elapsed() > Duration::from_secs(25) {
             self.heartbeat().await?;
         }
-        loop {
-            match self.page.next(until.saturating_duration_since(Instant::now())).await {
-                Ok(message) => self.handle(&message),
-                Err(error) if error.is::<tokio::time::error::Elapsed>() => return Ok(()),
-                Err(error) => return Err(error),
-            }
+    }
+
+    /// Does nothing for a while. The page hears what comes.
+    pub(crate) async fn pause(&mut self, time: Duration) -> Result<(), Failure> {
+        if self.beat.elapsed() > HEARTBEAT {
+            self.heartbeat().await?;
         }
+        sleep(time).await;
+        Ok(())
     }
 
     async fn heartbeat(&mut self) -> Result<(), Failure> {
@@ -257,12 +317,15 @@ impl Shopper {
         self.page.ask("phoenix", "heartbeat", json!({})).await.map(drop)
     }
 
+    /// Puts an item into the cart.
+    pub(crate) async fn add(&mut self, item: i64) -> Result<Value, Failure> {
+        let topic = self.cart.clone();
+        self.page.ask(&topic, "add_item", json!({ "item_id": item })).await
+    }
+
     /// Puts an item into the cart and buys it. Returns whether there was one.
     pub(crate) async fn buy(&mut self, item: i64) -> Result<bool, Failure> {
-        let topic = self.cart.clone();
-        let Ok(cart) = self.page.ask(&topic, "add_item", json!({ "item_id": item })).await else {
-            return Ok(false);
-        };
+        let Ok(cart) = self.add(item).await else { return Ok(false) };
         let signed = cart["serialized"].as_str().unwrap_or_default();
         let key = fastrand::u64(..);
         let form = format!("serialized_cart={signed}&csrf_token={}&key={key}", self.csrf);
@@ -272,6 +335,7 @@ impl Shopper {
         }
         let is_gone = head.contains(" 409 ");
         // It looks for another one.
+        let topic = self.cart.clone();
         let _ = self.page.ask(&topic, "remove_item", json!({ "item_id": item })).await;
         if is_gone { Ok(false) } else { Err(head.into()) }
     }

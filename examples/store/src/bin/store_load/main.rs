@@ -1,25 +1,28 @@
 //! A rush of shoppers: they wait with open pages, a release comes, and all buy until nothing is left.
 //!
 //! `cargo run --release -p store --bin store_load -- --shoppers 5000`. It starts a store of its own, and checks that no
-//! item was sold twice, that none was lost, and that every open page is right at the end.
+//! item was sold twice, that none was lost, and that every open page is right at the end. With `--visit`, nothing is sold:
+//! the shoppers come, each puts an item into a cart, and the dashboard has to count them.
 
 mod client;
 mod measured;
 
 use std::{
+    collections::HashMap,
     error::Error,
     path::PathBuf,
     process::Stdio,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use clap::Parser;
+use parking_lot::Mutex;
 use rusqlite::Connection;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -53,6 +56,10 @@ struct Args {
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
 
+    /// Sells nothing: shoppers of four pages come, and the dashboard counts them and their carts
+    #[arg(long)]
+    visit: bool,
+
     /// How many seconds the sale may take
     #[arg(long, default_value_t = 60)]
     within: u64,
@@ -67,11 +74,10 @@ struct Rush {
     bought: AtomicU64,
     refused: AtomicU64,
     failed: AtomicU64,
-    /// Pages that show every item as gone.
-    finished: AtomicUsize,
-    /// The microseconds of the last sale and of the last page that was right, since the beginning.
+    /// The microseconds of the last sale since the beginning.
     last_sale: AtomicU64,
-    last_page: AtomicU64,
+    /// When each page showed that everything was gone, and that its shopper has nothing more to wait for.
+    right: Mutex<Vec<Instant>>,
     began: Instant,
 }
 
@@ -96,28 +102,96 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     println!("{} shoppers, {} nodes, {stock} items in stock", args.shoppers, args.nodes);
 
     let began = Instant::now();
-    let shoppers = arrive(&args, &nodes).await?;
+    let mut shoppers = arrive(&args, &nodes).await?;
     println!("all pages are open after {:.1} s", began.elapsed().as_secs_f64());
     let first = nodes.first().ok_or("no node")?;
     let mut admin = Page::admin(&first.address, ADMIN).await?;
-    let seen = loop {
+    let is_counted = |totals: &Value| totals["shoppers"] == json!(args.shoppers);
+    let totals = totals(&mut admin, is_counted).await?;
+    println!("the dashboard counts {} shoppers", totals["shoppers"]);
+    let is_right = if args.visit {
+        visit(&args, &nodes, &mut shoppers, &mut admin).await?
+    } else {
+        sell(&args, &nodes, shoppers, &mut admin, &db, &measured).await?
+    };
+    drop(nodes);
+    std::fs::remove_dir_all(&folder)?;
+    if is_right { Ok(()) } else { Err("not everything was right".into()) }
+}
+
+/// The totals of the dashboard once they are as they should be, or those of the moment when patience ends.
+async fn totals(
+    admin: &mut Page,
+    are_right: impl Fn(&Value) -> bool,
+) -> Result<Value, Box<dyn Error + Send + Sync>> {
+    let began = Instant::now();
+    loop {
         let totals = admin.totals().await?;
-        if totals["shoppers"] == json!(args.shoppers) || began.elapsed() > Duration::from_secs(300)
-        {
-            break totals["shoppers"].clone();
+        if are_right(&totals) || began.elapsed() > Duration::from_secs(60) {
+            return Ok(totals);
         }
         sleep(Duration::from_millis(200)).await;
-    };
-    println!("the dashboard counts {seen} shoppers");
-    let idle = Usage::of(&nodes)?;
+    }
+}
 
+/// Each shopper puts a random item into a cart. Returns whether the dashboard has counted them all.
+async fn visit(
+    args: &Args,
+    nodes: &[Node],
+    shoppers: &mut [Shopper],
+    admin: &mut Page,
+) -> Result<bool, Box<dyn Error + Send + Sync>> {
+    let first = nodes.first().ok_or("no node")?;
+    for product in [1, 2] {
+        release(&first.address, product).await?;
+    }
+    let began = Instant::now();
+    let mut wanted = HashMap::<i64, u64>::new();
+    for shopper in shoppers.iter_mut() {
+        let item = loop {
+            match shopper.wants() {
+                Some(item) => break item,
+                None => shopper.change().await?,
+            }
+        };
+        shopper.add(item).await?;
+        *wanted.entry(item).or_default() += 1;
+    }
+    println!("all carts have an item after {:.1} s", began.elapsed().as_secs_f64());
+    let are_right = |totals: &Value| {
+        let pages = totals["pages"].as_object();
+        let tabs: u64 = pages.into_iter().flatten().filter_map(|(_, tabs)| tabs.as_u64()).sum();
+        totals["shoppers"] == json!(args.shoppers)
+            && tabs == args.shoppers as u64
+            && wanted.iter().all(|(item, carts)| totals["items"][item.to_string()] == json!(carts))
+    };
+    let totals = totals(admin, are_right).await?;
+    let usage = Usage::of(nodes)?;
+    println!("the dashboard counts {} shoppers with {} tabs", totals["shoppers"], totals["tabs"]);
+    println!("pages                {}", totals["pages"]);
+    println!("items                {}", totals["items"]);
+    println!("memory               {} MiB", usage.mebibytes);
+    Ok(are_right(&totals))
+}
+
+/// The sale, until nothing is left. Returns whether everything was right.
+async fn sell(
+    args: &Args,
+    nodes: &[Node],
+    shoppers: Vec<Shopper>,
+    admin: &mut Page,
+    db: &PathBuf,
+    measured: &Measured,
+) -> Result<bool, Box<dyn Error + Send + Sync>> {
+    let first = nodes.first().ok_or("no node")?;
+    let before = counts(db)?;
+    let idle = Usage::of(nodes)?;
     let rush = Arc::new(Rush {
         bought: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         failed: AtomicU64::new(0),
-        finished: AtomicUsize::new(0),
         last_sale: AtomicU64::new(0),
-        last_page: AtomicU64::new(0),
+        right: Mutex::default(),
         began: Instant::now(),
     });
     let mut tasks = JoinSet::new();
@@ -128,18 +202,27 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         release(&first.address, product).await?;
     }
     let deadline = Duration::from_secs(args.within);
-    let is_done = || rush.finished.load(Relaxed) == args.shoppers;
+    let is_done = || rush.right.lock().len() == args.shoppers;
     while !is_done() && rush.began.elapsed() < deadline {
         sleep(Duration::from_millis(10)).await;
     }
-    // The last sale is in the books once its shopper has its answer.
-    sleep(Duration::from_secs(2)).await;
-    let after = Usage::of(&nodes)?;
-    report(&args, &rush, &before, &db, &idle, &after, &measured)?;
+    // What was bought is in no cart any more, and all pages are still there.
+    let are_right = |totals: &Value| {
+        let items = totals["items"].as_object();
+        totals["shoppers"] == json!(args.shoppers)
+            && items.is_some_and(|items| items.values().all(|carts| *carts == json!(0)))
+    };
+    let totals = totals(admin, are_right).await?;
+    let after = Usage::of(nodes)?;
+    // Nodes send what they have measured every few seconds.
+    sleep(Duration::from_secs(12)).await;
+    let is_exact = report(args, &rush, &before, db, &idle, &after, measured)?;
+    let carts = totals["items"].as_object().into_iter().flatten();
+    let carts: u64 = carts.filter_map(|(_, carts)| carts.as_u64()).sum();
+    println!("dashboard            {} shoppers, {carts} items in carts", totals["shoppers"]);
+    let is_right = is_done() && is_exact && are_right(&totals);
     tasks.abort_all();
-    drop(nodes);
-    std::fs::remove_dir_all(&folder)?;
-    if is_done() { Ok(()) } else { Err("not every page was right in time".into()) }
+    Ok(is_right)
 }
 
 /// A node of the store. Killed on drop.
@@ -160,7 +243,7 @@ impl Node {
         let mut command = Command::new(program);
         command
             .args(["--port", "0", "--admin-port", "0", "--admin", "admin:load", "--seed", &seed])
-            .args(["--node", &node, "--statsd", &statsd, "--db"])
+            .args(["--node", &node, "--statsd", &statsd, "--bench", "--db"])
             .arg(db);
         for (flag, url) in [("--redis", &args.redis), ("--nats", &args.nats)] {
             if let Some(url) = url {
@@ -204,9 +287,10 @@ async fn arrive(args: &Args, nodes: &[Node]) -> Result<Vec<Shopper>, Box<dyn Err
     for number in 0..args.shoppers {
         let node = nodes.get(number % nodes.len()).ok_or("no node")?;
         let (doors, address) = (doors.clone(), node.address.clone());
+        let page = if args.visit { format!("/bench/{}", number % 4 + 1) } else { "/".to_owned() };
         tasks.spawn(async move {
             let _door = doors.acquire().await?;
-            Shopper::arrive(address).await
+            Shopper::arrive(address, &page).await
         });
     }
     let mut shoppers = Vec::new();
@@ -228,21 +312,20 @@ async fn release(address: &str, product: i64) -> Result<(), Box<dyn Error + Send
 /// A shopper buys one item after the other until its page shows that all are gone.
 async fn buy(mut shopper: Shopper, rush: Arc<Rush>) {
     loop {
-        if shopper.sees_nothing_left() {
-            rush.last_page.fetch_max(micros(&rush), Relaxed);
-            rush.finished.fetch_add(1, Relaxed);
+        if let Some(at) = shopper.saw_nothing_left() {
+            rush.right.lock().push(at);
             // The page stays open.
-            while shopper.hear(Duration::from_secs(3600)).await.is_ok() {}
+            while shopper.change().await.is_ok() {}
             return;
         }
         let Some(item) = shopper.wants() else {
             // The release is still to come.
-            if shopper.hear(Duration::from_secs(60)).await.is_err() {
+            if shopper.change().await.is_err() {
                 return;
             }
             continue;
         };
-        match timeout(Duration::from_secs(30), shopper.buy(item)).await {
+        match timeout(Duration::from_secs(60), shopper.buy(item)).await {
             Ok(Ok(true)) => {
                 rush.bought.fetch_add(1, Relaxed);
                 rush.last_sale.fetch_max(micros(&rush), Relaxed);
@@ -254,9 +337,8 @@ async fn buy(mut shopper: Shopper, rush: Arc<Rush>) {
                 rush.failed.fetch_add(1, Relaxed);
             }
         }
-        // A person takes a moment, and the page hears what has changed meanwhile.
-        let pause = Duration::from_millis(fastrand::u64(100..400));
-        if shopper.hear_for(pause).await.is_err() {
+        // A person takes a moment.
+        if shopper.pause(Duration::from_millis(fastrand::u64(100..400))).await.is_err() {
             return;
         }
     }
@@ -274,7 +356,7 @@ fn report(
     idle: &Usage,
     after: &Usage,
     measured: &Measured,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
+) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let database = Connection::open(db)?;
     let left = counts(db)?;
     let mut oversold = 0;
@@ -287,7 +369,10 @@ fn report(
     }
     let orders: i64 = database.query_row("SELECT count(*) FROM orders", [], |row| row.get(0))?;
     let last_sale = Duration::from_micros(rush.last_sale.load(Relaxed));
-    let last_page = Duration::from_micros(rush.last_page.load(Relaxed));
+    let right = rush.right.lock().clone();
+    let after_sale = |at: &Instant| at.duration_since(rush.began).saturating_sub(last_sale);
+    let in_time = right.iter().filter(|at| after_sale(at) <= Duration::from_secs(1)).count();
+    let last_page = right.iter().map(after_sale).max().unwrap_or_default();
     let sold: i64 = before.iter().sum::<i64>() - left.iter().sum::<i64>();
     println!("sold                 {sold} in {orders} orders, {} left", left.iter().sum::<i64>());
     println!("oversold             {oversold}");
@@ -295,10 +380,10 @@ fn report(
     println!("sales a second       {:.0}", sold as f64 / last_sale.as_secs_f64().max(0.001));
     println!("last sale after      {:.2} s", last_sale.as_secs_f64());
     println!(
-        "pages right          {} of {}, the last {:.3} s after the last sale was answered",
-        rush.finished.load(Relaxed),
+        "pages right          {} of {}, {in_time} within a second after the last sale was answered, the last after {:.3} s",
+        right.len(),
         args.shoppers,
-        last_page.saturating_sub(last_sale).as_secs_f64()
+        last_page.as_secs_f64()
     );
     println!(
         "answers              {} bought, {} refused, {} failed",
@@ -315,6 +400,5 @@ fn report(
         idle.mebibytes, after.mebibytes
     );
     println!("cpu of the sale      {:.1} s", after.cpu_seconds - idle.cpu_seconds);
-
-    Ok(())
+    Ok(oversold == 0 && lost == 0)
 }
