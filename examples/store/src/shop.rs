@@ -349,6 +349,18 @@ impl Shop {
         Ok(())
     }
 
+    /// Has everything told again, because some of it may not have been.
+    pub(crate) fn announce_all(&self) {
+        let Some(catalogue) = self.inventory.snapshot() else { return };
+        for product in catalogue.products().filter(|product| product.released) {
+            self.announce(&[Applied::Release { product: product.id, released: true }]);
+        }
+        for item in catalogue.items() {
+            let (item, product, count) = (item.id, item.product_id, item.available_count);
+            self.announce(&[Applied::Stock { item, product, before: count, after: count }]);
+        }
+    }
+
     fn announce(&self, applied: &[Applied]) {
         for applied in applied {
             match *applied {

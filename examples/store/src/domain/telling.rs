@@ -23,20 +23,35 @@ pub fn stock_change(told: Level, available_count: i64) -> Telling {
 
 /// What was told last of each item.
 #[derive(Debug, Default)]
-pub struct Told(HashMap<i64, Level>);
+pub struct Told {
+    levels: HashMap<i64, Level>,
+    is_unknown: bool,
+}
 
 impl Told {
+    /// Something may have been told, but what is not known: everything has to be told again.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { levels: HashMap::new(), is_unknown: true }
+    }
+
     /// Notes the level of an item, which clients are about to hear. Returns whether it has to be.
     ///
     /// An item of which nothing was told has the level that clients got with the page, which is `before`.
     pub fn compare(&mut self, item: i64, before: Level, available_count: i64) -> Telling {
-        let told = self.0.insert(item, Level::of(available_count)).unwrap_or(before);
-        stock_change(told, available_count)
+        let level = Level::of(available_count);
+        match self.levels.insert(item, level) {
+            None if self.is_unknown => Telling::Broadcast(level),
+            told => stock_change(told.unwrap_or(before), available_count),
+        }
     }
 
-    /// Notes what a whole product's fragment says.
+    /// Notes what a whole product's fragment says. A page that has its sizes already does not look at it, so what is not known
+    /// stays so.
     pub fn set(&mut self, item: i64, level: Level) {
-        self.0.insert(item, level);
+        if !self.is_unknown || self.levels.contains_key(&item) {
+            self.levels.insert(item, level);
+        }
     }
 }
 
@@ -68,5 +83,13 @@ mod tests {
         assert_eq!(told.compare(7, Level::High, 150), Telling::NoChange);
         told.set(7, Level::Low);
         assert_eq!(told.compare(7, Level::High, 150), Telling::Broadcast(Level::Medium));
+    }
+
+    #[test]
+    fn what_was_told_is_unknown_and_each_level_is_news_once() {
+        let mut told = Told::unknown();
+        told.set(7, Level::Low);
+        assert_eq!(told.compare(7, Level::Low, 5), Telling::Broadcast(Level::Low));
+        assert_eq!(told.compare(7, Level::Low, 4), Telling::NoChange);
     }
 }

@@ -5,12 +5,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use pipeline::{
-    Pipeline,
+    ExitReason, Pipeline,
     builder::StartError,
     source::from_stream,
-    stage::Stage,
-    step::for_each,
-    subscription::{Cancel, SubscribeOptions},
+    stage::{Consumer, Stage},
+    subscription::{Cancel, SubscribeOptions, Subscription},
 };
 use tokio::time::{sleep, timeout};
 
@@ -28,9 +27,35 @@ const DUE: Duration = Duration::from_millis(200);
 
 /// What the inventory's stage does.
 #[derive(Clone, Copy, Debug)]
-enum Duty {
+pub enum Duty {
+    /// Load the copy again.
     Load,
+    /// Release what is due.
     ReleaseDue,
+}
+
+/// The stage that keeps the copy.
+#[derive(Debug)]
+pub struct Keeper {
+    shop: Arc<Shop>,
+}
+
+impl Consumer for Keeper {
+    type Event = Duty;
+
+    async fn handle_events(
+        &mut self,
+        duties: Vec<Duty>,
+        _: &Subscription,
+    ) -> Result<(), ExitReason> {
+        for duty in duties {
+            match duty {
+                Duty::Load => load(&self.shop).await,
+                Duty::ReleaseDue => release_due(&self.shop).await,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The pipeline.
@@ -39,12 +64,8 @@ pub(super) fn start(shop: &Arc<Shop>, compares: bool) -> Result<Pipeline, StartE
     // A stage that was killed loads the copy again, because it may have been killed while it applied something.
     let duties = move || from_stream(stream::select(loads(times.clone(), compares), due()));
     let keep = move || {
-        let shop = shop.clone();
         shop.doubt();
-        for_each(async move |duty: Duty| match duty {
-            Duty::Load => load(&shop).await,
-            Duty::ReleaseDue => release_due(&shop).await,
-        })
+        Keeper { shop: shop.clone() }
     };
     let often = (100, Duration::from_secs(60));
     let demand = SubscribeOptions::new().max_demand(1).min_demand(0);

@@ -13,12 +13,12 @@ use std::{
 
 use futures::{Stream, StreamExt, stream};
 use pipeline::{
-    Pipeline,
+    ExitReason, Pipeline,
     builder::StartError,
     source::from_stream,
-    stage::Stage,
-    step::{batch, for_each},
-    subscription::{Cancel, SubscribeOptions},
+    stage::{Consumer, Stage},
+    step::batch,
+    subscription::{Cancel, SubscribeOptions, Subscription},
     ws::pubsub::{Broadcast, Lagged, TopicSubscription},
 };
 
@@ -32,7 +32,7 @@ use crate::{
 const BATCH: (usize, Duration) = (100, Duration::from_millis(20));
 
 /// What was heard.
-type Heard = Result<Broadcast, Lagged>;
+pub type Heard = Result<Broadcast, Lagged>;
 
 /// The pipeline. The shop knows the subscription `changes` as its own.
 pub(super) fn start(shop: &Arc<Shop>, changes: TopicSubscription) -> Result<Pipeline, StartError> {
@@ -47,9 +47,12 @@ pub(super) fn start(shop: &Arc<Shop>, changes: TopicSubscription) -> Result<Pipe
         from_stream(heard(listener.clone()))
     };
     let shop = shop.clone();
+    let is_first_applier = AtomicBool::new(true);
     let apply = move || {
-        let shop = shop.clone();
-        for_each(async move |heard: Vec<Heard>| apply(&shop, heard))
+        if !is_first_applier.swap(false, Relaxed) {
+            shop.doubt();
+        }
+        Applier { shop: shop.clone() }
     };
     let patient = SubscribeOptions::new().cancel(Cancel::Reconnect(again()));
     let (size, within) = BATCH;
@@ -67,6 +70,27 @@ pub(super) fn start(shop: &Arc<Shop>, changes: TopicSubscription) -> Result<Pipe
             patient.max_demand(1).min_demand(0),
         )
         .start()
+}
+
+/// The stage that applies what was heard.
+#[derive(Debug)]
+pub struct Applier {
+    shop: Arc<Shop>,
+}
+
+impl Consumer for Applier {
+    type Event = Vec<Heard>;
+
+    async fn handle_events(
+        &mut self,
+        batches: Vec<Vec<Heard>>,
+        _: &Subscription,
+    ) -> Result<(), ExitReason> {
+        for heard in batches {
+            apply(&self.shop, heard);
+        }
+        Ok(())
+    }
 }
 
 /// The subscription, which outlives the stage that reads it: so it stays the one that the shop knows as its own, and what

@@ -4,7 +4,10 @@
 //! one entry stands for all changes until then: the slower the telling, the more sales one event stands for. Levels and
 //! releases share one stage, so a fragment and the levels after it are in order.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use pipeline::{
     ExitReason, Pipeline,
@@ -38,8 +41,16 @@ pub(super) fn start(
     levels: FairQueueProducer<Row, Timed<Tell>>,
 ) -> Result<Pipeline, StartError> {
     let (shop, pubsub) = (shop.clone(), pubsub.clone());
-    let teller =
-        move || Teller { shop: shop.clone(), pubsub: pubsub.clone(), told: Told::default() };
+    let is_first = AtomicBool::new(true);
+    let teller = move || {
+        let mut told = Told::default();
+        if !is_first.swap(false, Relaxed) {
+            // What the stage had taken when it was killed is lost, and so is what it had told. Shoppers hear all of it again.
+            told = Told::unknown();
+            shop.announce_all();
+        }
+        Teller { shop: shop.clone(), pubsub: pubsub.clone(), told }
+    };
     Pipeline::builder("telling")
         .producer_with(Stage::new(levels).named("levels"))
         .consumer_with(
@@ -56,7 +67,8 @@ pub(super) fn again() -> Backoff {
 }
 
 /// The stage that tells.
-struct Teller {
+#[derive(Debug)]
+pub struct Teller {
     shop: Arc<Shop>,
     pubsub: PubSub,
     told: Told,

@@ -238,7 +238,7 @@ async fn a_116_a_page_that_is_none_of_the_shops_is_other() {
     assert_eq!(numbers["tabs"], 6);
 }
 
-/// Also shows A-117.
+/// Also shows A-117 and T-008.
 #[tokio::test(start_paused = true)]
 async fn a_118_a_dashboard_that_joins_again_has_all_numbers_right() {
     let node = Node::selling().await;
@@ -262,11 +262,11 @@ async fn a_120_totals_come_four_times_a_second_at_most_and_end_right() {
     let socket = node.admin("ann").await;
     let channel = socket.join("admin:totals", json!({})).await.unwrap();
     let mut tabs = Vec::new();
-    for _ in 0..40 {
+    for _ in 0..1000 {
         tabs.push(node.tab(&cart_id(), &[]).await);
     }
     let began = tokio::time::Instant::now();
-    for round in 0..20 {
+    for round in 0..6 {
         for tab in &tabs {
             let done = if round % 2 == 0 { tab.add(7).await } else { tab.remove(7).await };
             done.unwrap();
@@ -287,7 +287,7 @@ async fn a_120_totals_come_four_times_a_second_at_most_and_end_right() {
     }
     assert!(!all.is_empty() && all.len() as u128 <= most, "{} of {most}", all.len());
     let last = all.last().unwrap();
-    assert_eq!((&last["shoppers"], &last["items"]["7"]), (&json!(40), &json!(0)));
+    assert_eq!((&last["shoppers"], &last["items"]["7"]), (&json!(1000), &json!(0)));
 }
 
 /// Also shows.

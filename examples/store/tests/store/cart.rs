@@ -348,7 +348,7 @@ async fn a_087_an_item_that_is_there_again_is_said_too() {
 async fn a_088_very_many_carts_hear_once_and_products_go_on_meanwhile() {
     let node = Node::selling().await;
     let mut tabs: Vec<Tab> = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..2000 {
         tabs.push(node.tab(&cart_id(), &[7]).await);
     }
     let socket = node.socket().await;

@@ -84,6 +84,9 @@ async fn a_091_a_cart_with_an_item_that_is_gone_is_shown_and_not_offered() {
     node.stock(2, 0).await;
     let page = shopper.show(&node, &[1, 2, 7]).await;
     assert!(page.body.contains("304"));
+    // That line alone is marked.
+    assert_eq!(page.body.matches("checkout-line--out").count(), 1);
+    assert!(page.body.contains("checkout-line--out\" data-item-id=\"2\""));
     assert!(!page.body.contains("name=\"csrf_token\""));
 }
 

@@ -7,7 +7,10 @@ use pipeline_test_support::Recorded;
 use serde_json::json;
 use store::{
     database::{Order, Release, Sale},
-    domain::change::Change,
+    domain::{
+        catalogue::{Catalogue, Item, Product},
+        change::Change,
+    },
     pipelines::rush,
 };
 
@@ -47,6 +50,23 @@ async fn a_product_is_released_when_it_is_time_and_once() {
     assert_push!(product, "released", { "rev": 3 }, within: Duration::from_secs(1));
     refute_push!(product, "released", within: Duration::from_secs(30));
     assert_eq!(node.database.catalogue().product(1).unwrap().rev, 3);
+}
+
+/// Also shows A-018: at start, if no node ran when it was time.
+#[tokio::test(start_paused = true)]
+async fn a_product_that_was_due_while_no_node_ran_is_released_at_start() {
+    let due = |product: &Product| Product {
+        release_at: (product.id == 1).then_some(1_600_000_000_000),
+        ..product.clone()
+    };
+    let products = shoes().products().map(|product| due(product)).collect();
+    let items = shoes().items().map(|item| Item::clone(item)).collect();
+    let node = Node::with(Catalogue::new(products, items)).await;
+    let released = |id: i64| node.database.catalogue().product(id).unwrap().released;
+    eventually(|| released(1)).await;
+    node.settle().await;
+    assert!(!released(2));
+    assert!(!node.get("/", "").await.body.contains("product-soon-1"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 
 mod admin;
 mod cart;
+mod chaos;
 mod checkout;
 mod inventory;
 mod pages;

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use pipeline::ws::channel_test::{TestChannel, assert_push, refute_push};
 use serde_json::{Value, json};
+use store::pipelines::telling::Teller;
 use tokio::time::Instant;
 
 use crate::support::{LONG, Node, refused};
@@ -21,14 +22,19 @@ fn reply(channel: &TestChannel) -> Value {
 }
 
 /// The levels by item that a page has from its join and the events since. Like a page, it drops lower revisions.
-struct Levels(HashMap<i64, (i64, String)>);
+pub(crate) struct Levels(HashMap<i64, (i64, String)>);
 
 impl Levels {
-    fn of(channel: &TestChannel) -> Self {
-        let levels = reply(channel)["levels"].as_array().unwrap().clone();
+    pub(crate) fn of(channel: &TestChannel) -> Self {
         let mut all = Self(HashMap::new());
-        levels.iter().for_each(|level| all.hear(level));
+        all.join(channel);
         all
+    }
+
+    /// Takes over what the reply of a join says.
+    pub(crate) fn join(&mut self, channel: &TestChannel) {
+        let levels = reply(channel)["levels"].as_array().unwrap().clone();
+        levels.iter().for_each(|level| self.hear(level));
     }
 
     fn hear(&mut self, level: &Value) {
@@ -40,7 +46,7 @@ impl Levels {
     }
 
     /// Hears everything that waits. Returns the events.
-    async fn hear_all(&mut self, channel: &TestChannel) -> Vec<Value> {
+    pub(crate) async fn hear_all(&mut self, channel: &TestChannel) -> Vec<Value> {
         let mut heard = Vec::new();
         loop {
             let next = channel.pushes("stock_change").within(Duration::from_millis(1));
@@ -52,7 +58,7 @@ impl Levels {
         }
     }
 
-    fn of_item(&self, item: i64) -> &str {
+    pub(crate) fn of_item(&self, item: i64) -> &str {
         &self.0[&item].1
     }
 }
@@ -275,6 +281,24 @@ async fn changes_while_a_server_driven_page_joins_are_not_missed() {
     }
 }
 
+/// The stage that tells is killed before or after it has taken the news, and with it what it had told before.
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_is_killed_has_its_news_told_by_the_next_one() {
+    for turns in 0..12 {
+        let node = Node::selling().await;
+        let (_socket, page) = page(&node, 1).await;
+        node.stock(1, 300).await;
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        node.kill::<Teller>("tell");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let mut levels = Levels::of(&page);
+        levels.hear_all(&page).await;
+        assert_eq!(levels.of_item(1), "medium", "after {turns} turns");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_049_an_event_on_a_product_crashes_its_channel_alone() {
     let node = Node::open().await;
@@ -352,11 +376,20 @@ async fn a_136_the_server_driven_page_is_complete_without_a_script() {
 #[tokio::test(start_paused = true)]
 async fn a_141_a_level_of_the_server_driven_page_is_a_small_fragment() {
     let node = Node::selling().await;
-    let socket = node.socket().await;
-    let page = socket.join("page:drops", json!({})).await.unwrap();
+    let mut visitors = Vec::new();
+    for _ in 0..1000 {
+        let socket = node.socket().await;
+        let page = socket.join("page:drops", json!({})).await.unwrap();
+        visitors.push((socket, page));
+    }
     node.stock(1, 0).await;
-    let fragment = assert_push!(page, "fragment", { "html": _ }, within: LONG);
     let whole = node.get("/drops", "").await.body.len();
-    assert!(fragment.to_string().len() * 10 < whole);
-    refute_push!(page, "fragment");
+    for (_socket, page) in &visitors {
+        let fragment = assert_push!(page, "fragment", { "html": _ }, within: LONG);
+        assert!(fragment.to_string().len() * 10 < whole);
+    }
+    node.settle().await;
+    for (_socket, page) in &visitors {
+        page.pushes("fragment").within(Duration::ZERO).refute("", |_| Some(())).await.unwrap();
+    }
 }

@@ -17,6 +17,7 @@ use futures::FutureExt;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use pipeline::{
+    stage::{Consumer, ConsumerHandle},
     telemetry::Telemetry,
     ws::{
         channel_test::{JoinRefused, TestChannel, TestEndpoint, TestSocket},
@@ -285,6 +286,13 @@ impl Node {
     /// Waits until everything was told. On a paused clock, that is when all tasks wait.
     pub async fn settle(&self) {
         tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+
+    /// Kills a stage. It is restarted.
+    pub fn kill<C: Consumer>(&self, name: &str) {
+        let stage = self.store.pipelines.iter().find_map(|pipeline| pipeline.stage(name));
+        let stage: ConsumerHandle<C> = stage.expect("there is such a stage");
+        stage.kill();
     }
 
     pub async fn socket(&self) -> TestSocket {
