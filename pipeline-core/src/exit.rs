@@ -6,11 +6,10 @@ use crate::supervisor::TooManyRestarts;
 
 /// The reason why a stage or a worker ended: a closed list, so that supervisors can match on it.
 ///
-/// Callbacks end their stage by returning one as the error of their `Result`. `?` converts any
-/// error into it, which is why this type does not implement [`Error`] itself; its cause is in
-/// [`source`](Self::source).
-///
-/// `?` also converts it into a boxed error.
+/// Callbacks end their stage by returning one as the error of their `Result`. `?` converts any error
+/// into it, also a boxed one, an `anyhow::Error` and a text, which is why this type does not implement
+/// [`Error`] itself. Its cause is in [`source`](Self::source), and [`into_error`](Self::into_error)
+/// makes an [`Error`] of it.
 ///
 /// `Normal`, `Shutdown` and `ShutdownWith` are *graceful*: a transient child is not restarted after
 /// one. The reasons and what counts as graceful are GenStage's.
@@ -25,9 +24,17 @@ use crate::supervisor::TooManyRestarts;
 /// assert!(!reason.is_graceful());
 /// assert_eq!(reason.to_string(), "failed: invalid digit found in string");
 ///
+/// fn positive(text: &str) -> Result<u64, ExitReason> {
+///     match parse(text)? {
+///         0 => Err("expected a number above 0")?,
+///         number => Ok(number),
+///     }
+/// }
+/// assert_eq!(positive("0").unwrap_err().to_string(), "failed: expected a number above 0");
+///
 /// // In a program with other errors.
 /// fn double(text: &str) -> Result<u64, Box<dyn std::error::Error>> {
-///     Ok(2 * parse(text)?)
+///     Ok(2 * parse(text).map_err(ExitReason::into_error)?)
 /// }
 /// let error = double("twelve").unwrap_err();
 /// assert!(error.source().unwrap().is::<std::num::ParseIntError>());
@@ -95,6 +102,12 @@ impl ExitReason {
         }
     }
 
+    /// The reason as an [`Error`], for a program whose functions return errors.
+    #[must_use]
+    pub fn into_error(self) -> ExitError {
+        ExitError(self)
+    }
+
     /// The reason for a panic's payload, as `catch_unwind` and a joined task return it.
     ///
     /// ```
@@ -128,41 +141,66 @@ impl fmt::Display for ExitReason {
     }
 }
 
+/// `?` converts errors, boxed errors, `anyhow::Error` and texts.
 impl<E> From<E> for ExitReason
 where
-    E: Error + Send + Sync + 'static,
+    E: Into<Box<dyn Error + Send + Sync>>,
 {
     fn from(error: E) -> Self {
-        Self::Failed(Arc::new(error))
-    }
-}
-
-/// `?` converts a reason in a program with boxed errors.
-impl From<ExitReason> for Box<dyn Error + Send + Sync> {
-    fn from(reason: ExitReason) -> Self {
-        Box::new(Boxed(reason))
-    }
-}
-
-/// The same for a box that is not `Send`.
-impl From<ExitReason> for Box<dyn Error> {
-    fn from(reason: ExitReason) -> Self {
-        Box::new(Boxed(reason))
+        Self::failed(error)
     }
 }
 
 /// A reason as an [`Error`], which [`ExitReason`] itself cannot be.
-#[derive(Debug)]
-struct Boxed(ExitReason);
+#[derive(Clone, Debug)]
+pub struct ExitError(ExitReason);
 
-impl fmt::Display for Boxed {
+impl ExitError {
+    /// The reason.
+    #[must_use]
+    pub const fn reason(&self) -> &ExitReason {
+        &self.0
+    }
+}
+
+impl fmt::Display for ExitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl Error for Boxed {
+impl Error for ExitError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processing::Failure;
+
+    type Boxed = Box<dyn Error + Send + Sync>;
+
+    #[test]
+    fn errors_boxed_errors_and_texts_convert_into_reasons_and_failures() {
+        let number = || "x".parse::<u8>().unwrap_err();
+        let boxed = ExitReason::from(Boxed::from(number()));
+        assert_eq!(boxed.to_string(), ExitReason::from(number()).to_string());
+        // The box is not the cause, but what is in it.
+        assert!(boxed.source().unwrap().is::<std::num::ParseIntError>());
+        assert_eq!(ExitReason::from("no luck").to_string(), "failed: no luck");
+        assert_eq!(Failure::from("no luck").to_string(), "no luck");
+        assert_eq!(Failure::from(Boxed::from("no luck")).to_string(), "no luck");
+        // A reason stays what it is.
+        assert!(ExitReason::from(ExitReason::Shutdown).is_graceful());
+    }
+
+    #[test]
+    fn a_reason_as_an_error_has_its_text_and_its_cause() {
+        let error = ExitReason::from("x".parse::<u8>().unwrap_err()).into_error();
+        assert_eq!(error.to_string(), "failed: invalid digit found in string");
+        assert!(error.source().unwrap().is::<std::num::ParseIntError>());
+        assert!(!error.reason().is_graceful());
     }
 }

@@ -100,4 +100,8 @@ pub mod guide {}
 // Public for the other crates of this workspace.
 #[doc(hidden)]
 pub use self::deadline::Deadline;
-pub use self::{exit::ExitReason, graph::Graph, pipeline::Pipeline};
+pub use self::{
+    exit::{ExitError, ExitReason},
+    graph::Graph,
+    pipeline::Pipeline,
+};

@@ -79,7 +79,7 @@ pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; chars
 /// Why a client may not connect. The client receives status 403 for any cause, unless
 /// [`respond`](Self::respond) sets another response; the cause is logged.
 ///
-/// Any error converts with `?`.
+/// Any error converts with `?`, also a boxed one, an `anyhow::Error` and a text.
 ///
 /// A browser hides status and body from its page: for the page, any refusal is a connection that
 /// failed, and the official client tries again and again. So a response is useful for other clients
@@ -167,7 +167,7 @@ impl ConnectError {
 
 impl<E> From<E> for ConnectError
 where
-    E: Error + Send + Sync + 'static,
+    E: Into<Box<dyn Error + Send + Sync>>,
 {
     fn from(error: E) -> Self {
         Self::because(error)

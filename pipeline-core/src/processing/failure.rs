@@ -177,8 +177,8 @@ impl Failure {
 #[error("panicked: {0}")]
 struct Panicked(String);
 
-/// Which is why it does not implement `Error` itself.
-impl<E: Error + Send + Sync + 'static> From<E> for Failure {
+/// `?` converts errors, boxed errors, `anyhow::Error` and texts. This is why it does not implement `Error` itself.
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::new(error)
     }

@@ -1,6 +1,6 @@
 //! The results of a channel's callbacks, and replies that are sent later.
 
-use std::{borrow::Cow, error::Error, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use pipeline_core::ExitReason;
 use serde_json::json;
@@ -78,7 +78,8 @@ impl Reply {
 /// The reason why a channel stops, and its last answer.
 ///
 /// After a graceful reason the client receives `phx_close`, and does not join again. After any
-/// other it receives `phx_error`, and joins again. Any error converts with `?`.
+/// other it receives `phx_error`, and joins again. Any error converts with `?`, also a boxed one, an
+/// `anyhow::Error` and a text.
 ///
 /// ```
 /// use pipeline_ws_sink::{Payload, channel::{Reply, Stop}};
@@ -87,6 +88,7 @@ impl Reply {
 ///     let amount: u64 = payload.parse()?; // phx_error, if it is not a number
 ///     match amount {
 ///         0 => Err(Stop::normal().reply(Reply::error())),
+///         1_000.. => Err("no such amount")?, // phx_error too
 ///         _ => Ok(Reply::ok()),
 ///     }
 /// }
@@ -130,7 +132,7 @@ impl Stop {
 
 impl<E> From<E> for Stop
 where
-    E: Error + Send + Sync + 'static,
+    E: Into<ExitReason>,
 {
     fn from(error: E) -> Self {
         Self::because(error.into())
@@ -139,7 +141,7 @@ where
 
 /// Why a join is refused.
 ///
-/// Any error converts with `?`. It is then not a refusal but a crash: the client receives
+/// Any error converts with `?`, also a boxed one, an `anyhow::Error` and a text. It is then not a refusal but a crash: the client receives
 /// `{"reason":"join crashed"}`, and the error is logged.
 ///
 /// ```
@@ -147,6 +149,7 @@ where
 /// use serde_json::json;
 ///
 /// let simple = JoinError::reason("the room is full");
+/// let crashed = JoinError::from("the database is away");
 /// let detailed = JoinError::with(json!({ "reason": "full", "retry_after": 30 }));
 /// ```
 #[derive(Debug)]
@@ -183,7 +186,7 @@ impl JoinError {
 
 impl<E> From<E> for JoinError
 where
-    E: Error + Send + Sync + 'static,
+    E: Into<ExitReason>,
 {
     fn from(error: E) -> Self {
         Self(Refusal::Crashed(error.into()))
