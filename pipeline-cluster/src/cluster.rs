@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use pipeline_ws_sink::pubsub::{Adapter, AdapterError, AdapterSnapshot, Broadcast, LocalNode};
+use pipeline_ws_sink::pubsub::{
+    Adapter, AdapterError, AdapterSnapshot, Broadcast, LocalNode, UntilReceives,
+};
 use thiserror::Error;
 use tokio::time::{Duration, timeout};
 
@@ -122,7 +124,8 @@ impl Cluster {
     }
 
     /// Waits until this node receives what other nodes broadcast to a topic, which has a subscriber on
-    /// this node. For a program that subscribes, tells another node, and expects its answer.
+    /// this node. For a program that subscribes, tells another node, and expects its answer. Joins of
+    /// clients [wait by themselves](ClusterOptions::join_wait).
     pub async fn receives(&self, topic: &str) {
         let mut state = self.node.core.state.subscribe();
         while !self.node.core.receives(topic) {
@@ -155,6 +158,11 @@ impl Adapter for Cluster {
 
     fn follows_topics(&self) -> bool {
         true
+    }
+
+    fn until_receives(&self, topic: &str) -> Option<UntilReceives> {
+        let receives = self.node.core.until_receives(topic)?;
+        Some(Box::pin(receives))
     }
 
     fn snapshot(&self) -> Option<AdapterSnapshot> {

@@ -1,6 +1,7 @@
 //! A node of a cluster, apart from its connection.
 
 use std::{
+    future::Future,
     hash::{BuildHasher, RandomState},
     sync::{Arc, OnceLock},
 };
@@ -15,7 +16,7 @@ use pipeline_ws_sink::{
 };
 use tokio::{
     sync::{Notify, broadcast, watch},
-    time::{Duration, Instant},
+    time::{Duration, Instant, timeout},
 };
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     log::LineLimit,
     metrics::{ClusterMetrics, Reason},
     queue::{Outgoing, Queue},
+    receiving::{Arrives, Receiving},
     sequence::{Arrival, Arrived, Sent},
 };
 
@@ -44,6 +46,7 @@ pub(crate) struct Core {
     /// Wakes the task when there is something to send.
     pub(crate) wake: Notify,
     arrived: Mutex<Arrived>,
+    receiving: Arc<Receiving>,
     node: OnceLock<LocalNode>,
     /// Wakes the task when the endpoint is built.
     pub(crate) started: Notify,
@@ -133,6 +136,7 @@ impl Core {
             outbound: Mutex::new(outbound),
             wake: Notify::new(),
             arrived: Mutex::new(arrived),
+            receiving: Arc::default(),
             node: OnceLock::new(),
             started: Notify::new(),
             gaps: broadcast::Sender::new(UNREAD),
@@ -256,7 +260,7 @@ impl Core {
     }
 
     /// The connection is lost: requests that wait are not sent on the next one.
-    pub(crate) fn drop_requests(&self) {
+    fn drop_requests(&self) {
         let dropped = self.outbound.lock().requests.clear();
         if dropped > 0 {
             self.dropped(Reason::QueueFull, dropped);
@@ -288,13 +292,48 @@ impl Core {
         }
     }
 
+    /// The node is connected, and receives what it has followed.
+    pub(crate) fn connected(&self) {
+        self.receiving.connected();
+        self.metrics.connects.increment(1);
+        self.metrics.connected.set(1.0);
+        self.state.send_modify(|state| {
+            state.is_connected = true;
+        });
+    }
+
+    /// The node is not connected. Returns whether it has been.
+    pub(crate) fn disconnected(&self) -> bool {
+        self.receiving.disconnected();
+        self.metrics.connected.set(0.0);
+        let mut was_connected = false;
+        self.state.send_modify(|state| {
+            state.has_tried = true;
+            was_connected = std::mem::take(&mut state.is_connected);
+        });
+        // After the state says that no more may come.
+        self.drop_requests();
+        was_connected
+    }
+
     /// This node is subscribed to these channels from now on.
     pub(crate) fn follow(&self, channels: &[Channel]) {
         {
             let mut arrived = self.arrived.lock();
             channels.iter().for_each(|channel| arrived.follow(*channel));
         }
+        self.arrives(channels);
+    }
+
+    /// Joins need not wait for these channels.
+    pub(crate) fn arrives(&self, channels: &[Channel]) {
+        self.receiving.add(channels);
         self.state.send_modify(|state| state.subscriptions += 1);
+    }
+
+    /// These channels are about to be unsubscribed from: joins that begin now wait for them.
+    pub(crate) fn abandon(&self, channels: &[Channel]) {
+        self.receiving.remove(channels);
     }
 
     /// This node is not subscribed to these channels any more.
@@ -305,7 +344,36 @@ impl Core {
 
     /// Whether this node receives what other nodes broadcast to a topic.
     pub(crate) fn receives(&self, topic: &str) -> bool {
-        self.state.borrow().is_connected && self.arrived.lock().follows(Channel::of_topic(topic))
+        self.receiving.has(Channel::of_topic(topic))
+    }
+
+    /// What a join of a topic waits for: that this node receives it, for a while. It does not wait while
+    /// the node is not connected, so that clients are served as they would be without other nodes.
+    pub(crate) fn until_receives(
+        self: &Arc<Self>,
+        topic: &str,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let limit = self.options.join_wait;
+        if limit.is_zero() {
+            return None;
+        }
+        let waiter = match self.receiving.arrives(Channel::of_topic(topic)) {
+            Arrives::Yes => return None,
+            Arrives::No => {
+                self.metrics.joins_early.increment(1);
+                return None;
+            }
+            Arrives::Soon(waiter) => waiter,
+        };
+        let (core, since) = (self.clone(), Instant::now());
+        Some(async move {
+            let arrives = timeout(limit, waiter.wait()).await;
+            if arrives == Ok(true) {
+                core.metrics.join_waited(since.elapsed());
+            } else {
+                core.metrics.joins_early.increment(1);
+            }
+        })
     }
 
     pub(crate) fn report(&self, gap: Gap) {

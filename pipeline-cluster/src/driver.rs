@@ -156,11 +156,7 @@ impl Task {
                 },
             }
         };
-        core.metrics.connects.increment(1);
-        core.metrics.connected.set(1.0);
-        core.state.send_modify(|state| {
-            state.is_connected = true;
-        });
+        core.connected();
         if let Some(since) = disconnected_at.take() {
             let gone = Instant::now().saturating_duration_since(since);
             tracing::info!(?gone, "connected to the other nodes again");
@@ -176,15 +172,9 @@ impl Task {
 
     fn disconnected(&mut self) {
         self.in_flight.retain(|message| !message.is_request);
-        self.core.metrics.connected.set(0.0);
-        self.core.state.send_modify(|state| {
-            state.has_tried = true;
-            if std::mem::take(&mut state.is_connected) {
-                self.disconnected_at = Some(Instant::now());
-            }
-        });
-        // After the state says that no more may come.
-        self.core.drop_requests();
+        if self.core.disconnected() {
+            self.disconnected_at = Some(Instant::now());
+        }
     }
 }
 
@@ -248,6 +238,17 @@ async fn follow(
         }
         let idle = interest.take_idle(Instant::now(), CHANNELS);
         if !idle.is_empty() {
+            core.abandon(&idle);
+            // A join that was answered before this has marked its topic.
+            let changed = tokio::select! {
+                biased;
+                changed = node.changed_topics() => changed,
+                () = std::future::ready(()) => None,
+            };
+            change(interest, node, changed.unwrap_or_default());
+            let (back, idle): (Vec<_>, Vec<_>) =
+                idle.into_iter().partition(|it| interest.keep(*it));
+            core.arrives(&back);
             core.unfollow(&idle);
             let names: Vec<String> = idle.iter().map(|it| core.channel_name(*it)).collect();
             if let Err(error) = within(core, session.unsubscribe(&names)).await {
@@ -266,16 +267,19 @@ async fn follow(
         tokio::select! {
             () = idle => {}
             changed = node.changed_topics() => match changed {
-                Some(topics) => {
-                    let now = Instant::now();
-                    for topic in topics {
-                        interest.change(&topic, node.has_subscribers(&topic), now);
-                    }
-                }
+                Some(topics) => change(interest, node, topics),
                 // The endpoint is gone: what it said last is still sent.
                 None => std::future::pending().await,
             },
         }
+    }
+}
+
+/// These topics have got subscribers or lost them.
+fn change(interest: &mut Interest, node: &LocalNode, topics: Vec<Arc<str>>) {
+    let now = Instant::now();
+    for topic in topics {
+        interest.change(&topic, node.has_subscribers(&topic), now);
     }
 }
 

@@ -108,6 +108,15 @@ impl Interest {
         taken
     }
 
+    /// Whether a channel that was taken as idle is wanted again. It is still subscribed to.
+    pub(crate) fn keep(&mut self, channel: Channel) -> bool {
+        let Some(wanted) = self.channels.get_mut(&channel) else { return false };
+        if !std::mem::replace(&mut wanted.is_subscribed, true) {
+            self.subscribed += 1;
+        }
+        true
+    }
+
     /// When the next channel may be unsubscribed from.
     pub(crate) fn next_idle(&self) -> Option<Instant> {
         let (since, _) = self.idle.front()?;
@@ -179,6 +188,20 @@ mod tests {
         assert_eq!(interest.take_idle(start + 2 * LINGER, 9), []);
         interest.change(&other, false, start + LINGER);
         assert_eq!(interest.take_idle(start + 2 * LINGER, 9).len(), 1);
+    }
+
+    #[test]
+    fn a_channel_that_is_wanted_again_before_it_is_unsubscribed_from_is_kept() {
+        let (mut interest, start) = (Interest::new(LINGER), Instant::now());
+        let (user, channel) = (topic(1), Channel::of_topic("user:1"));
+        interest.change(&user, true, start);
+        assert_eq!(interest.take_missing(9), [channel]);
+        interest.change(&user, false, start);
+        assert_eq!(interest.take_idle(start + LINGER, 9), [channel]);
+        assert!(!interest.keep(channel));
+        interest.change(&user, true, start + LINGER);
+        assert!(interest.keep(channel));
+        assert_eq!((interest.take_missing(9), interest.subscribed()), (vec![], 1));
     }
 
     #[test]

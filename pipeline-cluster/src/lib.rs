@@ -35,8 +35,11 @@
 //!
 //! - A broadcast arrives **at most once** on each node. The broadcasts of one node to one topic arrive in
 //!   order; those of different nodes or topics have no order.
-//! - The first broadcasts to a topic that has just got its first subscriber on a node may not arrive
-//!   there: the subscription has to reach the server first. [`Cluster::receives`] waits for it.
+//! - A client's join is answered when its node receives the topic, so that what is broadcast after the
+//!   answer arrives. It waits for [a second](ClusterOptions::join_wait) at most, and not while the node is
+//!   not connected. A topic whose first subscriber is a task may miss the first broadcasts:
+//!   [`Cluster::receives`] waits for it. In a cluster of NATS servers, a subscription is known to the
+//!   others a moment after it is to one.
 //! - No broadcast waits for the server or for another node. What cannot be sent now waits, up to
 //!   [a number](ClusterOptions::max_waiting) and [so many bytes](ClusterOptions::max_waiting_bytes);
 //!   beyond them the oldest are dropped and counted. Subscribers on the same node receive a broadcast in
@@ -85,6 +88,7 @@ mod nats;
 mod options;
 mod packing;
 mod queue;
+mod receiving;
 #[cfg(feature = "redis")]
 mod redis;
 mod sequence;

@@ -61,6 +61,8 @@ pub(crate) struct ClusterMetrics {
     pub(crate) lost: Tally,
     pub(crate) connects: Counter,
     pub(crate) connection_errors: Counter,
+    pub(crate) joins_early: Counter,
+    join_waited: Histogram,
     lag: Histogram,
     /// The sum of the recorded lags, in microseconds.
     lag_micros: AtomicU64,
@@ -114,6 +116,15 @@ impl ClusterMetrics {
                 "pipeline.cluster.connection_errors",
                 "How often the server could not be connected to, or a connection was lost",
             ),
+            joins_early: plain(
+                "pipeline.cluster.joins_early",
+                "Joins that were answered before this node received their topic",
+            ),
+            join_waited: telemetry.timer(
+                "pipeline.cluster.join_waited",
+                "Time that joins waited until this node received their topic",
+                [],
+            ),
             lag: telemetry.timer(
                 "pipeline.cluster.lag",
                 "Time from a broadcast on another node to its delivery on this one",
@@ -144,6 +155,12 @@ impl ClusterMetrics {
         }
         .increment(count as u64);
     }
+
+    /// A join has waited this long until this node received its topic.
+    pub(crate) fn join_waited(&self, time: Duration) {
+        self.join_waited.record(milliseconds(time));
+    }
+
     /// A broadcast of another node was delivered this long after it.
     pub(crate) fn delivered(&self, lag: Duration) {
         self.lag.record(milliseconds(lag));

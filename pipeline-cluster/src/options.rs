@@ -23,6 +23,7 @@ pub struct ClusterOptions {
     pub(crate) max_waiting_bytes: usize,
     pub(crate) refuse_when_full: bool,
     pub(crate) linger: Duration,
+    pub(crate) join_wait: Duration,
     pub(crate) backoff: Backoff,
     pub(crate) ping_interval: Duration,
     pub(crate) timeout: Duration,
@@ -40,6 +41,7 @@ impl ClusterOptions {
             max_waiting_bytes: 64 << 20,
             refuse_when_full: false,
             linger: Duration::from_secs(10),
+            join_wait: Duration::from_secs(1),
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
                 .jitter(Jitter::Equal),
             ping_interval: Duration::from_secs(2),
@@ -80,6 +82,18 @@ impl ClusterOptions {
     /// who comes back within this time costs no message to the server.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
+        self
+    }
+
+    /// How long a client's join of a topic may wait until this node receives the topic. Default 1 s.
+    ///
+    /// A client that has its answer receives what other nodes broadcast from then on. A topic that this
+    /// node receives already costs no time, and another one a way to the server and back. When the server
+    /// takes longer than this, the join is answered all the same, and counted in
+    /// `pipeline.cluster.joins_early`; so it is at once while the node is not connected. With
+    /// [`Duration::ZERO`], no join waits.
+    pub fn join_wait(mut self, limit: Duration) -> Self {
+        self.join_wait = limit;
         self
     }
 

@@ -89,3 +89,13 @@ async fn whether_a_topic_has_subscribers_is_known_across_nodes() {
 async fn a_polling_client_is_served_by_either_node() {
     nodes::polling(KIND).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_broadcast_right_after_a_join_was_answered_arrives() {
+    nodes::joins(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_is_answered_although_the_server_does_not_answer_or_is_away() {
+    nodes::joins_of_a_node_alone(KIND).await;
+}

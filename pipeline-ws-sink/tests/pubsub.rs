@@ -9,11 +9,13 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt};
+use pipeline_test_support::{eventually, reply};
 use pipeline_ws_sink::{
     Endpoint, PubSub,
     payload::PayloadError,
     pubsub::{
         Adapter, AdapterError, Broadcast, BroadcastError, Lagged, LocalNode, PreparedBroadcast,
+        UntilReceives,
     },
 };
 use serde_json::json;
@@ -22,6 +24,7 @@ use support::{
     cluster::{Cluster, events, nothing},
     server::Server,
 };
+use tokio::sync::Semaphore;
 
 const T: &str = "room:lobby";
 
@@ -271,6 +274,92 @@ async fn an_adapter_learns_of_the_first_and_the_last_subscriber_of_a_topic() {
     drop((third, endpoint));
     assert!(waiting.await.unwrap().is_none_or(|topics| topics == ["room:3".into()]));
     assert_eq!(changed(), Some(None), "the endpoint is gone");
+}
+
+/// An adapter that says when a join may be answered.
+struct Gated {
+    node: Arc<OnceLock<LocalNode>>,
+    gate: Arc<Semaphore>,
+    /// Whether it panics when it is asked, and when it is waited for.
+    panics: [bool; 2],
+}
+
+impl Gated {
+    fn with(panics: [bool; 2]) -> Self {
+        Self { node: Arc::default(), gate: Arc::new(Semaphore::new(0)), panics }
+    }
+}
+
+impl Adapter for Gated {
+    fn node_name(&self) -> &str {
+        "gated"
+    }
+
+    fn start(&self, node: LocalNode) {
+        self.node.set(node).unwrap();
+    }
+
+    fn follows_topics(&self) -> bool {
+        true
+    }
+
+    fn until_receives(&self, topic: &str) -> Option<UntilReceives> {
+        assert!(!self.panics[0]);
+        let (gate, panics) = (self.gate.clone(), self.panics[1]);
+        (topic == T || panics).then(|| -> UntilReceives {
+            Box::pin(async move {
+                assert!(!panics);
+                gate.acquire().await.unwrap().forget();
+            })
+        })
+    }
+
+    fn broadcast(&self, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_join_is_answered_when_the_adapter_receives_its_topic() {
+    let adapter = Gated::with([false, false]);
+    let (node, gate) = (adapter.node.clone(), adapter.gate.clone());
+    let server = Server::start(endpoint().0.adapter(adapter)).await;
+    let node = node.get().unwrap();
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", "room:free").await;
+    assert_eq!(node.changed_topics().await.unwrap(), ["room:free".into()]);
+
+    ada.send(json!(["2", "2", T, "phx_join", {}])).await;
+    assert_eq!(node.changed_topics().await.unwrap(), [T.into()]);
+    assert!(node.has_subscribers(T), "for the adapter");
+    server.endpoint.local_broadcast(T, "early", json!({})).unwrap();
+    ada.expect_nothing_else().await;
+    gate.add_permits(1);
+    ada.expect([reply("2", "2", T, "ok", json!({}))]).await;
+    assert!(node.has_subscribers(T));
+
+    // A client that leaves meanwhile, and the topic that it has not joined.
+    let mut bob = server.connect("name=bob").await;
+    ada.send(json!(["2", "3", T, "phx_leave", {}])).await;
+    eventually(|| !node.has_subscribers(T)).await;
+    bob.send(json!(["1", "1", T, "phx_join", {}])).await;
+    eventually(|| node.has_subscribers(T)).await;
+    drop(bob);
+    gate.add_permits(1);
+    eventually(|| !node.has_subscribers(T)).await;
+    assert_eq!(node.changed_topics().await.unwrap(), [T.into()]);
+}
+
+#[tokio::test]
+async fn a_join_is_answered_if_the_adapter_panics() {
+    for panics in [[true, false], [false, true]] {
+        let server = Server::start(endpoint().0.adapter(Gated::with(panics))).await;
+        server.connect("name=ada").await.join("1", T).await;
+    }
 }
 
 #[test]

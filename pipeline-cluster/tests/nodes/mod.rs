@@ -261,6 +261,74 @@ impl Channel for Room {
     }
 }
 
+/// A node with clients, and the address of their socket.
+async fn serving(
+    server: &Server,
+    options: ClusterOptions,
+) -> (Node, String, tokio::task::AbortHandle) {
+    let mount = Mount::new(NamedSocket).channel::<Room>("room:*");
+    let node = Node::with(server, options, Endpoint::builder().mount("/socket", mount)).await;
+    within(node.cluster.connected()).await;
+    let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app: axum::Router = axum::Router::new().fallback_service(node.endpoint.clone());
+    let serving = tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+    let url = format!("ws://{address}/socket/websocket?vsn=2.0.0&name=ada");
+    (node, url, serving.abort_handle())
+}
+
+/// What another node broadcasts right after a join was answered arrives, each time: of topics that are new
+/// to the node, and of one that it unsubscribes from and subscribes to all the time.
+pub async fn joins(kind: Kind) {
+    const JOINS: usize = 1_000;
+    let Some(server) = Server::start(kind).await else { return };
+    let left = Node::start(&server, "left").await;
+    let options = options("right").linger(Duration::ZERO).join_wait(PATIENCE);
+    let (right, url, serving) = serving(&server, options).await;
+    let mut ada = connect(&url).await.unwrap();
+    for n in 0..JOINS {
+        let (topic, reference) = (format!("room:{}", n % 2 * n), n.to_string());
+        ada.join(&reference, &topic).await;
+        left.say(&topic, n);
+        let said = json!({ "from": "left", "n": n });
+        ada.expect([json!([null, null, topic, "said", said])]).await;
+        ada.send(json!([reference, reference, topic, "phx_leave", {}])).await;
+        let left = json!({ "status": "ok", "response": {} });
+        ada.expect([
+            json!([reference, reference, topic, "phx_reply", left]),
+            json!([reference, reference, topic, "phx_close", {}]),
+        ])
+        .await;
+    }
+    assert_eq!(right.count("pipeline.cluster.joins_early"), 0);
+    // A topic that the node has already is not waited for.
+    drop(right.recorded.samples("pipeline.cluster.join_waited"));
+    let _here = right.subscribe(T).await;
+    ada.join("again", T).await;
+    assert_eq!(right.recorded.samples("pipeline.cluster.join_waited"), [0.0; 0]);
+    serving.abort();
+}
+
+/// A join is answered when the server takes too long, and at once when the node is not connected.
+pub async fn joins_of_a_node_alone(kind: Kind) {
+    let Some(mut server) = Server::start(kind).await else { return };
+    let options = options("right").join_wait(Duration::from_millis(50));
+    let patient = options.ping_interval(PATIENCE).timeout(PATIENCE);
+    let (right, url, serving) = serving(&server, patient).await;
+    let mut ada = connect(&url).await.unwrap();
+    server.freeze();
+    ada.join("1", T).await;
+    assert!(right.cluster.is_connected());
+    assert_eq!(right.count("pipeline.cluster.joins_early"), 1);
+    server.kill();
+    eventually(async || !right.cluster.is_connected()).await;
+    ada.join("2", "room:2").await;
+    assert_eq!(right.count("pipeline.cluster.joins_early"), 1);
+    right.say("room:2", 1);
+    ada.expect([json!([null, null, "room:2", "said", { "from": "right", "n": 1 }])]).await;
+    serving.abort();
+}
+
 /// Clients of another node receive broadcasts, timed, and are disconnected by their id.
 pub async fn clients(kind: Kind) {
     let Some(server) = Server::start(kind).await else { return };

@@ -180,6 +180,8 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             return None;
         }
     };
+    // What other nodes broadcast after the answer must arrive too. Held until the table has the channel.
+    let expected = connection.pubsub.expect(topic).await;
     let channel_of_table = JoinedChannel {
         outbox: connection.outbox.clone(),
         version: connection.version,
@@ -188,6 +190,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         route: metrics.clone(),
     };
     let listening = answer.accept(&accepted, context.id(), channel_of_table);
+    drop(expected);
     Some(RunningChannel { channel, context, join_ref, instance, listening, metrics })
 }
 

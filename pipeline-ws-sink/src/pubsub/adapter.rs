@@ -4,9 +4,11 @@ use std::{
     error::Error,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::{Arc, Weak},
 };
 
+use futures::FutureExt;
 use pipeline_core::ExitReason;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -81,6 +83,17 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
+    /// What the join of a topic waits for before it is answered: that broadcasts of other nodes to the topic
+    /// arrive on this node. `None`, the default, if they do already, or if joins do not wait.
+    ///
+    /// It is called for an adapter that [follows topics](Self::follows_topics), when the topic is marked
+    /// as changed and [counts as subscribed](LocalNode::has_subscribers). The future has to end in any
+    /// case, since the client gets no answer before.
+    fn until_receives(&self, topic: &str) -> Option<UntilReceives> {
+        let _ = topic;
+        None
+    }
+
     /// What the adapter has sent and received, for readers of the node's state. None by default.
     fn snapshot(&self) -> Option<AdapterSnapshot> {
         None
@@ -104,6 +117,9 @@ pub trait Adapter: Send + Sync + 'static {
     /// [`AdapterError`] if it cannot be sent, or if no node has this name.
     fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError>;
 }
+
+/// The future of [`Adapter::until_receives`].
+pub type UntilReceives = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What an [`Adapter`] has sent and received. Counters start with the adapter.
 ///
@@ -156,6 +172,13 @@ impl<A: Adapter> Adapter for Contained<A> {
 
     fn follows_topics(&self) -> bool {
         self.0.follows_topics()
+    }
+
+    fn until_receives(&self, topic: &str) -> Option<UntilReceives> {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.0.until_receives(topic)));
+        // After a panic, the join is answered.
+        let receives = AssertUnwindSafe(asked.ok()??).catch_unwind();
+        Some(Box::pin(receives.map(drop)))
     }
 
     fn snapshot(&self) -> Option<AdapterSnapshot> {
@@ -218,10 +241,13 @@ impl LocalNode {
         Ok(())
     }
 
-    /// Whether this topic has subscribers on this node.
+    /// Whether this topic has subscribers on this node, or is about to have: a join that is accepted
+    /// counts before it is answered.
     #[must_use]
     pub fn has_subscribers(&self, topic: &str) -> bool {
-        self.0.upgrade().is_some_and(|shared| shared.table.has(topic))
+        // In this order: a join is in the table before it is expected no more.
+        let has = |shared: Arc<Shared>| shared.expected.contains(topic) || shared.table.has(topic);
+        self.0.upgrade().is_some_and(has)
     }
 
     /// Waits until topics have got their first subscriber on this node or lost their last, and returns

@@ -5,6 +5,7 @@ pub(crate) mod broadcast;
 mod burst;
 mod by_route;
 mod confirm;
+mod expected_topics;
 mod filter;
 mod push_messages;
 #[cfg(test)]
@@ -28,9 +29,10 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 pub(crate) use self::adapter::Contained;
+pub(crate) use self::expected_topics::Expected;
 pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriberTable, SubscriptionGuard};
 pub use self::{
-    adapter::{Adapter, AdapterError, AdapterSnapshot, LocalNode},
+    adapter::{Adapter, AdapterError, AdapterSnapshot, LocalNode, UntilReceives},
     broadcast::Broadcast,
     confirm::{Confirmation, NotConfirmed, TooManyConfirmations},
     filter::FilterSubscribed,
@@ -41,6 +43,7 @@ pub use self::{
     worker::{BroadcastWorker, PreparedBroadcast},
 };
 use self::{
+    expected_topics::ExpectedTopics,
     synced_topics::{Changed, SyncedTopics},
     table::SlowReceiver,
     turns::{TopicTurns, Turn, TurnKind},
@@ -53,7 +56,7 @@ use crate::{
     },
     outbox::CountedPush,
     payload::{IntoPayload, PayloadError},
-    presence::tracker::TrackerOptions,
+    presence::tracker::{TRACKERS, TrackerOptions},
     protocol::message::Encoded,
     telemetry::{SocketMetrics, described, log_line, shown},
     transport::longpoll_relay::RELAYS,
@@ -102,6 +105,8 @@ struct Shared {
     topics: Option<Arc<SyncedTopics>>,
     /// The topics that have got or lost subscribers on this node, if the adapter follows them.
     interest: Option<Arc<Changed>>,
+    /// The topics that clients are about to join: such an adapter is asked for them before.
+    expected: Arc<ExpectedTopics>,
     /// What handles requests of long-polling clients that other nodes pass on.
     relayed: OnceLock<OnRelayed>,
     /// How many channels may be joined in a second. Here, because every channel has this.
@@ -139,8 +144,17 @@ impl PubSub {
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
-        let (relayed, joins) = (OnceLock::new(), OnceLock::new());
-        let shared = Shared { table, sockets, adapter, turns, topics, interest, relayed, joins };
+        let shared = Shared {
+            table,
+            sockets,
+            adapter,
+            turns,
+            topics,
+            interest,
+            expected: Arc::default(),
+            relayed: OnceLock::new(),
+            joins: OnceLock::new(),
+        };
         let pubsub = Self { shared: Arc::new(shared) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
@@ -516,6 +530,19 @@ impl PubSub {
             Some(joins) => joins.join(socket).await,
             None => Ok(()),
         }
+    }
+
+    /// Before a join of this topic is answered: waits until what other nodes broadcast to it arrives here,
+    /// if the adapter does. The topic counts as subscribed for the adapter until the result is dropped.
+    pub(crate) async fn expect(&self, topic: &Arc<str>) -> Option<Expected> {
+        let Shared { table, adapter, interest, expected, .. } = &*self.shared;
+        let adapter = adapter.as_ref()?;
+        let interest = interest.as_ref().filter(|_| !topic.starts_with(TRACKERS))?;
+        let expected = expected.expect(topic, table, interest);
+        if let Some(receives) = adapter.until_receives(topic) {
+            receives.await;
+        }
+        Some(expected)
     }
 
     /// Starts to share this node's topics with the other nodes, if that is enabled.
