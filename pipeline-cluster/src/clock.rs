@@ -27,7 +27,12 @@ impl SharedClock {
 
     /// The microseconds since 1970.
     pub(crate) fn now(&self) -> u64 {
-        self.base.load(Relaxed).saturating_add(self.elapsed(Instant::now()))
+        self.at(Instant::now())
+    }
+
+    /// The microseconds since 1970 at this moment.
+    pub(crate) fn at(&self, moment: Instant) -> u64 {
+        self.base.load(Relaxed).saturating_add(self.elapsed(moment))
     }
 
     /// The server's time, which it read at some moment between these two. An answer that took much

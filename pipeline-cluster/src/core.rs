@@ -88,6 +88,7 @@ pub(crate) struct Limits {
     pub(crate) dropped: LineLimit,
     pub(crate) connection: LineLimit,
     pub(crate) same_name: LineLimit,
+    pub(crate) counts_anew: LineLimit,
 }
 
 /// How a frame was received wrongly.
@@ -99,6 +100,8 @@ pub(crate) enum Malformed {
     Payload(#[from] PayloadError),
     #[error("a request for one node was sent to several")]
     Request,
+    #[error("the number {0} is too far from those before it")]
+    Number(u64),
 }
 
 impl Outbound {
@@ -383,11 +386,13 @@ impl Core {
 
     /// A message has arrived from the server.
     pub(crate) fn receive(&self, message: &Bytes) {
+        let now = Instant::now();
         for frame in frame::frames(message) {
             let received = frame.map_err(Malformed::from);
-            let length = message.len();
-            if let Err(error) = received.and_then(|frame| self.try_receive(&frame)) {
-                self.malformed(&error, length);
+            if let Err(error) = received.and_then(|frame| self.try_receive(&frame, now)) {
+                self.malformed(&error, message.len());
+                // A node that sends one sends no others, and what is missing is seen as a gap.
+                return;
             }
         }
     }
@@ -400,7 +405,7 @@ impl Core {
         }
     }
 
-    fn try_receive(&self, bytes: &Bytes) -> Result<(), Malformed> {
+    fn try_receive(&self, bytes: &Bytes, now: Instant) -> Result<(), Malformed> {
         let frame = Frame::decode(bytes)?;
         if *frame.origin == *self.name {
             if frame.epoch == self.epoch {
@@ -430,8 +435,8 @@ impl Core {
         } else {
             Channel::of_topic(frame.topic)
         };
-        let arrival =
-            self.arrived.lock().arrive(frame.origin, frame.epoch, channel, frame.sequence);
+        let number = frame.sequence;
+        let arrival = self.arrived.lock().arrive(frame.origin, frame.epoch, channel, number, now);
         match arrival {
             Arrival::Expected => {}
             Arrival::After(count, origin) => {
@@ -439,15 +444,28 @@ impl Core {
                 self.metrics.lost.increment(count);
                 self.report(Gap::Missing(Missing { origin, count, channel }));
             }
+            Arrival::CountsAnew(origin) => {
+                if let Some(left_out) = self.log.counts_anew.allow() {
+                    let node = &*origin;
+                    tracing::warn!(
+                        node,
+                        number,
+                        left_out,
+                        "a node counts from a lower number: broadcasts may have been dropped"
+                    );
+                }
+                self.metrics.gaps.increment(1);
+                self.report(Gap::Missing(Missing { origin, count: 0, channel }));
+            }
+            Arrival::Unbelievable => return Err(Malformed::Number(number)),
             Arrival::Repeated => {
                 self.metrics.dropped(Reason::Repeated, 1);
                 return Ok(());
             }
         }
-        let lag = Duration::from_micros(self.clock.now().saturating_sub(frame.sent_at));
+        let lag = Duration::from_micros(self.clock.at(now).saturating_sub(frame.sent_at));
         if let Some(age) = frame.age {
             let age = Duration::from_micros(age).saturating_add(lag);
-            let now = Instant::now();
             let mut timeline = Timeline::from(now.checked_sub(age).unwrap_or(now));
             if let Some(trace) = frame.trace.and_then(|trace| trace.parse().ok()) {
                 timeline = timeline.with_trace(trace);
@@ -476,7 +494,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::Gaps;
+    use crate::{
+        Gaps,
+        frame::{GROUP, append_to_group},
+        sequence::REPEATED,
+    };
 
     fn core(name: &str) -> (Arc<Core>, Recorded) {
         let (telemetry, recorded) = Recorded::new();
@@ -523,6 +545,58 @@ mod tests {
         right.receive(&sent(&left));
         let next = room.recv().await.unwrap();
         assert_eq!(next.payload().json(), Some(r#"{"n":3}"#), "its own echo is no broadcast");
+    }
+
+    #[tokio::test]
+    async fn a_message_ends_at_its_first_frame_that_is_none() {
+        let endpoint = Endpoint::builder().build().unwrap();
+        let (left, (right, recorded)) = (core("left").0, core("right"));
+        right.start(LocalNode::of(endpoint.pubsub()));
+        let mut room = endpoint.subscribe("room:1");
+        left.broadcast(&news(1)).unwrap();
+        let mut group = vec![GROUP];
+        append_to_group(&mut group, &sent(&left));
+        // A quarter of a million frames without a byte.
+        group.resize(1 << 20, 0);
+        right.receive(&group.into());
+        assert_eq!(room.recv().await.unwrap().payload().json(), Some(r#"{"n":1}"#));
+        assert_eq!(reasons(&recorded), [("reason=malformed".to_owned(), 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_counts_anew_is_heard_and_reported() {
+        let endpoint = Endpoint::builder().build().unwrap();
+        let (left, (right, recorded)) = (core("left").0, core("right"));
+        right.start(LocalNode::of(endpoint.pubsub()));
+        right.follow(&[Channel::of_topic("room:1")]);
+        let mut gaps = Gaps(right.gaps.subscribe());
+        let mut room = endpoint.subscribe("room:1");
+        let mut say = |number: u64| {
+            left.broadcast(&news(number)).unwrap();
+            let mut frame = sent(&left).to_vec();
+            set_sequence(&mut frame, number);
+            right.receive(&frame.into());
+        };
+        say(1);
+        say(u64::MAX);
+        (1_000..2_000).for_each(&mut say);
+        assert_eq!(
+            reasons(&recorded),
+            [("reason=malformed".to_owned(), 1)],
+            "and none is silenced"
+        );
+        (2..=514).for_each(&mut say);
+        say(515);
+        let repeated = [("reason=repeated".to_owned(), u64::from(REPEATED))];
+        assert_eq!(reasons(&recorded), repeated);
+        let Gap::Missing(first) = gaps.next().await.unwrap() else { panic!("1,000 follows 1") };
+        let Gap::Missing(anew) = gaps.next().await.unwrap() else { panic!("it counts anew") };
+        assert_eq!((first.count(), anew.count(), anew.origin()), (998, 0, "left"));
+        let mut heard = 0;
+        while let Ok(Ok(_)) = timeout(Duration::ZERO, room.recv()).await {
+            heard += 1;
+        }
+        assert_eq!(heard, 1_003);
     }
 
     #[tokio::test]

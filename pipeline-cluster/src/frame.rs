@@ -34,8 +34,12 @@ pub const VERSION: u8 = 1;
 /// The first byte of a group.
 pub const GROUP: u8 = 2;
 
-/// The longest frame, in bytes.
-pub const LONGEST_FRAME: usize = 64 << 20;
+/// The longest frame, in bytes. Redis ends the connection of each subscriber for which more than 32 MiB
+/// wait (`client-output-buffer-limit pubsub`), so a longer one would cut off all nodes.
+pub const LONGEST_FRAME: usize = 24 << 20;
+
+/// The longest group that is read, in bytes. Those that are sent are far shorter.
+const LONGEST_GROUP: usize = 1 << 20;
 
 /// The longest topic, and the longest event, in bytes.
 pub const LONGEST_NAME: usize = 4096;
@@ -204,7 +208,12 @@ impl<'a> Frame<'a> {
 pub fn frames(message: &Bytes) -> impl Iterator<Item = Result<Bytes, FrameError>> {
     let group = (message.first() == Some(&GROUP)).then(|| message.slice(1..));
     let (mut one, mut rest) = (group.is_none().then(|| message.clone()), group.unwrap_or_default());
+    let mut too_long = (rest.len() > LONGEST_GROUP).then_some(rest.len());
     std::iter::from_fn(move || {
+        if let Some(length) = too_long.take() {
+            rest.clear();
+            return Some(Err(FrameError::Length("group", length)));
+        }
         if let Some(frame) = one.take() {
             return Some(Ok(frame));
         }
@@ -362,6 +371,9 @@ mod tests {
         }
         assert_eq!(read(8), [one]);
         assert_eq!(read(1), [], "it is empty");
+        let long =
+            frames(&[vec![GROUP], vec![0; LONGEST_GROUP + 1]].concat().into()).collect::<Vec<_>>();
+        assert_eq!(long, [Err(FrameError::Length("group", LONGEST_GROUP + 1))]);
     }
 
     proptest! {

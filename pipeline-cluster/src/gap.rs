@@ -33,7 +33,8 @@ impl Missing {
         &self.origin
     }
 
-    /// How many they are.
+    /// How many they are. 0 if that is not known: its numbers, which only grow, were lower than before, so
+    /// broadcasts may have been dropped as repeated.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count

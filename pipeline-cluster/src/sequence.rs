@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::time::{Duration, Instant};
+
 use crate::channels::{BuildChannelHasher, Channel};
 
 /// How many nodes may have been sent to with numbers. What is sent to more of them has none.
@@ -16,6 +18,19 @@ const NODES: usize = 65_536;
 /// How many origins are remembered. When there are more, the one that has been silent for longest is
 /// forgotten.
 const ORIGINS: usize = 1_024;
+
+/// How many numbers that are not new may follow each other before the lower ones count as those of a node
+/// that counts anew. What is sent again after a lost connection is never more.
+pub(crate) const REPEATED: u32 = 512;
+
+/// For how long numbers may be those of before. What is sent again comes within moments.
+const STALE: Duration = Duration::from_secs(10);
+
+/// How many that are late it takes.
+const FEW: u32 = 3;
+
+/// The furthest that a number may be from the last one. More are not sent while a node lives.
+const JUMP: u64 = 1 << 40;
 
 /// The last number that was sent in each channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,8 +68,25 @@ struct Origin {
     name: Arc<str>,
     epoch: u64,
     last: HashMap<Channel, u64, BuildChannelHasher>,
+    /// The channels whose latest numbers were not new.
+    repeated: HashMap<Channel, Run, BuildChannelHasher>,
     /// The number of its last arrival.
     at: u64,
+}
+
+/// Numbers that follow each other and are not new.
+#[derive(Debug)]
+struct Run {
+    count: u32,
+    since: Instant,
+}
+
+impl Run {
+    /// Whether they cannot be copies of what has arrived.
+    fn is_a_new_count(&self, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.since);
+        self.count > REPEATED || (self.count >= FEW && age >= STALE)
+    }
 }
 
 /// What a number says.
@@ -66,6 +98,11 @@ pub(crate) enum Arrival {
     After(u64, Arc<str>),
     /// The frame has arrived before, or a later one has.
     Repeated,
+    /// The first frame of a lower count: what arrived before it had a false number, and it is not
+    /// known how many are missing.
+    CountsAnew(Arc<str>),
+    /// The number is too far from the last one to be true.
+    Unbelievable,
 }
 
 impl Arrived {
@@ -79,6 +116,7 @@ impl Arrived {
         if self.followed.remove(&channel) {
             for origin in self.origins.values_mut() {
                 origin.last.remove(&channel);
+                origin.repeated.remove(&channel);
             }
         }
     }
@@ -94,6 +132,7 @@ impl Arrived {
         epoch: u64,
         channel: Channel,
         number: u64,
+        now: Instant,
     ) -> Arrival {
         // The last frames of a channel arrive after it was unsubscribed from.
         if number == 0 || !self.follows(channel) {
@@ -105,7 +144,13 @@ impl Arrived {
             if self.origins.len() == ORIGINS {
                 self.forget_one();
             }
-            let new = Origin { name: origin.into(), epoch, last: HashMap::default(), at };
+            let new = Origin {
+                name: origin.into(),
+                epoch,
+                last: HashMap::default(),
+                repeated: HashMap::default(),
+                at,
+            };
             self.origins.insert(new.name.clone(), new);
         }
         // It is there now.
@@ -118,16 +163,30 @@ impl Arrived {
         if epoch > origin.epoch {
             origin.epoch = epoch;
             origin.last.clear();
+            origin.repeated.clear();
         }
         let Some(last) = origin.last.get_mut(&channel) else {
             origin.last.insert(channel, number);
             return Arrival::Expected;
         };
         if number <= *last {
-            return Arrival::Repeated;
+            let run = origin.repeated.entry(channel).or_insert(Run { count: 0, since: now });
+            run.count += 1;
+            if !run.is_a_new_count(now) {
+                return Arrival::Repeated;
+            }
+            origin.repeated.remove(&channel);
+            *last = number;
+            return Arrival::CountsAnew(origin.name.clone());
         }
         let missing = number - *last - 1;
+        if missing > JUMP {
+            return Arrival::Unbelievable;
+        }
         *last = number;
+        if !origin.repeated.is_empty() {
+            origin.repeated.remove(&channel);
+        }
         if missing == 0 { Arrival::Expected } else { Arrival::After(missing, origin.name.clone()) }
     }
 
@@ -156,11 +215,11 @@ mod tests {
 
     #[test]
     fn a_gap_is_seen_in_a_channel_that_is_followed() {
-        let mut arrived = Arrived::default();
-        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number);
+        let (mut arrived, now) = (Arrived::default(), Instant::now());
+        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number, now);
         assert_eq!(arrive(1, 7), Arrival::Expected, "the channel is not followed");
         arrived.follow(ONE);
-        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number);
+        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number, now);
         assert_eq!(arrive(1, 9), Arrival::Expected, "the first number is unknown");
         assert_eq!(arrive(1, 10), Arrival::Expected);
         assert_eq!(arrive(1, 13), Arrival::After(2, "left".into()));
@@ -171,20 +230,56 @@ mod tests {
         assert_eq!(arrive(2, 0), Arrival::Expected, "it has no number");
         arrived.unfollow(ONE);
         arrived.follow(ONE);
-        assert_eq!(arrived.arrive("left", 2, ONE, 90), Arrival::Expected, "it was not followed");
+        let first = arrived.arrive("left", 2, ONE, 90, now);
+        assert_eq!(first, Arrival::Expected, "it was not followed");
+    }
+
+    #[test]
+    fn a_false_number_silences_a_node_for_a_while_only() {
+        let (mut arrived, start) = (Arrived::default(), Instant::now());
+        arrived.follow(ONE);
+        let mut arrive = |number, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            arrived.arrive("left", 1, ONE, number, now)
+        };
+        let anew = Arrival::CountsAnew("left".into());
+        assert_eq!(arrive(7, 0), Arrival::Expected);
+        assert_eq!(arrive(1 << 63, 0), Arrival::Unbelievable);
+        assert_eq!(
+            arrive(8, 0),
+            Arrival::Expected,
+            "a number that is not believed changes nothing"
+        );
+        // A busy channel: as many as may be copies.
+        assert_eq!(arrive(1_000_009, 0), Arrival::After(1_000_000, "left".into()));
+        for number in 9..9 + u64::from(REPEATED) {
+            assert_eq!(arrive(number, 0), Arrival::Repeated, "{number}");
+        }
+        assert_eq!(arrive(521, 0), anew);
+        assert_eq!(arrive(522, 0), Arrival::Expected);
+        // A quiet one.
+        assert_eq!(arrive(1_000, 100), Arrival::After(477, "left".into()));
+        assert_eq!((arrive(523, 100), arrive(524, 109)), (Arrival::Repeated, Arrival::Repeated));
+        assert_eq!(arrive(525, 110), anew);
+        assert_eq!(arrive(526, 110), Arrival::Expected);
+        // Copies, now and then: a new number is between them.
+        for number in 527..600 {
+            assert_eq!(arrive(number, 9 * number), Arrival::Expected);
+            assert_eq!(arrive(number, 9 * number), Arrival::Repeated);
+        }
     }
 
     #[test]
     fn origins_are_bounded_and_the_most_silent_is_forgotten() {
-        let mut arrived = Arrived::default();
+        let (mut arrived, now) = (Arrived::default(), Instant::now());
         arrived.follow(ONE);
         for n in 0..ORIGINS {
-            arrived.arrive(&format!("node {n}"), 1, ONE, 1);
+            arrived.arrive(&format!("node {n}"), 1, ONE, 1, now);
         }
-        arrived.arrive("node 0", 1, ONE, 2);
-        arrived.arrive("one more", 1, ONE, 1);
+        arrived.arrive("node 0", 1, ONE, 2, now);
+        arrived.arrive("one more", 1, ONE, 1, now);
         assert_eq!(arrived.origins.len(), ORIGINS);
-        let next = |arrived: &mut Arrived, name| arrived.arrive(name, 1, ONE, 9);
+        let next = |arrived: &mut Arrived, name| arrived.arrive(name, 1, ONE, 9, now);
         assert_eq!(next(&mut arrived, "node 0"), Arrival::After(6, "node 0".into()));
         assert_eq!(next(&mut arrived, "node 1"), Arrival::Expected, "it was forgotten");
     }
@@ -202,19 +297,21 @@ mod tests {
         #[test]
         fn arrived_and_missing_are_all(fate in prop::collection::vec(0..3u8, 1..200)) {
             let (mut sent, mut arrived) = (Sent::default(), Arrived::default());
+            let now = Instant::now();
             arrived.follow(ONE);
             let (mut received, mut missing, mut lost_since) = (0u64, 0u64, 0u64);
             let mut is_first = true;
             for fate in fate {
                 let number = sent.next(ONE);
                 for copy in 0..fate {
-                    match arrived.arrive("left", 1, ONE, number) {
+                    match arrived.arrive("left", 1, ONE, number, now) {
                         Arrival::Expected => received += 1,
                         Arrival::After(gap, _) => {
                             received += 1;
                             missing += gap;
                         }
                         Arrival::Repeated => prop_assert!(copy > 0),
+                        other => prop_assert!(false, "{other:?}"),
                     }
                 }
                 if fate > 0 {
