@@ -241,7 +241,8 @@ impl Core {
         if dropped > 0 {
             self.dropped(Reason::QueueFull, dropped);
         }
-        if waiting == 1 {
+        // After an outage, requests are sent while broadcasts wait.
+        if waiting == 1 || is_request {
             self.wake.notify_one();
         }
         Ok(())
@@ -256,6 +257,11 @@ impl Core {
         let mut taken = outbound.requests.take(max_frames.div_ceil(2), max_bytes / 2);
         taken.extend(outbound.queue.take(max_frames - taken.len(), max_bytes / 2));
         taken
+    }
+
+    /// The next requests to send, without broadcasts.
+    pub(crate) fn take_requests(&self, max_frames: usize, max_bytes: usize) -> Vec<Outgoing> {
+        self.outbound.lock().requests.take(max_frames, max_bytes)
     }
 
     pub(crate) fn waiting(&self) -> usize {

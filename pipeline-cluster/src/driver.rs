@@ -16,6 +16,7 @@ use crate::{
     interest::Interest,
     metrics::Reason,
     packing::{Message, pack},
+    queue::Outgoing,
 };
 
 /// The most frames that are sent at once, and the most bytes.
@@ -26,6 +27,12 @@ const CHANNELS: usize = 512;
 
 /// How long the task still sends after the cluster was dropped.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How often the number of nodes is asked for after an outage.
+const COUNT_NODES: Duration = Duration::from_millis(50);
+
+/// The shortest time that nodes are waited for whose number is not known.
+const SHORTEST_SETTLE: Duration = Duration::from_millis(500);
 
 /// A server that can be connected to.
 pub(crate) trait Server: Send + Sync + 'static {
@@ -61,6 +68,9 @@ pub(crate) trait Session: Send + Sync {
     /// Whether the server answers. It may tell its time.
     fn ping(&self, core: &Core) -> impl Future<Output = Result<(), SessionError>> + Send;
 
+    /// How many nodes receive what is for every node, this one included. `None` if it is not known.
+    fn nodes(&self, core: &Core) -> impl Future<Output = Result<Option<u64>, SessionError>> + Send;
+
     /// Receives until the connection ends.
     fn receive(&self, core: &Core) -> impl Future<Output = SessionError> + Send;
 }
@@ -83,6 +93,7 @@ pub(crate) async fn drive<S: Server>(core: Arc<Core>, server: S) {
         interest: Interest::new(core.options.linger),
         in_flight: Vec::new(),
         disconnected_at: None,
+        nodes: None,
         core: core.clone(),
     };
     let mut running = pin!(task.run(&server));
@@ -110,6 +121,8 @@ struct Task {
     /// and the nodes that have it already drop the copy.
     in_flight: Vec<Message>,
     disconnected_at: Option<Instant>,
+    /// How many nodes there were when everything was well, if it is known.
+    nodes: Option<u64>,
 }
 
 impl Task {
@@ -142,7 +155,7 @@ impl Task {
             Ok(session) => session,
             Err(error) => return error,
         };
-        let Self { interest, in_flight, disconnected_at, core: _ } = self;
+        let Self { interest, in_flight, disconnected_at, nodes, core: _ } = self;
         let mut receiving = pin!(session.receive(&core));
         // Messages arrive while the channels are subscribed to, and none may be missed.
         let node = {
@@ -157,23 +170,44 @@ impl Task {
             }
         };
         core.connected();
-        if let Some(since) = disconnected_at.take() {
-            let gone = Instant::now().saturating_duration_since(since);
+        let since = disconnected_at.take();
+        let gone = since.map(|since| Instant::now().saturating_duration_since(since));
+        if let Some(gone) = gone {
             tracing::info!(?gone, "connected to the other nodes again");
             core.report(Gap::Disconnected(gone));
         }
-        tokio::select! {
-            error = receiving => error,
-            error = publish(&core, &session, in_flight) => error,
-            error = follow(&core, &session, interest, &node) => error,
-            error = ping(&core, &session) => error,
-        }
+        let mut kept = None;
+        let error = {
+            let working = async {
+                // The other nodes have to be there for what waits.
+                if let Some(gone) = gone {
+                    kept = since;
+                    if let Err(error) = settle(&core, &session, *nodes, gone).await {
+                        return error;
+                    }
+                    kept = None;
+                }
+                tokio::select! {
+                    error = publish(&core, &session, in_flight) => error,
+                    error = count(&core, &session, nodes) => error,
+                }
+            };
+            tokio::select! {
+                error = receiving => error,
+                error = working => error,
+                error = follow(&core, &session, interest, &node) => error,
+                error = ping(&core, &session) => error,
+            }
+        };
+        // What waited then waits for the other nodes on the next connection too.
+        *disconnected_at = kept;
+        error
     }
 
     fn disconnected(&mut self) {
         self.in_flight.retain(|message| !message.is_request);
         if self.core.disconnected() {
-            self.disconnected_at = Some(Instant::now());
+            self.disconnected_at.get_or_insert_with(Instant::now);
         }
     }
 }
@@ -293,13 +327,8 @@ async fn publish(
         // Before the queue is looked at: what is taken from it is not sent yet.
         set_flushed(&core.state, false);
         if in_flight.is_empty() {
-            let (mut taken, max) = (core.take(BATCH.0, BATCH.1), session.max_message());
-            let before = taken.len();
-            taken.retain(|it| it.frame.len() <= max);
-            if taken.len() < before {
-                core.dropped(Reason::TooLong, before - taken.len());
-            }
-            *in_flight = pack(taken, max);
+            let (taken, max) = (core.take(BATCH.0, BATCH.1), session.max_message());
+            *in_flight = pack(fitting(core, taken, max), max);
         }
         let frames: usize = in_flight.iter().map(|it| it.frames).sum();
         core.metrics.waiting.set((core.waiting() + frames) as f64);
@@ -314,9 +343,7 @@ async fn publish(
         }
         match within(core, session.publish(core, in_flight)).await {
             Ok(()) => {
-                let bytes: usize = in_flight.iter().map(|it| it.bytes.len()).sum();
-                core.metrics.sent.increment(frames as u64);
-                core.metrics.sent_bytes.increment(bytes as u64);
+                sent(core, in_flight);
                 in_flight.clear();
             }
             Err(SessionError::Refused(why)) => {
@@ -333,6 +360,80 @@ fn set_flushed(state: &watch::Sender<State>, is_flushed: bool) {
     state.send_if_modified(|state| {
         std::mem::replace(&mut state.is_flushed, is_flushed) != is_flushed
     });
+}
+
+/// After an outage: sends requests alone, until the other nodes are connected again too, as far as that can
+/// be known. Their clients would miss what waits.
+async fn settle(
+    core: &Core,
+    session: &impl Session,
+    before: Option<u64>,
+    gone: Duration,
+) -> Result<(), SessionError> {
+    let limit = core.options.settle;
+    let unknown = gone.max(SHORTEST_SETTLE).min(limit);
+    let (since, mut limit) = (Instant::now(), before.map_or(unknown, |_| limit));
+    let mut next_count = since;
+    set_flushed(&core.state, false);
+    loop {
+        let now = Instant::now();
+        if now.saturating_duration_since(since) >= limit || core.state.borrow().is_ending {
+            return Ok(());
+        }
+        if let Some(before) = before
+            && now >= next_count
+        {
+            next_count = now + COUNT_NODES;
+            match within(core, session.nodes(core)).await? {
+                Some(nodes) if nodes >= before => return Ok(()),
+                Some(_) => {}
+                None => limit = unknown,
+            }
+        }
+        let requests = core.take_requests(BATCH.0, BATCH.1);
+        if requests.is_empty() {
+            // Also at the end of the program.
+            let _ = timeout(COUNT_NODES.min(limit), core.wake.notified()).await;
+            continue;
+        }
+        let messages = pack(fitting(core, requests, session.max_message()), session.max_message());
+        within(core, session.publish(core, &messages)).await?;
+        sent(core, &messages);
+    }
+}
+
+/// Counts the nodes now and then, to know how many there were if the connection is lost.
+async fn count(core: &Core, session: &impl Session, nodes: &mut Option<u64>) -> SessionError {
+    loop {
+        match within(core, session.nodes(core)).await {
+            Ok(counted) => {
+                *nodes = counted;
+                if let Some(counted) = counted {
+                    core.metrics.nodes.set(counted as f64);
+                }
+            }
+            Err(error) => return error,
+        }
+        sleep(core.options.ping_interval).await;
+    }
+}
+
+/// Without what the server does not take, which is counted.
+fn fitting(core: &Core, mut taken: Vec<Outgoing>, max: usize) -> Vec<Outgoing> {
+    let before = taken.len();
+    taken.retain(|it| it.frame.len() <= max);
+    if taken.len() < before {
+        core.dropped(Reason::TooLong, before - taken.len());
+    }
+    taken
+}
+
+/// Counts what the server has taken.
+fn sent(core: &Core, messages: &[Message]) {
+    let frames: usize = messages.iter().map(|it| it.frames).sum();
+    let bytes: usize = messages.iter().map(|it| it.bytes.len()).sum();
+    core.metrics.sent.increment(frames as u64);
+    core.metrics.sent_bytes.increment(bytes as u64);
 }
 
 /// Asks the server whether it answers, again and again.

@@ -45,8 +45,12 @@
 //!   beyond them the oldest are dropped and counted. Subscribers on the same node receive a broadcast in
 //!   any case, unless [`refuse_when_full`](ClusterOptions::refuse_when_full) is set.
 //! - A server that is away, that is restarted or that does not answer is connected to again, and
-//!   everything is subscribed to again. What waited is sent then. What the server had taken and not
-//!   passed on is lost.
+//!   everything is subscribed to again. What waited is sent then, after [a while](ClusterOptions::settle)
+//!   in which the other nodes connect again too. What the server had taken and not passed on is lost.
+//! - A broadcast has 24 MiB at most, with its header, and what the server takes (NATS: `max_payload`, 1 MiB
+//!   by default). A longer one is dropped and counted. Redis ends the connection of a node for which more
+//!   than 32 MiB wait (`client-output-buffer-limit pubsub 32mb 8mb 60`): programs with broadcasts of more
+//!   than a few MiB raise that.
 //! - What is lost is noticed: frames have a number for each channel, and a missing one is a [`Gap`]. The
 //!   last ones before a pause are noticed when the next one arrives.
 //!

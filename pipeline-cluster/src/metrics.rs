@@ -67,6 +67,7 @@ pub(crate) struct ClusterMetrics {
     /// The sum of the recorded lags, in microseconds.
     lag_micros: AtomicU64,
     pub(crate) connected: Gauge,
+    pub(crate) nodes: Gauge,
     pub(crate) waiting: Gauge,
     pub(crate) channels: Gauge,
     queue_full: Tally,
@@ -132,6 +133,10 @@ impl ClusterMetrics {
             ),
             lag_micros: AtomicU64::new(0),
             connected: gauge("pipeline.cluster.connected", "1 while the node is connected, else 0"),
+            nodes: gauge(
+                "pipeline.cluster.nodes",
+                "Nodes that are connected to the server, where it tells",
+            ),
             waiting: gauge("pipeline.cluster.waiting", "Broadcasts that wait to be sent"),
             channels: gauge(
                 "pipeline.cluster.channels",

@@ -133,6 +133,10 @@ impl Session for NatsSession {
         Ok(())
     }
 
+    async fn nodes(&self, _: &Core) -> Result<Option<u64>, SessionError> {
+        Ok(None)
+    }
+
     async fn receive(&self, core: &Core) -> SessionError {
         let mut reading = self.reading.lock().await;
         let mut messages: SelectAll<Messages> = SelectAll::new();

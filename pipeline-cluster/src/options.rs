@@ -24,6 +24,7 @@ pub struct ClusterOptions {
     pub(crate) refuse_when_full: bool,
     pub(crate) linger: Duration,
     pub(crate) join_wait: Duration,
+    pub(crate) settle: Duration,
     pub(crate) backoff: Backoff,
     pub(crate) ping_interval: Duration,
     pub(crate) timeout: Duration,
@@ -42,6 +43,7 @@ impl ClusterOptions {
             refuse_when_full: false,
             linger: Duration::from_secs(10),
             join_wait: Duration::from_secs(1),
+            settle: Duration::from_secs(5),
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
                 .jitter(Jitter::Equal),
             ping_interval: Duration::from_secs(2),
@@ -94,6 +96,16 @@ impl ClusterOptions {
     /// [`Duration::ZERO`], no join waits.
     pub fn join_wait(mut self, limit: Duration) -> Self {
         self.join_wait = limit;
+        self
+    }
+
+    /// After the connection was lost: how long what waits is kept back for other nodes that connect again
+    /// later than this one, and would miss it. Default 5 s, which is the longest delay between their tries.
+    ///
+    /// With Redis, it is sent as soon as there are as many nodes as before. NATS does not tell: there, it
+    /// waits for as long as the connection was lost, from half a second to this.
+    pub fn settle(mut self, limit: Duration) -> Self {
+        self.settle = limit;
         self
     }
 

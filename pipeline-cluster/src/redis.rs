@@ -10,6 +10,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     ClusterError,
+    channels::Channel,
     core::Core,
     driver::{Server, Session, SessionError},
     packing::Message,
@@ -103,6 +104,19 @@ impl Session for RedisSession {
         let time = seconds.saturating_mul(1_000_000).saturating_add(micros);
         core.clock.server_says(time, asked, Instant::now());
         Ok(())
+    }
+
+    async fn nodes(&self, core: &Core) -> Result<Option<u64>, SessionError> {
+        let name = core.channel_name(Channel::All);
+        let mut connection = self.connection.clone();
+        let mut command = redis::cmd("PUBSUB");
+        command.arg("NUMSUB").arg(&name);
+        match command.query_async::<(String, u64)>(&mut connection).await {
+            Ok((_, nodes)) => Ok(Some(nodes)),
+            // The user of this connection may not ask.
+            Err(error) if error.code().is_some() && !error.is_io_error() => Ok(None),
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     async fn receive(&self, _: &Core) -> SessionError {

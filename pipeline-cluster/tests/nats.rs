@@ -99,3 +99,8 @@ async fn what_is_broadcast_right_after_a_join_was_answered_arrives() {
 async fn a_join_is_answered_although_the_server_does_not_answer_or_is_away() {
     nodes::joins_of_a_node_alone(KIND).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_during_an_outage_arrives_at_nodes_that_come_back_later() {
+    nodes::outage(KIND).await;
+}

@@ -487,8 +487,8 @@ pub async fn restart(kind: Kind) {
     assert!(matches!(within(gaps.next()).await, Some(Gap::Disconnected(gone)) if !gone.is_zero()));
     within(left.cluster.connected()).await;
     within(right.cluster.receives(T)).await;
-    // The two nodes come back in any order: what is sent before the other is back is lost, and is seen
-    // when the next broadcast arrives.
+    // What the server had taken and not passed on when it was killed is lost, and is seen when the next
+    // broadcast arrives.
     left.say(T, 31);
     let (mut received, mut missing) = (1, 0);
     loop {
@@ -506,6 +506,42 @@ pub async fn restart(kind: Kind) {
     }
     assert_eq!(received + missing, 32, "what has not arrived is known to be missing");
     assert_eq!(right.count("pipeline.cluster.lost"), missing);
+}
+
+/// What waits during an outage arrives at a node that connects again later than the one that sends it.
+pub async fn outage(kind: Kind) {
+    let Some(mut server) = Server::start(kind).await else { return };
+    // Redis tells how many nodes there are. With NATS, it is waited for as long as the outage was.
+    let tells = matches!(kind, Kind::Redis);
+    let (outage, delay) = if tells { (0, 2_000) } else { (5_000, 200) };
+    let delay = Duration::from_millis(delay);
+    let slow = options("right").backoff(Backoff::new(delay, delay));
+    let right = Node::with(&server, slow, Endpoint::builder()).await;
+    within(right.cluster.connected()).await;
+    let patient = options("left").settle(PATIENCE);
+    let left = Node::with(&server, patient, Endpoint::builder()).await;
+    within(left.cluster.connected()).await;
+    let mut there = right.subscribe(T).await;
+    left.say(T, 0);
+    assert_eq!(next(&mut there).await.1["n"], 0);
+    if tells {
+        eventually(async || {
+            left.recorded.look();
+            left.recorded.gauges("pipeline.cluster.nodes").iter().any(|(_, nodes)| *nodes == 2.0)
+        })
+        .await;
+    }
+    server.kill();
+    eventually(async || !left.cluster.is_connected() && !right.cluster.is_connected()).await;
+    for n in 1..=300 {
+        left.say(T, n);
+    }
+    sleep(Duration::from_millis(outage)).await;
+    server.start_again().await;
+    for n in 1..=300 {
+        assert_eq!(next(&mut there).await.1["n"], n);
+    }
+    assert_eq!(right.count("pipeline.cluster.lost"), 0);
 }
 
 /// A server that does not answer is noticed, and what was sent meanwhile arrives once.
