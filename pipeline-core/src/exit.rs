@@ -182,6 +182,10 @@ mod tests {
 
     type Boxed = Box<dyn Error + Send + Sync>;
 
+    fn ended() -> Result<(), ExitReason> {
+        Err(ExitReason::Shutdown)
+    }
+
     #[test]
     fn errors_boxed_errors_and_texts_convert_into_reasons_and_failures() {
         let number = || "x".parse::<u8>().unwrap_err();
@@ -192,8 +196,11 @@ mod tests {
         assert_eq!(ExitReason::from("no luck").to_string(), "failed: no luck");
         assert_eq!(Failure::from("no luck").to_string(), "no luck");
         assert_eq!(Failure::from(Boxed::from("no luck")).to_string(), "no luck");
-        // A reason stays what it is.
-        assert!(ExitReason::from(ExitReason::Shutdown).is_graceful());
+        let stopped = || -> Result<(), ExitReason> {
+            ended()?;
+            Ok(())
+        };
+        assert!(stopped().unwrap_err().is_graceful(), "a reason stays what it is");
     }
 
     #[test]
