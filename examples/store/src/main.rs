@@ -35,6 +35,9 @@ use self::args::Args;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long an open page may say nothing. It says that it is there every 30 seconds.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// How soon is tried again what needs the database.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -82,6 +85,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         clock: Clock::wall(),
         telemetry: Telemetry::global(),
         bench: args.bench,
+        idle_timeout: IDLE,
     };
     let node = cluster::join(&args).await?;
     let duties = Duties { replicates: !args.no_replication, compares: !args.no_comparison };

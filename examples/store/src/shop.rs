@@ -3,6 +3,7 @@
 use std::{
     fmt,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use pipeline::{
@@ -64,6 +65,8 @@ pub struct ShopOptions {
     pub telemetry: Telemetry,
     /// Whether `/bench/1` and the like are pages that the dashboard shows.
     pub bench: bool,
+    /// How long an open page may say nothing. One that says less is gone.
+    pub idle_timeout: Duration,
 }
 
 /// The shop.
@@ -86,6 +89,8 @@ pub struct Shop {
     pub metrics: Metrics,
     /// Whether `/bench/1` and the like are pages.
     pub bench: bool,
+    /// How long an open page may say nothing.
+    pub idle_timeout: Duration,
     news: News,
     /// Notified when the copy may miss something.
     doubt: Notify,
@@ -148,7 +153,7 @@ pub enum ShopError {
     Secret(#[from] SignerError),
 }
 
-const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_secs(86_400);
 
 impl Signers {
     fn new(secret: &str) -> Result<Self, SignerError> {
@@ -175,7 +180,8 @@ impl Shop {
     ///
     /// [`ShopError`] if the secret is too short.
     pub fn new(options: ShopOptions) -> Result<(Arc<Self>, Producers), ShopError> {
-        let ShopOptions { database, secret, max_cart_items, clock, telemetry, bench } = options;
+        let ShopOptions { database, secret, max_cart_items, clock, telemetry, bench, idle_timeout } =
+            options;
         // One entry per row: what is true is read at the moment of telling, so one stands for all changes until then.
         let one_per_row = || FairQueueOptions::new().capacity(MAX_ROWS).key_capacity(1);
         let (levels, levels_producer) = timed_fair_queue(one_per_row());
@@ -203,6 +209,7 @@ impl Shop {
             presence,
             metrics: Metrics::new(&telemetry),
             bench,
+            idle_timeout,
             news: News { levels, alerts, totals },
             doubt: Notify::new(),
             network: OnceLock::new(),

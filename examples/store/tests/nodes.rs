@@ -7,7 +7,10 @@ use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use futures::{SinkExt, StreamExt};
 use parking_lot::Mutex;
-use pipeline_test_support::servers::{Kind, Server};
+use pipeline_test_support::{
+    Chromium, PATIENCE,
+    servers::{Kind, Server},
+};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -554,4 +557,169 @@ async fn a_119_a_dashboard_sees_the_shoppers_of_another_node_until_it_dies() {
     b.process.kill().await.unwrap();
     dashboard.take(|it| it[3] == "presence_diff" && it[4]["leaves"][&key].is_object()).await;
     dashboard.take(|it| it[3] == "totals" && it[4]["shoppers"] == 0).await;
+}
+
+/// A browser that looks at nodes.
+struct Eyes(Chromium);
+
+impl Eyes {
+    async fn open() -> Self {
+        Self(Chromium::start(1280, 900).await)
+    }
+
+    async fn go(&self, url: &str) {
+        self.0.client.goto(url).await.unwrap();
+    }
+
+    /// Waits until the expression has this value.
+    async fn becomes(&self, expression: &str, expected: Value) {
+        let (script, end) = (format!("return {expression}"), Instant::now() + PATIENCE);
+        loop {
+            let shown = self.0.client.execute(&script, vec![]).await;
+            if shown.as_ref().is_ok_and(|shown| *shown == expected) {
+                return;
+            }
+            assert!(Instant::now() < end, "{expression} is {shown:?}, expected {expected}");
+            sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    async fn connected(&self) {
+        let is =
+            "document.querySelector('#connection').hidden && localStorage.storedCart !== undefined";
+        self.becomes(is, json!(true)).await;
+    }
+
+    async fn click(&self, selector: &str) {
+        self.becomes(&format!("document.querySelector('{selector}') !== null"), json!(true)).await;
+        let click = format!("document.querySelector('{selector}').click()");
+        self.0.client.execute(&click, vec![]).await.unwrap();
+    }
+
+    async fn add(&self, item: usize) {
+        self.click(&format!("button.size-container__entry[value=\"{item}\"]:enabled")).await;
+    }
+
+    async fn remove(&self, item: usize) {
+        self.click(&format!(".cart-item__remove[data-item-id=\"{item}\"]")).await;
+    }
+
+    async fn has(&self, items: Value) {
+        let cart = "[...document.querySelectorAll('.cart-item__remove')].map(it => Number(it.dataset.itemId))";
+        self.becomes(cart, items).await;
+    }
+
+    /// Opens another tab, and looks at it. Returns both.
+    async fn tab(&self, url: &str) -> [fantoccini::wd::WindowHandle; 2] {
+        let first = self.0.client.window().await.unwrap();
+        let second = self.0.client.new_window(true).await.unwrap().handle;
+        self.look_at(&second).await;
+        self.go(url).await;
+        [first, second]
+    }
+
+    async fn look_at(&self, tab: &fantoccini::wd::WindowHandle) {
+        self.0.client.switch_to_window(tab.clone()).await.unwrap();
+    }
+}
+
+/// Pages of one node in a browser, while everything happens on the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn t_030_a_page_follows_what_happens_on_another_node() {
+    let Some(shop) = Shop::over(Kind::Redis).await else { return };
+    let a = shop.node("a", &["--fresh"]).await;
+    shop.stock(20);
+    let b = shop.node("b", &[]).await;
+    let page = format!("http://{}/", a.address);
+    b.release(1).await;
+    b.release(2).await;
+    eventually(async || a.shows(1).await && a.shows(2).await).await;
+    let eyes = Eyes::open().await;
+    eyes.go(&page).await;
+    eyes.connected().await;
+    eyes.becomes("document.querySelectorAll('.size-container').length", json!(2)).await;
+    // Size 6 of the first.
+    eyes.add(1).await;
+    eyes.has(json!([1])).await;
+    eyes.remove(1).await;
+    eyes.has(json!([])).await;
+    eyes.add(1).await;
+    eyes.has(json!([1])).await;
+    let [first, second] = eyes.tab(&page).await;
+    eyes.connected().await;
+    eyes.has(json!([1])).await;
+    eyes.add(8).await;
+    for tab in [&first, &second] {
+        eyes.look_at(tab).await;
+        eyes.has(json!([1, 8])).await;
+    }
+    // A crowd comes, with the node's next start.
+    drop(b);
+    let b = shop.node("b", &["--sell", "100"]).await;
+    eventually(async || b.has_sold_out()).await;
+    let grey =
+        "[...document.querySelectorAll('.cart-item--out')].map(it => Number(it.dataset.itemId))";
+    for tab in [&first, &second] {
+        eyes.look_at(tab).await;
+        eyes.becomes(grey, json!([1, 8])).await;
+        let gone = "document.querySelectorAll('.size-container__entry:disabled').length";
+        eyes.becomes(gone, json!(12)).await;
+    }
+    eyes.remove(1).await;
+    eyes.remove(8).await;
+    for tab in [&first, &second] {
+        eyes.look_at(tab).await;
+        eyes.has(json!([])).await;
+    }
+    // A button that is not disabled could be clicked. The server refuses it all the same.
+    let click = "const size = document.querySelector('button[value=\"1\"]'); size.disabled = false; size.click()";
+    eyes.0.client.execute(click, vec![]).await.unwrap();
+    eyes.becomes(
+        "document.querySelector('#notices').textContent.includes('sold out')",
+        json!(true),
+    )
+    .await;
+    eyes.has(json!([])).await;
+    eyes.0.close().await;
+}
+
+/// A dashboard on one node, shoppers on both. One of them has a tab on each.
+#[tokio::test(flavor = "multi_thread")]
+async fn t_033_the_numbers_are_right_on_two_nodes() {
+    let Some(shop) = Shop::over(Kind::Nats).await else { return };
+    let (a, b) = (shop.node("a", &["--fresh", "--release", "1"]).await, shop.node("b", &[]).await);
+    let (admin, ada, ben) = tokio::join!(Eyes::open(), Eyes::open(), Eyes::open());
+    admin.go(&format!("http://admin:password@{}/admin", a.address)).await;
+    let shows = async |shoppers: usize, pages: Value, items: Value| {
+        let numbers = "[
+            Number(document.getElementById('shopper-count').textContent),
+            Object.fromEntries([...document.querySelectorAll('[data-page-count]')].map(it => [it.dataset.pageCount, Number(it.textContent)])),
+            Object.fromEntries([...document.querySelectorAll('[data-item-count]')].filter(it => it.textContent !== '0').map(it => [it.dataset.itemCount, Number(it.textContent)])),
+        ]";
+        admin.becomes(numbers, json!([shoppers, pages, items])).await;
+    };
+    shows(0, json!({}), json!({})).await;
+    ada.go(&format!("http://{}/", a.address)).await;
+    shows(1, json!({"/": 1}), json!({})).await;
+    // The cookie is of the host, and the two nodes have the same.
+    let [first, _] = ada.tab(&format!("http://{}/drops", b.address)).await;
+    shows(1, json!({"/": 1, "/drops": 1}), json!({})).await;
+    ben.go(&format!("http://{}/", b.address)).await;
+    shows(2, json!({"/": 2, "/drops": 1}), json!({})).await;
+    ben.add(1).await;
+    shows(2, json!({"/": 2, "/drops": 1}), json!({"1": 1})).await;
+    ada.add(1).await;
+    shows(2, json!({"/": 2, "/drops": 1}), json!({"1": 2})).await;
+    ada.add(2).await;
+    shows(2, json!({"/": 2, "/drops": 1}), json!({"1": 2, "2": 1})).await;
+    ben.remove(1).await;
+    shows(2, json!({"/": 2, "/drops": 1}), json!({"1": 1, "2": 1})).await;
+    ada.0.client.close_window().await.unwrap();
+    ada.look_at(&first).await;
+    shows(2, json!({"/": 2}), json!({"1": 1, "2": 1})).await;
+    ben.0.close().await;
+    shows(1, json!({"/": 1}), json!({"1": 1, "2": 1})).await;
+    ada.0.close().await;
+    shows(0, json!({}), json!({})).await;
+    admin.0.close().await;
 }

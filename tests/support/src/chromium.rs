@@ -100,6 +100,24 @@ impl Chromium {
         serde_json::from_slice::<Value>(&body).unwrap()["value"].clone()
     }
 
+    /// Stops both from running, as a machine that sleeps does. Nothing can be asked of the browser until it thaws.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets both run on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let group = self.driver.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
+        if let Some(group) = group {
+            // The group is gone if all its processes have ended.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+
     /// Closes the browser cleanly, which is not needed after a panic.
     pub async fn close(self) {
         self.client.clone().close().await.unwrap();
@@ -108,10 +126,6 @@ impl Chromium {
 
 impl Drop for Chromium {
     fn drop(&mut self) {
-        let group = self.driver.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-        if let Some(group) = group {
-            // The group is gone if all its processes have ended.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        self.signal(Signal::KILL);
     }
 }

@@ -34,13 +34,15 @@ pub fn endpoint(shop: &Arc<Shop>, admins: &Arc<Admins>) -> EndpointBuilder {
         .channel_with::<PageChannel>("page:drops", shop.clone())
         .max_frame_size(MAX_FRAME)
         .max_message_size(MAX_FRAME)
+        .idle_timeout(shop.idle_timeout)
         .message_rate_limit(MessageRateLimit::per_second(EVENTS_PER_SECOND));
     let admins = Mount::new(AdminSocket::new(shop.clone(), admins.clone()))
         .channel_with::<CartTrackerChannel>("admin:cart_tracker", shop.clone())
         .channel_with::<TotalsChannel>("admin:totals", shop.clone())
         .auth_token(true)
         .max_frame_size(MAX_FRAME)
-        .max_message_size(MAX_FRAME);
+        .max_message_size(MAX_FRAME)
+        .idle_timeout(shop.idle_timeout);
     Endpoint::builder()
         .presence(&shop.presence)
         .mount("/product_socket", shoppers)

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod app;
+mod away;
 mod driver;
 mod looks;
 mod server;
 mod shopping;
+mod wire;
 
 use std::time::Duration;
 
@@ -227,7 +229,7 @@ async fn a_125_a_page_that_is_open_for_longer_than_its_token_joins_again_with_it
     browser.click("button[value=\"1\"]").await;
     browser.until("document.querySelectorAll('.cart-item').length === 1").await;
     browser.run("window.stays = true; window.first = localStorage.storedCart").await;
-    let server = server.stop().await.start_later().await;
+    let server = server.stop().await.start_after(Duration::from_secs(2 * 86_400)).await;
     // A cart is signed anew with each join.
     browser.until("localStorage.storedCart !== window.first").await;
     browser.click("button[value=\"2\"]").await;

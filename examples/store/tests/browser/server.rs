@@ -6,15 +6,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use pipeline::{serve, telemetry::Telemetry, ws::listen};
+use pipeline::{
+    Pipeline, serve,
+    stage::{Consumer, ConsumerHandle},
+    telemetry::Telemetry,
+    ws::listen,
+};
 use pipeline_test_support::PATIENCE;
 use serde_json::Value;
 use store::{
     clock::Clock,
     database::{SqliteDatabase, SqliteOptions, seed::seed},
     domain::catalogue::Catalogue,
-    pipelines::Duties,
-    shop::{Shop, ShopOptions},
+    pipelines::{Duties, inventory::Keeper, replication::Applier, telling::Teller},
+    shop::{CART_TRACKER, Shop, ShopOptions},
     store::Store,
 };
 use tempfile::TempDir;
@@ -32,12 +37,15 @@ pub(crate) struct Stopped {
     folder: TempDir,
     address: SocketAddr,
     catalogue: Catalogue,
+    idle_timeout: Duration,
 }
 
 /// A running node.
 pub(crate) struct Server {
     pub(crate) shop: Arc<Shop>,
     pub(crate) pubsub: pipeline::ws::PubSub,
+    database: SqliteDatabase,
+    stages: (ConsumerHandle<Teller>, ConsumerHandle<Keeper>, ConsumerHandle<Applier>),
     left: Stopped,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
@@ -51,9 +59,14 @@ impl Server {
 
     /// A node with these products.
     pub(crate) async fn with(catalogue: Catalogue) -> Self {
+        Self::with_idle_timeout(catalogue, Duration::from_secs(60)).await
+    }
+
+    /// A node that misses pages after this time.
+    pub(crate) async fn with_idle_timeout(catalogue: Catalogue, idle_timeout: Duration) -> Self {
         let folder = TempDir::new().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        Stopped { folder, address, catalogue }.start(Clock::wall()).await
+        Stopped { folder, address, catalogue, idle_timeout }.start(Clock::wall()).await
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -79,6 +92,20 @@ impl Server {
         self.shop.inventory.snapshot().unwrap().item(item).unwrap().available_count
     }
 
+    /// How many carts are open.
+    pub(crate) async fn carts(&self) -> usize {
+        self.shop.presence.list(CART_TRACKER).await.len()
+    }
+
+    /// Kills the stages that tell, keep the copy and apply what other nodes say, and closes the database.
+    pub(crate) async fn kill_stages(&self) {
+        let (tell, keep, apply) = &self.stages;
+        tell.kill();
+        keep.kill();
+        apply.kill();
+        self.database.disconnect().await;
+    }
+
     /// Says something on a topic that the shop itself would not say.
     pub(crate) fn say(&self, topic: &str, event: &str, payload: Value) {
         self.pubsub.local_broadcast(topic, event, payload).unwrap();
@@ -99,13 +126,15 @@ impl Stopped {
             seed: self.catalogue.clone(),
             confirm_orders: false,
         });
+        let database = database.unwrap();
         let options = ShopOptions {
-            database: Arc::new(database.unwrap()),
+            database: Arc::new(database.clone()),
             secret: "a secret of tests, which is long enough".to_owned(),
             max_cart_items: 4,
             clock,
             telemetry: Telemetry::global(),
             bench: false,
+            idle_timeout: self.idle_timeout,
         };
         let admins = vec![ADMIN.parse().unwrap()];
         let store = Store::open(options, admins, Duties::default(), |endpoint| endpoint).unwrap();
@@ -119,6 +148,11 @@ impl Stopped {
         let listener = listen(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
+        let stages = (
+            stage(&store.pipelines, "tell"),
+            stage(&store.pipelines, "inventory"),
+            stage(&store.pipelines, "apply"),
+        );
         let mut server = serve(listener, store.router)
             .endpoint(store.endpoint)
             .drain_within(Duration::from_secs(2))
@@ -131,12 +165,15 @@ impl Stopped {
         let served = tokio::spawn(async {
             server.await.unwrap();
         });
-        Server { shop, pubsub, left: self, stop, served }
+        Server { shop, pubsub, database, stages, left: self, stop, served }
     }
 
-    /// Starts it on the day after tomorrow.
-    pub(crate) async fn start_later(self) -> Server {
-        let later = SystemTime::now() + Duration::from_secs(2 * 86_400);
-        self.start(Clock::running_from(later)).await
+    /// Starts it when this time has passed, by its clock.
+    pub(crate) async fn start_after(self, time: Duration) -> Server {
+        self.start(Clock::running_from(SystemTime::now() + time)).await
     }
+}
+
+fn stage<C: Consumer>(pipelines: &[Pipeline], name: &str) -> ConsumerHandle<C> {
+    pipelines.iter().find_map(|pipeline| pipeline.stage(name)).expect("there is such a stage")
 }

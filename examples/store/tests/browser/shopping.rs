@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 use store::{
     database::seed::seed,
-    domain::catalogue::{Catalogue, Item, Product},
+    domain::{
+        cart::Cart,
+        catalogue::{Catalogue, Item, Product},
+    },
 };
 
 use crate::{CONNECTED, driver::Browser, server::Server};
@@ -104,14 +107,57 @@ async fn t_029_a_cart_is_the_same_in_all_tabs_until_it_is_bought() {
     browser.close().await;
 }
 
+#[tokio::test]
+async fn a_100_what_was_bought_is_in_no_tab_any_more() {
+    let server = Server::start().await;
+    server.release(1).await;
+    let browser = Browser::start().await;
+    browser.open(&server.url("/")).await;
+    browser.until(CONNECTED).await;
+    let first = browser.client.window().await.unwrap();
+    browser.tab(&server.url("/drops")).await;
+    browser.until(CONNECTED).await;
+    let second = browser.client.window().await.unwrap();
+    browser.tab(&server.url("/app/cart")).await;
+    browser.until(CONNECTED).await;
+    let third = browser.client.window().await.unwrap();
+    browser.look_at(&first).await;
+    add(&browser, 1).await;
+    add(&browser, 2).await;
+    for tab in [&third, &second, &first] {
+        browser.look_at(tab).await;
+        has(&browser, json!([1, 2])).await;
+    }
+    let checkout = browser.run("return document.querySelector('.cart__checkout').href").await;
+    browser.open(checkout.as_str().unwrap()).await;
+    browser.click(".checkout__form button").await;
+    browser.until("location.pathname === '/checkout/complete'").await;
+    for tab in [&second, &third, &first] {
+        browser.look_at(tab).await;
+        has(&browser, json!([])).await;
+    }
+    // What is stored has no items, and a page that is loaded again gets none.
+    let stored = browser.run("return localStorage.storedCart ?? ''").await;
+    let shop = &server.shop;
+    let cart = Cart::restore(stored.as_str(), &shop.rules, shop.clock.now(), |_| true);
+    assert!(cart.is_empty(), "{cart:?}");
+    for (tab, path) in [(&second, "/drops"), (&third, "/app/cart"), (&first, "/")] {
+        browser.look_at(tab).await;
+        browser.open(&server.url(path)).await;
+        browser.until(CONNECTED).await;
+        has(&browser, json!([])).await;
+    }
+    browser.close().await;
+}
+
 /// The numbers of the dashboard: shoppers, pages, and the items that are in carts.
-const NUMBERS: &str = "[
+pub(crate) const NUMBERS: &str = "[
     Number(document.getElementById('shopper-count').textContent),
     Object.fromEntries([...document.querySelectorAll('[data-page-count]')].map(it => [it.dataset.pageCount, Number(it.textContent)])),
     Object.fromEntries([...document.querySelectorAll('[data-item-count]')].filter(it => it.textContent !== '0').map(it => [it.dataset.itemCount, Number(it.textContent)])),
 ]";
 
-/// Also shows A-117. The same on two nodes is another row.
+/// Also shows A-117. Two nodes are in another test.
 #[tokio::test]
 async fn t_032_the_dashboard_shows_who_is_where_with_what() {
     let server = Server::start().await;

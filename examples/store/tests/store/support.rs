@@ -264,6 +264,7 @@ impl Node {
             clock: Clock::running_from(UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
             telemetry,
             bench: true,
+            idle_timeout: Duration::from_secs(60),
         };
         let admins = ["ann:one", "bob:two"].map(|it| it.parse().unwrap()).into();
         let store = Store::open(options, admins, Duties::default(), |endpoint| endpoint).unwrap();
