@@ -151,8 +151,10 @@ async fn items_are_gone_once_they_are_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_confirm_delays_no_other_while_a_processor_is_free() {
+async fn clients_that_do_not_confirm_delay_no_other_however_many_they_are() {
     const USERS: usize = 30;
+    // Many more than the four processors.
+    const SILENT: usize = 20;
     let ((_folder, path), kit) = (file(), endpoint());
     let queue = queue(path).await;
     let topic = |user: usize| format!("user:{user}");
@@ -162,25 +164,32 @@ async fn a_client_that_does_not_confirm_delays_no_other_while_a_processor_is_fre
     }
     let items = (0..USERS).map(|user| Item::new("hello").key(user.to_string())).collect();
     queue.push_all(items).await.unwrap();
-    // Four processors, and the first client never confirms in the test's time.
+    // They do not confirm in the test's time.
     let level = Acknowledge::Confirmed { within: PATIENCE * 10 };
     let pipeline = pushing(&queue, &kit, level, NoSubscribers::Done);
-    let silent = assert_push!(clients[0], "news", { "ack": _ }, within: PATIENCE);
-    for client in &clients[1..] {
+    let mut unconfirmed = Vec::new();
+    for client in &clients[..SILENT] {
+        unconfirmed.push(assert_push!(client, "news", { "ack": _ }, within: PATIENCE));
+    }
+    for client in &clients[SILENT..] {
         let news = assert_push!(client, "news", { "ack": _ }, within: PATIENCE);
         let ack = client.push("ack", json!({ "id": news["ack"] }));
         assert_reply!(client, ack, "ok");
     }
     let others_done = async {
-        while items_left(&queue).await > 1 {
+        while items_left(&queue).await > SILENT as u64 {
             sleep(Duration::from_millis(5)).await;
         }
     };
     timeout(PATIENCE, others_done).await.unwrap();
-    let ack = clients[0].push("ack", json!({ "id": silent["ack"] }));
-    assert_reply!(clients[0], ack, "ok");
+    // They still wait, for their own clients alone, and a drain waits for them.
+    let draining = tokio::spawn(pipeline.drain(PATIENCE));
+    for (client, news) in clients.iter().zip(unconfirmed) {
+        let ack = client.push("ack", json!({ "id": news["ack"] }));
+        assert_reply!(client, ack, "ok");
+    }
     until_empty(&queue).await;
-    pipeline.drain(PATIENCE).await;
+    assert!(draining.await.unwrap().is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -233,17 +233,36 @@ async fn a_push_is_done_when_it_has_come_as_far_as_the_program_was_told() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_delays_no_other_user() {
+async fn clients_that_do_not_read_delay_no_other_user_however_many_they_are() {
     let folder = Folder::new();
     let example = folder.start(&["--max-demand", "2"]).await;
-    let _slow = slow_user(&example, 1).await;
-    let mut joe = user(&example, 2).await;
-    let padding = "x".repeat(20_000);
-    let body = (0..300).map(|n| push(1, &json!({ "n": n, "padding": padding })));
-    let body = body.chain([push(2, &json!({ "n": 7 }))]).collect::<Vec<_>>().join("\n");
-    assert_eq!(example.request("POST", "/push", NDJSON, &body).await.status, 202);
-    assert_eq!(number(&mut joe).await, 7);
-    assert!(folder.waiting() > 0, "the other client has taken everything");
+    let mut joe = user(&example, 1).await;
+    let mut slow = Vec::new();
+    for user in 2..7 {
+        slow.push(slow_user(&example, user).await);
+    }
+    // More than the buffers between each of them and the program hold.
+    let padding = "x".repeat(40_000);
+    for user in 2..7 {
+        let body = (0..150).map(|n| push(user, &json!({ "n": n, "padding": padding })));
+        let body = body.collect::<Vec<_>>().join("\n");
+        assert_eq!(example.request("POST", "/push", NDJSON, &body).await.status, 202);
+    }
+    // All that wait for a client that does not read, and have left their workers to the others.
+    let stuck = "SELECT count(*) FROM pipeline_items WHERE lease IS NOT NULL";
+    let (mut left, mut unchanged) = (0, 0);
+    let is_stuck = || {
+        let now = folder.waiting();
+        unchanged = if now == left && folder.count(stuck) == 5 { unchanged + 1 } else { 0 };
+        left = now;
+        unchanged == 20
+    };
+    until("all five are stuck", is_stuck).await;
+    for n in 0..20 {
+        assert_eq!(example.push(&push(1, &json!({ "n": n }))).await.status, 202);
+        assert_eq!(number(&mut joe).await, n);
+    }
+    assert!(folder.count(stuck) > 0, "the other clients have taken everything");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use pipeline_core::{
     subscription::SubscribeOptions,
     supervisor::{Admission, ChildContext, ConsumerSupervisor, Worker},
 };
-use pipeline_test_support::{GateControl, gate};
+use pipeline_test_support::{Gate, GateControl, gate};
 use support::supervised;
 use tokio::task;
 
@@ -67,6 +67,38 @@ async fn events_of_a_key_are_handled_one_at_a_time_and_in_order_on_many_threads(
         assert!(seen.iter().all(|numbers| numbers.is_sorted()));
         let most = most.load(Ordering::SeqCst);
         assert!(most <= KEYS && (yields == 0 || most > 1), "{most}");
+    }
+}
+
+/// Leaves its place at once, and waits for the gate.
+struct Leaves(Gate);
+
+impl Worker<u64> for Leaves {
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        context.place().leave();
+        self.0.pass(*event).await
+    }
+}
+
+#[tokio::test]
+async fn children_that_have_left_their_places_delay_no_event_and_are_waited_for() {
+    for may_leave in [true, false] {
+        let (gate, mut control) = gate();
+        let supervisor = ConsumerSupervisor::new(Leaves(gate)).ordered_by_key(hundreds);
+        let supervisor = if may_leave { supervisor.may_leave() } else { supervisor };
+        let mut pipeline = supervised(from_iter([100, 101, 102, 200, 300, 400]), supervisor, 2, 1);
+        if may_leave {
+            assert_eq!(started(&mut control, 6).await, [100, 101, 102, 200, 300, 400]);
+            assert_eq!(pipeline.snapshot().stages[1].workers, Some(0));
+            control.release(6);
+        } else {
+            // The second waits for its key, and for both places.
+            assert_eq!(started(&mut control, 1).await, [100]);
+            control.assert_none_starts().await;
+            control.release(6);
+            assert_eq!(started(&mut control, 5).await, [101, 102, 200, 300, 400]);
+        }
+        assert_eq!(pipeline.join().await.unprocessed(), 0);
     }
 }
 

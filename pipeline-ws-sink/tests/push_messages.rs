@@ -1,10 +1,11 @@
 //! The end of a pipeline of messages: when it is done with a push.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
 
 use std::{
     sync::Arc,
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -20,7 +21,7 @@ use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
     mount::WhenFull,
-    pubsub::{Acknowledge, Delivered, Expired, NoSubscribers, Push, PushMessages},
+    pubsub::{Acknowledge, Delivered, Expired, NoSubscribers, Push, PushMessages, WhenCrowded},
 };
 use serde_json::{Value, json};
 use support::{channels::NamedSocket, memory::MemoryServer};
@@ -335,6 +336,75 @@ async fn a_message_is_kept_if_its_only_client_ends_before_it_has_taken_it() {
     assert!(poll!(&mut pushed).is_pending());
     drop(client);
     assert!(matches!(pushed.await.unwrap_err().redelivery(), Redelivery::Later(_)));
+}
+
+/// By how much the number of waiting pushes has changed since the last look, after which it is zero here.
+fn waiting_more(recorded: &Recorded) -> f64 {
+    recorded.look();
+    let [(_, more)] = recorded.gauges("socket.messages_waiting").try_into().unwrap();
+    more
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushes_in_order_wait_for_the_one_before_and_are_given_back_beyond_their_share() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let confirmed = Acknowledge::Confirmed { within: HOUR };
+    let to = pushing(&server).acknowledge(confirmed).in_order().max_waiting(32, 1 << 20);
+    let pushes: Vec<_> = (0..5).map(|_| Box::pin(push(&to))).collect();
+    let [mut first, mut second, mut third, mut fourth, mut fifth] = pushes.try_into().ok().unwrap();
+    for waits in [&mut first, &mut second, &mut third] {
+        assert!(poll!(waits).is_pending());
+    }
+    assert!((waiting_more(&server.recorded) - 3.0).abs() < 0.1);
+    // An eighth of what is free, rounded down.
+    for more in [&mut fourth, &mut fifth] {
+        let Poll::Ready(Err(failure)) = poll!(more) else { panic!("it waits") };
+        assert_eq!(failure.redelivery(), Redelivery::Later(SECOND));
+    }
+    for mut pushed in [first, second, third] {
+        assert!(poll!(&mut pushed).is_pending());
+        let received = client.receive().await;
+        client.expect_nothing_else().await;
+        client.send(json!(["1", "2", T, "ack", { "id": received[4]["ack"] }])).await;
+        assert_eq!(client.receive().await[4]["status"], "ok");
+        pushed.await.unwrap();
+        assert!((waiting_more(&server.recorded) + 1.0).abs() < 0.1);
+    }
+    assert_eq!(counted(&server.recorded), outcomes(&[("confirmed", 3), ("given_back", 2)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_what_may_wait_a_push_keeps_its_place_or_is_given_back() {
+    for when in [WhenCrowded::KeepPlace, WhenCrowded::GiveBack] {
+        let server = server(|mount| mount);
+        let mut client = ada(&server, 1 << 16).await;
+        client.join("2", "user:joe").await;
+        let by_number: PushValue = |message| {
+            let topic = if *message.data() == json!({}) { T } else { "user:joe" };
+            Ok(Push::new(topic, "ticket", message.data().clone()))
+        };
+        let to = server.endpoint.pubsub().push_messages(by_number).acknowledge(CONFIRMED);
+        let to = to.max_waiting(1, 1 << 20).when_crowded(when);
+        let [mut one, mut other] = [json!({}), json!({ "to": "joe" })].map(Message::unacknowledged);
+        let mut waits = std::pin::pin!(to.handle_message(&mut one));
+        assert!(poll!(&mut waits).is_pending());
+        assert_eq!(client.receive().await[2], T);
+        let mut more = std::pin::pin!(to.handle_message(&mut other));
+        let polled = poll!(&mut more);
+        assert!((waiting_more(&server.recorded) - 1.0).abs() < 0.1);
+        let crowded = server.recorded.counters("socket.messages_crowded");
+        if when == WhenCrowded::KeepPlace {
+            assert!(polled.is_pending());
+            assert_eq!(client.receive().await[2], "user:joe");
+            assert_eq!(crowded, [(String::new(), 1)]);
+        } else {
+            let Poll::Ready(Err(failure)) = polled else { panic!("it waits") };
+            assert_eq!(failure.redelivery(), Redelivery::Later(SECOND));
+            client.expect_nothing_else().await;
+            assert_eq!(crowded, []);
+        }
+    }
 }
 
 /// A user's channel that crashes with each push.

@@ -35,7 +35,8 @@ pub struct Args {
     #[arg(long)]
     pub stdin: bool,
 
-    /// How many workers may run at once
+    /// How many workers may run at once. A push of --durable or --source that only waits for its client
+    /// leaves its worker: 10,000 may wait so
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
     pub max_demand: usize,
 

@@ -10,6 +10,7 @@ use pipeline::{
     sources::{Broker, Item, Source},
     stage::Stage,
     step::map,
+    subscription::SubscribeOptions,
     supervisor::{ChildContext, ConsumerSupervisor, Restart, Worker},
     timed::Timed,
     ws::{
@@ -26,10 +27,6 @@ use crate::{
 
 /// The header with the time at which a push was accepted, in microseconds since 1970.
 const ACCEPTED: &str = "accepted-us";
-
-/// How many pushes may wait for each that is in work, if the queue itself does not hold back a user's next
-/// push: a user whose client is slow then holds up others less.
-const WAITING: usize = 8;
 
 /// The text of an error and of its causes.
 #[cfg(any(
@@ -66,46 +63,22 @@ fn item(push: &Timed<Push>) -> Result<Item, serde_json::Error> {
     })
 }
 
-/// Whether a queue delivers the next push of a user when the one before is done.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    #[cfg_attr(
-        not(any(feature = "kafka", feature = "postgres", feature = "sqlite")),
-        expect(dead_code, reason = "the queues that keep an order are features")
-    )]
-    ByUser,
-    #[cfg_attr(
-        not(any(feature = "nats", feature = "rabbitmq", feature = "redis")),
-        expect(dead_code, reason = "the queues that keep no order are features")
-    )]
-    Any,
-}
-
-/// Starts the pipeline: the queue, and one worker per push, one at a time for each user. A push is
-/// acknowledged when it has come as far as the program was told.
-pub fn start<B: Broker>(
-    source: Source<B>,
-    order: Order,
-    pushing: Pushing,
-) -> Result<Pipeline, StartError> {
+/// Starts the pipeline: the queue, and one worker per push, one at a time for each user. A push that only waits
+/// for its client leaves its worker's place to the next, and is acknowledged when it has come as far as the
+/// program was told.
+pub fn start<B: Broker>(source: Source<B>, pushing: Pushing) -> Result<Pipeline, StartError> {
     let Pushing { pubsub, acknowledge, keep_for, delay, max_demand, min_demand } = pushing;
     let absent = match keep_for {
         Duration::ZERO => NoSubscribers::Done,
         keep_for => NoSubscribers::Keep { keep_for, then: Expired::Done },
     };
     let push = pubsub.push_messages(to_topic as ToPush);
-    let push = push.acknowledge(acknowledge).no_subscribers(absent);
+    let push = push.acknowledge(acknowledge).no_subscribers(absent).in_order();
     let supervisor = ConsumerSupervisor::new(PushAccepted { push, delay })
         .restart(Restart::Temporary)
         .ordered_by_key(|accepted: &Accepted| accepted.user)
-        .max_children(max_demand);
-    let waiting = match order {
-        Order::ByUser => 0,
-        Order::Any => max_demand.saturating_mul(WAITING - 1),
-    };
-    let demand = pipeline::subscription::SubscribeOptions::new()
-        .max_demand(max_demand.saturating_add(waiting))
-        .min_demand(min_demand.saturating_add(waiting));
+        .may_leave();
+    let demand = SubscribeOptions::new().max_demand(max_demand).min_demand(min_demand);
     Pipeline::builder("push")
         .producer_with(Stage::new(source).named("source"))
         .producer_consumer_with(Stage::new(map(Accepted::new)).named("parse"), demand.clone())
@@ -159,8 +132,9 @@ struct PushAccepted {
 }
 
 impl Worker<Accepted> for PushAccepted {
-    async fn run(&self, accepted: &Accepted, _: ChildContext) -> Result<(), ExitReason> {
-        let Some(mut message) = accepted.message.lock().take() else { return Ok(()) };
+    async fn run(&self, accepted: &Accepted, context: ChildContext) -> Result<(), ExitReason> {
+        let Some(message) = accepted.message.lock().take() else { return Ok(()) };
+        let mut message = message.with_place(context.place());
         if let Some(trace) = message.trace() {
             tracing::trace!(trace_id = %trace.trace_id(), "a worker has started");
         }

@@ -361,7 +361,7 @@ where
         let options = adding.subscribing(demand.clone(), is_partitioned.then_some(index));
         match next {
             None => {
-                let make = move || AsConsumer(LastProcessorStage { work: work.clone() });
+                let make = move || LastProcessorStage::new(work.clone());
                 let stage = adding.stage(name, make);
                 let slot = adding.graph.add(stage).slot;
                 for source in sources {

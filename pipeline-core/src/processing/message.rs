@@ -6,7 +6,7 @@ use super::{
     acknowledge::{Acknowledgement, Acknowledger, NotConfigurable},
     failure::{Failure, FailureKind},
 };
-use crate::timed::TraceContext;
+use crate::{stage::Place, timed::TraceContext};
 
 /// An item whose outcome is acknowledged to its source.
 ///
@@ -20,6 +20,7 @@ pub struct Message<T> {
     failure: Option<Failure>,
     batch_mode: BatchMode,
     acknowledgement: Option<Acknowledgement>,
+    place: Place,
 }
 
 /// What a source knows about a message besides its data.
@@ -63,8 +64,8 @@ impl<T> Message<T> {
     }
 
     fn with_acknowledgement(data: T, acknowledgement: Option<Acknowledgement>) -> Self {
-        let (metadata, failure, batch_mode) = Default::default();
-        Self { data, metadata, failure, batch_mode, acknowledgement }
+        let (metadata, failure, batch_mode, place) = Default::default();
+        Self { data, metadata, failure, batch_mode, acknowledgement, place }
     }
 
     /// The same message with this metadata.
@@ -77,9 +78,11 @@ impl<T> Message<T> {
     /// The same message with its data converted. If the conversion fails, the message has failed, and
     /// is acknowledged so.
     pub fn try_map<U>(self, convert: impl FnOnce(T) -> Result<U, Failure>) -> Option<Message<U>> {
-        let Self { data, metadata, failure, batch_mode, acknowledgement } = self;
+        let Self { data, metadata, failure, batch_mode, acknowledgement, place } = self;
         match convert(data) {
-            Ok(data) => Some(Message { data, metadata, failure, batch_mode, acknowledgement }),
+            Ok(data) => {
+                Some(Message { data, metadata, failure, batch_mode, acknowledgement, place })
+            }
             Err(failure) => {
                 if let Some(acknowledgement) = acknowledgement {
                     acknowledgement.fail(failure);
@@ -158,6 +161,23 @@ impl<T> Message<T> {
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.acknowledgement.as_ref().is_none_or(Acknowledgement::is_current)
+    }
+
+    /// The place that it occupies of its stage's concurrency, to be left while its handling only waits.
+    ///
+    /// It is a place that cannot be left, unless its processor is in the last layer, handles [one at a
+    /// time](super::Processor::ONE_AT_A_TIME), and is not
+    /// [partitioned](super::Processors::partition_by).
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    /// The same message in this place: for a worker that handles messages, and has a place
+    /// [itself](crate::supervisor::ChildContext::place).
+    #[must_use]
+    pub fn with_place(self, place: Place) -> Self {
+        Self { place, ..self }
     }
 
     /// A processor begins with it.

@@ -1,9 +1,15 @@
 //! The stage of a processor.
 
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    sync::Arc,
+    task::Poll,
+};
 
+use futures::FutureExt;
 use tokio::{
-    task::coop::consume_budget,
+    task::{JoinSet, coop::consume_budget},
     time::{Instant, sleep},
 };
 use tracing::{Instrument, debug_span};
@@ -18,7 +24,9 @@ use super::{
 };
 use crate::{
     exit::ExitReason,
-    stage::{Consumer, Emitter, ProducerConsumer, random},
+    report::StageReport,
+    snapshot::StageKind,
+    stage::{Behaviour, Emitter, HandleOf, Place, ProducerConsumer, StageContext, random},
     subscription::Subscription,
 };
 
@@ -190,7 +198,15 @@ pub(super) struct ProcessorStage<T, P: Processor<T>> {
 
 /// A processor in the last layer.
 pub(super) struct LastProcessorStage<T, P> {
-    pub(super) work: Work<T, P>,
+    work: Work<T, P>,
+    /// The handling of messages that have left their place. Dropping it drops them, as failed.
+    waiting: JoinSet<()>,
+}
+
+impl<T, P> LastProcessorStage<T, P> {
+    pub(super) fn new(work: Work<T, P>) -> Self {
+        Self { work, waiting: JoinSet::new() }
+    }
 }
 
 /// The span of a chunk in a processor.
@@ -227,29 +243,93 @@ where
     }
 }
 
-impl<T, P> Consumer for LastProcessorStage<T, P>
+impl<T, P> Work<T, P>
 where
     T: Send + Sync + 'static,
     P: Processor<T>,
 {
-    type Event = Message<T>;
+    /// Handles a chunk in the last layer, to the end.
+    fn handle_to_the_end(&self, messages: Vec<Message<T>>) -> impl Future<Output = ()> + use<T, P> {
+        let (work, span) = (self.clone(), span_of_chunk!(self, messages));
+        let chunk = async move {
+            let mut handled = work.handle_chunk(messages, |_| Ok(0)).await;
+            let Handled { forwarded, failed } = &mut handled;
+            let done = forwarded.iter_mut().map(|forwarded| &mut forwarded.processed.message);
+            work.settle(failed, done).await;
+            // The program's destructors run when everything is acknowledged.
+            drop(handled);
+        };
+        chunk.instrument(span)
+    }
+}
+
+/// Polls a future until it is ready, or until it has left its place.
+async fn until_left(future: &mut (impl Future<Output = ()> + Unpin), place: &Place) -> bool {
+    poll_fn(|cx| match future.poll_unpin(cx) {
+        Poll::Ready(()) => Poll::Ready(false),
+        Poll::Pending if place.is_left() => Poll::Ready(true),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+impl<T, P> Behaviour for LastProcessorStage<T, P>
+where
+    T: Send + Sync + 'static,
+    P: Processor<T>,
+{
+    type Stage = Self;
+    type In = Message<T>;
+    type Out = Infallible;
+
+    const KIND: StageKind = StageKind::Consumer;
+
+    fn stage(&mut self) -> &mut Self {
+        self
+    }
+
+    fn init(&mut self, _context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
+        Ok(())
+    }
 
     async fn handle_events(
         &mut self,
         messages: Vec<Message<T>>,
         _from: &Subscription,
+        _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        let span = span_of_chunk!(self.work, messages);
-        let chunk = async {
-            let mut handled = self.work.handle_chunk(messages, |_| Ok(0)).await;
-            let Handled { forwarded, failed } = &mut handled;
-            let done = forwarded.iter_mut().map(|forwarded| &mut forwarded.processed.message);
-            self.work.settle(failed, done).await;
-            handled
-        };
-        // The program's destructors run when everything is acknowledged.
-        drop(chunk.instrument(span).await);
+        // The messages of a partition wait for the one before.
+        if !P::ONE_AT_A_TIME || self.work.partition_by.is_some() {
+            self.work.handle_to_the_end(messages).await;
+            return Ok(());
+        }
+        for message in messages {
+            let place = Place::new();
+            let message = message.with_place(place.clone());
+            let mut handling = Box::pin(self.work.handle_to_the_end(vec![message]));
+            if until_left(&mut handling, &place).await {
+                self.waiting.spawn(handling);
+            }
+        }
         Ok(())
+    }
+
+    fn awaits_ready(&self, _owed: usize) -> bool {
+        self.is_busy()
+    }
+
+    async fn ready(&mut self) {
+        // A panic of the program is caught where it is called.
+        let _ = self.waiting.join_next().await;
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    fn report(&mut self, report: &mut StageReport) {
+        while self.waiting.try_join_next().is_some() {}
+        report.in_progress += self.waiting.len();
     }
 }
 

@@ -16,6 +16,7 @@ mod mailbox;
 mod message;
 mod options;
 pub(crate) mod outlet;
+mod place;
 mod producer;
 mod producer_consumer;
 mod rate_limit;
@@ -59,6 +60,7 @@ pub use self::{
     message::{CallError, Caller, HandleCall, HandleCast, HandleInfo},
     options::Stage,
     outlet::{DemandMode, WhenUnsubscribed},
+    place::Place,
     producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
     rate_limit::RateLimit,

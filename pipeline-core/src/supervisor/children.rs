@@ -18,6 +18,8 @@ pub(super) struct Children<E> {
     next_id: u64,
     /// The number of children started by hand.
     manual: usize,
+    /// The number of other children that have left their places.
+    left: usize,
     /// The children's tasks. A task owns its event, and returns it with the outcome.
     tasks: JoinSet<Finished<E>>,
     /// The child of each task, for tasks that end without a result.
@@ -37,6 +39,8 @@ pub(super) struct Child {
     /// The worker's reservation for it, dropped when its event is done.
     pub(super) reserved: Option<Reserved>,
     pub(super) task: Option<AbortHandle>,
+    /// Whether it has left its place, and occupies no slot.
+    pub(super) left: bool,
     /// The child's id in the adaptive limit, if there is one.
     pub(super) piece: Option<Piece>,
     /// The callers that wait for its termination.
@@ -62,6 +66,7 @@ impl<E: Send + 'static> Children<E> {
             children: foldhash::HashMap::default(),
             next_id: 0,
             manual: 0,
+            left: 0,
             tasks: JoinSet::new(),
             by_task: foldhash::HashMap::default(),
             ended: VecDeque::new(),
@@ -77,9 +82,23 @@ impl<E: Send + 'static> Children<E> {
         self.children.is_empty()
     }
 
-    /// The number of children that were not started by hand.
+    /// The number of children that were not started by hand and have not left their places.
     pub(super) fn in_slots(&self) -> usize {
-        self.children.len() - self.manual
+        self.children.len() - self.manual - self.left
+    }
+
+    /// The number of children that have not left their places.
+    pub(super) fn in_places(&self) -> usize {
+        self.children.len() - self.left
+    }
+
+    /// A child leaves its place. Returns the subscription whose slot is free then, and the key that is free.
+    pub(super) fn leave(&mut self, id: ChildId) -> Option<(SubscriptionId, Option<Key>)> {
+        let child = self.children.get_mut(&id).filter(|child| !child.left)?;
+        let subscription = child.subscription?;
+        child.left = true;
+        self.left += 1;
+        Some((subscription, child.key.take()))
     }
 
     pub(super) fn get(&self, id: ChildId) -> Option<&Child> {
@@ -114,7 +133,15 @@ impl<E: Send + 'static> Children<E> {
         self.manual += usize::from(subscription.is_none());
         self.children.insert(
             id,
-            Child { subscription, key, reserved, task: None, piece: None, terminated: Vec::new() },
+            Child {
+                subscription,
+                key,
+                reserved,
+                task: None,
+                left: false,
+                piece: None,
+                terminated: Vec::new(),
+            },
         );
         id
     }
@@ -122,6 +149,7 @@ impl<E: Send + 'static> Children<E> {
     pub(super) fn remove(&mut self, id: ChildId) -> Option<Child> {
         let child = self.children.remove(&id)?;
         self.manual -= usize::from(child.subscription.is_none());
+        self.left -= usize::from(child.left);
         Some(child)
     }
 

@@ -102,6 +102,8 @@ struct Options<E> {
     adaptive: Option<Adaptive>,
     /// Whether each child gets a task, however brief children are.
     always_spawn: bool,
+    /// Whether children have places that they can leave.
+    may_leave: bool,
     /// The key of an event, if the order of each key is kept.
     key_of: Option<KeyOf<E>>,
 }
@@ -223,6 +225,7 @@ where
                 max_children: usize::MAX,
                 adaptive: None,
                 always_spawn: false,
+                may_leave: false,
                 key_of: None,
             },
         }
@@ -455,6 +458,15 @@ where
     /// ```
     pub fn always_spawn(mut self) -> Self {
         self.options.always_spawn = true;
+        self
+    }
+
+    /// Gives each child a [place](ChildContext::place) that it can leave while it only waits. Then the
+    /// next event is asked for and begins. By default a child occupies its slot until it ends.
+    ///
+    /// The supervisor does not bound how many children have left their places. The worker has to.
+    pub fn may_leave(mut self) -> Self {
+        self.options.may_leave = true;
         self
     }
 }

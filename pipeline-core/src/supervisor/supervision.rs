@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     fmt,
     future::{Future, poll_fn},
+    mem,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -11,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task,
     time::{self, Instant},
 };
@@ -34,8 +35,8 @@ use crate::{
     shown::shown,
     snapshot::StageKind,
     stage::{
-        Behaviour, Emitter, Gauges, HandleOf, Phase, RestartBudget, StageContext, catch_panic_now,
-        poll_contained, random,
+        Behaviour, Emitter, Gauges, HandleOf, Phase, Place, RestartBudget, StageContext,
+        catch_panic_now, poll_contained, random,
     },
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription, SubscriptionId},
     telemetry::{WorkerMetrics, milliseconds},
@@ -55,6 +56,7 @@ pub struct Supervision<E, W> {
     pub(super) slots: SubscriptionSlots,
     inline: Inline,
     stopping: Stopping,
+    leaving: Leaving,
     stage: Arc<str>,
     gauges: Arc<Gauges>,
     in_progress: usize,
@@ -86,6 +88,31 @@ struct Stopping(Arc<watch::Sender<bool>>);
 impl Drop for Stopping {
     fn drop(&mut self) {
         self.0.send_replace(true);
+    }
+}
+
+/// The children that leave their places.
+struct Leaving {
+    sender: mpsc::UnboundedSender<ChildId>,
+    receiver: mpsc::UnboundedReceiver<ChildId>,
+    /// Those that were received.
+    left: Vec<ChildId>,
+}
+
+impl Leaving {
+    fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "each child leaves its place once")]
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { sender, receiver, left: Vec::new() }
+    }
+
+    /// Waits for children to leave.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn receive(&mut self) {
+        self.receiver.recv_many(&mut self.left, usize::MAX).await;
     }
 }
 
@@ -155,13 +182,14 @@ where
     }
 
     async fn ready(&mut self) {
-        let Self { children, inline, shared, .. } = self;
+        let Self { children, inline, shared, leaving, .. } = self;
         let again = children.next_restart();
         if !children.has_ended() && !again.has_passed(Instant::now()) {
             // Ended tasks are kept for `handle_ready`, so dropping this future loses nothing.
             tokio::select! {
                 biased;
                 Some(()) = children.wait_for_end() => {}
+                () = leaving.receive() => {}
                 () = inline.pause().is_over(shared) => {}
                 () = again.passed() => {}
             }
@@ -176,6 +204,11 @@ where
         }
         while let Some(ended) = self.children.next_ended() {
             self.child_ended(ended)?;
+        }
+        let left = mem::take(&mut self.leaving.left);
+        if !left.is_empty() {
+            left.into_iter().for_each(|id| self.leave(id));
+            self.start_waiting();
         }
         self.resume();
         self.slots.ask();
@@ -232,6 +265,7 @@ where
             slots: SubscriptionSlots::new(),
             inline: Inline::new(),
             stopping: Stopping::default(),
+            leaving: Leaving::new(),
             stage: "".into(),
             gauges: Arc::new(Gauges::new(StageKind::ConsumerSupervisor, None)),
             in_progress: 0,
@@ -283,7 +317,7 @@ where
                 (now, now)
             });
             let Some((event, context)) = self.admit(event, Some(from), key) else { continue };
-            let reserved = context.reserved.clone();
+            let (reserved, place) = (context.reserved.clone(), context.place());
             // A child that waits gets a task, which polls it again with a waker of its own.
             let now = match reused.poll_once(self.job(event, context, Some(now))) {
                 Ok(done) => self.ran_here(done, from, key, reserved, now),
@@ -291,7 +325,7 @@ where
                     let then = Instant::now();
                     // Recorded now and not when it is done: the next child is about to be started.
                     self.inline.record_wrong_guess(then - now, self.behind());
-                    self.spawn_new(Some(from), key, reserved, job);
+                    self.spawn_new(Some(from), key, reserved, &place, job);
                     then
                 }
             };
@@ -321,9 +355,9 @@ where
         key: Option<Key>,
     ) -> Option<ChildId> {
         let (event, context) = self.admit(event, subscription, key)?;
-        let reserved = context.reserved.clone();
+        let (reserved, place) = (context.reserved.clone(), context.place());
         let job = self.job(event, context, None);
-        Some(self.spawn_new(subscription, key, reserved, job))
+        Some(self.spawn_new(subscription, key, reserved, &place, job))
     }
 
     /// Handles the end of a child that the supervisor has run itself since `started`. Returns the
@@ -345,7 +379,7 @@ where
             self.waiting.done(key);
         } else {
             // A child that has failed takes the usual path.
-            self.spawn_new(Some(from), key, reserved, async { done });
+            self.spawn_new(Some(from), key, reserved, &Place::default(), async { done });
         }
         now
     }
@@ -418,7 +452,8 @@ where
     fn context(&self, restarts: u32) -> ChildContext {
         let stopping = self.stopping.0.clone();
         let spare = self.slots.spare().min(self.limit().saturating_sub(1));
-        ChildContext { stopping, restarts, reserved: None, spare }
+        let place = if self.options.may_leave { Place::new() } else { Place::default() };
+        ChildContext { stopping, restarts, reserved: None, spare, place }
     }
 
     /// The future of a child. It is timed from `started` on, or from its first poll.
@@ -463,12 +498,34 @@ where
         subscription: Option<SubscriptionId>,
         key: Option<Key>,
         reserved: Option<Reserved>,
+        place: &Place,
         job: impl Future<Output = Finished<E>> + Send + 'static,
     ) -> ChildId {
         let id = self.children.add(subscription, key, reserved);
-        self.gauges.workers.store(self.children.len(), Relaxed);
+        self.occupy(id, place);
+        self.gauges.workers.store(self.children.in_places(), Relaxed);
         self.spawn(id, job);
         id
+    }
+
+    /// A child has this place, unless it has left it already.
+    fn occupy(&mut self, id: ChildId, place: &Place) {
+        let sender = self.leaving.sender.clone();
+        // A supervisor that has ended does not care.
+        let notify = move || {
+            let _ = sender.send(id);
+        };
+        if place.on_leave(notify) {
+            self.leave(id);
+        }
+    }
+
+    /// A child leaves its place, and the next event of its key may begin. It is still a child.
+    fn leave(&mut self, id: ChildId) {
+        let Some((subscription, key)) = self.children.leave(id) else { return };
+        self.slots.free(Some(subscription));
+        self.waiting.done(key);
+        self.gauges.workers.store(self.children.in_places(), Relaxed);
     }
 
     fn spawn(&mut self, id: ChildId, job: impl Future<Output = Finished<E>> + Send + 'static) {
@@ -570,6 +627,7 @@ where
         context.reserved = self.children.get(id).and_then(|child| child.reserved.clone());
         match self.call_admit(&event, &context) {
             Ok(Admission::Run) => {
+                self.occupy(id, &context.place());
                 let job = self.job(event, context, None);
                 self.spawn(id, job);
             }
@@ -590,7 +648,7 @@ where
 
     fn remove_child(&mut self, id: ChildId) -> Option<Child> {
         let child = self.children.remove(id)?;
-        self.gauges.workers.store(self.children.len(), Relaxed);
+        self.gauges.workers.store(self.children.in_places(), Relaxed);
         Some(child)
     }
 
@@ -600,7 +658,9 @@ where
         for mut caller in child.terminated {
             caller.reply(Ok(()));
         }
-        self.slots.free(child.subscription);
+        if !child.left {
+            self.slots.free(child.subscription);
+        }
         self.waiting.done(child.key);
         self.start_waiting();
     }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::exit::ExitReason;
+use crate::{exit::ExitReason, stage::Place};
 
 /// A handler of single events, each in a task of its own.
 ///
@@ -225,6 +225,7 @@ pub struct ChildContext {
     pub(super) restarts: u32,
     pub(super) reserved: Option<Reserved>,
     pub(super) spare: usize,
+    pub(super) place: Place,
 }
 
 /// The worker's reservation for a child: see [`Worker::reserve`].
@@ -259,6 +260,16 @@ impl ChildContext {
     #[must_use]
     pub fn spare(&self) -> usize {
         self.spare
+    }
+
+    /// The place that the child occupies of the supervisor's slots, to be left while it only waits.
+    ///
+    /// A child that has left it is still a child, but it occupies no slot, and the next event of its
+    /// [key](crate::supervisor::ConsumerSupervisor::ordered_by_key) begins. It is a place that cannot be left unless
+    /// [`ConsumerSupervisor::may_leave`](crate::supervisor::ConsumerSupervisor::may_leave) says so.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.clone()
     }
 
     /// Completes when the supervisor wants its children to end soon.

@@ -16,6 +16,7 @@ mod synced_topics;
 mod table;
 pub(crate) mod topic;
 mod turns;
+mod waiting_pushes;
 mod worker;
 
 use std::{
@@ -36,7 +37,7 @@ pub use self::{
     broadcast::Broadcast,
     confirm::{Confirmation, NotConfirmed, TooManyConfirmations},
     filter::FilterSubscribed,
-    push_messages::{Acknowledge, Expired, NoSubscribers, Push, PushMessages},
+    push_messages::{Acknowledge, Expired, NoSubscribers, Push, PushMessages, WhenCrowded},
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,
     topic::Topic,

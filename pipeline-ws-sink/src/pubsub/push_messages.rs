@@ -1,8 +1,9 @@
 //! The end of a pipeline of messages: it pushes each to a topic, and acknowledges it when its push has
 //! come far enough.
 
-use std::{borrow::Cow, fmt, pin::pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, pin::pin, sync::Arc, task::Poll, time::Duration};
 
+use futures::poll;
 use pipeline_core::{
     backoff::{Backoff, Jitter},
     processing::{Failure, Message, Processor},
@@ -10,15 +11,21 @@ use pipeline_core::{
 };
 use thiserror::Error;
 
-use super::{Confirmation, Delivered, NotConfirmed, PreparedBroadcast, PubSub, PushOutcome};
+use super::{
+    Confirmation, Delivered, NotConfirmed, PreparedBroadcast, PubSub, PushOutcome,
+    waiting_pushes::{Limits, WaitingPushes},
+};
 use crate::{
     clock::Clock,
-    payload::{IntoPayload, PayloadError},
+    payload::{IntoPayload, Payload, PayloadError},
     telemetry::PushMetrics,
 };
 
 /// How long a push may take to be written, by default.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How many pushes may wait, and how large they may be together, by default.
+const WAITING: Limits = Limits { pushes: 10_000, bytes: 64 * 1024 * 1024 };
 
 /// How far a push has to come before its message is acknowledged.
 ///
@@ -79,6 +86,18 @@ pub enum Expired {
     GiveUp,
 }
 
+/// What becomes of a message if as many pushes wait as [may](PushMessages::max_waiting).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenCrowded {
+    /// It is pushed, and occupies its processor or its worker until its outcome is known. So its source is
+    /// asked for less. The default.
+    #[default]
+    KeepPlace,
+    /// Its source has it back before it is pushed, and delivers it [later](PushMessages::look_again), without
+    /// counting this delivery.
+    GiveBack,
+}
+
 /// An event to be pushed to a topic.
 ///
 /// ```
@@ -130,6 +149,9 @@ pub struct PushMessages<F> {
     no_subscribers: NoSubscribers,
     written_within: Duration,
     look_again: Backoff,
+    in_order: bool,
+    waiting: Arc<WaitingPushes>,
+    when_crowded: WhenCrowded,
     clock: Clock,
     metrics: Arc<PushMetrics>,
 }
@@ -143,21 +165,27 @@ enum Stuck {
     Dropped,
     #[error("a socket has not taken the push in time")]
     Slow,
+    #[error("too many pushes to the topic wait for their clients")]
+    Crowded,
+    #[error("its source delivers it again")]
+    Old,
 }
 
 impl PubSub {
     /// The end of a pipeline of messages: this function turns each message into a push, and the message
     /// is acknowledged when its push has come [far enough](PushMessages::acknowledge).
     ///
-    /// A processor asks for one message and waits for its push, whatever its
-    /// [`max_demand`](pipeline_core::processing::Processors::max_demand) is. So the number of pushes on the
-    /// way is the [concurrency](pipeline_core::processing::Processors::concurrency), and each push that a
-    /// client is slow to take or to confirm occupies one processor: use many.
+    /// A processor asks for one message, whatever its
+    /// [`max_demand`](pipeline_core::processing::Processors::max_demand) is, and hands its push to the sockets.
+    /// A push that then only waits, for a client to take or to confirm it, leaves the processor to the next
+    /// message. So a client that does not read delays its own pushes and no others. How many may wait is
+    /// [bounded](PushMessages::max_waiting), with a share for each topic. Followed by a batcher, and with
+    /// [`partition_by`](pipeline_core::processing::Processors::partition_by), a push that waits occupies
+    /// its processor: use many.
     ///
     /// The pushes of one user keep their order if the source delivers the next message of a user when the
-    /// one before is done, as a queue that is ordered by key does. With
-    /// [`partition_by`](pipeline_core::processing::Processors::partition_by) they keep it until one of
-    /// them is delivered again.
+    /// one before is done, as a queue that is ordered by key does. With [`in_order`](PushMessages::in_order)
+    /// or `partition_by` they keep it until one of them is delivered again.
     ///
     /// ```
     /// use std::time::Duration;
@@ -195,6 +223,7 @@ impl PubSub {
         F: Fn(&Message<T>) -> Result<Push<P>, Failure> + Send + Sync + 'static,
     {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        let metrics = self.shared.table.metrics().pushes.clone();
         PushMessages {
             pubsub: self.clone(),
             push,
@@ -202,8 +231,11 @@ impl PubSub {
             no_subscribers: NoSubscribers::default(),
             written_within: WRITTEN_WITHIN,
             look_again: Backoff::new(second, minute).jitter(Jitter::None),
+            in_order: false,
+            waiting: WaitingPushes::new(WAITING, metrics.clone()),
+            when_crowded: WhenCrowded::default(),
             clock: Clock::start(),
-            metrics: self.shared.table.metrics().pushes.clone(),
+            metrics,
         }
     }
 }
@@ -247,8 +279,38 @@ impl<F> PushMessages<F> {
         Self { written_within: limit, ..self }
     }
 
-    /// Sends a push and waits until it has come far enough.
-    async fn send<T, P>(
+    /// Pushes to a topic one after the other: each waits until the outcome of the one before is known. It is
+    /// for a source that keeps no order itself. By default they do not wait for each other.
+    ///
+    /// A message that is delivered again, also since its topic has more than its
+    /// [share](Self::max_waiting), comes after those that were pushed meanwhile.
+    #[must_use]
+    pub fn in_order(self) -> Self {
+        Self { in_order: true, ..self }
+    }
+
+    /// How many pushes may wait at the same time for clients to take or to confirm them, or for their turn, and
+    /// how many bytes they may have together. Default 10,000 and 64 MiB. What becomes of more,
+    /// [`when_crowded`](Self::when_crowded) says.
+    ///
+    /// One topic may have an eighth of the room that is free, or one push. What is more is given back to the
+    /// source before it is pushed, and is delivered [later](Self::look_again); this delivery does not count.
+    /// So no topic fills the room, and a topic without a waiting push finds some.
+    #[must_use]
+    pub fn max_waiting(self, pushes: usize, bytes: usize) -> Self {
+        let waiting = WaitingPushes::new(Limits { pushes, bytes }, self.metrics.clone());
+        Self { waiting, ..self }
+    }
+
+    /// What becomes of a message if as many pushes wait as [may](Self::max_waiting). By default it keeps its
+    /// place.
+    #[must_use]
+    pub fn when_crowded(self, when_crowded: WhenCrowded) -> Self {
+        Self { when_crowded, ..self }
+    }
+
+    /// Sends a push. If it has to wait, it leaves its work place, as far as there is room for it.
+    async fn send_apart<T, P>(
         &self,
         push: Push<P>,
         message: &mut Message<T>,
@@ -256,6 +318,40 @@ impl<F> PushMessages<F> {
     where
         P: IntoPayload + Send,
     {
+        let Push { topic, event, payload, timeline } = push;
+        let payload = payload.into_payload().map_err(|error| Failure::from(error).give_up())?;
+        let bytes = [topic.len(), event.len(), payload.bytes().len()].iter().sum();
+        let needs_room = self.when_crowded == WhenCrowded::GiveBack;
+        let Ok(mut begun) = self.waiting.begin(&topic, bytes, self.in_order, needs_room) else {
+            return Err(self.given_back(Stuck::Crowded, message));
+        };
+        let place = message.place();
+        if begun.is_waiting() {
+            place.leave();
+            begun.turn().await;
+            if !message.is_current() {
+                return Err(self.given_back(Stuck::Old, message));
+            }
+        }
+        let mut sending = pin!(self.send(Push { topic, event, payload, timeline }, message));
+        // Most are done at once.
+        if let Poll::Ready(sent) = poll!(&mut sending) {
+            return sent;
+        }
+        if begun.wait() {
+            place.leave();
+        } else {
+            self.metrics.crowded.increment(1);
+        }
+        sending.await
+    }
+
+    /// Sends a push and waits until it has come far enough.
+    async fn send<T>(
+        &self,
+        push: Push<Payload>,
+        message: &mut Message<T>,
+    ) -> Result<Delivered, Failure> {
         let Push { topic, event, payload, timeline } = push;
         let prepared = |payload| encoded(&topic, &event, payload, timeline);
         match self.acknowledge {
@@ -317,6 +413,14 @@ impl<F> PushMessages<F> {
 
     async fn deliver(&self, broadcast: PreparedBroadcast) -> Result<PushOutcome, Failure> {
         Ok(self.pubsub.deliver(broadcast).await?)
+    }
+
+    /// Why a message is not pushed now.
+    fn given_back<T>(&self, why: Stuck, message: &Message<T>) -> Failure {
+        self.metrics.given_back.increment(1);
+        let added = message.metadata().enqueued_at.map(|at| self.clock.since(at));
+        let looked_for = added.unwrap_or_default().min(self.clock.started().elapsed());
+        Failure::from(why).later(delay_at(self.look_again, looked_for))
     }
 
     /// What becomes of a message whose push has reached no client.
@@ -425,7 +529,7 @@ where
 
     async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
         let push = (self.push)(message)?;
-        self.send(push, message).await
+        self.send_apart(push, message).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! What becomes of the messages that a pipeline pushes.
 
-use metrics::Counter;
+use metrics::{Counter, Gauge};
 use pipeline_core::telemetry::Telemetry;
 
 /// Messages that a pipeline has pushed, by outcome.
@@ -23,10 +23,16 @@ pub(crate) struct PushMetrics {
     pub(crate) stuck: Counter,
     /// Failed because no client has confirmed them.
     pub(crate) unconfirmed: Counter,
+    /// Given back before their push, because too many of their topic wait.
+    pub(crate) given_back: Counter,
+    /// Pushes that wait in their work places, because too many wait elsewhere.
+    pub(crate) crowded: Counter,
+    waiting: Gauge,
+    waiting_bytes: Gauge,
 }
 
 impl PushMetrics {
-    pub(super) fn register(telemetry: &Telemetry) -> Self {
+    pub(crate) fn register(telemetry: &Telemetry) -> Self {
         let counter = |outcome: &str| {
             telemetry.counter(
                 "socket.messages_pushed",
@@ -44,6 +50,34 @@ impl PushMetrics {
             expired: counter("expired"),
             stuck: counter("stuck"),
             unconfirmed: counter("unconfirmed"),
+            given_back: counter("given_back"),
+            crowded: telemetry.counter(
+                "socket.messages_crowded",
+                "Pushes of messages that wait in their work places, because the room for others is full",
+                [],
+            ),
+            waiting: telemetry.gauge(
+                "socket.messages_waiting",
+                "Pushes of messages that have left their work places, and wait for their outcome or their turn",
+                [],
+            ),
+            waiting_bytes: telemetry.gauge(
+                "socket.messages_waiting_bytes",
+                "Bytes of the pushes of messages that wait",
+                [],
+            ),
         }
+    }
+
+    /// Counts a push that begins to wait.
+    pub(crate) fn waits(&self, bytes: usize) {
+        self.waiting.increment(1.0);
+        self.waiting_bytes.increment(bytes as f64);
+    }
+
+    /// Counts a push that waits no more.
+    pub(crate) fn waits_no_more(&self, bytes: usize) {
+        self.waiting.decrement(1.0);
+        self.waiting_bytes.decrement(bytes as f64);
     }
 }

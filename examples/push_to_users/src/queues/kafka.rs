@@ -10,7 +10,7 @@ use pipeline::{
 
 use crate::{
     dead_letters::{Asked, Graves, with_text_id},
-    durable::{Order, items, start},
+    durable::{items, start},
     intake::{Durable, Pushing, Storing},
     push::Push,
 };
@@ -36,7 +36,7 @@ impl Durable for KafkaQueue {
     }
 
     fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
-        start(self.source(SourceOptions::new()), Order::ByUser, pushing)
+        start(self.source(SourceOptions::new()), pushing)
     }
 }
 

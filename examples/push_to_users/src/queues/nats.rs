@@ -13,7 +13,7 @@ use pipeline::{
 
 use crate::{
     dead_letters::{Asked, Graves, number, with_text_id},
-    durable::{Order, items, start},
+    durable::{items, start},
     intake::{Durable, Pushing, Storing},
     push::Push,
 };
@@ -37,7 +37,7 @@ impl Durable for NatsQueue {
         let looks = u32::try_from(pushing.keep_for.as_secs() / 30).unwrap_or(u32::MAX);
         let looks = if pushing.keep_for.is_zero() { 0 } else { looks.saturating_add(20) };
         let options = SourceOptions::new().max_unfinished(looks.saturating_add(20));
-        start(self.source(options), Order::Any, pushing)
+        start(self.source(options), pushing)
     }
 }
 

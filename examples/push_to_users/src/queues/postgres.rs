@@ -12,7 +12,7 @@ use pipeline::{
 
 use crate::{
     dead_letters::{Asked, Graves, number, with_text_id},
-    durable::{Order, items, start},
+    durable::{items, start},
     intake::{Durable, Pushing, Storing},
     push::Push,
 };
@@ -31,7 +31,7 @@ impl Durable for PostgresQueue {
     }
 
     fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
-        start(self.source(SourceOptions::new()), Order::ByUser, pushing)
+        start(self.source(SourceOptions::new()), pushing)
     }
 }
 

@@ -11,7 +11,7 @@ use pipeline::{
 
 use crate::{
     dead_letters::{Asked, Graves, with_text_id},
-    durable::{Order, items, start},
+    durable::{items, start},
     intake::{Durable, Pushing, Storing},
     push::Push,
 };
@@ -30,7 +30,7 @@ impl Durable for RabbitQueue {
     }
 
     fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
-        start(self.source(SourceOptions::new()), Order::Any, pushing)
+        start(self.source(SourceOptions::new()), pushing)
     }
 }
 

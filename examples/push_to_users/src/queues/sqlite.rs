@@ -12,7 +12,7 @@ use pipeline::{
 
 use crate::{
     dead_letters::{Asked, Graves, number, with_text_id},
-    durable::{Order, items, start},
+    durable::{items, start},
     intake::{Durable, Pushing, Storing},
     push::Push,
 };
@@ -34,7 +34,7 @@ impl Durable for SqliteQueue {
     }
 
     fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
-        start(self.source(SourceOptions::new()), Order::ByUser, pushing)
+        start(self.source(SourceOptions::new()), pushing)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::future::pending;
 
+use tokio::time::sleep;
+
 use super::{Log, Source, keep, pass};
 use crate::{
     Pipeline,
@@ -161,6 +163,72 @@ async fn no_message_waits_behind_another_of_a_processor_that_works_on_one_at_a_t
     assert_eq!(done, (2..=30).collect::<Vec<_>>());
 }
 
+/// Leaves its place with all messages, and waits for ever with those that can be divided by three.
+struct LeavesPlace;
+
+impl Processor<u64> for LeavesPlace {
+    type Output = ();
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        message.place().leave();
+        match **message % 3 {
+            0 => pending().await,
+            1 => {
+                sleep(ms(10)).await;
+                Ok(())
+            }
+            _ => {
+                sleep(ms(20)).await;
+                Err(Failure::new("two are left over"))
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_have_left_their_place_delay_no_other_and_are_acknowledged() {
+    let (producer, source) = Source::new();
+    let pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::new(LeavesPlace).concurrency(2))
+        .start()
+        .unwrap();
+    source.push(1..=30).await;
+    sleep(ms(100)).await;
+    let acks = source.acks();
+    let of = |remainder| (1..=30).filter(|n| n % 3 == remainder).collect::<Vec<u64>>();
+    let mut done: Vec<u64> = acks.iter().flat_map(|(done, _)| done.clone()).collect();
+    let mut failed: Vec<u64> = acks.into_iter().flat_map(|(_, failed)| failed).collect();
+    done.sort_unstable();
+    failed.sort_unstable();
+    assert_eq!((done, failed), (of(1), of(2)));
+    // They are still work of their stages: a drain waits for them, and reports those that it ends.
+    let report = pipeline.drain(ms(1_000)).await;
+    assert_eq!((report.completed, report.unprocessed()), (false, 10));
+    let mut failed: Vec<u64> = source.acks().into_iter().flat_map(|(_, failed)| failed).collect();
+    failed.sort_unstable();
+    assert_eq!(failed, of(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_a_partition_wait_for_one_that_has_left_its_place() {
+    let (producer, source) = Source::new();
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .partition_by(|n| **n % 2)
+        .processors(Processors::new(LeavesPlace).concurrency(2))
+        .start()
+        .unwrap();
+    // The first that waits for ever are 3 and 6.
+    source.push([1, 4, 3, 6, 7, 10]).await;
+    sleep(ms(100)).await;
+    let mut done: Vec<u64> = source.acks().into_iter().flat_map(|(done, _)| done).collect();
+    done.sort_unstable();
+    assert_eq!(done, [1, 4]);
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Name {
     Known,
@@ -258,7 +326,7 @@ async fn tried(handle_until: u64, why: fn(&'static str) -> Failure) -> (Vec<u64>
         .start()
         .unwrap();
     source.push([0]).await;
-    tokio::time::sleep(ms(100)).await;
+    sleep(ms(100)).await;
     (handled.take(), source)
 }
 
@@ -284,7 +352,7 @@ async fn a_try_that_takes_too_long_has_failed() {
     let _pipeline =
         Pipeline::of_messages("test").source(producer).processors(processors).start().unwrap();
     source.push([1]).await;
-    tokio::time::sleep(ms(50)).await;
+    sleep(ms(50)).await;
     assert_eq!(source.failures(), [(1, "handle_message took longer than 50ms".to_owned())]);
 }
 
@@ -327,7 +395,7 @@ async fn what_a_failed_try_said_about_a_message_is_forgotten_by_the_next() {
         .start()
         .unwrap();
     source.push([1]).await;
-    tokio::time::sleep(ms(20)).await;
+    sleep(ms(20)).await;
     assert_eq!(source.acks(), [(vec![1], vec![])]);
 }
 
@@ -373,7 +441,7 @@ async fn a_try_that_panics_when_it_is_dropped_fails_its_message_only() {
         .start()
         .unwrap();
     source.push(1..=3).await;
-    tokio::time::sleep(ms(20)).await;
+    sleep(ms(20)).await;
     assert_eq!(source.acks(), [(vec![1, 3], vec![2])]);
 }
 

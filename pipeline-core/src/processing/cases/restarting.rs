@@ -1,6 +1,6 @@
 //! What happens when a stage of a pipeline of messages fails.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
@@ -12,7 +12,7 @@ use crate::{
         Failure, Message, Processor, Processors, batcher_stage::BatcherStage,
         processor_stage::LastProcessorStage,
     },
-    stage::{ConsumerHandle, Emitter, Producer, ProducerConsumerHandle, Stage},
+    stage::{Emitter, Producer, ProducerConsumerHandle, Stage, StageHandle},
     testkit::settle,
 };
 
@@ -140,7 +140,7 @@ impl Processor<u64> for StopsAtThree {
     }
 }
 
-type LastStage = ConsumerHandle<LastProcessorStage<u64, StopsAtThree>>;
+type LastStage<P> = StageHandle<LastProcessorStage<u64, P>, Message<u64>, Infallible>;
 
 #[tokio::test(start_paused = true)]
 async fn s_226_a_processor_that_fails_is_restarted_and_its_messages_have_failed() {
@@ -152,7 +152,7 @@ async fn s_226_a_processor_that_fails_is_restarted_and_its_messages_have_failed(
         .start()
         .unwrap();
     feed.add([1, 2, 3, 4, 5]).await;
-    let stage: LastStage = pipeline.stage("processor_0").unwrap();
+    let stage: LastStage<StopsAtThree> = pipeline.stage("processor_0").unwrap();
     stage.kill();
     sleep(ms(200)).await;
     let [done, failed] = feed.acks();
@@ -209,8 +209,7 @@ async fn x_044_the_other_processors_are_not_touched() {
         .unwrap();
     feed.add([2, 1, 3]).await;
     assert_eq!(feed.acks(), [vec![1, 3], vec![]]);
-    let stage: ConsumerHandle<LastProcessorStage<u64, WaitsInEven>> =
-        pipeline.stage("processor_0").unwrap();
+    let stage: LastStage<WaitsInEven> = pipeline.stage("processor_0").unwrap();
     stage.kill();
     settle().await;
     assert_eq!(feed.acks(), [vec![], vec![2]]);
