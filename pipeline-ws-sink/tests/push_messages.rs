@@ -338,6 +338,25 @@ async fn a_message_is_kept_if_its_only_client_ends_before_it_has_taken_it() {
     assert!(matches!(pushed.await.unwrap_err().redelivery(), Redelivery::Later(_)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_push_is_made_of_a_message_by_an_async_function_whose_failure_fails_the_message() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = server.endpoint.pubsub().push_messages_async(async |message: &mut Message<Value>| {
+        tokio::time::sleep(SECOND).await;
+        let Some(seat) = message["seat"].as_u64() else { return Err(Failure::new("no seat")) };
+        Ok(Push::new(T, "ticket", json!({ "seat": seat, "price": 2 * seat })))
+    });
+    let mut ticket = Message::unacknowledged(json!({ "seat": 12 }));
+    assert_eq!(to.handle_message(&mut ticket).await.unwrap().written, 1);
+    assert_eq!(client.receive().await[4], json!({ "seat": 12, "price": 24 }));
+    let mut none = Message::unacknowledged(json!({}));
+    let failure = to.handle_message(&mut none).await.unwrap_err();
+    assert_eq!(failure.to_string(), "no seat");
+    client.expect_nothing_else().await;
+    assert_eq!(counted(&server.recorded), outcomes(&[("written", 1)]));
+}
+
 /// By how much the number of waiting pushes has changed since the last look, after which it is zero here.
 fn waiting_more(recorded: &Recorded) -> f64 {
     recorded.look();

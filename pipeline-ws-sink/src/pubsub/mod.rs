@@ -37,7 +37,9 @@ pub use self::{
     broadcast::Broadcast,
     confirm::{Confirmation, NotConfirmed, TooManyConfirmations},
     filter::FilterSubscribed,
-    push_messages::{Acknowledge, Expired, NoSubscribers, Push, PushMessages, WhenCrowded},
+    push_messages::{
+        Acknowledge, AsyncPush, Expired, NoSubscribers, Push, PushMessages, WhenCrowded,
+    },
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,
     topic::Topic,

@@ -1,12 +1,12 @@
 //! The end of a pipeline of messages: it pushes each to a topic, and acknowledges it when its push has
 //! come far enough.
 
-use std::{borrow::Cow, fmt, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{borrow::Cow, fmt, marker::PhantomData, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use futures::poll;
 use pipeline_core::{
     backoff::{Backoff, Jitter},
-    processing::{Failure, Message, Processor},
+    processing::{AsyncMut, Failure, Message, Processor},
     timed::Timeline,
 };
 use thiserror::Error;
@@ -89,7 +89,7 @@ pub enum Expired {
 /// What becomes of a message if as many pushes wait as [may](PushMessages::max_waiting).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenCrowded {
-    /// It is pushed, and occupies its processor or its worker until its outcome is known. So its source is
+    /// The message is pushed, and occupies its processor or worker until its outcome is known: its source is
     /// asked for less. The default.
     #[default]
     KeepPlace,
@@ -222,6 +222,10 @@ impl PubSub {
         P: IntoPayload + Send,
         F: Fn(&Message<T>) -> Result<Push<P>, Failure> + Send + Sync + 'static,
     {
+        self.pushing(push)
+    }
+
+    fn pushing<F>(&self, push: F) -> PushMessages<F> {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         let metrics = self.shared.table.metrics().pushes.clone();
         PushMessages {
@@ -238,6 +242,63 @@ impl PubSub {
             metrics,
         }
     }
+
+    /// The same with an async function, which asks a service or a database for what the push needs. It
+    /// occupies its processor meanwhile. If it fails, its message has failed.
+    ///
+    /// Each message gets a clone of the closure, so capture what is cheap to clone.
+    ///
+    /// ```
+    /// use pipeline_core::{
+    ///     Pipeline,
+    ///     processing::{Failure, Message, Processors},
+    ///     source::from_iter,
+    /// };
+    /// use pipeline_ws_sink::{Endpoint, pubsub::Push};
+    /// use serde_json::json;
+    ///
+    /// /// A product that a user watches.
+    /// struct Watched {
+    ///     user: u64,
+    ///     product: u64,
+    /// }
+    ///
+    /// async fn price(product: u64) -> Result<f64, Failure> {
+    ///     // Asks a service.
+    ///     Ok(1.5)
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let endpoint = Endpoint::builder().build()?;
+    /// let push = endpoint.pubsub().push_messages_async(async |watched: &mut Message<Watched>| {
+    ///     let price = price(watched.product).await?;
+    ///     let payload = json!({ "product": watched.product, "price": price });
+    ///     Ok(Push::new(format!("user:{}", watched.user), "price", payload))
+    /// });
+    /// # let watched = (0..3).map(|user| Message::unacknowledged(Watched { user, product: 7 }));
+    /// let mut pipeline = Pipeline::of_messages("prices")
+    ///     .source(from_iter(watched))
+    ///     .processors(Processors::new(push).concurrency(50))
+    ///     .start()?;
+    /// # pipeline.join().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn push_messages_async<T, P, F>(&self, push: F) -> PushMessages<AsyncPush<F, T, P>>
+    where
+        P: IntoPayload + Send,
+        F: for<'a> AsyncMut<'a, Message<T>, Push<P>> + Clone + Send + Sync + 'static,
+    {
+        self.pushing(AsyncPush { push, types: PhantomData })
+    }
+}
+
+/// An async function that turns a message into a push: see [`PubSub::push_messages_async`].
+#[derive(Debug)]
+pub struct AsyncPush<F, T, P> {
+    push: F,
+    types: PhantomData<fn(T) -> P>,
 }
 
 impl<F> PushMessages<F> {
@@ -529,6 +590,22 @@ where
 
     async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
         let push = (self.push)(message)?;
+        self.send_apart(push, message).await
+    }
+}
+
+impl<T, P, F> Processor<T> for PushMessages<AsyncPush<F, T, P>>
+where
+    T: Send + Sync + 'static,
+    P: IntoPayload + Send + 'static,
+    F: for<'a> AsyncMut<'a, Message<T>, Push<P>> + Clone + Send + Sync + 'static,
+{
+    type Output = Delivered;
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
+        let push = self.push.push.clone()(message).await?;
         self.send_apart(push, message).await
     }
 }
