@@ -1,5 +1,7 @@
 //! Reads orders from a durable queue, adds the price to each, and writes them to a file in batches. An
 //! order is acknowledged when its batch is written, so `kill -9` loses none.
+//!
+//! It needs the features `fs`, `io-util` and `time` of tokio, besides those in the README.
 
 use std::{env::args, error::Error, time::Duration};
 
