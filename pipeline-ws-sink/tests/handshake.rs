@@ -10,7 +10,10 @@ use std::net::SocketAddr;
 use http::{HeaderName, HeaderValue};
 use pipeline_test_support::{Log, connect, reply};
 use pipeline_ws_sink::{
-    Endpoint, Mount, endpoint::BuildError, mount::CheckOrigin, socket::PeerAddr,
+    Endpoint, Mount,
+    endpoint::BuildError,
+    mount::{CheckOrigin, LongPoll},
+    socket::PeerAddr,
 };
 use serde_json::json;
 use support::{
@@ -550,6 +553,25 @@ async fn any_server_can_set_the_peer_address() {
     let mut server = HandshakeServer::route(socket, with_peer).await;
     assert_eq!(server.upgrade(SOCKET, &[]).await.status, 101);
     assert_eq!(server.seen().1.peer_addr, Some(peer));
+}
+
+/// What a layer in front of the endpoint knows of the client.
+#[derive(Clone, Debug, PartialEq)]
+struct User(u64);
+
+#[tokio::test]
+async fn connect_sees_what_a_layer_in_front_has_found_and_foreign_pages_do_not_get_there() {
+    let with_user =
+        |endpoint| axum::Router::new().fallback_service(endpoint).layer(axum::Extension(User(7)));
+    let polled = |mount: Mount<_>| strict(mount.longpoll(LongPoll::new()));
+    let mut server = HandshakeServer::route(polled, with_user).await;
+    assert_eq!(server.upgrade(SOCKET, &[]).await.status, 101);
+    assert_eq!(server.seen().1.extension(), Some(&User(7)));
+    let polled = server.request("GET", "/socket/longpoll?vsn=2.0.0", &[]).await;
+    assert_eq!(polled.status, 200);
+    assert_eq!(server.seen().1.extension(), Some(&User(7)));
+    assert!(server.upgrade(SOCKET, &[EVIL]).await.is_forbidden());
+    server.saw_no_connection();
 }
 
 #[tokio::test]

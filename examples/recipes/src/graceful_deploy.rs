@@ -39,7 +39,7 @@ fn start(endpoint: &Endpoint, work: Duration) -> Result<(TimedQueue<u64>, Pipeli
 
 async fn push(State(pushes): State<TimedQueue<u64>>, user: String) -> StatusCode {
     let Ok(user) = user.trim().parse() else { return StatusCode::BAD_REQUEST };
-    match pushes.try_push(Timed::now(user)) {
+    match pushes.try_push_timed(user) {
         Ok(()) => StatusCode::ACCEPTED,
         // Also once the pipeline drains: then the caller tries another node.
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -78,7 +78,7 @@ pub(crate) async fn run() -> Result<(), Failed> {
     let endpoint = Endpoint::builder().mount("/socket", user::mount(user::signer()?)).build()?;
     let (orders, pipeline) = start(&endpoint, Arc::new(OrderMetrics::register()))?;
     let order = async |State(orders): State<TimedQueue<u32>>, count: String| {
-        let pushed = orders.try_push(Timed::now(count.trim().parse().unwrap_or_default()));
+        let pushed = orders.try_push_timed(count.trim().parse().unwrap_or_default());
         pushed.map_or(StatusCode::SERVICE_UNAVAILABLE, |()| StatusCode::ACCEPTED)
     };
     println!("see: nc -ul 8125; order: curl -d 2 http://127.0.0.1:4030/orders");

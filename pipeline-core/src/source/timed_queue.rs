@@ -4,7 +4,7 @@ use std::{fmt, future::Future, hash::Hash, ops::Deref, time::Duration};
 
 use super::{
     Closed, FairQueue, FairQueueOptions, FairQueueProducer, Queue, QueueOptions, QueueProducer,
-    ends::MaxAge, fair_queue, queue,
+    TryPushError, ends::MaxAge, fair_queue, queue,
 };
 use crate::timed::Timed;
 
@@ -133,6 +133,23 @@ impl<T: Send + 'static> TimedQueue<T> {
     ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<T> {
         self.queue.push(Timed::now(item))
     }
+
+    /// Pushes an item with the current time if there is room, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Queue::try_push`].
+    ///
+    /// ```
+    /// use pipeline_core::source::{QueueOptions, timed_queue};
+    ///
+    /// let (queue, _producer) = timed_queue(QueueOptions::new().capacity(1));
+    /// assert!(queue.try_push_timed("hello").is_ok());
+    /// assert!(queue.try_push_timed("full").is_err());
+    /// ```
+    pub fn try_push_timed(&self, item: T) -> Result<(), TryPushError<Timed<T>>> {
+        self.queue.try_push(Timed::now(item))
+    }
 }
 
 impl<K, T> TimedFairQueue<K, T>
@@ -158,6 +175,15 @@ where
         item: T,
     ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<K, T> {
         self.queue.push(key, Timed::now(item))
+    }
+
+    /// Pushes an item with the current time if there is room, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As for [`FairQueue::try_push`].
+    pub fn try_push_timed(&self, key: K, item: T) -> Result<(), TryPushError<Timed<T>>> {
+        self.queue.try_push(key, Timed::now(item))
     }
 }
 

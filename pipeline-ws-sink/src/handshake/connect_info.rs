@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Uri,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Request, Uri,
     header::{HOST, USER_AGENT},
     uri::{PathAndQuery, Scheme},
 };
@@ -11,10 +11,12 @@ use http::{
 /// Facts about a connection besides its parameters.
 ///
 /// Cookies and the `authorization` header are left out on purpose: a browser sends them with
-/// requests that other sites make, too. Anything else that a `connect` needs can be in the
-/// [`Socket`](crate::Socket)'s own value.
+/// requests that other sites make, too. A layer in front of the endpoint may read them, and pass
+/// what it has found by an [`extension`](Self::extension). Anything else that a `connect` needs can be
+/// in the [`Socket`](crate::Socket)'s own value.
 ///
-/// This is `connect_info` of `Phoenix.Endpoint.socket/3`, with all of its keys that apply here.
+/// This is `connect_info` of `Phoenix.Endpoint.socket/3`, with all of its keys that apply here; what
+/// a plug has put into the session is an extension here.
 ///
 /// ```
 /// use pipeline_ws_sink::socket::ConnectInfo;
@@ -47,6 +49,7 @@ pub struct ConnectInfo {
     /// The client's `authToken`. `None` without [`Mount::auth_token`](crate::Mount::auth_token).
     pub auth_token: Option<String>,
     headers: HeaderMap,
+    extensions: Extensions,
 }
 
 /// The address that a client connected from. A server puts it into the extensions of each request,
@@ -85,7 +88,43 @@ impl ConnectInfo {
             peer_addr: peer_addr(request),
             auth_token: None,
             headers: kept.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            extensions: request.extensions().clone(),
         }
+    }
+
+    /// What a layer in front of the endpoint has put into the request's extensions, such as the user
+    /// of a session.
+    ///
+    /// A browser sends the cookie of a session also with a connection that a foreign page opens. So a
+    /// user who was found by a cookie may be trusted only where
+    /// [`check_origin`](crate::endpoint::EndpointBuilder::check_origin) refuses foreign pages, as it does by
+    /// default.
+    ///
+    /// With long polling, the extensions are those of the request that begins the session.
+    ///
+    /// ```
+    /// use pipeline_ws_sink::socket::{ConnectError, ConnectInfo};
+    ///
+    /// /// The user of a session, set by a layer.
+    /// #[derive(Clone)]
+    /// struct User(u64);
+    ///
+    /// fn user(info: &ConnectInfo) -> Result<u64, ConnectError> {
+    ///     let User(id) = info.extension().ok_or("the client has no session")?;
+    ///     Ok(*id)
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut request = http::Request::get("/socket/websocket").body(())?;
+    /// assert!(user(&ConnectInfo::of(&request)).is_err());
+    /// request.extensions_mut().insert(User(7));
+    /// assert!(user(&ConnectInfo::of(&request)).is_ok_and(|id| id == 7));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn extension<T: Clone + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.extensions.get()
     }
 
     /// The headers whose names begin with `x-`. Any client can send them; trust only those that a
