@@ -3,11 +3,11 @@
 use std::{collections::VecDeque, mem, time::Duration};
 
 use pipeline_core::telemetry::milliseconds;
-use pipeline_ws_sink::endpoint::Latencies;
+use pipeline_ws_sink::endpoint::{Latencies, PushLegs};
 
 use crate::{
     bottleneck,
-    model::{DeliveredView, PercentilesView, View},
+    model::{DeliveredView, LegView, PercentilesView, View},
     rates,
 };
 
@@ -19,6 +19,9 @@ const WINDOWS: [u64; 3] = [10, 60, 300];
 
 /// The length of one point of the history in seconds.
 const POINT: u64 = 5;
+
+/// The window of the parts of a push's time, in seconds. It is at most a point longer.
+const LEGS: u64 = 60;
 
 /// The number of points.
 const POINTS: usize = 60;
@@ -33,6 +36,8 @@ pub(crate) struct History {
     /// One sample for every point, and the one before the first.
     coarse: VecDeque<(Duration, Latencies)>,
     points: VecDeque<PercentilesView>,
+    /// One sample of the parts of a push's time for every point.
+    legs: VecDeque<(Duration, PushLegs)>,
 }
 
 impl History {
@@ -41,6 +46,7 @@ impl History {
         if let Some(endpoint) = &mut view.endpoint {
             let delivered = mem::take(&mut endpoint.snapshot.delivered);
             endpoint.delivered = self.delivered(at, delivered);
+            endpoint.delivered.legs = self.legs(at, mem::take(&mut endpoint.snapshot.legs));
         }
         view.uptime_seconds = at.as_secs_f64();
         while self.views.front().is_some_and(|(then, _)| at.saturating_sub(*then) > WINDOW) {
@@ -57,10 +63,8 @@ impl History {
     }
 
     fn delivered(&mut self, at: Duration, now: Latencies) -> DeliveredView {
-        let is_due =
-            |(then, _): &(Duration, Latencies)| then.as_secs() / POINT != at.as_secs() / POINT;
         match self.coarse.back() {
-            Some(last) if is_due(last) => {
+            Some(last) if is_due(last.0, at) => {
                 self.points.push_back(percentiles(POINT, &now.since(&last.1)));
                 self.coarse.push_back((at, now.clone()));
             }
@@ -85,7 +89,33 @@ impl History {
         let history = self.points.iter().cloned().collect();
         let count = now.count();
         self.recent.push_back((at, now));
-        DeliveredView { count, windows, history }
+        DeliveredView { count, windows, history, legs: Vec::new() }
+    }
+
+    /// The parts of a push's time in the last minute.
+    fn legs(&mut self, at: Duration, now: PushLegs) -> Vec<LegView> {
+        let window = Duration::from_secs(LEGS + POINT);
+        while self.legs.front().is_some_and(|(then, _)| at.saturating_sub(*then) > window) {
+            self.legs.pop_front();
+        }
+        if self.legs.is_empty() {
+            self.legs.push_back((at, now.clone()));
+        }
+        let before = &self.legs[0].1;
+        let leg = |leg: &str, now: &Latencies, before| {
+            let percentiles = percentiles(LEGS, &now.since(before));
+            LegView { leg: leg.to_owned(), percentiles }
+        };
+        let views = vec![
+            leg("queued", &now.queued, &before.queued),
+            leg("waited", &now.waited, &before.waited),
+            leg("worked", &now.worked, &before.worked),
+            leg("written", &now.written, &before.written),
+        ];
+        if self.legs.back().is_some_and(|(then, _)| is_due(*then, at)) {
+            self.legs.push_back((at, now));
+        }
+        views
     }
 
     /// The newest sample that is at least this old, or the oldest one.
@@ -99,6 +129,11 @@ impl History {
         let at = newest(&self.coarse).unwrap_or(0);
         self.coarse.get(at).map(|(_, sample)| sample)
     }
+}
+
+/// Whether a sample is in another point than the one before.
+fn is_due(then: Duration, at: Duration) -> bool {
+    then.as_secs() / POINT != at.as_secs() / POINT
 }
 
 fn percentiles(seconds: u64, of: &Latencies) -> PercentilesView {
@@ -195,13 +230,44 @@ mod tests {
         let (mut history, mut all) = (History::default(), Latencies::default());
         deliver(&mut history, 0..400, &mut all, 10);
         let size = |history: &History| {
-            let History { views, recent, coarse, points } = history;
-            (views.len(), recent.len(), coarse.len(), points.len())
+            let History { views, recent, coarse, points, legs } = history;
+            (views.len(), recent.len(), coarse.len(), points.len(), legs.len())
         };
         let after = size(&history);
         deliver(&mut history, 400..4000, &mut all, 10);
         assert_eq!(size(&history), after);
         assert_eq!(after.3, POINTS);
+    }
+
+    #[test]
+    fn the_parts_of_a_push_are_those_of_the_last_minute() {
+        let mut history = History::default();
+        let mut legs = PushLegs::default();
+        let mut shown = Vec::new();
+        // Slow workers for a minute, then a slow network.
+        for second in 0..200 {
+            let mut view = View::default();
+            let mut endpoint = EndpointView::default();
+            let worked = if second < 60 { 300 } else { 1 };
+            legs.worked.extend([Duration::from_millis(worked)]);
+            legs.written.extend([Duration::from_millis(301 - worked); 2]);
+            endpoint.snapshot.legs = legs.clone();
+            view.endpoint = Some(endpoint);
+            shown.push(history.add(Duration::from_secs(second), view));
+        }
+        let legs = |second: usize| &shown[second].endpoint.as_ref().unwrap().delivered.legs;
+        let names: Vec<&str> = legs(0).iter().map(|leg| &*leg.leg).collect();
+        assert_eq!(names, ["queued", "waited", "worked", "written"]);
+        assert_eq!(legs(0)[2].percentiles.count, 0, "only what comes after the start counts");
+        let near = |shown: Option<f64>, ms: f64| (shown.unwrap() - ms).abs() < ms / 16.0;
+        assert!(near(legs(59)[2].percentiles.p50, 300.0), "{:?}", legs(59));
+        assert!(near(legs(59)[3].percentiles.p50, 1.0), "{:?}", legs(59));
+        assert!(near(legs(199)[2].percentiles.p99, 1.0), "{:?}", legs(199));
+        assert!(near(legs(199)[3].percentiles.p99, 300.0), "{:?}", legs(199));
+        let counts = [2, 3].map(|leg: usize| legs(199)[leg].percentiles.count);
+        assert!((60..=65).contains(&counts[0]) && counts[1] == 2 * counts[0], "{counts:?}");
+        assert!(legs(199)[0].percentiles.p50.is_none());
+        assert!(history.legs.len() < 15, "{}", history.legs.len());
     }
 
     #[test]

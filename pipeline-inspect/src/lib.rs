@@ -112,7 +112,7 @@ mod sampler;
 pub use self::{
     inspector::{Inspector, InspectorBuilder},
     model::{
-        BetweenView, ChannelView, DeliveredView, EdgeView, EndpointView, MountView, NodeView,
-        PercentilesView, PipelineView, StageView, VERSION, View,
+        BetweenView, ChannelView, DeliveredView, EdgeView, EndpointView, LegView, MountView,
+        NodeView, PercentilesView, PipelineView, StageView, VERSION, View,
     },
 };

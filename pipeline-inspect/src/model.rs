@@ -302,6 +302,24 @@ pub struct DeliveredView {
     pub windows: Vec<PercentilesView>,
     /// Percentiles of every 5 s, the oldest first, over the last 5 min.
     pub history: Vec<PercentilesView>,
+    /// The parts of these times in the last minute, in their order: `queued`, `waited`, `worked` and
+    /// `written`.
+    pub legs: Vec<LegView>,
+}
+
+/// A part of the time of timed pushes, in the last minute.
+///
+/// `queued` and `waited` are normally below a millisecond, and `written` is below five, on a machine that
+/// is not overloaded and a network that is near; `worked` is what the program's own work takes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct LegView {
+    /// The metric of this part without its prefix `pipeline.push_`.
+    pub leg: String,
+    /// Its percentiles. The count of `written` is that of sockets, those of the others are of pushes.
+    #[serde(flatten)]
+    pub percentiles: PercentilesView,
 }
 
 /// Percentiles of a time; the values are in milliseconds.
@@ -341,6 +359,7 @@ mod tests {
         let endpoint = EndpointView {
             sockets: vec![MountView::default()],
             channels: vec![ChannelView::default()],
+            delivered: DeliveredView { legs: vec![LegView::default()], ..DeliveredView::default() },
             ..EndpointView::default()
         };
         let mut stage = StageView::default();
@@ -390,7 +409,9 @@ mod tests {
             fields(&endpoint["channels"][0]),
             "channel joined joined_per_second open path pattern refused topics"
         );
-        assert_eq!(fields(&endpoint["delivered"]), "count history windows");
+        assert_eq!(fields(&endpoint["delivered"]), "count history legs windows");
+        let leg = &endpoint["delivered"]["legs"][0];
+        assert_eq!(fields(leg), "count leg max p50 p90 p99 seconds");
         let node = &view["nodes"][0];
         assert_eq!(
             fields(node),

@@ -10,7 +10,7 @@ use pipeline_ws_sink::{
     },
     endpoint::{
         BuildError, EndpointBuilder, EndpointObserver, EndpointReport, EndpointSnapshot, Latencies,
-        MountSnapshot, PathError, PatternError, RouteSnapshot, Shed,
+        MountSnapshot, PathError, PatternError, PushLegs, RouteSnapshot, Shed,
     },
     mount::{CheckOrigin, Drainer, LongPoll, Origin, OriginError, WhenFull},
     payload::PayloadError,
@@ -44,6 +44,7 @@ fn public_types_are_send_and_sync() {
         EndpointObserver,
         EndpointReport,
         EndpointSnapshot,
+        PushLegs,
         JoinError,
         KeyDigest,
         KeyOptions,

@@ -13,7 +13,7 @@ use pipeline_core::{
     timed::{Timed, Timeline, TraceContext},
 };
 use pipeline_test_support::{Log, Recorded};
-use pipeline_ws_sink::pubsub::PreparedBroadcast;
+use pipeline_ws_sink::{endpoint::PushLegs, pubsub::PreparedBroadcast};
 use serde_json::json;
 use support::{channels::endpoint, memory::MemoryServer};
 use tokio::time::{Instant, advance, sleep};
@@ -69,6 +69,14 @@ async fn each_part_is_measured_and_they_add_up_to_the_total() {
     assert_eq!(worked, [300.0, 300.0]);
     assert_eq!(written, [1700.0, 1400.0]);
     assert_eq!(delivered, [3000.0, 3000.0]);
+    // The snapshot has the same, within the width of a bucket.
+    let seen = server.endpoint.snapshot();
+    let PushLegs { queued, waited, worked, written, .. } = seen.legs;
+    for (leg, longest) in [(queued, 1000), (waited, 300), (worked, 300), (written, 1700)] {
+        assert_eq!(leg.count(), 2);
+        let off = leg.max().unwrap().abs_diff(ms(longest));
+        assert!(off < ms(longest / 32), "{leg:?}: {longest} ms");
+    }
 }
 
 #[tokio::test(start_paused = true)]

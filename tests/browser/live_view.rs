@@ -249,6 +249,17 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
     assert_eq!(shown, json!([["render"], states]));
     let flag = browser.text(".stage.bottleneck .flag text").await;
     assert_eq!(flag, "BOTTLENECK", "not only by colour");
+    // The parts of a push, the longest of which is marked.
+    let longest = Locator::Css("#legs tr[data-longest=true]");
+    browser.client.wait().at_most(PATIENCE).for_element(longest).await.unwrap();
+    let script = "
+        const rows = [...document.querySelector('#legs').tBodies[0].rows]
+        return rows.map(row => [row.cells[0].textContent, row.cells[1].textContent.includes('ms')])";
+    let shown = browser.client.execute(script, vec![]).await.unwrap();
+    assert_eq!(
+        shown,
+        json!(["queued", "waited", "worked", "written"].map(|leg| json!([leg, true])))
+    );
     if let Some(path) = std::env::var_os("PIPELINE_LIVE_VIEW") {
         sleep(Duration::from_secs(3)).await;
         std::fs::write(path, browser.client.screenshot().await.unwrap()).unwrap();

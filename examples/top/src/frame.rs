@@ -33,7 +33,7 @@ impl Screen {
             rows.push(Constraint::Length(source_rows(sources.len())));
         }
         if let Some(endpoint) = &view.endpoint {
-            rows.push(Constraint::Length(6));
+            rows.push(Constraint::Length(delivery_rows(endpoint)));
             rows.push(Constraint::Length(endpoint_rows(endpoint)));
         }
         rows.push(Constraint::Length(node_rows(view)));
@@ -62,7 +62,9 @@ impl Screen {
     pub fn height(&self) -> u16 {
         let Some(view) = &self.view else { return 2 };
         let pipelines: u16 = view.pipelines.iter().map(pipeline_rows).sum();
-        let endpoint = view.endpoint.as_ref().map_or(0, |endpoint| 6 + endpoint_rows(endpoint));
+        let endpoint = view.endpoint.as_ref();
+        let endpoint =
+            endpoint.map_or(0, |endpoint| delivery_rows(endpoint) + endpoint_rows(endpoint));
         let sources = match sources(view).count() {
             0 => 0,
             count => source_rows(count),
@@ -83,6 +85,12 @@ impl Screen {
 /// The number of lines of a pipeline: stages, head and border.
 fn pipeline_rows(pipeline: &PipelineView) -> u16 {
     u16::try_from(pipeline.stages.len()).unwrap_or(u16::MAX).saturating_add(3)
+}
+
+/// The number of lines of the delivery times: three windows, the parts of a push, head and border.
+fn delivery_rows(endpoint: &EndpointView) -> u16 {
+    let rows = endpoint.delivered.windows.len() + endpoint.delivered.legs.len();
+    u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(3)
 }
 
 fn endpoint_rows(endpoint: &EndpointView) -> u16 {
@@ -291,12 +299,16 @@ fn delivery(frame: &mut Frame<'_>, area: Rect, endpoint: &EndpointView) {
     let fit = usize::from(area.width.saturating_sub(BORDERS) / (TIME + SPACING)).clamp(2, 6);
     let head = ["", "count", "p50", "p90", "p99", "max"].map(|name| right(name.to_owned()));
     let head = head.into_iter().take(fit);
-    let rows = endpoint.delivered.windows.iter().map(|window: &PercentilesView| {
+    let row = |name: String, window: &PercentilesView| {
         let times = [window.p50, window.p90, window.p99, window.max].map(milliseconds);
-        let over = format!("last {} s", window.seconds);
-        let cells = [over, window.count.to_string()].into_iter().chain(times);
+        let cells = [name, window.count.to_string()].into_iter().chain(times);
         Row::new(cells.take(fit).map(right))
-    });
+    };
+    let windows = endpoint.delivered.windows.iter();
+    let windows = windows.map(|window| row(format!("last {} s", window.seconds), window));
+    // The parts of the last minute.
+    let legs = endpoint.delivered.legs.iter();
+    let rows = windows.chain(legs.map(|leg| row(leg.leg.clone(), &leg.percentiles)));
     let title = Line::from(vec![
         " delivery ".bold(),
         Span::from(format!(
@@ -445,7 +457,8 @@ mod tests {
         {"name":"render","kind":"consumer","layer":1,"mostly":"busy","busy":0.99,"in_per_second":50.25}]}],
         "endpoint":{"sockets":[{"path":"/socket","open":3}],
         "channels":[{"pattern":"user:*","open":3,"topics":2}],"dropped":{"overflow":17},
-        "delivered":{"count":1,"windows":[{"seconds":10,"count":1,"p50":0.714}]}}}"#;
+        "delivered":{"count":1,"windows":[{"seconds":10,"count":1,"p50":0.714}],
+        "legs":[{"leg":"queued","count":1,"p50":0.5},{"leg":"written","count":2,"p99":812.4}]}}}"#;
 
     #[test]
     fn a_frame_shows_stages_their_bottleneck_times_and_sockets() {
@@ -456,6 +469,7 @@ mod tests {
         assert!(line("│  queue ").contains("812/1k"), "{text}");
         assert!(line("▲ render").contains("busy") && line("▲ render").contains("99 %"), "{text}");
         assert!(line("last 10 s").contains("0.71 ms"), "{text}");
+        assert!(line("written").contains("812.40 ms"), "{text}");
         assert!(line("user:*").contains("3 channels") && line("user:*").contains("2 topics"));
         assert!(line("overflow").contains("17 frames"), "{text}");
     }

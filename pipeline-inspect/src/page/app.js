@@ -53,7 +53,24 @@ function table(id, rows) {
   })
 }
 
-function showDelivered({windows, history}) {
+// What is normal for a part of a push's time, and why it is long.
+const LEGS = {
+  queued: ['below 1 ms', 'the workers are too few or too slow'],
+  waited: ['below 1 ms', 'a stage has taken more than its workers handle'],
+  worked: ['what your work takes', 'a database, a service'],
+  written: ['below 5 ms', 'clients read slowly, or the machine is busy'],
+}
+
+function showLegs(legs) {
+  const most = Math.max(0, ...legs.map((leg) => leg.p99 ?? 0))
+  table('legs', legs.map((leg) => [leg.leg, ...[leg.p50, leg.p99, leg.max].map(milliseconds), ...LEGS[leg.leg] ?? ['', '']]))
+  legs.forEach((leg, at) => {
+    byId('legs').tBodies[0].rows[at].dataset.longest = String(most > 0 && leg.p99 === most)
+  })
+}
+
+function showDelivered({windows, history, legs}) {
+  showLegs(legs ?? [])
   const parent = byId('delivery')
   windows.forEach((window, at) => {
     if (!parent.children[at]) {

@@ -37,7 +37,7 @@ pub use self::{
     arrivals::ArrivalRate,
     listen::listen,
     shed::Shed,
-    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
+    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, PushLegs, RouteSnapshot},
 };
 use self::{
     arrivals::Arrivals,
@@ -477,6 +477,12 @@ impl Inner {
             closed_slow: metrics.closed_slow.get(),
             adapter: self.state.pubsub.adapter_snapshot(),
             delivered: metrics.push_times.delivered.get(),
+            legs: PushLegs {
+                queued: metrics.push_times.queued.get(),
+                waited: metrics.push_times.waited.get(),
+                worked: metrics.push_times.worked.get(),
+                written: metrics.push_times.written.get(),
+            },
         }
     }
 }

@@ -66,6 +66,23 @@ pub struct EndpointSnapshot {
     /// written, one sample for each socket. Not serialized.
     #[serde(skip)]
     pub delivered: Latencies,
+    /// The parts of these times. Not serialized.
+    #[serde(skip)]
+    pub legs: PushLegs,
+}
+
+/// The parts of the time of timed pushes: see [`Timeline`](pipeline_core::timed::Timeline).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PushLegs {
+    /// The metric `pipeline.push_queued`: until the item left its queue.
+    pub queued: Latencies,
+    /// The metric `pipeline.push_waited`: from then until a worker began.
+    pub waited: Latencies,
+    /// The metric `pipeline.push_worked`: from then until the broadcast.
+    pub worked: Latencies,
+    /// The metric `pipeline.push_written`: from then until a socket had it, one sample for each socket.
+    pub written: Latencies,
 }
 
 /// The sockets of one mount.

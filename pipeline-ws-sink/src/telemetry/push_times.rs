@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use metrics::Histogram;
 use pipeline_core::{
     telemetry::{Telemetry, milliseconds},
     timed::TraceContext,
@@ -13,16 +12,17 @@ use crate::protocol::message::Encoded;
 
 /// Histograms of the parts of a push's time: those up to the broadcast, the write, and the whole.
 pub(crate) struct PushTimes {
-    queued: Histogram,
-    waited: Histogram,
-    worked: Histogram,
-    written: Histogram,
+    pub(crate) queued: LatencyHistogram,
+    pub(crate) waited: LatencyHistogram,
+    pub(crate) worked: LatencyHistogram,
+    pub(crate) written: LatencyHistogram,
     pub(crate) delivered: LatencyHistogram,
 }
 
 impl PushTimes {
     pub(super) fn register(telemetry: &Telemetry) -> Self {
-        let histogram = |name, description| telemetry.timer(name, description, []);
+        let histogram =
+            |name, description| LatencyHistogram::from(telemetry.timer(name, description, []));
         Self {
             queued: histogram(
                 "pipeline.push_queued",
@@ -40,10 +40,10 @@ impl PushTimes {
                 "pipeline.push_written",
                 "Time from the broadcast of an item until it was written to a socket",
             ),
-            delivered: LatencyHistogram::from(histogram(
+            delivered: histogram(
                 "pipeline.push_delivered",
                 "Time from the enqueue of an item until it was written to a socket",
-            )),
+            ),
         }
     }
 
