@@ -65,6 +65,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         Some(secret) => secret.clone(),
         None => kept_secret(&args.db)?,
     };
+    say_if_descriptors_are_few();
     let listener = listen((args.host, args.port)).await?;
     let operator = listen(("127.0.0.1", args.operator_port())).await?;
     let (address, operator_address) = (listener.local_addr()?, operator.local_addr()?);
@@ -126,6 +127,28 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     say(report.to_string());
     Ok(report.is_clean())
 }
+
+/// Every open page takes a descriptor, and a sale some more for a moment.
+#[cfg(target_os = "linux")]
+const ENOUGH_DESCRIPTORS: u64 = 10_000;
+
+/// Says so if the system lets the process open so few files that shoppers would be turned away.
+#[cfg(target_os = "linux")]
+fn say_if_descriptors_are_few() {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    // The first number is the limit in force. It may be the word for none.
+    let limit = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    if let Some(limit) = limit.filter(|limit| *limit < ENOUGH_DESCRIPTORS) {
+        tracing::warn!(
+            limit,
+            "there are few descriptors, and each open page needs one: see ulimit -n"
+        );
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn say_if_descriptors_are_few() {}
 
 /// Confirms placed orders to their carts, once the database is there.
 async fn confirm_orders(path: PathBuf, endpoint: pipeline::ws::Endpoint) {

@@ -1,6 +1,9 @@
 //! Pages, cookies and headers.
 
+use std::sync::Arc;
+
 use axum::http::StatusCode;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::support::{Memory, Node, eventually, shoes};
 
@@ -62,7 +65,6 @@ async fn a_008_pages_with_stock_are_not_stored() {
     }
 }
 
-/// Also shows P-019.
 #[tokio::test(start_paused = true)]
 async fn a_009_without_the_database_everything_is_answered_from_memory() {
     let node = Node::selling().await;
@@ -77,6 +79,34 @@ async fn a_009_without_the_database_everything_is_answered_from_memory() {
     socket.join("product:1", serde_json::json!({})).await.unwrap();
     // Only the comparison asks, every five seconds.
     assert!(node.database.calls() - calls <= 3);
+}
+
+/// A thousand pages come back at once.
+#[tokio::test(start_paused = true)]
+async fn p_019_a_storm_of_joins_asks_the_database_nothing() {
+    let node = Arc::new(Node::selling().await);
+    let (calls, began) = (node.database.calls(), Instant::now());
+    let mut storm = JoinSet::new();
+    for _ in 0..1000 {
+        let node = node.clone();
+        storm.spawn(async move {
+            let (socket, id) = (node.socket().await, crate::support::cart_id());
+            for topic in ["product:1", "product:2", "page:drops"] {
+                socket.join(topic, serde_json::json!({})).await.unwrap();
+            }
+            socket.join(&format!("cart:{id}"), node.cart_params(&id, &[7])).await.unwrap();
+        });
+    }
+    while let Some(done) = storm.join_next().await {
+        done.unwrap();
+    }
+    // Only the comparison asks, every five seconds.
+    let comparisons = began.elapsed().as_secs() / 5 + 1;
+    assert!(
+        node.database.calls() - calls <= comparisons,
+        "{} calls",
+        node.database.calls() - calls
+    );
 }
 
 /// Also shows T-023.

@@ -103,7 +103,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     let began = Instant::now();
     let mut shoppers = arrive(&args, &nodes).await?;
-    println!("all pages are open after {:.1} s", began.elapsed().as_secs_f64());
+    let took = began.elapsed().as_secs_f64();
+    println!("all pages are open after {took:.1} s, {:.0} a second", args.shoppers as f64 / took);
     let first = nodes.first().ok_or("no node")?;
     let mut admin = Page::admin(&first.address, ADMIN).await?;
     let is_counted = |totals: &Value| totals["shoppers"] == json!(args.shoppers);
@@ -127,7 +128,7 @@ async fn totals(
     let began = Instant::now();
     loop {
         let totals = admin.totals().await?;
-        if are_right(&totals) || began.elapsed() > Duration::from_secs(60) {
+        if are_right(&totals) || began.elapsed() > Duration::from_secs(25) {
             return Ok(totals);
         }
         sleep(Duration::from_millis(200)).await;
@@ -147,17 +148,25 @@ async fn visit(
     }
     let began = Instant::now();
     let mut wanted = HashMap::<i64, u64>::new();
-    for shopper in shoppers.iter_mut() {
-        let item = loop {
-            match shopper.wants() {
-                Some(item) => break item,
-                None => shopper.change().await?,
-            }
-        };
-        shopper.add(item).await?;
+    let adding =
+        shoppers.iter_mut().map(async |shopper| -> Result<i64, Box<dyn Error + Send + Sync>> {
+            let item = loop {
+                match shopper.wants() {
+                    Some(item) => break item,
+                    None => shopper.change().await?,
+                }
+            };
+            shopper.add(item).await?;
+            Ok(item)
+        });
+    for item in futures::future::try_join_all(adding).await? {
         *wanted.entry(item).or_default() += 1;
     }
-    println!("all carts have an item after {:.1} s", began.elapsed().as_secs_f64());
+    let took = began.elapsed().as_secs_f64();
+    println!(
+        "all carts have an item after {took:.1} s, {:.0} a second",
+        args.shoppers as f64 / took
+    );
     let are_right = |totals: &Value| {
         let pages = totals["pages"].as_object();
         let tabs: u64 = pages.into_iter().flatten().filter_map(|(_, tabs)| tabs.as_u64()).sum();

@@ -2,6 +2,8 @@
 #![cfg(all(feature = "redis", feature = "nats", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod operations;
+
 use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
@@ -22,7 +24,7 @@ use tokio::{
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Message, client::IntoClientRequest},
+    tungstenite::{Error, Message, client::IntoClientRequest},
 };
 
 /// How long tests wait for what is sure to come. It is no measure.
@@ -41,6 +43,8 @@ struct Shop {
 struct Node {
     process: Child,
     address: String,
+    /// Where the operator's pages are.
+    operator: String,
     /// What it has said.
     said: Arc<Mutex<Vec<String>>>,
 }
@@ -109,10 +113,16 @@ impl Shop {
 
 impl Node {
     async fn start(db: &Path, flags: &[&str]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_store"))
-            .args(["--port", "0", "--admin-port", "0", "--db"])
-            .arg(db)
-            .args(flags)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_store"));
+        command.args(["--port", "0", "--admin-port", "0", "--db"]).arg(db).args(flags);
+        let node = Self::run(&mut command).await;
+        eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
+        node
+    }
+
+    /// Runs a command that starts a node.
+    async fn run(command: &mut Command) -> Self {
+        let mut process = command
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -120,13 +130,22 @@ impl Node {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let address = loop {
+        let (mut address, mut operator) = (None, None);
+        while address.is_none() || operator.is_none() {
             let line =
                 timeout(LONG, lines.next_line()).await.unwrap().unwrap().expect("an address");
-            if let Some(address) = line.strip_prefix("shop     http://") {
-                break address.trim_end_matches('/').to_owned();
-            }
-        };
+            let after = |what: &str, end: &str| {
+                Some(
+                    line.strip_prefix(what)?
+                        .strip_prefix(" http://")?
+                        .trim_end_matches(end)
+                        .to_owned(),
+                )
+            };
+            address = address.or(after("shop    ", "/"));
+            operator = operator.or(after("inspect ", "/inspect"));
+        }
+        let (address, operator) = (address.unwrap(), operator.unwrap());
         // What it says later is read, so that it never waits for a reader.
         let said = Arc::<Mutex<Vec<String>>>::default();
         let heard = said.clone();
@@ -135,9 +154,15 @@ impl Node {
                 heard.lock().push(line);
             }
         });
-        let node = Self { process, address, said };
-        eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
-        node
+        Self { process, address, operator, said }
+    }
+
+    /// Asks it to end.
+    fn terminate(&self) {
+        let id = self.process.id().unwrap().to_string();
+        assert!(
+            std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success()
+        );
     }
 
     async fn get(&self, path: &str, headers: &[&str]) -> Answer {
@@ -145,19 +170,7 @@ impl Node {
     }
 
     async fn request(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
-        let mut stream = TcpStream::connect(&self.address).await.unwrap();
-        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{headers}\
-             content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        timeout(LONG, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        Answer { head: head.to_owned(), body: body.to_owned() }
+        request(&self.address, method, path, headers, body).await
     }
 
     async fn release(&self, product: i64) {
@@ -180,13 +193,15 @@ impl Node {
     }
 
     async fn open(&self, socket: &str, protocols: Option<String>) -> Page {
-        let url = format!("ws://{}/{socket}/websocket?vsn=2.0.0", self.address);
-        let mut request = url.into_client_request().unwrap();
-        if let Some(protocols) = protocols {
-            request.headers_mut().insert("sec-websocket-protocol", protocols.parse().unwrap());
-        }
-        let (stream, _) = timeout(LONG, connect_async(request)).await.unwrap().unwrap();
-        Page { stream, events: Vec::new(), refs: 0 }
+        let header = protocols.map(|protocols| ("sec-websocket-protocol", protocols));
+        open(&self.address, socket, header).await.expect("it connects")
+    }
+
+    /// The level of an item on a page that is drawn now, if its product is released.
+    async fn drawn_level(&self, item: i64) -> Option<String> {
+        let body = self.get("/", &[]).await.body;
+        let before = body.split_once(&format!("data-key=\"item-{item}\""))?.0;
+        Some(before.rsplit_once("--level-")?.1.split_once('"')?.0.to_owned())
     }
 
     /// Whether it has said that all is sold out.
@@ -217,6 +232,41 @@ impl Node {
     /// Whether a page that is drawn now has this product's sizes.
     async fn shows(&self, product: i64) -> bool {
         !self.get("/", &[]).await.body.contains(&format!("product-soon-{product}"))
+    }
+}
+
+/// Asks an address, and reads the answer up to the end of the connection.
+async fn request(address: &str, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{headers}\
+             content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
+        address,
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(LONG, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    Answer { head: head.to_owned(), body: body.to_owned() }
+}
+
+/// Opens a socket. The status, if it is refused.
+async fn open(
+    address: &str,
+    socket: &str,
+    header: Option<(&'static str, String)>,
+) -> Result<Page, u16> {
+    let url = format!("ws://{address}/{socket}/websocket?vsn=2.0.0");
+    let mut request = url.into_client_request().unwrap();
+    if let Some((name, value)) = header {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    match timeout(LONG, connect_async(request)).await.unwrap() {
+        Ok((stream, _)) => Ok(Page { stream, events: Vec::new(), refs: 0 }),
+        Err(Error::Http(response)) => Err(response.status().as_u16()),
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -1,0 +1,34 @@
+//! The load as a program, with few shoppers. README has the figures of many.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+#![cfg(target_os = "linux")]
+
+use std::process::{Command, Output};
+
+/// Runs the load. It fails if anything was not right.
+fn load(arguments: &[&str]) -> String {
+    let mut load = Command::new(env!("CARGO_BIN_EXE_store_load"));
+    let Output { status, stdout, stderr } = load.args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{said}{}", String::from_utf8_lossy(&stderr));
+    said
+}
+
+/// The dashboard has to count the shoppers, their pages and the items in their carts.
+#[test]
+fn t_034_a_thousand_shoppers_of_four_pages_are_counted() {
+    let said = load(&["--visit", "--shoppers", "1000"]);
+    assert!(said.contains("the dashboard counts 1000 shoppers with 1000 tabs"), "{said}");
+    let pages = ["/bench/1", "/bench/2", "/bench/3", "/bench/4"].map(|it| format!("\"{it}\":250"));
+    assert!(pages.iter().all(|page| said.contains(page)), "{said}");
+}
+
+/// Also shows T-036.
+#[test]
+fn a_whole_sale_is_one_command_and_everything_is_right_at_the_end() {
+    let said = load(&["--shoppers", "100", "--within", "300"]);
+    for line in
+        ["oversold             0", "lost                 0", "pages right          100 of 100"]
+    {
+        assert!(said.contains(line), "{said}");
+    }
+}

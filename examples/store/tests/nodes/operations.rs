@@ -1,0 +1,277 @@
+//! What operators do with nodes, and what happens to them.
+
+use std::{fs, process::Stdio, time::Duration};
+
+use futures::{SinkExt, StreamExt};
+use pipeline_test_support::{
+    proxies::{Backend, Balancer, Proxy},
+    servers::Kind,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpStream, UdpSocket},
+    process::Command,
+    time::{sleep, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::{ADMIN, LONG, Node, Page, Shop, eventually, open, request};
+
+/// The program alone, in an empty folder, has everything that the pages need.
+#[tokio::test(flavor = "multi_thread")]
+async fn p_001_one_file_is_all_that_is_deployed() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("store");
+    fs::copy(env!("CARGO_BIN_EXE_store"), &program).unwrap();
+    let secret = "a secret that no log may have";
+    let mut command = Command::new(&program);
+    command
+        .args(["--port", "0", "--admin-port", "0"])
+        .current_dir(folder.path())
+        .env_clear()
+        .env("SECRET_KEY_BASE", secret)
+        .env("STORE_ADMIN", "ann:pass of ann")
+        .stderr(Stdio::piped());
+    let mut node = Node::run(&mut command).await;
+    eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
+    let page = node.get("/", &[]).await.body;
+    let app = node.get("/app", &[]).await.body;
+    let mut paths: Vec<String> = Vec::new();
+    for (html, before) in [(&page, "href=\""), (&page, "src=\""), (&app, "src=\"")] {
+        let found = html.split(before).skip(1).map(|rest| rest.split('"').next().unwrap());
+        let own = |path: &&str| path.starts_with("/assets/") || path.starts_with("/photos/");
+        paths.extend(found.filter(own).map(str::to_owned));
+    }
+    assert!(paths.iter().any(|path| path.ends_with(".js")), "{paths:?}");
+    assert!(paths.iter().any(|path| path.ends_with(".css")) && paths.len() >= 4, "{paths:?}");
+    for path in &paths {
+        assert!(node.get(path, &[]).await.head.contains(" 200 "), "{path}");
+    }
+    let admin = node.get("/admin", &["authorization: Basic YW5uOnBhc3Mgb2YgYW5u"]).await;
+    assert!(admin.head.contains(" 200 "));
+    node.terminate();
+    let mut log = String::new();
+    node.process.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
+    node.process.wait().await.unwrap();
+    let said = node.said.lock().join("\n");
+    for text in [&log, &said] {
+        assert!(!text.contains(secret) && !text.contains("pass of ann"), "{text}");
+    }
+}
+
+/// Two nodes behind a real load balancer. One of them is killed.
+async fn behind(balancer: Balancer) {
+    let Some(shop) = Shop::over(Kind::Redis).await else { return };
+    let backends = [Backend::free(), Backend::free()];
+    let Some(proxy) = Proxy::start(balancer, backends).await else { return };
+    let url = shop.server.url();
+    let start = async |at: usize, flags: &[&str]| {
+        let (Backend { port, admin_port }, name) = (backends[at], format!("node{at}"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_store"));
+        command.args(["--port", &port.to_string(), "--admin-port", &admin_port.to_string()]);
+        command.args(["--node", &name, "--redis", &url, "--db"]).arg(shop.path()).args(flags);
+        Node::run(&mut command).await
+    };
+    let nodes = [start(0, &["--fresh"]).await, start(1, &[]).await];
+    let page = async || request(&proxy.address, "GET", "/", &[], "").await;
+    eventually(async || page().await.head.contains(" 200 ")).await;
+    let join = async || {
+        let opened = async || open(&proxy.address, "product_socket", None).await.ok();
+        let mut page = loop {
+            match opened().await {
+                Some(page) => break page,
+                None => sleep(Duration::from_millis(100)).await,
+            }
+        };
+        let joined = page.join("product:1", json!({})).await;
+        (page, joined)
+    };
+    let mut pages = Vec::new();
+    for _ in 0..4 {
+        pages.push(join().await.0);
+    }
+    nodes[1].release(1).await;
+    for page in &mut pages {
+        page.event("product:1", "released").await;
+    }
+    let [one, other] = nodes;
+    drop(other);
+    // Pages of the other are cut off, come back, and are right.
+    let (_page, joined) = timeout(LONG, join()).await.unwrap();
+    assert_eq!(joined["response"]["released"], true);
+    eventually(async || page().await.body.contains("size-container")).await;
+    drop(one);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_003_nodes_are_behind_haproxy() {
+    behind(Balancer::Haproxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_behind_nginx() {
+    behind(Balancer::Nginx).await;
+}
+
+/// The close code, after everything that came before it.
+async fn closed(page: &mut Page) -> u16 {
+    loop {
+        match timeout(LONG, page.stream.next()).await.unwrap() {
+            Some(Ok(Message::Close(Some(frame)))) => return frame.code.into(),
+            Some(Ok(Message::Text(text))) => {
+                page.events.push(serde_json::from_str(&text).unwrap());
+            }
+            Some(Ok(_)) => {}
+            other => panic!("expected a close, got {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_010_a_node_that_is_asked_to_end_tells_what_it_has_sold_and_says_what_was_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("store.db");
+    let mut node = Node::start(&db, &["--release", "1"]).await;
+    let mut page = node.page().await;
+    page.join("product:1", json!({})).await;
+    let [cookie, id, token, csrf] = node.shopper().await;
+    let topic = format!("cart:{id}");
+    page.join(&topic, json!({ "token": token, "page": "/" })).await;
+    eventually(async || node.shows(1).await).await;
+    let added = page.ask(&topic, "add_item", json!({ "item_id": 1 })).await;
+    let serialized = added["response"]["serialized"].as_str().unwrap().to_owned();
+    let form = format!("serialized_cart={serialized}&csrf_token={csrf}&key=k");
+    let bought = node.request("POST", "/checkout", &[&cookie], &form).await;
+    assert!(bought.head.contains("/checkout/complete"));
+    node.terminate();
+    // It is not ready any more, or gone already.
+    let ready = async || match TcpStream::connect(&node.operator).await {
+        Ok(_) => request(&node.operator, "GET", "/readyz", &[], "").await.head.contains(" 200 "),
+        Err(_) => false,
+    };
+    let at_close = closed(&mut page).await;
+    assert_eq!(at_close, 1012);
+    eventually(async || !ready().await).await;
+    // The cart was emptied before the socket was closed.
+    let emptied = |it: &Value| it[3] == "cart" && it[4]["items"] == json!([]);
+    assert!(page.events.iter().any(emptied), "{:?}", page.events);
+    assert!(timeout(LONG, node.process.wait()).await.unwrap().unwrap().success());
+    eventually(async || node.said.lock().iter().any(|line| line.contains("telling"))).await;
+}
+
+/// The server of the cluster is away. Nodes sell all the same, and pages are right a few seconds later. A metric says it.
+#[tokio::test(flavor = "multi_thread")]
+async fn p_011_without_the_broker_nodes_sell_and_find_changes_by_comparing() {
+    let Some(mut shop) = Shop::over(Kind::Redis).await else { return };
+    let statsd = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let to = statsd.local_addr().unwrap().to_string();
+    let a = shop.node("a", &["--fresh", "--release", "1", "--statsd", &to]).await;
+    shop.stock(1);
+    let b = shop.node("b", &[]).await;
+    eventually(async || a.drawn_level(1).await == Some("low".to_owned())).await;
+    let mut page = a.page().await;
+    page.join("product:1", json!({})).await;
+    shop.server.kill();
+    let [cookie, id, token, csrf] = b.shopper().await;
+    let mut tab = b.page().await;
+    let topic = format!("cart:{id}");
+    tab.join(&topic, json!({ "token": token, "page": "/" })).await;
+    let added = tab.ask(&topic, "add_item", json!({ "item_id": 1 })).await;
+    let serialized = added["response"]["serialized"].as_str().unwrap().to_owned();
+    let form = format!("serialized_cart={serialized}&csrf_token={csrf}&key=k");
+    let bought = b.request("POST", "/checkout", &[&cookie], &form).await;
+    assert!(bought.head.contains("/checkout/complete"), "{}", bought.head);
+    tab.take(|it| it[3] == "cart" && it[4]["items"] == json!([])).await;
+    // The other node finds it when it compares.
+    page.take(|it| it[3] == "stock_change" && it[4]["item_id"] == 1 && it[4]["level"] == "out")
+        .await;
+    let says = async |value: &str| {
+        let wanted = format!("pipeline.cluster.connected:{value}|g");
+        let mut packet = vec![0; 65_536];
+        let heard = async {
+            loop {
+                let length = statsd.recv(&mut packet).await.unwrap();
+                if String::from_utf8_lossy(&packet[..length]).contains(&wanted) {
+                    return;
+                }
+            }
+        };
+        timeout(LONG, heard).await.expect("the metric says it");
+    };
+    says("0").await;
+    shop.server.start_again().await;
+    says("1").await;
+    b.release(2).await;
+    eventually(async || a.shows(2).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_017_pages_of_other_hosts_cannot_connect() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(&folder.path().join("store.db"), &[]).await;
+    let own = format!("http://{}", node.address);
+    for socket in ["product_socket", "admin_socket"] {
+        for foreign in ["http://shop.example", "https://127.0.0.1.example", "null"] {
+            let refused = open(&node.address, socket, Some(("origin", foreign.to_owned()))).await;
+            assert_eq!(refused.err(), Some(403), "{socket} from {foreign}");
+        }
+    }
+    let mut page = open(&node.address, "product_socket", Some(("origin", own))).await.unwrap();
+    assert_eq!(page.join("product:1", json!({})).await["status"], "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_018_a_frame_of_a_shopper_has_at_most_16_kib() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(&folder.path().join("store.db"), &[]).await;
+    let (mut page, mut other) = (node.page().await, node.page().await);
+    let beat = |length: usize| {
+        let empty = json!([null, "1", "phoenix", "heartbeat", { "x": "" }]).to_string().len();
+        json!([null, "1", "phoenix", "heartbeat", { "x": "x".repeat(length - empty) }]).to_string()
+    };
+    // Header and mask take 8 of the bytes.
+    let most = (16 << 10) - 8;
+    page.stream.send(Message::text(beat(most))).await.unwrap();
+    page.take(|it| it[1] == "1").await;
+    page.stream.send(Message::text(beat(most + 1))).await.unwrap();
+    assert_eq!(closed(&mut page).await, 1009);
+    assert_eq!(other.join("product:1", json!({})).await["status"], "ok");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn p_020_too_few_descriptors_are_said_at_start() {
+    let folder = tempfile::tempdir().unwrap();
+    for (limit, is_said) in [("256", true), ("20000", false)] {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")])
+            .arg(env!("CARGO_BIN_EXE_store"))
+            .args(["--port", "0", "--admin-port", "0", "--db"])
+            .arg(folder.path().join("store.db"))
+            .stderr(Stdio::piped());
+        let mut node = Node::run(&mut command).await;
+        eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
+        node.terminate();
+        let mut log = String::new();
+        node.process.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
+        assert_eq!(log.contains("descriptors"), is_said, "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_021_an_operator_looks_into_a_node_that_sells() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("store.db");
+    let node = Node::start(&db, &["--release", "1", "--release", "2", "--sell", "50"]).await;
+    let mut page = node.page().await;
+    page.join("product:1", json!({})).await;
+    let data = request(&node.operator, "GET", "/inspect/data.json", &[ADMIN], "").await;
+    assert!(data.head.contains(" 200 "), "{}", data.head);
+    for text in ["telling", "alerts", "inventory", "replication", "totals", "product:*"] {
+        assert!(data.body.contains(text), "no {text} in {}", data.body);
+    }
+    // It sells on.
+    page.event("product:1", "stock_change").await;
+}
