@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 
 use futures::StreamExt;
-use pipeline_test_support::{Client, Example, PATIENCE, connect};
+use pipeline_test_support::{Client, Example, PATIENCE, WallClock, connect};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
@@ -155,6 +155,28 @@ async fn a_push_for_a_user_who_is_not_there_is_kept_unless_the_program_was_told_
     let example = folder.start(&["--keep-secs", "0"]).await;
     assert_eq!(example.push(&push(1, &json!({ "n": 7 }))).await.status, 202);
     until("it is forgotten", || folder.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn a_push_that_was_kept_while_the_clock_was_ahead_is_not_held_up_once_it_is_right() {
+    let Some(clock) = WallClock::new() else { return };
+    let folder = Folder::new();
+    clock.set(20 * 86_400);
+    let file = folder.file();
+    let example = Example::with_clock(&clock, &["--durable", &file]).await;
+    let response = example.request("POST", "/push", NDJSON, &lines(0..20)).await;
+    assert_eq!(response.status, 202);
+    let looked_for = "SELECT count(*) FROM pipeline_items WHERE lease IS NULL AND available_at > 0
+        AND available_at < 9223372036854775807";
+    until("it was looked for and is kept", || folder.count(looked_for) == 1).await;
+    clock.set(0);
+    let response = example.request("POST", "/push", NDJSON, &lines(20..30)).await;
+    assert_eq!(response.status, 202);
+    let mut ada = user(&example, 1).await;
+    for n in 0..30 {
+        assert_eq!(number(&mut ada).await, n);
+    }
+    until("all are forgotten", || folder.waiting() == 0).await;
 }
 
 /// A client whose socket holds little that it has not read.

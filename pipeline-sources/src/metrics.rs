@@ -25,6 +25,7 @@ pub(crate) struct SourceMetrics {
     set_aside: Gauge,
     outcome_errors: Counter,
     backlog_errors: Counter,
+    brought_forward: Counter,
     backlog: Gauge,
     oldest_age: Gauge,
     dead_letters: Gauge,
@@ -78,6 +79,10 @@ impl SourceMetrics {
             backlog_errors: counter(
                 "pipeline.source.backlog_errors",
                 "How often a source could not count its backlog",
+            ),
+            brought_forward: counter(
+                "pipeline.source.brought_forward",
+                "Items that wait no longer for a time which a clock that was ahead had set",
             ),
             backlog: gauge("pipeline.source.backlog", "Items at the broker that are not done"),
             oldest_age: gauge(
@@ -165,6 +170,7 @@ impl SourceMetrics {
     }
 
     pub(crate) fn backlog(&self, backlog: &Backlog, now: SystemTime) {
+        self.brought_forward.increment(backlog.brought_forward);
         let age = oldest_age(backlog, now);
         self.report.update(|source| {
             source.backlog = backlog.items;

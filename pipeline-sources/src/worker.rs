@@ -67,6 +67,7 @@ pub(crate) struct Lines {
     given_up: LineLimit,
     not_stored: LineLimit,
     backlog: LineLimit,
+    brought_forward: LineLimit,
 }
 
 /// What is kept between sessions.
@@ -449,6 +450,7 @@ impl<B: Broker> Session<'_, B> {
                 Ok(backlog) => {
                     failures = 0;
                     worker.metrics.backlog(&backlog, now());
+                    self.brought_forward(backlog.brought_forward);
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -462,6 +464,23 @@ impl<B: Broker> Session<'_, B> {
             }
             sleep(SAMPLE_INTERVAL.saturating_mul(1 << failures.min(MOST_DOUBLINGS))).await;
         }
+    }
+
+    fn brought_forward(&self, items: u64) {
+        if items == 0 {
+            return;
+        }
+        let Some(skipped) = self.worker.lines.lock().brought_forward.line(Instant::now()) else {
+            return;
+        };
+        let stage = &*self.worker.source;
+        tracing::warn!(
+            stage,
+            items,
+            skipped,
+            "items had waited for a time that a clock had set which was ahead, and wait no longer than they \
+             were to"
+        );
     }
 
     async fn sample_held(&self) -> Infallible {

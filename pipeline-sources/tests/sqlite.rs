@@ -949,3 +949,70 @@ async fn a_queue_that_an_operator_has_made_one_without_an_order_is_delivered_who
     pipeline.drain(PATIENCE).await;
     assert!(is_empty(&queue).await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_clock_that_was_ahead_has_leased_or_postponed_waits_no_longer_than_it_was_to() {
+    const LEASED: usize = 600;
+    const HOUR: Duration = Duration::from_secs(3600);
+    for ahead in [2 * HOUR, 400 * 24 * HOUR] {
+        let ahead = i64::try_from(ahead.as_millis()).unwrap();
+        let (_folder, path) = file();
+        let options = SqliteOptions::new().lease(Duration::from_secs(2)).ordered_by_key(true);
+        let queue = SqliteQueue::open_with(&path, "numbers", options).await.unwrap();
+        for text in ["postponed", "behind it"] {
+            queue.push(Item::new(text).key("a")).await.unwrap();
+        }
+        queue.push(Item::new("tomorrow")).await.unwrap();
+        queue.push_all((0..LEASED).map(|n| Item::new(n.to_string())).collect()).await.unwrap();
+        let (mut fetch, settle) = queue.connect().await.unwrap();
+        let mut fetched = Vec::new();
+        while fetched.len() < LEASED + 2 {
+            fetched.extend(fetch.fetch(LEASED).await.unwrap());
+        }
+        for (fetched, after) in [(&fetched[0], PATIENCE / 100), (&fetched[1], 24 * HOUR)] {
+            let outcome = Outcome::Release { after };
+            let settlement = Settlement { receipt: fetched.receipt, outcome };
+            assert!(settle.settle(&[settlement]).await.unwrap().is_empty());
+        }
+        drop((fetch, settle));
+        // So would they be if the clock had been ahead, and is right now. The day begins now.
+        let operator = Connection::open(&path).unwrap();
+        operator.busy_timeout(PATIENCE).unwrap();
+        let set = "UPDATE pipeline_items SET available_at = available_at + ?1,
+                waits_since = waits_since + ?1
+            WHERE available_at > 0 AND available_at < 9223372036854775807";
+        assert_eq!(operator.execute(set, [ahead]), Ok(LEASED + 2));
+        // What another program has put off was set by no clock.
+        let later = "INSERT INTO pipeline_items (queue, payload, available_at)
+            SELECT 'numbers', 'in a year', max(available_at) FROM pipeline_items
+                WHERE available_at < 9223372036854775807";
+        operator.execute(later, []).unwrap();
+
+        let (mut fetch, settle) = queue.connect().await.unwrap();
+        let (mut texts, mut brought) = (Vec::new(), 0);
+        let all = async {
+            while texts.len() < LEASED + 2 {
+                for delivery in fetch.fetch(100).await.unwrap() {
+                    texts.push(String::from_utf8(delivery.item.payload.to_vec()).unwrap());
+                    let receipt = delivery.receipt;
+                    let settlement = Settlement { receipt, outcome: Outcome::Done };
+                    assert!(settle.settle(&[settlement]).await.unwrap().is_empty());
+                }
+                brought += settle.backlog().await.unwrap().brought_forward;
+            }
+        };
+        timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("ahead by {ahead}"));
+        assert_eq!(brought, LEASED as u64 + 2);
+        texts.sort();
+        let mut expected: Vec<_> = (0..LEASED).map(|n| n.to_string()).collect();
+        expected.extend(["postponed".to_owned(), "behind it".to_owned()]);
+        expected.sort();
+        assert_eq!(texts, expected);
+        let left: Vec<_> = queue.items(0, 10).await.unwrap();
+        let texts: Vec<_> = left.iter().map(|it| it.item.payload.clone()).collect();
+        assert_eq!(texts, ["tomorrow", "in a year"]);
+        let QueuedState::Later { at } = left[0].state else { panic!("{:?}", left[0].state) };
+        let waits = at.duration_since(std::time::SystemTime::now()).unwrap();
+        assert!(waits < 24 * HOUR && waits > 23 * HOUR, "{waits:?}");
+    }
+}

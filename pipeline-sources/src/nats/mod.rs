@@ -613,6 +613,7 @@ impl Shared {
             items,
             oldest: oldest.and_then(format::from_rfc3339),
             dead_letters: count(&dead["state"]["messages"]),
+            ..Backlog::default()
         })
     }
 }

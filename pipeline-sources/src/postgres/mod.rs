@@ -561,6 +561,7 @@ impl Inner {
             items: count(0, 3)?,
             oldest: row.try_get::<_, Option<i64>>(2)?.and_then(from_ms),
             dead_letters: count(1, 4)?,
+            ..Backlog::default()
         })
     }
 }

@@ -561,6 +561,7 @@ impl Shared {
             items: Some(items.into()),
             oldest: None,
             dead_letters: Some(dead_letters.into()),
+            ..Backlog::default()
         })
     }
 

@@ -443,6 +443,7 @@ impl Inner {
             items,
             oldest: from_ms(oldest).filter(|_| oldest >= 0 && items != Some(0)),
             dead_letters: u64::try_from(dead).ok(),
+            ..Backlog::default()
         })
     }
 }

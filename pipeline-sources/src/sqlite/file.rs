@@ -146,16 +146,25 @@ fn open(path: &Path) -> Result<Connection, SqliteError> {
         // What a savepoint would restore. In a file, it costs as much as the log.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.set_prepared_statement_cache_capacity(64);
-        let has = |connection: &Connection, what: &str| {
-            connection.query_row(what, [], |row| row.get::<_, bool>(0))
+        let lacks = |connection: &Connection, column: &str| {
+            connection
+                .query_row(schema::HAS_COLUMN, [column], |row| row.get::<_, bool>(0))
+                .map(|has| !has)
         };
-        if !has(&connection, schema::IS_CURRENT)? || !has(&connection, schema::HAS_FAILURES)? {
+        let is_current: bool = connection.query_row(schema::IS_CURRENT, [], |row| row.get(0))?;
+        let mut is_old = !is_current;
+        for (column, _) in schema::NEW_COLUMNS {
+            is_old |= lacks(&connection, column)?;
+        }
+        if is_old {
             // At once, as another process may use the file.
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute_batch(schema::TABLES)?;
-            if !has(&transaction, schema::HAS_FAILURES)? {
-                transaction.execute_batch(schema::ADD_FAILURES)?;
+            for (column, add) in schema::NEW_COLUMNS {
+                if lacks(&transaction, column)? {
+                    transaction.execute_batch(add)?;
+                }
             }
             transaction.commit()?;
         }

@@ -39,7 +39,15 @@ mod row;
 mod schema;
 
 use std::{
-    borrow::Cow, collections::BTreeMap, error::Error, path::PathBuf, sync::Arc, time::Duration,
+    borrow::Cow,
+    collections::BTreeMap,
+    error::Error,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use rusqlite::{
@@ -108,7 +116,8 @@ impl SqliteOptions {
     /// How long after the death of a process its items are delivered again. Default 30 seconds. It is
     /// renewed while an item is handled.
     ///
-    /// Leases are measured by the wall clock: if it is set forward, items may be delivered twice.
+    /// Leases and delays are measured by the wall clock: if it is set forward, items may be delivered twice. If
+    /// it is set back, what it had set while it was ahead is shortened to the time that it was to take.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.max(Duration::from_millis(100));
         self
@@ -376,6 +385,7 @@ impl SqliteQueue {
                 items: u64::try_from(items).ok(),
                 oldest: oldest.flatten().and_then(from_ms),
                 dead_letters: u64::try_from(dead_letters).ok(),
+                brought_forward: 0,
             })
         };
         self.file.call(read, |_| {}).await
@@ -470,9 +480,10 @@ impl Broker for SqliteQueue {
     }
 
     async fn connect(&self) -> Result<(SqliteFetch, SqliteSettle), BrokerError> {
-        let fetch =
-            SqliteFetch { queue: self.clone(), again_first: false, sweep: Sweep::default() };
-        Ok((fetch, SqliteSettle(self.clone())))
+        let brought_forward = Arc::<AtomicU64>::default();
+        let sweep = Sweep { brought_forward: brought_forward.clone(), ..Sweep::default() };
+        let fetch = SqliteFetch { queue: self.clone(), again_first: false, sweep };
+        Ok((fetch, SqliteSettle { queue: self.clone(), brought_forward }))
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -489,12 +500,17 @@ pub struct SqliteFetch {
     sweep: Sweep,
 }
 
-/// When it is looked for items whose turn has come unnoticed.
+/// When it is looked for items whose turn has come unnoticed, and for those that wait for a time which a clock
+/// that was ahead has set.
 #[derive(Clone, Debug, Default)]
 struct Sweep {
     last: Option<Instant>,
     /// The key after which it looks next.
     after: Option<Value>,
+    /// The time and the id of the item before which it looks next.
+    before: Option<(Value, i64)>,
+    /// How many items it has brought forward and not reported.
+    brought_forward: Arc<AtomicU64>,
 }
 
 /// The time between two sweeps.
@@ -502,6 +518,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// At how many keys or items a sweep looks.
 const SWEPT: usize = 500;
+
+/// By how much the clock that has set a time may be ahead of the one now, in milliseconds.
+const AHEAD: i64 = 1000;
 
 impl Fetch for SqliteFetch {
     type Receipt = SqliteReceipt;
@@ -514,6 +533,13 @@ impl Fetch for SqliteFetch {
             if self.sweep.last.is_none_or(|last| last.elapsed() >= SWEEP) {
                 self.sweep.last = Some(Instant::now());
                 self.sweep.after = queue.sweep(self.sweep.after.take()).await?;
+                let (before, brought) = queue.bring_forward(self.sweep.before.take()).await?;
+                self.sweep.before = before;
+                if brought > 0 {
+                    self.sweep.brought_forward.fetch_add(brought, Relaxed);
+                    // There are more of them where these were.
+                    self.sweep.last = None;
+                }
             }
             self.again_first = !self.again_first;
             let fetched = queue.take(max, self.again_first).await?;
@@ -585,6 +611,53 @@ impl SqliteQueue {
     }
 }
 
+/// Where the next look begins, and how many items were brought forward.
+type BroughtForward = (Option<(Value, i64)>, u64);
+
+impl SqliteQueue {
+    /// Looks at some of the items that are available later, from this one on to earlier ones. One that waits
+    /// since a time that is still to come was leased or postponed by a clock that was ahead. It waits as long as it
+    /// was to wait, from now on.
+    async fn bring_forward(
+        &self,
+        before: Option<(Value, i64)>,
+    ) -> Result<BroughtForward, SqliteError> {
+        let queue = self.queue.clone();
+        let bring = move |connection: &Connection| {
+            let now = now_ms();
+            let (at, id) = before.unwrap_or((Value::Integer(schema::NEVER), i64::MIN));
+            let limit = i64::try_from(SWEPT).unwrap_or(i64::MAX);
+            let mut later = connection.prepare_cached(schema::LATER)?;
+            let values = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+            let found = later.query_map(params![&*queue, at, id, now, limit], values)?;
+            let found = found.collect::<rusqlite::Result<Vec<(i64, Value, Value)>>>()?;
+            let mut brought = 0;
+            for (id, at, since) in &found {
+                if let Some(at) = sooner(at, since, now) {
+                    connection.prepare_cached(schema::WAIT_UNTIL)?.execute([*id, at, now])?;
+                    brought += 1;
+                }
+            }
+            let more = found.len() == SWEPT;
+            let last = found.into_iter().next_back().filter(|_| more);
+            Ok((last.map(|(id, at, _)| (at, id)), brought))
+        };
+        self.file.call(bring, |_| {}).await
+    }
+}
+
+/// Until when an item waits in truth that has waited for `at` since a time, if a clock that was ahead has set
+/// both.
+fn sooner(at: &Value, since: &Value, now: i64) -> Option<i64> {
+    let (Value::Integer(at), Value::Integer(since)) = (at, since) else { return None };
+    if *since <= now.saturating_add(AHEAD) {
+        return None;
+    }
+    // A program of an older version may have set the first alone.
+    let wait = at.checked_sub(*since).filter(|wait| *wait >= 0);
+    Some(wait.map_or(*at, |wait| now.saturating_add(wait)))
+}
+
 fn is_ordered(connection: &Connection, queue: &str) -> rusqlite::Result<bool> {
     connection.prepare_cached(schema::IS_ORDERED)?.query_row([queue], |row| row.get(0))
 }
@@ -625,7 +698,7 @@ fn lease_items(
     }
     let is_ordered = is_ordered(connection, queue)?;
     let now = now_ms();
-    let until = later(lease);
+    let until = later(now, lease);
     let token = random_i64();
     let mut statement = connection.prepare_cached(schema::LEASE)?;
     let mut leased = Vec::with_capacity(ids.len());
@@ -658,19 +731,23 @@ fn release(
     after: Duration,
 ) -> Result<(), SqliteError> {
     let SqliteReceipt { id, lease } = receipt;
-    let at = if after.is_zero() { 0 } else { later(after) };
-    connection.prepare_cached(schema::RELEASE)?.execute([id, lease, at])?;
+    let now = now_ms();
+    let at = if after.is_zero() { 0 } else { later(now, after) };
+    connection.prepare_cached(schema::RELEASE)?.execute([id, lease, at, now])?;
     Ok(())
 }
 
 /// The time after a delay. It comes, if only after a century.
-fn later(delay: Duration) -> i64 {
-    now_ms().saturating_add(ms(delay)).min(schema::NEVER - 1)
+fn later(now: i64, delay: Duration) -> i64 {
+    now.saturating_add(ms(delay)).min(schema::NEVER - 1)
 }
 
 /// Stores the outcomes of a queue's items.
 #[derive(Debug)]
-pub struct SqliteSettle(SqliteQueue);
+pub struct SqliteSettle {
+    queue: SqliteQueue,
+    brought_forward: Arc<AtomicU64>,
+}
 
 impl Settle for SqliteSettle {
     type Receipt = SqliteReceipt;
@@ -679,7 +756,7 @@ impl Settle for SqliteSettle {
         &self,
         settlements: &[Settlement<SqliteReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
-        let Self(queue) = self;
+        let Self { queue, .. } = self;
         let settlements = settlements.to_vec();
         let name = queue.queue.clone();
         let settle = move |connection: &Connection| {
@@ -700,20 +777,22 @@ impl Settle for SqliteSettle {
     }
 
     async fn renew(&self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
-        let (receipts, lease) = (receipts.to_vec(), self.0.options.lease);
+        let (receipts, lease) = (receipts.to_vec(), self.queue.options.lease);
         let renew = move |connection: &Connection| {
-            let until = later(lease);
+            let now = now_ms();
+            let until = later(now, lease);
             let mut statement = connection.prepare_cached(schema::RENEW)?;
             for SqliteReceipt { id, lease } in receipts {
-                statement.execute([id, lease, until])?;
+                statement.execute([id, lease, until, now])?;
             }
             Ok(())
         };
-        Ok(self.0.file.call(renew, |()| {}).await?)
+        Ok(self.queue.file.call(renew, |()| {}).await?)
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
-        Ok(self.0.backlog().await?)
+        let backlog = self.queue.backlog().await?;
+        Ok(Backlog { brought_forward: self.brought_forward.swap(0, Relaxed), ..backlog })
     }
 }
 
@@ -728,7 +807,8 @@ fn settle_one(
             connection.prepare_cached(schema::DONE)?.execute([id])?;
         }
         Outcome::Retry { after, failures } => {
-            let retry = [id, lease, later(*after), i64::from(*failures)];
+            let now = now_ms();
+            let retry = [id, lease, later(now, *after), now, i64::from(*failures)];
             connection.prepare_cached(schema::RETRY)?.execute(retry)?;
         }
         Outcome::Release { after } => release(connection, settlement.receipt, *after)?,

@@ -7,19 +7,22 @@ pub(super) const NEVER: i64 = i64::MAX;
 pub(super) const IS_CURRENT: &str =
     "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'pipeline_items_turn')";
 
-/// Whether the items have the column that [`ADD_FAILURES`] adds to those of an older file.
-pub(super) const HAS_FAILURES: &str =
-    "SELECT EXISTS (SELECT 1 FROM pragma_table_info('pipeline_items') WHERE name = 'failures')";
+/// Whether the items have a column. Parameters: its name.
+pub(super) const HAS_COLUMN: &str =
+    "SELECT EXISTS (SELECT 1 FROM pragma_table_info('pipeline_items') WHERE name = ?1)";
 
-/// How often an item has failed. Programs of the version before do not count that, and go on.
-pub(super) const ADD_FAILURES: &str =
-    "ALTER TABLE pipeline_items ADD COLUMN failures INTEGER NOT NULL DEFAULT 0";
+/// The columns that older files do not have, and what adds them. Programs of the versions before do not set
+/// them, and go on.
+pub(super) const NEW_COLUMNS: [(&str, &str); 2] = [
+    ("failures", "ALTER TABLE pipeline_items ADD COLUMN failures INTEGER NOT NULL DEFAULT 0"),
+    ("waits_since", "ALTER TABLE pipeline_items ADD COLUMN waits_since INTEGER"),
+];
 
 /// The tables. An operator may read them, and insert items: `INSERT INTO pipeline_items (queue, payload)
 /// VALUES ('orders', '{"id": 7}')`.
 ///
 /// An item is available from the time `available_at` on, in milliseconds since 1970, and a new one is from 0
-/// on. A lease moves that time forward. The triggers count items. In an ordered queue they note which wait
+/// on. A lease moves that time forward, and a delay does; when they did is in `waits_since`. The triggers count items. In an ordered queue they note which wait
 /// for an earlier one of their key, by a time that never comes. It is no more than a note: who takes items
 /// looks whether it is their turn, and a source looks once in a while for notes that nothing has removed.
 pub(super) const TABLES: &str = "
@@ -42,7 +45,8 @@ CREATE TABLE IF NOT EXISTS pipeline_items (
     available_at INTEGER NOT NULL DEFAULT 0 CHECK (typeof(available_at) = 'integer'),
     lease INTEGER,
     deliveries INTEGER NOT NULL DEFAULT 0 CHECK (typeof(deliveries) = 'integer'),
-    failures INTEGER NOT NULL DEFAULT 0
+    failures INTEGER NOT NULL DEFAULT 0,
+    waits_since INTEGER
 );
 CREATE INDEX IF NOT EXISTS pipeline_items_available ON pipeline_items (queue, available_at, id);
 CREATE INDEX IF NOT EXISTS pipeline_items_queue ON pipeline_items (queue, id);
@@ -144,7 +148,7 @@ SELECT id FROM pipeline_items WHERE queue = ?1 AND available_at > 92233720368547
 /// later one is in work, as a program may choose ids. Parameters: id, until, lease, whether the queue is
 /// ordered, now.
 pub(super) const LEASE: &str = "
-UPDATE pipeline_items SET available_at = ?2, lease = ?3,
+UPDATE pipeline_items SET available_at = ?2, lease = ?3, waits_since = ?5,
         deliveries = CASE typeof(deliveries) WHEN 'integer' THEN min(max(deliveries, 0), 2147483646)
             ELSE 0 END + 1
     WHERE id = ?1 AND (NOT ?4 OR key IS NULL OR NOT (EXISTS (
@@ -181,9 +185,20 @@ pub(super) const FIRST_KEY: &str =
 pub(super) const NEXT_KEY: &str =
     "SELECT min(key) FROM pipeline_items WHERE queue = ?1 AND key > ?2";
 
-/// Renews a lease. Parameters: id, lease, until.
-pub(super) const RENEW: &str =
-    "UPDATE pipeline_items SET available_at = ?3 WHERE id = ?1 AND lease = ?2";
+/// Renews a lease. Parameters: id, lease, until, now.
+pub(super) const RENEW: &str = "
+UPDATE pipeline_items SET available_at = ?3, waits_since = ?4 WHERE id = ?1 AND lease = ?2";
+
+/// Items that are available later than now, from the latest on, and since when they wait. Parameters: queue,
+/// the time and the id of the item before, now, limit.
+pub(super) const LATER: &str = "
+SELECT id, available_at, waits_since FROM pipeline_items
+    WHERE queue = ?1 AND available_at > ?4 AND (available_at, id) < (?2, ?3)
+    ORDER BY available_at DESC, id DESC LIMIT ?5";
+
+/// Makes an item wait until a time. Parameters: id, at, now.
+pub(super) const WAIT_UNTIL: &str =
+    "UPDATE pipeline_items SET available_at = ?2, waits_since = ?3 WHERE id = ?1";
 
 /// Removes an item that was handled. Parameters: id.
 pub(super) const DONE: &str = "DELETE FROM pipeline_items WHERE id = ?1";
@@ -191,14 +206,15 @@ pub(super) const DONE: &str = "DELETE FROM pipeline_items WHERE id = ?1";
 /// Removes an item of a queue. Parameters: queue, id.
 pub(super) const REMOVE: &str = "DELETE FROM pipeline_items WHERE queue = ?1 AND id = ?2";
 
-/// Makes an item available later. Parameters: id, lease, at, and how often it has failed.
+/// Makes an item available later. Parameters: id, lease, at, now, and how often it has failed.
 pub(super) const RETRY: &str = "
-UPDATE pipeline_items SET available_at = ?3, lease = NULL, failures = ?4
+UPDATE pipeline_items SET available_at = ?3, waits_since = ?4, lease = NULL, failures = ?5
     WHERE id = ?1 AND lease = ?2";
 
-/// Gives an item back as if it had not been delivered. Parameters: id, lease, at.
+/// Gives an item back as if it had not been delivered. Parameters: id, lease, at, now.
 pub(super) const RELEASE: &str = "
-UPDATE pipeline_items SET available_at = ?3, lease = NULL, deliveries = max(deliveries - 1, 0)
+UPDATE pipeline_items SET available_at = ?3, waits_since = ?4, lease = NULL,
+        deliveries = max(deliveries - 1, 0)
     WHERE id = ?1 AND lease = ?2";
 
 /// Copies an item to the dead letters. It keeps its id, unless there is a dead letter with it. Parameters:
