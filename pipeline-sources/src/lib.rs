@@ -53,6 +53,7 @@ pub mod postgres;
 pub mod rabbitmq;
 mod random;
 mod reason;
+mod reconnects;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod redis;

@@ -113,7 +113,9 @@ impl SourceOptions {
 
     /// The delays before the source connects again, and before an outcome that the broker has refused is
     /// stored again. Default from a tenth of a second to half a minute. The delays of connecting begin anew
-    /// after a session that has lived for a second, and for twice the delay before it.
+    /// after a session that has lived for a second, and for twice the delay before it, and after one that has
+    /// fetched an item or had three calls in a row answered. Sessions that end soon after that, one after the
+    /// other, are up to three seconds apart.
     pub fn reconnect_after(mut self, backoff: Backoff) -> Self {
         self.reconnect = backoff;
         self

@@ -1,7 +1,14 @@
 //! The task of a source: it connects, fetches what is asked for, and stores outcomes.
 
 use std::{
-    convert::Infallible, future::pending, panic::AssertUnwindSafe, sync::Arc, time::Duration,
+    convert::Infallible,
+    future::pending,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use futures::FutureExt;
@@ -27,6 +34,7 @@ use crate::{
     options::SourceOptions,
     outcomes::{Before, Held, Outcomes, Shared},
     random::random,
+    reconnects::Reconnects,
     unsettled::{About, Queue, Unsettled},
 };
 
@@ -43,10 +51,8 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// How many groups of outcomes are taken at once.
 const OUTCOMES_AT_ONCE: usize = 64;
 
-/// A session that has lived for so long, and twice as long as the delay before it, was a good one: the next
-/// delay is the first again. What is set aside, and may end the session, is not tried before. So a source
-/// whose broker fails only for some outcomes is connected most of the time.
-const GOOD_SESSION: Duration = Duration::from_secs(1);
+/// A session has worked when so many calls in a row were answered, or when it has fetched an item.
+const HEALTHY_CALLS: u32 = 3;
 
 /// What the task of a source has.
 pub(crate) struct Worker<B: Broker> {
@@ -119,6 +125,25 @@ struct Session<'a, B: Broker> {
     shared: &'a Shared,
     /// Held while leases are renewed, so that no item is in two calls at once.
     renewing: Mutex<()>,
+    served: Served,
+}
+
+/// What the broker has done in a session.
+#[derive(Debug, Default)]
+struct Served {
+    has_fetched: AtomicBool,
+    /// Calls in a row that were answered.
+    calls: AtomicU32,
+}
+
+impl Served {
+    fn call_was_answered(&self) {
+        self.calls.fetch_add(1, Relaxed);
+    }
+
+    fn has_worked(&self) -> bool {
+        self.has_fetched.load(Relaxed) || self.calls.load(Relaxed) >= HEALTHY_CALLS
+    }
 }
 
 /// Runs the task of a source until it was stopped and has stored all outcomes.
@@ -133,24 +158,23 @@ pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
     let unsettled = Queue::new(options.settle_at_once, options.reconnect);
     let mut state =
         State { arriving, arrived: Vec::new(), unsettled, ended: false, shared: shared.clone() };
-    let (mut failures, mut number, mut delay) = (0_u32, 0, Duration::ZERO);
+    let (mut reconnects, mut number) = (Reconnects::new(options.reconnect), 0);
     loop {
         let connecting = worker.limited("connecting", worker.broker.connect());
         let connected = tokio::select! {
             connected = connecting => connected,
             () = worker.unneeded(&mut state, &mut fetcher) => return,
         };
-        let error = match connected {
-            Err(error) => error,
+        let (error, delay) = match connected {
+            Err(error) => (error, reconnects.not_connected(random())),
             Ok((fetch, settle)) => {
                 worker.metrics.connected(true);
                 let begun = Instant::now();
                 number += 1;
-                let renewing = Mutex::new(());
-                let session =
-                    Session { worker: &worker, number, held: &held, shared: &shared, renewing };
-                let good = GOOD_SESSION.max(delay.saturating_mul(2));
-                state.unsettled.session_begins(begun, good);
+                let (renewing, served) = (Mutex::new(()), Served::default());
+                let (held, shared) = (&held, &*shared);
+                let session = Session { worker: &worker, number, held, shared, renewing, served };
+                state.unsettled.session_begins(begun, reconnects.good());
                 let ended = session.run(fetch, settle, &mut state, &mut fetcher);
                 let ended = AssertUnwindSafe(ended).catch_unwind().await;
                 worker.metrics.connected(false);
@@ -159,21 +183,18 @@ pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
                     state.unsettled.clear();
                     held.clear();
                 }
-                if begun.elapsed() >= good {
-                    failures = 0;
-                }
                 worker.metrics.held(held.len(), held.bytes());
-                match ended {
+                let error = match ended {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => error,
                     Err(panic) => panicked(&*panic),
-                }
+                };
+                let has_worked = session.served.has_worked();
+                (error, reconnects.ended(begun.elapsed(), has_worked, random()))
             }
         };
         worker.metrics.failed(&described(&error));
         worker.metrics.set_aside(state.unsettled.set_aside());
-        failures = failures.saturating_add(1);
-        delay = worker.options.reconnect.nth_delay(failures, random());
         tracing::warn!(
             stage = &*worker.source,
             error = shown(&error),
@@ -277,6 +298,9 @@ impl<B: Broker> Session<'_, B> {
             let unanswered = GiveBack { demand, items: wanted };
             let fetched = fetch.fetch(wanted).await?;
             unanswered.answer(fetched.len());
+            if !fetched.is_empty() {
+                self.served.has_fetched.store(true, Relaxed);
+            }
             for delivery in fetched {
                 self.deliver(delivery, fetcher);
             }
@@ -372,6 +396,7 @@ impl<B: Broker> Session<'_, B> {
                 return Err(error);
             }
         };
+        self.served.call_was_answered();
         for refused in &not_stored {
             if let Some(id) = unsettled.id(refused.index) {
                 self.refused(id, &refused.error);
@@ -431,6 +456,7 @@ impl<B: Broker> Session<'_, B> {
             if let Err(error) = renewed {
                 return error;
             }
+            self.served.call_was_answered();
         }
     }
 
@@ -449,11 +475,13 @@ impl<B: Broker> Session<'_, B> {
             match worker.limited("counting the backlog", settle.backlog()).await {
                 Ok(backlog) => {
                     failures = 0;
+                    self.served.call_was_answered();
                     worker.metrics.backlog(&backlog, now());
                     self.brought_forward(backlog.brought_forward);
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
+                    self.served.calls.store(0, Relaxed);
                     worker.metrics.backlog_failed();
                     let line = worker.lines.lock().backlog.line(Instant::now());
                     if let Some(skipped) = line {
@@ -546,6 +574,10 @@ mod tests {
         lives: Option<Duration>,
         /// Whether a call fails that gives an item up.
         keeps_all: bool,
+        /// Whether no outcome is stored.
+        keeps_nothing: bool,
+        /// Whether it cannot be connected to.
+        is_away: Lock<bool>,
         /// The backlogs that are counted, or that counting fails.
         backlogs: Lock<VecDeque<Option<Backlog>>>,
     }
@@ -556,6 +588,9 @@ mod tests {
         type Settle = Self;
 
         async fn connect(&self) -> Result<(Self, Self), BrokerError> {
+            if *self.0.is_away.lock() {
+                return Err(BrokerError::new("it is away"));
+            }
             *self.0.connected.lock() += 1;
             Ok((self.clone(), self.clone()))
         }
@@ -574,6 +609,9 @@ mod tests {
                 return Err(BrokerError::new("its time is over"));
             }
             let deliveries = loop {
+                if *self.0.is_away.lock() {
+                    return Err(BrokerError::new("it has gone away"));
+                }
                 let next = self.0.deliveries.lock().pop_front();
                 if let Some(deliveries) = next {
                     break deliveries;
@@ -597,6 +635,9 @@ mod tests {
 
         async fn settle(&self, new: &[Settlement<u32>]) -> Result<Vec<NotStored>, BrokerError> {
             let gives_up = |it: &Settlement<_>| matches!(it.outcome, Outcome::GiveUp { .. });
+            if self.0.keeps_nothing {
+                return Err(BrokerError::new("it stores nothing"));
+            }
             if self.0.keeps_all && new.iter().any(gives_up) {
                 return Err(BrokerError::new("the graves are full"));
             }
@@ -640,6 +681,48 @@ mod tests {
         // After one that has lived for a while, the delay is the first again.
         let connected = connected_in_a_minute(Duration::from_secs(2)).await;
         assert!((25..=30).contains(&connected), "{connected}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_has_worked_again_is_connected_to_soon_after_the_next_failure() {
+        let broker = Scripted::default();
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+        let options = SourceOptions::new().reconnect_after(backoff.jitter(Jitter::None));
+        let is_away = |away| *broker.0.is_away.lock() = away;
+        let connected = || *broker.0.connected.lock();
+        let connects = async |number| {
+            while connected() < number {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _pipeline = start(&broker, options);
+        connects(1).await;
+        is_away(true);
+        sleep(Duration::from_secs(12)).await;
+        is_away(false);
+        connects(2).await;
+        broker.0.deliveries.lock().push_back(1);
+        sleep(Duration::from_secs(3)).await;
+        is_away(true);
+        sleep(Duration::from_millis(50)).await;
+        is_away(false);
+        let began = Instant::now();
+        connects(3).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_fetch_and_then_fail_are_some_seconds_apart() {
+        let deliveries = Lock::new((1..1000).collect());
+        let script = Script { deliveries, keeps_nothing: true, ..Script::default() };
+        let broker = Scripted(Arc::new(script));
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+        let options = SourceOptions::new().reconnect_after(backoff.jitter(Jitter::None));
+        let _pipeline = start(&broker, options);
+        sleep(Duration::from_secs(60)).await;
+        // The delays are 0.1, 0.2, 0.4, 0.8, 1.6 and then 3 seconds.
+        let connected = *broker.0.connected.lock();
+        assert!((10..=30).contains(&connected), "{connected}");
     }
 
     #[tokio::test(start_paused = true)]
