@@ -394,6 +394,41 @@ async fn a_full_disk_is_answered_with_503_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn what_a_full_disk_has_taken_is_delivered_and_then_there_is_room_again() {
+    let folder = Folder::new();
+    let flags = ["--durable", &folder.file(), "--lease-secs", "2"];
+    let Some(mut example) = Example::on_small_disk(folder.0.path(), 8, &flags).await else {
+        return;
+    };
+    let numbered = |n: u64| push(1, &json!({ "n": n, "d": "x".repeat(5_000) }));
+    let mut accepted = 0;
+    let full = loop {
+        let response = example.push(&numbered(accepted)).await;
+        if response.status != 202 {
+            break response;
+        }
+        accepted += 1;
+        assert!(accepted < 2_000, "there is no limit");
+    };
+    assert_eq!(full.status, 503, "{}", full.body);
+    assert!(accepted > 20, "{accepted}");
+    example.die_on_small_disk().await;
+    assert_eq!(example.push(&numbered(accepted)).await.status, 503);
+    let mut ada = user(&example, 1).await;
+    for n in 0..accepted {
+        assert_eq!(number(&mut ada).await, n);
+    }
+    // Now there are pages that nothing uses.
+    let waiting = async {
+        while example.push(&numbered(accepted)).await.status != 202 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.expect("there is no room again");
+    assert_eq!(number(&mut ada).await, accepted);
+}
+
+#[tokio::test]
 async fn the_queue_is_shown_in_statsd_the_inspector_and_the_terminal() {
     let folder = Folder::new();
     let flags = ["--statsd-lines", "--delay-ms", "3600000", "--drain-secs", "0"];

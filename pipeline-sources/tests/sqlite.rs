@@ -583,16 +583,22 @@ async fn rows_that_cannot_be_read_are_given_up_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_file_refuses_plain_mistakes() {
     let (_folder, path) = file();
-    SqliteQueue::open(&path, "numbers").await.unwrap();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
     let operator = Connection::open(&path).unwrap();
-    for (column, value) in
-        [("enqueued_at", "datetime('now')"), ("available_at", "'soon'"), ("deliveries", "1.5")]
-    {
+    for (column, value) in [
+        ("enqueued_at", "datetime('now')"),
+        ("available_at", "'soon'"),
+        ("deliveries", "1.5"),
+        // No id would be left for later items.
+        ("id", "9223372036854775807"),
+        ("id", "4611686018427387904"),
+    ] {
         let insert = format!(
             "INSERT INTO pipeline_items (queue, payload, {column}) VALUES ('numbers', '', {value})"
         );
         assert!(operator.execute_batch(&insert).is_err(), "{insert}");
     }
+    assert_eq!(queue.push(Item::new("1")).await.unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

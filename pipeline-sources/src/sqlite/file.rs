@@ -10,7 +10,11 @@ use std::{
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{SqliteError, schema};
+use super::{
+    SqliteError,
+    room::{Room, lacks_room},
+    schema,
+};
 use crate::heard::{Answer, heard};
 
 /// How many calls wait for the thread at most. More callers wait for a place.
@@ -19,10 +23,26 @@ const CALLS: usize = 1024;
 /// How long a transaction waits for one of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// Adds an item, by one statement, which SQLite executes as a whole or not at all.
+    AddsOne,
+    /// Adds items.
+    Adds,
+    /// Reads, or stores what becomes of items.
+    Other,
+}
+
 /// A call on the file, which is executed in a transaction with others.
 trait Call: Send {
-    /// Whether it writes by one statement, which SQLite executes as a whole or not at all.
-    fn is_one_statement(&self) -> bool;
+    fn kind(&self) -> Kind;
+
+    /// Answers that there is no room for more items.
+    fn refuse(&mut self);
+
+    /// Whether it has failed because something could not be written.
+    fn lacks_room(&self) -> bool;
 
     /// Executes it. Returns whether what it has written stays.
     fn execute(&mut self, connection: &Connection) -> bool;
@@ -36,7 +56,7 @@ struct Calling<R, F, U> {
     call: Option<F>,
     result: Option<Result<R, SqliteError>>,
     answer: Answer<Result<R, SqliteError>, U>,
-    is_one_statement: bool,
+    kind: Kind,
 }
 
 impl<R, F, U> Call for Calling<R, F, U>
@@ -45,8 +65,16 @@ where
     F: FnOnce(&Connection) -> Result<R, SqliteError> + Send,
     U: FnOnce(Result<R, SqliteError>) + Send,
 {
-    fn is_one_statement(&self) -> bool {
-        self.is_one_statement
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn refuse(&mut self) {
+        self.result = Some(Err(SqliteError::Full));
+    }
+
+    fn lacks_room(&self) -> bool {
+        matches!(&self.result, Some(Err(error)) if lacks_room(error))
     }
 
     fn execute(&mut self, connection: &Connection) -> bool {
@@ -74,8 +102,9 @@ impl File {
         let (opened, answer) = oneshot::channel();
         let serve = move || match open(&path) {
             Ok(connection) => {
+                let room = Room::of(&connection, &path);
                 let _ = opened.send(Ok(()));
-                run(connection, waiting);
+                run(connection, room, waiting);
             }
             Err(error) => {
                 let _ = opened.send(Err(error));
@@ -98,26 +127,34 @@ impl File {
         call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
         unheard: impl FnOnce(R) + Clone + Send + Unpin + 'static,
     ) -> Result<R, SqliteError> {
-        self.send(call, unheard, false).await
+        self.send(call, unheard, Kind::Other).await
     }
 
-    /// The same for a call that executes one statement. It needs no savepoint, so it costs less.
-    pub(super) async fn call_statement<R: Send + 'static>(
+    /// The same for a call that adds items. It is refused while there is room for what frees room only.
+    pub(super) async fn add<R: Send + 'static>(
         &self,
         call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
     ) -> Result<R, SqliteError> {
-        self.send(call, |_| {}, true).await
+        self.send(call, |_| {}, Kind::Adds).await
+    }
+
+    /// The same for a call that executes one statement. It needs no savepoint, so it costs less.
+    pub(super) async fn add_by_one_statement<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
+    ) -> Result<R, SqliteError> {
+        self.send(call, |_| {}, Kind::AddsOne).await
     }
 
     async fn send<R: Send + 'static>(
         &self,
         call: impl FnOnce(&Connection) -> Result<R, SqliteError> + Send + 'static,
         unheard: impl FnOnce(R) + Clone + Send + Unpin + 'static,
-        is_one_statement: bool,
+        kind: Kind,
     ) -> Result<R, SqliteError> {
         let unheard = |result: Result<R, _>| result.map_or((), unheard);
         let (answer, heard) = heard(unheard);
-        let call = Calling { call: Some(call), result: None, answer, is_one_statement };
+        let call = Calling { call: Some(call), result: None, answer, kind };
         self.calls.send(Box::new(call)).await.map_err(|_| SqliteError::Closed)?;
         heard.await.unwrap_or(Err(SqliteError::Closed))
     }
@@ -128,7 +165,7 @@ impl File {
         call: impl FnOnce(&Connection) -> Result<(), SqliteError> + Send + 'static,
     ) {
         let (answer, _) = heard(|_| {});
-        let call = Calling { call: Some(call), result: None, answer, is_one_statement: false };
+        let call = Calling { call: Some(call), result: None, answer, kind: Kind::Other };
         let _ = self.calls.try_send(Box::new(call));
     }
 }
@@ -175,10 +212,14 @@ fn open(path: &Path) -> Result<Connection, SqliteError> {
 }
 
 /// Executes calls until the last handle is gone.
-fn run(mut connection: Connection, mut calls: mpsc::Receiver<Box<dyn Call>>) {
+fn run(mut connection: Connection, mut room: Room, mut calls: mpsc::Receiver<Box<dyn Call>>) {
     while let Some(first) = calls.blocking_recv() {
+        room.look(&connection);
         let mut group = vec![first];
-        let committed = execute(&mut connection, &mut group, &mut calls);
+        let committed = execute(&mut connection, &mut room, &mut group, &mut calls);
+        if committed.as_ref().is_err_and(lacks_room) || group.iter().any(|call| call.lacks_room()) {
+            room.use_up(&connection);
+        }
         for call in group {
             call.answer(committed.as_ref().copied());
         }
@@ -188,13 +229,17 @@ fn run(mut connection: Connection, mut calls: mpsc::Receiver<Box<dyn Call>>) {
 /// Executes the calls that wait in one transaction. All of them are in the group then, executed or not.
 fn execute(
     connection: &mut Connection,
+    room: &mut Room,
     group: &mut Vec<Box<dyn Call>>,
     calls: &mut mpsc::Receiver<Box<dyn Call>>,
 ) -> Result<(), SqliteError> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     loop {
         if let Some(call) = group.last_mut() {
-            if call.is_one_statement() {
+            let kind = call.kind();
+            if kind != Kind::Other && !room.takes_items(&transaction) {
+                call.refuse();
+            } else if kind == Kind::AddsOne {
                 // Some errors end the transaction. What follows would be written for itself.
                 if !call.execute(&transaction) && transaction.is_autocommit() {
                     return Err(SqliteError::RolledBack);
@@ -208,7 +253,8 @@ fn execute(
                 savepoint.commit()?;
             }
         }
-        if group.len() == CALLS {
+        // Where there is little room, one that lacks it is to end no other.
+        if group.len() == CALLS || room.is_used_up() {
             break;
         }
         let Ok(call) = calls.try_recv() else { break };
@@ -240,7 +286,7 @@ mod tests {
                     let item = crate::Item::new("").key(n.to_string());
                     Ok(super::super::push_in(connection, "queue", &item)?)
                 };
-                file.call_statement(push).await
+                file.add_by_one_statement(push).await
             })
         });
         let mut stored = 0;
@@ -253,6 +299,40 @@ mod tests {
             Ok(connection.query_row(count, [], |row| row.get::<_, i64>(0))?)
         };
         assert_eq!(file.call(count, |_| {}).await.unwrap(), stored);
+    }
+
+    #[tokio::test]
+    async fn a_full_file_gives_up_its_reserve_until_there_is_room_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = File::open(folder.path().join("queue.db")).await.unwrap();
+        let reserve = folder.path().join("queue.db-reserve");
+        assert!(reserve.exists());
+        let limit = |connection: &Connection| {
+            Ok(connection.pragma_update_and_check(None, "max_page_count", 100, |_| Ok(()))?)
+        };
+        file.call(limit, |()| {}).await.unwrap();
+        let push = async || {
+            let push = |connection: &Connection| {
+                let item = crate::Item::new(vec![0; 5000]);
+                Ok(super::super::push_in(connection, "queue", &item)?)
+            };
+            file.add_by_one_statement(push).await
+        };
+        let error = loop {
+            if let Err(error) = push().await {
+                break error;
+            }
+        };
+        assert!(lacks_room(&error), "{error}");
+        // The thread looks for room when there is a call.
+        assert!(!reserve.exists());
+        let began = tokio::time::Instant::now();
+        while let Err(error) = push().await {
+            assert!(matches!(error, SqliteError::Full), "{error}");
+            assert!(began.elapsed() < Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(reserve.exists());
     }
 
     #[tokio::test]

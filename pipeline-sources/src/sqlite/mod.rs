@@ -35,6 +35,7 @@
 //! enough.
 
 mod file;
+mod room;
 mod row;
 mod schema;
 
@@ -79,6 +80,10 @@ use crate::{
 /// may be handled after a later one, unless the queue is [ordered by key](SqliteOptions::ordered_by_key).
 /// Those that are to be delivered again, and those of processes that have died, come first when it is time,
 /// whatever backlog there is; but at least every second item is a new one, if there are any.
+///
+/// In the same folder is another file of 4.5 MB, whose name has `-reserve` at its end. It keeps room on the disk: when that
+/// is full the reserve is given up, and [items are refused](SqliteError::Full), but those that are there are
+/// delivered and done. When there is room again, or a part of the file is free, items are added again.
 ///
 /// A call waits for other processes that write to the file, up to ten seconds, and fails then. A file system
 /// that does not answer cannot be interrupted.
@@ -158,6 +163,9 @@ pub enum SqliteError {
     /// A call failed, and SQLite has rolled back what was written with it.
     #[error("the transaction of the queue was rolled back, because a statement of it failed")]
     RolledBack,
+    /// The disk is full. What room is left is kept for what becomes of the items that are there.
+    #[error("there is no room on the disk for more items")]
+    Full,
     /// The thread of the file could not be started.
     #[error("cannot start the thread of the queue")]
     Thread(#[source] Arc<std::io::Error>),
@@ -300,7 +308,7 @@ impl SqliteQueue {
     pub async fn push(&self, item: Item) -> Result<i64, SqliteError> {
         let queue = self.queue.clone();
         let push = move |connection: &Connection| Ok(push_in(connection, &queue, &item)?);
-        let id = self.file.call_statement(push).await?;
+        let id = self.file.add_by_one_statement(push).await?;
         self.added.notify_waiters();
         Ok(id)
     }
@@ -316,7 +324,7 @@ impl SqliteQueue {
             let pushed = items.iter().map(|item| push_in(connection, &queue, item));
             Ok(pushed.collect::<Result<Vec<_>, _>>()?)
         };
-        let ids = self.file.call(push, |_| {}).await?;
+        let ids = self.file.add(push).await?;
         self.added.notify_waiters();
         Ok(ids)
     }

@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS pipeline_queues (
     dead_letters INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pipeline_items (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY AUTOINCREMENT
+        CONSTRAINT pipeline_ids_leave_room_for_later_ones CHECK (id < 4611686018427387904),
     queue TEXT NOT NULL,
     key TEXT,
     payload BLOB NOT NULL,

@@ -75,6 +75,38 @@ impl Example {
         Self::spawn(command, flags, "page ").await
     }
 
+    /// Starts `push_to_users` with these flags. It sees a disk of so many MiB in the folder, which is empty at
+    /// first and gone at the end. When it has died it is started again. None if the system does not mount one.
+    pub async fn on_small_disk(folder: &Path, mib: usize, flags: &[&str]) -> Option<Self> {
+        // In namespaces of their own: nothing is left of the disk and of the program.
+        let mount = format!(r#"mount -t tmpfs -o size={mib}m tmpfs "$0""#);
+        let mounted = |then: &str| {
+            let mut command = Command::new("unshare");
+            command.args(["--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]);
+            command.args(["sh", "-c", &format!("{mount} && {then}")]).arg(folder);
+            command
+        };
+        if !mounted("true").status().await.is_ok_and(|it| it.success()) {
+            println!("SKIPPED: the system does not mount a disk for a user");
+            return None;
+        }
+        let mut command = mounted(r#"while :; do "$@"; done"#);
+        command.arg(path("push_to_users").await);
+        Some(Self::spawn(command, flags, "page ").await)
+    }
+
+    /// Kills the program on a small disk, and waits until it is listening again.
+    pub async fn die_on_small_disk(&mut self) {
+        let child = |of: &str| {
+            let children = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children"));
+            children.unwrap().split_whitespace().next().unwrap().to_owned()
+        };
+        let shell = child(&self.child.id().unwrap().to_string());
+        let status = Command::new("kill").args(["-9", &child(&shell)]).status().await.unwrap();
+        assert!(status.success());
+        self.is_listening("page ").await;
+    }
+
     /// Starts `push_to_users` with these flags and a clock of its own.
     pub async fn with_clock(clock: &WallClock, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
@@ -127,10 +159,15 @@ impl Example {
         let stdin = child.stdin.take();
         let log = child.stderr.take().map(|stderr| BufReader::new(stderr).lines());
         let mut example = Self { child, stdout, stdin, log, address: String::new() };
-        let line = example.line_with(line).await;
-        let address = line.split("://").nth(1).unwrap().split('/').next().unwrap();
-        example.address = address.to_owned();
+        example.is_listening(line).await;
         example
+    }
+
+    /// Waits for the line with its address.
+    async fn is_listening(&mut self, line: &str) {
+        let line = self.line_with(line).await;
+        let address = line.split("://").nth(1).unwrap().split('/').next().unwrap();
+        self.address = address.to_owned();
     }
 
     /// Runs `push_to_users` with these flags to its end. Returns its output.
