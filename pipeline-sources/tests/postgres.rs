@@ -1136,6 +1136,18 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
     let program = client(&server.url()).await;
     program.batch_execute(SCHEMA).await.unwrap();
     assert_eq!(without.backlog().await.unwrap().items, Some(1), "it can be run again");
+    // What an operator has dropped is made again, without a restart.
+    for dropped in ["pipeline_items", "pipeline_dead_letters", "pipeline_queues"] {
+        program.batch_execute(&format!("DROP TABLE {dropped}")).await.unwrap();
+        until("it is made again", async || {
+            queues[0].push(Item::new("1")).await.is_ok() && queues[0].backlog().await.is_ok()
+        })
+        .await;
+        let is_there = format!("SELECT to_regclass('{dropped}') IS NOT NULL");
+        let again = PostgresQueue::open(&server.url(), "a").unwrap();
+        again.prepare().await.unwrap();
+        assert!(program.query_one(&is_there, &[]).await.unwrap().get::<_, bool>(0), "{dropped}");
+    }
     program.batch_execute("UPDATE pipeline_schema SET version = 5").await.unwrap();
     let newer = PostgresQueue::open(&server.url(), "a").unwrap().prepare().await.unwrap_err();
     assert!(matches!(newer, PostgresError::Version { version: 5 }), "{newer}");

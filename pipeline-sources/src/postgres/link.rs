@@ -96,13 +96,17 @@ impl Link {
         Ok(false)
     }
 
-    /// The version of the schema, or 0 if there is none.
+    /// The version of the schema, or 0 if there is none, or if a table of it is missing.
     async fn version(&self) -> Result<i32, PostgresError> {
         let has_one = self.one(schema::HAS_VERSION, &[]).await?.try_get::<_, bool>(0)?;
         if !has_one {
             return Ok(0);
         }
-        Ok(self.one(schema::READ_VERSION, &[]).await?.try_get::<_, Option<i32>>(0)?.unwrap_or(0))
+        let row = self.one(schema::READ_VERSION, &[]).await?;
+        let version = row.try_get::<_, Option<i32>>(0)?.unwrap_or(0);
+        // What a newer version has is not known.
+        let is_whole = version > schema::VERSION || row.try_get(1)?;
+        Ok(if is_whole { version } else { 0 })
     }
 
     /// Executes statements without parameters.

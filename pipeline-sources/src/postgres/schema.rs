@@ -13,8 +13,12 @@ SELECT set_config('client_encoding', 'SQL_ASCII', false) WHERE getdatabaseencodi
 /// Whether there is a schema.
 pub(super) const HAS_VERSION: &str = "SELECT to_regclass('pipeline_schema') IS NOT NULL";
 
-/// The version of the schema.
-pub(super) const READ_VERSION: &str = "SELECT max(version) FROM pipeline_schema";
+/// The version of the schema, and whether its tables are there: an operator may have dropped one.
+pub(super) const READ_VERSION: &str = "
+SELECT max(version), to_regclass('pipeline_items') IS NOT NULL
+        AND to_regclass('pipeline_dead_letters') IS NOT NULL
+        AND to_regclass('pipeline_queues') IS NOT NULL
+    FROM pipeline_schema";
 
 /// The tables and functions, without the begin and the end of a transaction.
 macro_rules! tables {
