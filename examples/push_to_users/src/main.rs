@@ -50,7 +50,8 @@ use self::{
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    log_to_stderr("info");
+    // The client of RabbitMQ logs an error for each queue that it looks for and that is not there yet.
+    log_to_stderr("info,lapin=off");
     let args = Args::parse();
     let ran = match &args.command {
         Some(Command::DeadLetters(wanted)) => dead_letters(wanted).await,

@@ -6,15 +6,15 @@ use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::Subsc
 
 use crate::output;
 
-/// Writes log lines to standard error. `RUST_LOG` selects them, by level and target; this is the level
-/// without it.
+/// Writes log lines to standard error. `RUST_LOG` selects them, by level and target; this is what it is
+/// without it, such as `info` or `info,hyper=off`.
 ///
 /// # Panics
 ///
 /// If the program has a log already.
-pub fn log_to_stderr(level: &str) {
+pub fn log_to_stderr(lines: &str) {
     let targets = std::env::var("RUST_LOG").ok().and_then(|it| it.parse::<Targets>().ok());
-    let targets = targets.unwrap_or_else(|| level.parse().expect("a level"));
-    let lines = fmt::layer().with_writer(output::err).with_ansi(stderr().is_terminal());
-    tracing_subscriber::registry().with(lines).with(targets).init();
+    let targets = targets.unwrap_or_else(|| lines.parse().expect("levels of targets"));
+    let layer = fmt::layer().with_writer(output::err).with_ansi(stderr().is_terminal());
+    tracing_subscriber::registry().with(layer).with(targets).init();
 }

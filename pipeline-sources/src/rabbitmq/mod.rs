@@ -86,6 +86,13 @@
 //! where work may take that long, set `consumer_timeout` in `rabbitmq.conf` to more, in milliseconds, or
 //! [for the queue](RabbitOptions::consumer_timeout).
 
+//!
+//! # The log
+//!
+//! The client library writes each refusal of the server as an error, also when a source only looks whether its
+//! queues are there: three at the first start. What concerns a program is returned, or logged by the source, so
+//! a filter may leave out the target `lapin`, such as `RUST_LOG=info,lapin=off`.
+
 mod format;
 mod link;
 mod session;
