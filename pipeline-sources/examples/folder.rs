@@ -126,11 +126,12 @@ impl Folder {
                 fs::write(grave.join("reason"), &**reason)?;
                 renamed(&path, &grave.join("item"))?;
             }
-            // `Done`, and nothing else at present.
-            _ => match fs::remove_file(path) {
+            Outcome::Done => match fs::remove_file(path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             },
+            // A later version may have more. The item stays until its lease is over.
+            _ => return Err(ErrorKind::Unsupported.into()),
         }
         Ok(())
     }

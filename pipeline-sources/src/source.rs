@@ -82,7 +82,8 @@ impl<B: Broker> Source<B> {
     #[must_use]
     pub fn json<T: DeserializeOwned + Send + Sync + 'static>(self) -> Source<B, T> {
         self.decode(|item| {
-            serde_json::from_slice(&item.payload).map_err(|error| Failure::from(error).give_up())
+            let read = serde_json::from_slice(&item.payload);
+            read.map_err(|error| Failure::new(format!("not valid JSON: {error}")).give_up())
         })
     }
 

@@ -8,7 +8,7 @@
 //! };
 //! use pipeline_sources::{
 //!     Item, SourceOptions,
-//!     postgres::{PostgresQueue, push_in},
+//!     postgres::{PostgresQueue, push_in, tokio_postgres},
 //! };
 //!
 //! # async fn order(
@@ -78,6 +78,8 @@ use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
+/// The client library. A program that calls [`push_in`] needs it in this version.
+pub use tokio_postgres;
 use tokio_postgres::{Config, GenericClient, Row, types::Type};
 
 use self::link::Link;
