@@ -333,6 +333,9 @@ async fn dead_letters_are_listed_replayed_and_dropped() {
     pipeline.drain(PATIENCE).await;
     let (_, metadata) = seen.lock()[0].clone();
     assert_eq!((metadata.key, metadata.deliveries), (item.key.clone(), 1));
+
+    assert_eq!(queue.replay_all(|dead| dead.item.key.is_some()).await.unwrap(), 1);
+    assert_eq!((items(&queue).await, reasons(&queue).await.len()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -425,6 +425,9 @@ async fn dead_letters_are_listed_replayed_and_dropped() {
     pipeline.drain(PATIENCE).await;
     let (_, metadata) = seen.lock()[0].clone();
     assert_eq!((metadata.key, metadata.deliveries), (item.key.clone(), 1));
+
+    assert_eq!(queue.replay_all(|dead| dead.item.key.is_some()).await.unwrap(), 1);
+    assert_eq!(queue.dead_letters(None, 100).await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -260,6 +260,11 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
     let again = fetch.fetch(10).await.unwrap();
     assert_eq!((again.len(), &again[0].item, again[0].deliveries), (1, &items[0], 1));
     assert!(again[0].enqueued_at >= first[0].given_up_at, "{again:?}");
+
+    assert_eq!(queue.replay_all(|_| false).await.unwrap(), 0);
+    assert_eq!(queue.replay_all(|dead| &*dead.reason == "it is bad").await.unwrap(), 1);
+    let backlog = queue.backlog().await.unwrap();
+    assert_eq!((backlog.items, backlog.dead_letters), (Some(2), Some(0)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -148,6 +148,22 @@ async fn an_item_that_fails_is_delivered_again_and_then_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_dead_letters_are_replayed_once_although_they_fail_again_at_once() {
+    const MANY: usize = 250;
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    queue.push_all((0..MANY).map(|n| Item::new(n.to_string())).collect()).await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| Some(Failure::new("no").give_up()));
+    until("all are given up", async || is_empty(&queue).await).await;
+    let replayed = queue.replay_all(|dead| &dead.item.payload[..] != b"7");
+    assert_eq!(timeout(PATIENCE, replayed).await.unwrap().unwrap(), MANY as u64 - 1);
+    until("all are given up again", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(seen.lock().len(), 2 * MANY - 1);
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(MANY as u64));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_item_that_cannot_be_read_is_given_up_and_the_others_go_on() {
     let (_folder, path) = file();
     let queue = SqliteQueue::open(path, "numbers").await.unwrap();

@@ -50,6 +50,9 @@ pub trait Graves: Send + Sync {
     /// Adds one to the queue again. Returns whether there was one with this id.
     fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
 
+    /// The same of all that are there. Those that are given up meanwhile are others. Returns how many there were.
+    fn replay_all(&self) -> Asked<'_, u64>;
+
     /// Removes one. Returns whether there was one with this id.
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
 }
@@ -80,6 +83,10 @@ pub async fn run(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
             }
             None => Ok(missing(id)),
         },
+        Action::Replay(Which { all: true, .. }) => {
+            count("replayed", queue.replay_all().await?, as_json);
+            Ok(true)
+        }
         Action::Replay(which) => {
             each(queue, which, "replayed", as_json, async |id| queue.replay(id).await).await
         }
@@ -147,16 +154,20 @@ async fn each(
 ) -> Result<bool, Box<dyn Error>> {
     // Those that are given up meanwhile are others.
     let ids = if which.all { all(queue).await? } else { which.ids.clone() };
-    let (mut count, mut found_all) = (0_u64, true);
+    let (mut acted, mut found_all) = (0_u64, true);
     for id in &ids {
         if act(id).await? {
-            count += 1;
+            acted += 1;
         } else if !which.all {
             found_all = missing(id);
         }
     }
-    say(if as_json { json!({ done: count }).to_string() } else { format!("{count} {done}") });
+    count(done, acted, as_json);
     Ok(found_all)
+}
+
+fn count(done: &str, number: u64, as_json: bool) {
+    say(if as_json { json!({ done: number }).to_string() } else { format!("{number} {done}") });
 }
 
 async fn all(queue: &dyn Graves) -> Result<Vec<String>, Box<dyn Error>> {

@@ -14,7 +14,10 @@ use super::{
     KafkaError, KafkaId, KafkaQueue, Quiet, Viewer, deadline,
     format::{Record, drops, read, read_dead_letter, replayed, tombstone},
 };
-use crate::item::DeadLetter;
+use crate::{
+    item::DeadLetter,
+    replaying::{PAGE, replay_all},
+};
 
 impl KafkaQueue {
     /// Up to `limit` items that were given up, by partition and offset, after the one with this id.
@@ -61,6 +64,26 @@ impl KafkaQueue {
         let new = self.write(&self.0.topic, None, &replayed(&letter)).await?;
         self.mark_dropped(&letter, id).await?;
         Ok(Some(new))
+    }
+
+    /// Replays the items that were given up and for which the function says so. It takes those that are there when
+    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    ///
+    /// ```no_run
+    /// # async fn replay(queue: pipeline_sources::kafka::KafkaQueue) -> Result<(), Box<dyn std::error::Error>> {
+    /// let replayed = queue.replay_all(|dead| !dead.reason.starts_with("not valid JSON")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dead_letters`](Self::dead_letters) and of [`replay`](Self::replay). Those before it are replayed.
+    pub async fn replay_all(
+        &self,
+        mut which: impl FnMut(&DeadLetter<KafkaId>) -> bool,
+    ) -> Result<u64, KafkaError> {
+        replay_all!(which, after => self.dead_letters(after.copied(), PAGE), id => self.replay(*id))
     }
 
     /// Drops an item that was given up: it is no longer listed. Returns whether there was one with this id.

@@ -86,6 +86,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
     options::SourceOptions,
+    replaying::{PAGE, replay_all},
     source::Source,
 };
 
@@ -491,6 +492,26 @@ impl NatsQueue {
     /// letters.
     pub async fn replay(&self, id: u64) -> Result<Option<u64>, NatsError> {
         on_link!(self.shared, link => self.shared.replay(&link, id))
+    }
+
+    /// Replays the items that were given up and for which the function says so. It takes those that are there when
+    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    ///
+    /// ```no_run
+    /// # async fn replay(queue: pipeline_sources::nats::NatsQueue) -> Result<(), Box<dyn std::error::Error>> {
+    /// let replayed = queue.replay_all(|dead| !dead.reason.starts_with("not valid JSON")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dead_letters`](Self::dead_letters) and of [`replay`](Self::replay). Those before it are replayed.
+    pub async fn replay_all(
+        &self,
+        mut which: impl FnMut(&DeadLetter<u64>) -> bool,
+    ) -> Result<u64, NatsError> {
+        replay_all!(which, after => self.dead_letters(after.copied().unwrap_or(0), PAGE), id => self.replay(*id))
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id.

@@ -125,6 +125,7 @@ use crate::{
     clock::now,
     item::{DeadLetter, Item},
     options::SourceOptions,
+    replaying::{PAGE, replay_all},
     source::Source,
 };
 
@@ -511,6 +512,26 @@ impl RabbitQueue {
         }
         self.shared.close(channel).await?;
         Ok(new)
+    }
+
+    /// Replays the items that were given up and for which the function says so. It takes those that are there when
+    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    ///
+    /// ```no_run
+    /// # async fn replay(queue: pipeline_sources::rabbitmq::RabbitQueue) -> Result<(), Box<dyn std::error::Error>> {
+    /// let replayed = queue.replay_all(|dead| !dead.reason.starts_with("not valid JSON")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dead_letters`](Self::dead_letters) and of [`replay`](Self::replay). Those before it are replayed.
+    pub async fn replay_all(
+        &self,
+        mut which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
+    ) -> Result<u64, RabbitError> {
+        replay_all!(which, after => self.dead_letters(after.map(|id: &Arc<str>| &**id), PAGE), id => self.replay(id))
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id. It looks for it as

@@ -86,6 +86,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
     options::SourceOptions,
+    replaying::{PAGE, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -376,6 +377,26 @@ impl RedisQueue {
             })
             .await?;
         Ok(new.map(Into::into))
+    }
+
+    /// Replays the items that were given up and for which the function says so. It takes those that are there when
+    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    ///
+    /// ```no_run
+    /// # async fn replay(queue: pipeline_sources::redis::RedisQueue) -> Result<(), Box<dyn std::error::Error>> {
+    /// let replayed = queue.replay_all(|dead| !dead.reason.starts_with("not valid JSON")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dead_letters`](Self::dead_letters) and of [`replay`](Self::replay). Those before it are replayed.
+    pub async fn replay_all(
+        &self,
+        mut which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
+    ) -> Result<u64, RedisQueueError> {
+        replay_all!(which, after => self.dead_letters(after.map_or("", |id: &Arc<str>| id), PAGE), id => self.replay(id))
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id.

@@ -67,6 +67,7 @@ use crate::{
     options::SourceOptions,
     random::random_i64,
     reason::cut,
+    replaying::{PAGE, replay_all},
     source::Source,
     unix_ms::{from_ms, ms, now_ms},
 };
@@ -455,6 +456,26 @@ impl SqliteQueue {
         let new = self.file.call(replay, |_| {}).await?;
         self.added.notify_waiters();
         Ok(new)
+    }
+
+    /// Replays the items that were given up and for which the function says so. It takes those that are there when
+    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    ///
+    /// ```no_run
+    /// # async fn replay(queue: pipeline_sources::sqlite::SqliteQueue) -> Result<(), Box<dyn std::error::Error>> {
+    /// let replayed = queue.replay_all(|dead| !dead.reason.starts_with("not valid JSON")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dead_letters`](Self::dead_letters) and of [`replay`](Self::replay). Those before it are replayed.
+    pub async fn replay_all(
+        &self,
+        mut which: impl FnMut(&DeadLetter) -> bool,
+    ) -> Result<u64, SqliteError> {
+        replay_all!(which, after => self.dead_letters(after.copied().unwrap_or(0), PAGE), id => self.replay(*id))
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id.

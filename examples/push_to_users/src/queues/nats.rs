@@ -65,6 +65,10 @@ impl Graves for NatsQueue {
         Box::pin(async move { Ok(Self::replay(self, number(id)?).await?.is_some()) })
     }
 
+    fn replay_all(&self) -> Asked<'_, u64> {
+        Box::pin(async move { Ok(Self::replay_all(self, |_| true).await?) })
+    }
+
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
         Box::pin(async move { Ok(self.drop_dead_letter(number(id)?).await?) })
     }

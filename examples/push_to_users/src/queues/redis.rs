@@ -50,6 +50,10 @@ impl Graves for RedisQueue {
         Box::pin(async move { Ok(Self::replay(self, id).await?.is_some()) })
     }
 
+    fn replay_all(&self) -> Asked<'_, u64> {
+        Box::pin(async move { Ok(Self::replay_all(self, |_| true).await?) })
+    }
+
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
         Box::pin(async move { Ok(self.drop_dead_letter(id).await?) })
     }
