@@ -46,7 +46,7 @@ macro_rules! server {
 
 /// Options with short times.
 fn short() -> NatsOptions {
-    let (lease, timeout) = (Duration::from_millis(300), Duration::from_secs(1));
+    let (lease, timeout) = (Duration::from_millis(800), Duration::from_secs(1));
     NatsOptions::new().lease(lease).timeout(timeout)
 }
 

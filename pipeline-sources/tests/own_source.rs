@@ -54,7 +54,7 @@ impl Subject for InFolder {
 
 fn in_folder() -> InFolder {
     let folder = tempfile::tempdir().unwrap();
-    let opened = Folder::open(folder.path().to_owned(), Duration::from_millis(300)).unwrap();
+    let opened = Folder::open(folder.path().to_owned(), Duration::from_millis(800)).unwrap();
     InFolder(opened, folder)
 }
 

@@ -36,7 +36,7 @@ use self::common::{Numbers, PATIENCE, assert_dead, keep, quick, stuck, text, unt
 /// Options of tests: short leases, and calls that end soon.
 fn options() -> PostgresOptions {
     PostgresOptions::new()
-        .lease(Duration::from_millis(500))
+        .lease(Duration::from_millis(800))
         .poll_interval(Duration::from_millis(100))
         .call_timeout(Duration::from_secs(2))
 }

@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Options of tests: short leases, and calls that end soon.
 fn options() -> RedisOptions {
-    RedisOptions::new().lease(Duration::from_millis(300)).call_timeout(Duration::from_secs(1))
+    RedisOptions::new().lease(Duration::from_millis(800)).call_timeout(Duration::from_secs(1))
 }
 
 /// Retries without much delay.

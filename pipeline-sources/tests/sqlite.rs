@@ -93,7 +93,7 @@ async fn a_queue_in_a_file_keeps_the_contract() {
     for ordered in [false, true] {
         check(async || {
             let (folder, path) = file();
-            let options = SqliteOptions::new().lease(Duration::from_millis(300));
+            let options = SqliteOptions::new().lease(Duration::from_millis(800));
             let options = options.ordered_by_key(ordered);
             let queue = SqliteQueue::open_with(&path, "test", options).await.unwrap();
             let program = Connection::open(&path).unwrap();
