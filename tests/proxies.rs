@@ -1,4 +1,4 @@
-//! Two nodes behind a real load balancer, with the configuration files of `docs/deploy`: the official client's
+//! Two or three nodes behind a real load balancer, with the configuration files of `docs/deploy`: the official client's
 //! suite and the recorded conversations with requests on different nodes, and a rolling restart under load.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 #![cfg(unix)]
@@ -33,32 +33,37 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message},
 };
 
-/// Two nodes behind a load balancer.
+/// Nodes behind a load balancer.
 struct Nodes {
     redis: Server,
     proxy: Proxy,
-    backends: [Backend; 2],
-    running: [Option<Example>; 2],
+    backends: Vec<Backend>,
+    running: Vec<Option<Example>>,
     /// More flags of the nodes.
     flags: Vec<String>,
 }
 
 impl Nodes {
-    /// None if a server is not installed.
+    /// Two nodes. None if a server is not installed.
     async fn start(balancer: Balancer, flags: &[&str]) -> Option<Self> {
-        let backends = [Backend::free(), Backend::free()];
-        let proxy = Proxy::start(balancer, backends).await?;
+        Self::start_many(2, balancer, flags).await
+    }
+
+    async fn start_many(count: usize, balancer: Balancer, flags: &[&str]) -> Option<Self> {
+        let backends: Vec<_> = (0..count).map(|_| Backend::free()).collect();
+        let proxy = Proxy::start(balancer, &backends).await?;
         Self::behind(proxy, backends, flags).await
     }
 
-    async fn behind(proxy: Proxy, backends: [Backend; 2], flags: &[&str]) -> Option<Self> {
+    async fn behind(proxy: Proxy, backends: Vec<Backend>, flags: &[&str]) -> Option<Self> {
         let redis = Server::start(Kind::Redis).await?;
-        let mut nodes = Self { redis, proxy, backends, running: [None, None], flags: vec![] };
+        let running = backends.iter().map(|_| None).collect();
+        let mut nodes = Self { redis, proxy, backends, running, flags: vec![] };
         nodes.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
-        for at in 0..2 {
+        for at in 0..nodes.backends.len() {
             nodes.run(at).await;
         }
-        for at in 0..2 {
+        for at in 0..nodes.backends.len() {
             nodes.is_given_clients(at).await;
         }
         Some(nodes)
@@ -180,11 +185,18 @@ async fn everything(balancer: Balancer) {
     let Some(nodes) = Nodes::start(balancer, &[]).await else { return };
     suite(&nodes.proxy.address).await;
     recordings(&nodes.proxy.address).await;
-    // What was seen was seen by both: sockets, and requests of long-polling clients that met the other.
+    // What was seen was seen by both, and some requests of long-polling clients have met the other node.
+    let mut passed_on = 0;
     for at in 0..2 {
         let requests = nodes.ask(at, "/ctl/connected").await;
         assert!(requests > 50, "node {at} has connected {requests} clients");
+        let relayed = nodes.ask(at, "/ctl/relayed").await;
+        println!(
+            "node {at}: {requests} clients, {relayed} requests that the other one has answered"
+        );
+        passed_on += relayed;
     }
+    assert!(passed_on > 0, "no request was passed on");
 }
 
 #[tokio::test]
@@ -208,8 +220,9 @@ struct Seen {
     absent: usize,
     /// Those that are missing between two that it has received over one connection.
     lost: usize,
-    /// Milliseconds from the call to the arrival.
-    times: Vec<u32>,
+    /// When each was sent, in milliseconds since the beginning of the run, and the milliseconds from the
+    /// call to the arrival.
+    times: Vec<(u64, u32)>,
     last: Option<u64>,
 }
 
@@ -263,7 +276,7 @@ where
                 let n = message[4]["n"].as_u64().unwrap();
                 let at = message[4]["at"].as_u64().unwrap();
                 let now = u64::try_from(run.begun.elapsed().as_millis()).unwrap();
-                seen.times.push(u32::try_from(now.saturating_sub(at)).unwrap());
+                seen.times.push((at, u32::try_from(now.saturating_sub(at)).unwrap()));
                 // Broadcasts of different nodes have no order.
                 got.insert(n);
                 seen.received += 1;
@@ -330,16 +343,16 @@ async fn arrive(nodes: &Nodes, clients: usize) -> (Arc<Run>, Vec<JoinHandle<Seen
     (run, members)
 }
 
-/// What all clients have seen, printed in one line.
-async fn summary(what: &str, members: Vec<JoinHandle<Seen>>) -> Vec<Seen> {
+/// What all clients have seen, printed in one line, and the times of all.
+async fn summary(what: &str, members: Vec<JoinHandle<Seen>>) -> (Vec<Seen>, Vec<(u64, u32)>) {
     let (clients, mut all, mut times) = (members.len(), Vec::new(), Vec::new());
     for member in members {
         let mut seen = member.await.unwrap();
         times.append(&mut seen.times);
         all.push(seen);
     }
-    times.sort_unstable();
-    let quantile = |part: usize| times[(times.len() - 1) * part / 1000];
+    let all_times = sorted(times.iter().map(|(_, took)| *took));
+    let quantile = |part| quantile(&all_times, part);
     let sum = |of: fn(&Seen) -> usize| all.iter().map(of).sum::<usize>();
     println!(
         "{clients} clients, {what}: {} received, {} sent while their client was away, {} lost; {} joins; \
@@ -352,49 +365,78 @@ async fn summary(what: &str, members: Vec<JoinHandle<Seen>>) -> Vec<Seen> {
         quantile(990),
         quantile(1000),
     );
-    all
+    (all, times)
 }
 
-/// Restarts both nodes, one after the other, while clients are there and broadcasts are sent.
-async fn rolling_restart(balancer: Balancer) {
-    let Some(mut nodes) = Nodes::start(balancer, &[]).await else { return };
+fn sorted(times: impl Iterator<Item = u32>) -> Vec<u32> {
+    let mut times: Vec<_> = times.collect();
+    times.sort_unstable();
+    times
+}
+
+/// A quantile, in thousandths, of sorted times.
+fn quantile(times: &[u32], part: usize) -> u32 {
+    times[(times.len() - 1) * part / 1000]
+}
+
+/// Restarts all nodes, one after the other, while clients are there and broadcasts are sent.
+async fn rolling_restart(count: usize, balancer: Balancer) {
+    let Some(mut nodes) = Nodes::start_many(count, balancer, &[]).await else { return };
     let clients = clients();
     let (run, members) = arrive(&nodes, clients).await;
     let broadcasting = tokio::spawn(broadcast(run.clone()));
-    sleep(Duration::from_secs(2)).await;
-    for at in 0..2 {
+    // The control, for the times during the restart.
+    sleep(Duration::from_secs(3)).await;
+    let restart = u64::try_from(run.begun.elapsed().as_millis()).unwrap();
+    for at in 0..count {
         nodes.stop(at).await;
         println!("node {at} has ended, all are back after {:?}", all_joined(&run, clients).await);
         nodes.run(at).await;
         nodes.is_given_clients(at).await;
     }
-    // The node that was restarted last has none of them, until the other one gives it its part.
-    let mean = clients / 2;
-    let fullest = usize::from(nodes.sockets(0).await < nodes.sockets(1).await);
+    // The node that was restarted last has none of them, until the others give it its part.
+    let mean = clients / count;
     let rate = mean.div_ceil(4);
     let path = format!("/ctl/shed?sockets={mean}&per_second={rate}");
-    println!("shed: {}", nodes.ask(fullest, &path).await);
-    all_joined(&run, clients).await;
+    for at in 0..count {
+        if nodes.sockets(at).await > mean {
+            println!("node {at} sheds: {}", nodes.ask(at, &path).await);
+        }
+        all_joined(&run, clients).await;
+    }
     sleep(Duration::from_secs(1)).await;
-    let sockets = [nodes.sockets(0).await, nodes.sockets(1).await];
+    let mut sockets = Vec::new();
+    for at in 0..count {
+        sockets.push(nodes.sockets(at).await);
+    }
     run.is_over.store(true, Relaxed);
     let sent = broadcasting.await.unwrap();
-    let all = summary(&format!("{sent} broadcasts, sockets {sockets:?}"), members).await;
+    let (all, times) = summary(&format!("{sent} broadcasts, sockets {sockets:?}"), members).await;
+    let (before, since): (Vec<_>, Vec<_>) = times.into_iter().partition(|(at, _)| *at < restart);
+    let p99 = |of: Vec<(u64, u32)>| quantile(&sorted(of.into_iter().map(|(_, took)| took)), 990);
+    let (before, since) = (p99(before), p99(since));
+    println!("p99 of the time to a client: {before} ms before the restart, {since} ms since");
+    assert!(since <= 30 * before.max(100), "{since} ms, and {before} ms before the restart");
     assert!(all.iter().all(|seen| seen.joins >= 2), "each node was restarted");
     let lost: usize = all.iter().map(|seen| seen.lost).sum();
     assert_eq!(lost, 0, "a client that is connected receives everything");
-    let even = sockets.map(|count| count.abs_diff(mean) * 10 <= mean);
-    assert_eq!(even, [true, true], "within a tenth of the mean: {sockets:?}");
+    let is_even = sockets.iter().all(|count| count.abs_diff(mean) * 10 <= mean);
+    assert!(is_even, "within a tenth of the mean: {sockets:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_behind_haproxy_loses_no_client() {
-    rolling_restart(Balancer::Haproxy).await;
+    rolling_restart(2, Balancer::Haproxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_behind_nginx_loses_no_client() {
-    rolling_restart(Balancer::Nginx).await;
+    rolling_restart(2, Balancer::Nginx).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_three_nodes_loses_no_client() {
+    rolling_restart(3, Balancer::Haproxy).await;
 }
 
 /// More clients come than both nodes let in, and requests of others are answered by both nodes meanwhile.
@@ -458,7 +500,7 @@ async fn clients_of_a_node_that_fails_come_to_the_other_at_its_rate_and_its_own_
     let took = killed.elapsed();
     run.is_over.store(true, Relaxed);
     let sent = broadcasting.await.unwrap();
-    let all = summary(&format!("{sent} broadcasts, back in {took:?}"), members).await;
+    let (all, _) = summary(&format!("{sent} broadcasts, back in {took:?}"), members).await;
     let stayed: Vec<_> = all.iter().filter(|seen| seen.joins == 1).collect();
     assert!(stayed.len() >= own, "{} of {own} have stayed", stayed.len());
     assert!(stayed.iter().all(|seen| (seen.absent, seen.lost) == (0, 0)), "they miss nothing");
@@ -495,8 +537,8 @@ impl Polling {
 
 /// Polling clients stay at their nodes while there is no way between these.
 async fn sticky_polls(balancer: Balancer) {
-    let backends = [Backend::free(), Backend::free()];
-    let Some(proxy) = Proxy::start_sticky(balancer, backends).await else { return };
+    let backends = vec![Backend::free(), Backend::free()];
+    let Some(proxy) = Proxy::start_sticky(balancer, &backends).await else { return };
     let Some(mut nodes) = Nodes::behind(proxy, backends, &[]).await else { return };
     let address = nodes.proxy.address.clone();
     let mut clients = Vec::new();

@@ -32,7 +32,7 @@ struct DownTo {
 
 /// The routes below `/ctl`, of a server on this port. A stop request notifies `stop`.
 pub fn router(endpoint: &Endpoint, port: u16, stop: Arc<Notify>) -> Router {
-    let [all, local, sockets, open, full, seen] = [(); 6].map(|()| endpoint.clone());
+    let [all, local, sockets, open, full, seen, passed] = [(); 7].map(|()| endpoint.clone());
     Router::new()
         .route(
             "/ctl/broadcast",
@@ -70,6 +70,7 @@ pub fn router(endpoint: &Endpoint, port: u16, stop: Arc<Notify>) -> Router {
                 mounts.iter().map(|mount| mount.connected).sum::<u64>().to_string()
             }),
         )
+        .route("/ctl/relayed", get(async move || passed.snapshot().relayed.to_string()))
         .route("/ctl/sockets", get(async move || open.open_sockets().to_string()))
         .route(
             "/ctl/shed",

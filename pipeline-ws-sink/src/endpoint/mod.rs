@@ -475,6 +475,7 @@ impl Inner {
             outbox_bytes: self.state.outboxes.bytes(),
             dropped: dropped.collect(),
             closed_slow: metrics.closed_slow.get(),
+            relayed: self.state.relay.answered(),
             adapter: self.state.pubsub.adapter_snapshot(),
             delivered: metrics.push_times.delivered.get(),
             legs: PushLegs {

@@ -58,6 +58,10 @@ pub struct EndpointSnapshot {
     pub dropped: BTreeMap<Cow<'static, str>, u64>,
     /// Sockets that were closed because the client was too slow.
     pub closed_slow: u64,
+    /// Requests of long-polling clients that met this node and were answered by that of their session. Not
+    /// serialized.
+    #[serde(skip)]
+    pub relayed: u64,
     /// What the adapter has sent to other nodes and received from them, if there is one that tells.
     /// Not serialized.
     #[serde(skip)]

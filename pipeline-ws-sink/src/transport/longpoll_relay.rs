@@ -41,7 +41,7 @@ use crate::{
     outbox::{OutboxBytes, Outboxes},
     payload::Payload,
     pubsub::{PubSub, broadcast::Broadcast},
-    telemetry::{LineLimit, described, limited},
+    telemetry::{LineLimit, Tally, described, limited},
     token::SharedKey,
 };
 
@@ -113,7 +113,7 @@ pub(crate) struct Relay {
     way: Mutex<Way>,
     outboxes: Arc<Outboxes>,
     lines: LineLimit,
-    answered: Counter,
+    answered: Tally,
     gone: Counter,
     silent: Counter,
 }
@@ -296,10 +296,15 @@ impl Relay {
             way: Mutex::default(),
             outboxes,
             lines: LineLimit::new(),
-            answered: outcome("answered"),
+            answered: outcome("answered").into(),
             gone: outcome("gone"),
             silent: outcome("silent"),
         }
+    }
+
+    /// How many requests another node has answered.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered.get()
     }
 
     /// Adds the name of this node to a session's token, if other nodes may be asked for it.
@@ -376,12 +381,11 @@ impl Relay {
             }
             Err(NotSent) => None,
         };
-        let counted = match &answer {
-            Some(Answer::Whole { .. }) => &self.answered,
-            Some(Answer::Gone) => &self.gone,
-            Some(Answer::Lost) | None => &self.silent,
-        };
-        counted.increment(1);
+        match &answer {
+            Some(Answer::Whole { .. }) => self.answered.increment(1),
+            Some(Answer::Gone) => self.gone.increment(1),
+            Some(Answer::Lost) | None => self.silent.increment(1),
+        }
         match answer {
             Some(Answer::Whole { status, body, keeps }) => {
                 waiter.owes = keeps.then_some(Owed::Read);

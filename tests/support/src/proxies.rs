@@ -44,7 +44,7 @@ impl Backend {
     }
 }
 
-/// A load balancer in front of two nodes. Killed on drop.
+/// A load balancer in front of two or three nodes. Killed on drop.
 #[derive(Debug)]
 pub struct Proxy {
     /// `HOST:PORT`.
@@ -55,12 +55,13 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts a load balancer with its configuration file of `docs/deploy`, in which only the addresses are
-    /// replaced. None if it is not installed.
+    /// replaced. It has two nodes, and a third one has a copy of each line of the second. None if it is not
+    /// installed.
     ///
     /// # Panics
     ///
     /// If it is missing and `CI` is set, if an address is not in the file, or if it does not start.
-    pub async fn start(balancer: Balancer, nodes: [Backend; 2]) -> Option<Self> {
+    pub async fn start(balancer: Balancer, nodes: &[Backend]) -> Option<Self> {
         Self::with(balancer, nodes, false).await
     }
 
@@ -69,11 +70,11 @@ impl Proxy {
     /// # Panics
     ///
     /// As [`start`](Self::start).
-    pub async fn start_sticky(balancer: Balancer, nodes: [Backend; 2]) -> Option<Self> {
+    pub async fn start_sticky(balancer: Balancer, nodes: &[Backend]) -> Option<Self> {
         Self::with(balancer, nodes, true).await
     }
 
-    async fn with(balancer: Balancer, nodes: [Backend; 2], is_sticky: bool) -> Option<Self> {
+    async fn with(balancer: Balancer, nodes: &[Backend], is_sticky: bool) -> Option<Self> {
         let (name, file) = match balancer {
             Balancer::Haproxy => ("haproxy", "haproxy.cfg"),
             Balancer::Nginx => ("nginx", "nginx.conf"),
@@ -87,6 +88,14 @@ impl Proxy {
             return None;
         };
         let mut text = fs::read_to_string(configuration(file)).unwrap();
+        if nodes.len() == 3 {
+            let second = text.lines().filter(|line| line.contains("10.0.0.2:"));
+            let second: Vec<_> = second.map(str::to_owned).collect();
+            for line in second {
+                let third = line.replace("10.0.0.2:", "10.0.0.3:").replace("two", "three");
+                text = text.replace(&line, &format!("{line}\n{third}"));
+            }
+        }
         let address = format!("127.0.0.1:{}", free_port());
         let mut replace = |from: &str, to: &str| {
             assert!(text.contains(from), "{file} has no {from:?}");
