@@ -3,6 +3,7 @@
 
 mod driver;
 mod live_view;
+mod nodes;
 mod room;
 mod sources;
 
