@@ -5,6 +5,7 @@ mod fair_queue;
 #[cfg(all(test, interleavings))]
 mod interleavings;
 mod iter;
+mod poll;
 mod queue;
 mod store;
 mod stream;
@@ -18,6 +19,7 @@ use thiserror::Error;
 pub use self::{
     fair_queue::{FairQueue, FairQueueOptions, FairQueueProducer, fair_queue},
     iter::{FromIter, from_iter},
+    poll::{FromPoll, from_poll},
     queue::{Queue, QueueOptions, QueueProducer, queue},
     stream::{FromStream, from_stream},
     timed_queue::{TimedFairQueue, TimedQueue, timed_fair_queue, timed_queue},
