@@ -469,6 +469,32 @@ async fn on_diff_is_called_after_each_diff_was_sent_to_the_clients() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_diff_names_the_users_who_have_come_and_those_who_have_gone() {
+    let seen = Arc::<Mutex<Vec<(String, String)>>>::default();
+    let note = seen.clone();
+    let on_diff = move |diff: &PresenceDiff| {
+        note.lock().push((diff.first_joins.join(" "), diff.last_leaves.join(" ")));
+    };
+    let presence = Presence::builder().on_diff(on_diff).build();
+    let _kit = kit(&presence);
+    let track = |key: &str, device: &str| {
+        presence.track_detached(T, key, &json!({ "device": device })).unwrap()
+    };
+    let phone = track("ada", "phone");
+    let laptop = track("ada", "laptop");
+    let ben = track("ben", "phone");
+    laptop.update(&json!({ "device": "laptop", "away": true })).unwrap();
+    drop(phone);
+    drop(laptop);
+    drop(ben);
+    let come = |who: &str| (who.to_owned(), String::new());
+    let gone = |who: &str| (String::new(), who.to_owned());
+    let expected =
+        [come("ada"), come(""), come("ben"), come(""), gone(""), gone("ada"), gone("ben")];
+    assert_eq!(*seen.lock(), expected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_presence_leaves_however_its_channel_ends() {
     let presence = Presence::new();
     let kit = kit(&presence);

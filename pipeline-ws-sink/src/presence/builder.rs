@@ -87,8 +87,9 @@ impl PresenceBuilder {
     /// let (arrivals, producer) = queue(QueueOptions::new());
     /// let presence = Presence::builder()
     ///     .on_diff(move |diff: &PresenceDiff| {
-    ///         for key in diff.joins.keys() {
-    ///             arrivals.offer((diff.topic.clone(), key.to_owned()));
+    ///         // Not those who open a second tab.
+    ///         for user in &diff.first_joins {
+    ///             arrivals.offer((diff.topic.clone(), user.clone()));
     ///         }
     ///     })
     ///     .build();

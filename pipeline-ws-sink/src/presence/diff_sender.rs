@@ -99,14 +99,14 @@ impl DiffSender {
     /// The next diff. Without one, the right is released.
     fn next(&mut self) -> Option<PresenceDiff> {
         let mut state = self.shared.attached().ok()?.state.lock();
-        let next = if state.has_ended { None } else { state.pending.next() };
+        let next = if state.has_ended { None } else { state.next_diff() };
         if next.is_none() {
             // Under the lock that also guards changes, so that no change is left unsent.
             state.is_sending = false;
             self.held = false;
         }
         drop(state);
-        next.map(|(topic, diff)| PresenceDiff::new(topic, diff))
+        next
     }
 
     fn send(&self, diff: &PresenceDiff) {

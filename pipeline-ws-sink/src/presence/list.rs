@@ -128,11 +128,39 @@ pub struct PresenceDiff {
     pub joins: PresenceList,
     /// The removed metas only.
     pub leaves: PresenceList,
+    /// The keys that have come: they had no meta before this diff, and have one now. On whatever node
+    /// and device, only the first meta of a user is such a join. Clients do not receive it.
+    #[serde(skip)]
+    pub first_joins: Vec<Arc<str>>,
+    /// The keys that have gone: they had a meta before this diff, and have none now. Clients do not
+    /// receive it.
+    #[serde(skip)]
+    pub last_leaves: Vec<Arc<str>>,
 }
 
 impl PresenceDiff {
-    pub(super) fn new(topic: Arc<str>, Diff { joins, leaves }: Diff) -> Self {
-        Self { topic, joins: PresenceList::of(joins), leaves: PresenceList::of(leaves) }
+    /// The diff of these changes. `metas` is the number of metas that a key has after it.
+    pub(super) fn new(
+        topic: Arc<str>,
+        Diff { joins, leaves }: Diff,
+        metas: impl Fn(&str) -> usize,
+    ) -> Self {
+        let mut keys: BTreeMap<&Arc<str>, (usize, usize)> = BTreeMap::new();
+        joins.iter().for_each(|(key, _)| keys.entry(key).or_default().0 += 1);
+        leaves.iter().for_each(|(key, _)| keys.entry(key).or_default().1 += 1);
+        let (mut first_joins, mut last_leaves) = (Vec::new(), Vec::new());
+        // A diff has all changes of its keys.
+        for (key, (joined, left)) in keys {
+            let now = metas(key);
+            let before = (now + left).saturating_sub(joined);
+            match (before, now) {
+                (0, 1..) => first_joins.push(key.clone()),
+                (1.., 0) => last_leaves.push(key.clone()),
+                _ => {}
+            }
+        }
+        let (joins, leaves) = (PresenceList::of(joins), PresenceList::of(leaves));
+        Self { topic, joins, leaves, first_joins, last_leaves }
     }
 }
 

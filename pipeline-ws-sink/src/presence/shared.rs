@@ -299,6 +299,16 @@ impl Shared {
     }
 }
 
+impl State {
+    /// The next diff that is sent. The tracker and the changes are looked at together, so what is not in
+    /// the diff has not changed since the one before.
+    pub(super) fn next_diff(&mut self) -> Option<PresenceDiff> {
+        let (topic, diff) = self.pending.next()?;
+        let metas = |key: &str| self.tracker.count_of_key(&topic, key);
+        Some(PresenceDiff::new(topic.clone(), diff, metas))
+    }
+}
+
 impl Attached {
     /// A reference for a meta.
     fn name(&self) -> String {

@@ -175,6 +175,11 @@ impl Tracker {
         self.store.get_by_key(topic, key)
     }
 
+    /// The number of metas of a key on a topic.
+    pub(crate) fn count_of_key(&self, topic: &str, key: &str) -> usize {
+        self.store.count_of_key(topic, key)
+    }
+
     /// Whether a topic has entries.
     pub(crate) fn has_topic(&self, topic: &str) -> bool {
         self.store.has_topic(topic)
