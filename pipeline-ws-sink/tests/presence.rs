@@ -469,7 +469,7 @@ async fn on_diff_is_called_after_each_diff_was_sent_to_the_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_diff_names_the_users_who_have_come_and_those_who_have_gone() {
+async fn a_diff_names_the_users_who_have_come_and_who_have_gone() {
     let seen = Arc::<Mutex<Vec<(String, String)>>>::default();
     let note = seen.clone();
     let on_diff = move |diff: &PresenceDiff| {

@@ -87,7 +87,7 @@ impl PresenceBuilder {
     /// let (arrivals, producer) = queue(QueueOptions::new());
     /// let presence = Presence::builder()
     ///     .on_diff(move |diff: &PresenceDiff| {
-    ///         // Not those who open a second tab.
+    ///         // Not for a second tab.
     ///         for user in &diff.first_joins {
     ///             arrivals.offer((diff.topic.clone(), user.clone()));
     ///         }

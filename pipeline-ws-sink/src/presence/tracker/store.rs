@@ -162,7 +162,7 @@ impl Store {
     }
 
     pub(super) fn count_of_key(&self, topic: &str, key: &str) -> usize {
-        self.topics.get(topic).and_then(|topic| topic.keys.get(key)).map_or(0, |of| of.len())
+        self.topics.get(topic).and_then(|topic| topic.keys.get(key)).map_or(0, BTreeSet::len)
     }
 
     pub(super) fn has_topic(&self, topic: &str) -> bool {
