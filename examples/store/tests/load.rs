@@ -4,6 +4,9 @@
 
 use std::process::{Command, Output};
 
+#[cfg(feature = "redis")]
+use pipeline_test_support::servers::{Kind, Server};
+
 /// Runs the load. It fails if anything was not right.
 fn load(arguments: &[&str]) -> String {
     let mut load = Command::new(env!("CARGO_BIN_EXE_store_load"));
@@ -20,6 +23,24 @@ fn t_034_a_thousand_shoppers_of_four_pages_are_counted() {
     assert!(said.contains("the dashboard counts 1000 shoppers with 1000 tabs"), "{said}");
     let pages = ["/bench/1", "/bench/2", "/bench/3", "/bench/4"].map(|it| format!("\"{it}\":250"));
     assert!(pages.iter().all(|page| said.contains(page)), "{said}");
+}
+
+/// Two nodes are restarted one after the other while everything is sold.
+#[cfg(feature = "redis")]
+#[tokio::test(flavor = "multi_thread")]
+async fn t_037_nodes_that_are_restarted_during_a_sale_lose_nothing() {
+    let Some(redis) = Server::start(Kind::Redis).await else { return };
+    let url = redis.url();
+    let flags =
+        ["--shoppers", "60", "--within", "300", "--nodes", "2", "--redis", &url, "--restart"];
+    let said = load(&flags);
+    for line in
+        ["oversold             0", "lost                 0", "pages right          60 of 60"]
+    {
+        assert!(said.contains(line), "{said}");
+    }
+    assert!(said.contains("dashboard            60 shoppers"), "{said}");
+    assert!(said.contains("cut off"), "{said}");
 }
 
 /// Also shows T-036.

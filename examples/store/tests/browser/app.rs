@@ -1,8 +1,10 @@
 //! Which sockets and channels the front ends open, and when.
 
+use std::time::Duration;
+
 use serde_json::json;
 
-use crate::{CONNECTED, card, driver::Browser, server::Server, sizes};
+use crate::{CONNECTED, CUT_OFF, card, driver::Browser, server::Server, sizes, soon};
 
 /// What was sent, without the cart's id. The joins of one moment come in any order.
 const FRAMES: &str = "window.seen.frames.map(frame => frame.replace(/cart:.*/, 'cart')).sort()";
@@ -107,6 +109,74 @@ async fn a_134_a_socket_at_the_root_is_open_on_every_route() {
     browser
         .becomes("[window.seen.sockets, window.seen.frames.includes('close')]", &json!([1, false]))
         .await;
+    browser.close().await;
+}
+
+/// What holds for the plain page holds for `/app/drops`: levels are in another test. Here are the joins and releases
+/// of, the cart of, and cuts as in.
+#[tokio::test]
+async fn a_135_the_react_page_does_what_the_plain_one_does() {
+    const CART: &str =
+        "[...document.querySelectorAll('.cart-item__remove')].map(it => Number(it.dataset.itemId))";
+    let server = Server::start().await;
+    let browser = Browser::start().await;
+    browser.open(&server.url("/app/drops")).await;
+    browser.until(CONNECTED).await;
+    browser.becomes(&card(1), &soon()).await;
+    server.release(1).await;
+    browser.becomes(&card(1), &sizes()).await;
+    browser.becomes(&card(2), &soon()).await;
+
+    // Two tabs of one cart are in step.
+    browser.click("button[value=\"1\"]").await;
+    browser.becomes(CART, &json!([1])).await;
+    let first = browser.client.window().await.unwrap();
+    browser.tab(&server.url("/app/drops")).await;
+    browser.becomes(CART, &json!([1])).await;
+    browser.until(CONNECTED).await;
+    browser.click("button[value=\"2\"]").await;
+    browser.becomes(CART, &json!([1, 2])).await;
+    browser.look_at(&first).await;
+    browser.becomes(CART, &json!([1, 2])).await;
+    browser.click("button[value=\"1\"]").await;
+    browser
+        .until("document.querySelector('#notices').textContent.includes('in your cart already')")
+        .await;
+    // An item of it is gone, and the line says so in both.
+    server.stock(2, 0).await;
+    let grey =
+        "[...document.querySelectorAll('.cart-item--out')].map(it => Number(it.dataset.itemId))";
+    browser.becomes(grey, &json!([2])).await;
+    browser.click(".cart-item__remove[data-item-id=\"2\"]").await;
+    browser.becomes(CART, &json!([1])).await;
+
+    // Cut off over a release and a level, for longer than the token of the page is valid.
+    browser.run("window.stays = true").await;
+    let stopped = server.stop().await;
+    browser.until(CUT_OFF).await;
+    browser.click("button[value=\"3\"]").await;
+    let error =
+        "document.querySelector('.notice--error')?.textContent.includes('did not answer') ?? false";
+    browser.until(error).await;
+    let server = stopped.start_after(Duration::from_secs(2 * 86_400)).await;
+    server.release(2).await;
+    server.stock(1, 600).await;
+    browser.becomes(&card(2), &sizes()).await;
+    let mut changed = sizes();
+    (changed[0], changed[1]) = (json!("6 high"), json!("7 out disabled"));
+    browser.becomes(&card(1), &changed).await;
+    browser.becomes(CART, &json!([1])).await;
+    browser.click("button[value=\"3\"]").await;
+    browser.becomes(CART, &json!([1, 3])).await;
+    browser.until("window.stays").await;
+
+    // Another site, and back.
+    browser.open("about:blank").await;
+    server.stock(1, 0).await;
+    browser.client.back().await.unwrap();
+    changed[0] = json!("6 out disabled");
+    browser.becomes(&card(1), &changed).await;
+    browser.becomes(CART, &json!([1, 3])).await;
     browser.close().await;
 }
 

@@ -82,7 +82,7 @@ struct Seen {
     products: HashMap<i64, Product>,
     /// When the page showed for the first time that everything is released and gone.
     nothing_left: Option<Instant>,
-    has_ended: bool,
+    ended: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -135,7 +135,7 @@ impl Page {
         let (answer, answered) = oneshot::channel();
         {
             let mut seen = self.shared.seen.lock();
-            if seen.has_ended {
+            if seen.ended.is_some() {
                 return Err("the socket has ended".into());
             }
             seen.answers.insert(reference.clone(), answer);
@@ -160,7 +160,7 @@ async fn read(mut stream: SplitStream<Stream>, shared: Arc<Shared>) {
         shared.changed.notify_one();
     }
     let mut seen = shared.seen.lock();
-    seen.has_ended = true;
+    seen.ended = Some(Instant::now());
     // A question that waits hears that no answer comes.
     seen.answers.clear();
     drop(seen);
@@ -251,8 +251,18 @@ pub(crate) struct Shopper {
     cookie: String,
     csrf: String,
     cart: String,
+    token: String,
+    path: String,
+    /// The cart, as the browser keeps it.
+    stored: Option<String>,
     beat: Instant,
 }
+
+/// The milliseconds before the tries to connect again. These are the delays of the official client.
+const AGAIN: [u64; 9] = [10, 50, 100, 150, 200, 250, 500, 1000, 2000];
+
+/// The milliseconds before all later tries.
+const LATER: u64 = 5000;
 
 impl Shopper {
     /// Opens the page, and joins what it joins. `page` is what it says that it is.
@@ -269,16 +279,48 @@ impl Shopper {
             cookie,
             csrf,
             cart: format!("cart:{id}"),
+            token,
+            path: page.to_owned(),
+            stored: None,
             beat: Instant::now(),
         };
+        shopper.join().await?;
+        Ok(shopper)
+    }
+
+    async fn join(&mut self) -> Result<(), Failure> {
         for product in PRODUCTS {
             let topic = format!("product:{product}");
-            let joined = shopper.page.ask(&topic, "phx_join", json!({})).await?;
-            shopper.page.shared.seen.lock().joined(product, &joined)?;
+            let joined = self.page.ask(&topic, "phx_join", json!({})).await?;
+            self.page.shared.seen.lock().joined(product, &joined)?;
         }
-        let cart = shopper.cart.clone();
-        shopper.page.ask(&cart, "phx_join", json!({ "token": token, "page": page })).await?;
-        Ok(shopper)
+        let (topic, params) = (
+            self.cart.clone(),
+            json!({ "token": self.token, "page": self.path, "serialized": self.stored }),
+        );
+        self.page.ask(&topic, "phx_join", params).await?;
+        Ok(())
+    }
+
+    /// Whether the page is cut off.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.page.shared.seen.lock().ended.is_some()
+    }
+
+    /// Connects again as the official client does. Returns how long the page was cut off.
+    pub(crate) async fn reconnect(&mut self) -> Result<Duration, Failure> {
+        let ended = self.page.shared.seen.lock().ended.unwrap_or_else(Instant::now);
+        for delay in AGAIN.into_iter().chain([LATER; 10]) {
+            sleep(Duration::from_millis(delay)).await;
+            let url = format!("ws://{}/product_socket/websocket?vsn=2.0.0", self.address);
+            let Ok(page) = Page::open(url, None).await else { continue };
+            self.page = page;
+            self.beat = Instant::now();
+            if self.join().await.is_ok() {
+                return Ok(ended.elapsed());
+            }
+        }
+        Err("it cannot connect again".into())
     }
 
     /// When the page showed that everything is released and gone, if it does.
@@ -296,8 +338,7 @@ impl Shopper {
         loop {
             let left = HEARTBEAT.saturating_sub(self.beat.elapsed());
             if timeout(left, self.page.shared.changed.notified()).await.is_ok() {
-                let has_ended = self.page.shared.seen.lock().has_ended;
-                return if has_ended { Err("the socket has ended".into()) } else { Ok(()) };
+                return if self.has_ended() { Err("the socket has ended".into()) } else { Ok(()) };
             }
             self.heartbeat().await?;
         }
@@ -320,23 +361,45 @@ impl Shopper {
     /// Puts an item into the cart.
     pub(crate) async fn add(&mut self, item: i64) -> Result<Value, Failure> {
         let topic = self.cart.clone();
-        self.page.ask(&topic, "add_item", json!({ "item_id": item })).await
+        let cart = self.page.ask(&topic, "add_item", json!({ "item_id": item })).await?;
+        self.stored = cart["serialized"].as_str().map(str::to_owned);
+        Ok(cart)
     }
 
     /// Puts an item into the cart and buys it. Returns whether there was one.
     pub(crate) async fn buy(&mut self, item: i64) -> Result<bool, Failure> {
-        let Ok(cart) = self.add(item).await else { return Ok(false) };
-        let signed = cart["serialized"].as_str().unwrap_or_default();
+        match self.add(item).await {
+            Ok(_) => {}
+            Err(error) if self.has_ended() => return Err(error),
+            Err(_) => return Ok(false),
+        }
+        let signed = self.stored.clone().unwrap_or_default();
         let key = fastrand::u64(..);
         let form = format!("serialized_cart={signed}&csrf_token={}&key={key}", self.csrf);
-        let (head, _) = request(&self.address, "POST", "/checkout", &[&self.cookie], &form).await?;
-        if head.contains("/checkout/complete") {
+        let head = self.post(&form).await?;
+        let is_bought = head.contains("/checkout/complete");
+        if is_bought {
+            self.stored = None;
             return Ok(true);
         }
-        let is_gone = head.contains(" 409 ");
         // It looks for another one.
         let topic = self.cart.clone();
-        let _ = self.page.ask(&topic, "remove_item", json!({ "item_id": item })).await;
-        if is_gone { Ok(false) } else { Err(head.into()) }
+        let removed = self.page.ask(&topic, "remove_item", json!({ "item_id": item })).await;
+        if removed.is_ok() {
+            self.stored = None;
+        }
+        if head.contains(" 409 ") { Ok(false) } else { Err(head.into()) }
+    }
+
+    /// Sends the form until it has an answer: a node may end meanwhile. The key in it buys once.
+    async fn post(&self, form: &str) -> Result<String, Failure> {
+        for _ in 0..50 {
+            let asked = request(&self.address, "POST", "/checkout", &[&self.cookie], form).await;
+            match asked {
+                Ok((head, _)) if !head.contains(" 503 ") => return Ok(head),
+                _ => sleep(Duration::from_millis(200)).await,
+            }
+        }
+        Err("no answer to a form".into())
     }
 }

@@ -6,6 +6,7 @@
 
 mod client;
 mod measured;
+mod proxy;
 
 use std::{
     collections::HashMap,
@@ -34,6 +35,7 @@ use tokio::{
 use self::{
     client::{Page, Shopper, request},
     measured::{Measured, Usage},
+    proxy::Proxy,
 };
 
 /// A rush of shoppers
@@ -60,6 +62,10 @@ struct Args {
     #[arg(long)]
     visit: bool,
 
+    /// Restarts each node once during the sale; shoppers come through a proxy
+    #[arg(long)]
+    restart: bool,
+
     /// How many seconds the sale may take
     #[arg(long, default_value_t = 60)]
     within: u64,
@@ -76,6 +82,8 @@ struct Rush {
     failed: AtomicU64,
     /// The microseconds of the last sale since the beginning.
     last_sale: AtomicU64,
+    /// How long pages were cut off.
+    away: Mutex<Vec<Duration>>,
     /// When each page showed that everything was gone, and that its shopper has nothing more to wait for.
     right: Mutex<Vec<Instant>>,
     began: Instant,
@@ -95,14 +103,20 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let measured = Measured::listen().await?;
     let mut nodes = Vec::new();
     for number in 0..args.nodes {
-        nodes.push(Node::start(&args, number, &db, measured.address()).await?);
+        nodes.push(Node::start(&args, number, &db, measured.address(), 0).await?);
     }
     let before = counts(&db)?;
     let stock: i64 = before.iter().sum();
     println!("{} shoppers, {} nodes, {stock} items in stock", args.shoppers, args.nodes);
 
     let began = Instant::now();
-    let mut shoppers = arrive(&args, &nodes).await?;
+    let proxy = if args.restart {
+        let nodes = nodes.iter().map(|node| node.address.clone()).collect();
+        Some(Proxy::start(nodes).await?)
+    } else {
+        None
+    };
+    let mut shoppers = arrive(&args, &nodes, proxy.as_ref()).await?;
     let took = began.elapsed().as_secs_f64();
     println!("all pages are open after {took:.1} s, {:.0} a second", args.shoppers as f64 / took);
     let first = nodes.first().ok_or("no node")?;
@@ -113,7 +127,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let is_right = if args.visit {
         visit(&args, &nodes, &mut shoppers, &mut admin).await?
     } else {
-        sell(&args, &nodes, shoppers, &mut admin, &db, &measured).await?
+        sell(&args, &mut nodes, shoppers, admin, &db, &measured).await?
     };
     drop(nodes);
     std::fs::remove_dir_all(&folder)?;
@@ -186,13 +200,13 @@ async fn visit(
 /// The sale, until nothing is left. Returns whether everything was right.
 async fn sell(
     args: &Args,
-    nodes: &[Node],
+    nodes: &mut [Node],
     shoppers: Vec<Shopper>,
-    admin: &mut Page,
+    mut admin: Page,
     db: &PathBuf,
     measured: &Measured,
 ) -> Result<bool, Box<dyn Error + Send + Sync>> {
-    let first = nodes.first().ok_or("no node")?;
+    let first = nodes.first().ok_or("no node")?.address.clone();
     let before = counts(db)?;
     let idle = Usage::of(nodes)?;
     let rush = Arc::new(Rush {
@@ -201,6 +215,7 @@ async fn sell(
         failed: AtomicU64::new(0),
         last_sale: AtomicU64::new(0),
         right: Mutex::default(),
+        away: Mutex::default(),
         began: Instant::now(),
     });
     let mut tasks = JoinSet::new();
@@ -208,20 +223,30 @@ async fn sell(
         tasks.spawn(buy(shopper, rush.clone()));
     }
     for product in [1, 2] {
-        release(&first.address, product).await?;
+        release(&first, product).await?;
+    }
+    if args.restart {
+        for (number, node) in nodes.iter_mut().enumerate() {
+            sleep(Duration::from_millis(500)).await;
+            let began = Instant::now();
+            node.restart(args, number, db, measured.address()).await?;
+            println!("node {number} is back after {:.1} s", began.elapsed().as_secs_f64());
+        }
+        admin = Page::admin(&first, ADMIN).await?;
     }
     let deadline = Duration::from_secs(args.within);
     let is_done = || rush.right.lock().len() == args.shoppers;
     while !is_done() && rush.began.elapsed() < deadline {
         sleep(Duration::from_millis(10)).await;
     }
-    // What was bought is in no cart any more, and all pages are still there.
+    // What was bought is in no cart any more, and all pages are still there. A page that was cut off between an answer and
+    // the removal of what is gone keeps it in its cart.
     let are_right = |totals: &Value| {
         let items = totals["items"].as_object();
-        totals["shoppers"] == json!(args.shoppers)
-            && items.is_some_and(|items| items.values().all(|carts| *carts == json!(0)))
+        let are_empty = items.is_some_and(|items| items.values().all(|carts| *carts == json!(0)));
+        totals["shoppers"] == json!(args.shoppers) && (are_empty || args.restart)
     };
-    let totals = totals(admin, are_right).await?;
+    let totals = totals(&mut admin, are_right).await?;
     let after = Usage::of(nodes)?;
     // Nodes send what they have measured every few seconds.
     sleep(Duration::from_secs(12)).await;
@@ -246,12 +271,13 @@ impl Node {
         number: usize,
         db: &PathBuf,
         statsd: String,
+        port: u16,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let program = std::env::current_exe()?.with_file_name("store");
-        let (seed, node) = (args.seed.to_string(), format!("node{number}"));
+        let (seed, node, port) = (args.seed.to_string(), format!("node{number}"), port.to_string());
         let mut command = Command::new(program);
         command
-            .args(["--port", "0", "--admin-port", "0", "--admin", "admin:load", "--seed", &seed])
+            .args(["--port", &port, "--admin-port", "0", "--admin", "admin:load", "--seed", &seed])
             .args(["--node", &node, "--statsd", &statsd, "--bench", "--db"])
             .arg(db);
         for (flag, url) in [("--redis", &args.redis), ("--nats", &args.nats)] {
@@ -279,6 +305,22 @@ impl Node {
         }
         Ok(Self { process, address })
     }
+
+    /// Ends it, and starts it again on the same port.
+    async fn restart(
+        &mut self,
+        args: &Args,
+        number: usize,
+        db: &PathBuf,
+        statsd: String,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let id = self.process.id().ok_or("it has ended")?.to_string();
+        Command::new("kill").args(["-TERM", &id]).status().await?;
+        self.process.wait().await?;
+        let port = self.address.rsplit(':').next().ok_or("no port")?.parse()?;
+        *self = Self::start(args, number, db, statsd, port).await?;
+        Ok(())
+    }
 }
 
 fn counts(db: &PathBuf) -> rusqlite::Result<Vec<i64>> {
@@ -290,12 +332,17 @@ fn counts(db: &PathBuf) -> rusqlite::Result<Vec<i64>> {
 }
 
 /// The pages of all shoppers, spread over the nodes.
-async fn arrive(args: &Args, nodes: &[Node]) -> Result<Vec<Shopper>, Box<dyn Error + Send + Sync>> {
+async fn arrive(
+    args: &Args,
+    nodes: &[Node],
+    proxy: Option<&Proxy>,
+) -> Result<Vec<Shopper>, Box<dyn Error + Send + Sync>> {
     let doors = Arc::new(Semaphore::new(ARRIVALS));
     let mut tasks = JoinSet::new();
     for number in 0..args.shoppers {
         let node = nodes.get(number % nodes.len()).ok_or("no node")?;
-        let (doors, address) = (doors.clone(), node.address.clone());
+        let address = proxy.map_or(&node.address, |proxy| &proxy.address).clone();
+        let doors = doors.clone();
         let page = if args.visit { format!("/bench/{}", number % 4 + 1) } else { "/".to_owned() };
         tasks.spawn(async move {
             let _door = doors.acquire().await?;
@@ -323,13 +370,17 @@ async fn buy(mut shopper: Shopper, rush: Arc<Rush>) {
     loop {
         if let Some(at) = shopper.saw_nothing_left() {
             rush.right.lock().push(at);
-            // The page stays open.
-            while shopper.change().await.is_ok() {}
-            return;
+            // The page stays open, and is right when it comes back.
+            loop {
+                while shopper.change().await.is_ok() {}
+                if !reconnected(&mut shopper, &rush).await || shopper.saw_nothing_left().is_none() {
+                    return;
+                }
+            }
         }
         let Some(item) = shopper.wants() else {
             // The release is still to come.
-            if shopper.change().await.is_err() {
+            if shopper.change().await.is_err() && !reconnected(&mut shopper, &rush).await {
                 return;
             }
             continue;
@@ -347,9 +398,21 @@ async fn buy(mut shopper: Shopper, rush: Arc<Rush>) {
             }
         }
         // A person takes a moment.
-        if shopper.pause(Duration::from_millis(fastrand::u64(100..400))).await.is_err() {
+        let pause = shopper.pause(Duration::from_millis(fastrand::u64(100..400))).await;
+        if (pause.is_err() || shopper.has_ended()) && !reconnected(&mut shopper, &rush).await {
             return;
         }
+    }
+}
+
+/// Has a page connect again. Returns whether it did.
+async fn reconnected(shopper: &mut Shopper, rush: &Rush) -> bool {
+    match shopper.reconnect().await {
+        Ok(away) => {
+            rush.away.lock().push(away);
+            true
+        }
+        Err(_) => false,
     }
 }
 
@@ -400,6 +463,19 @@ fn report(
         rush.refused.load(Relaxed),
         rush.failed.load(Relaxed)
     );
+    let mut away = rush.away.lock().clone();
+    away.sort_unstable();
+    if let (Some(half), Some(most), Some(last)) =
+        (away.get(away.len() / 2), away.get(away.len() * 99 / 100), away.last())
+    {
+        println!(
+            "cut off              {} times, p50 {:.2} s, p99 {:.2} s, at most {:.2} s",
+            away.len(),
+            half.as_secs_f64(),
+            most.as_secs_f64(),
+            last.as_secs_f64()
+        );
+    }
     for name in ["store.level_told", "pipeline.push_delivered", "store.checkout_time"] {
         let [p50, p99] = measured.percentiles(name);
         println!("{name:24} p50 {p50:.2} ms, p99 {p99:.2} ms");
@@ -408,6 +484,9 @@ fn report(
         "memory               {} MiB idle, {} MiB at the end",
         idle.mebibytes, after.mebibytes
     );
-    println!("cpu of the sale      {:.1} s", after.cpu_seconds - idle.cpu_seconds);
+    // That of nodes that have ended is not known.
+    if !args.restart {
+        println!("cpu of the sale      {:.1} s", after.cpu_seconds - idle.cpu_seconds);
+    }
     Ok(oversold == 0 && lost == 0)
 }
