@@ -1,10 +1,10 @@
 //! Subjects of NATS.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, pin::pin, sync::Arc};
 
 use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, ServerAddr, Subscriber};
 use futures::{
-    StreamExt,
+    FutureExt, StreamExt,
     stream::{AbortHandle, Abortable, SelectAll},
 };
 use parking_lot::Mutex;
@@ -19,6 +19,9 @@ use crate::{
 
 /// How many subscriptions may wait for the task that reads them.
 const NEW: usize = 1024;
+
+/// How many messages are received before all else is looked at.
+const AT_ONCE: usize = 64;
 
 /// Servers of NATS.
 #[derive(Debug)]
@@ -140,14 +143,22 @@ impl Session for NatsSession {
     async fn receive(&self, core: &Core) -> SessionError {
         let mut reading = self.reading.lock().await;
         let mut messages: SelectAll<Messages> = SelectAll::new();
+        let mut lost = pin!(self.lost.notified());
         loop {
             tokio::select! {
                 biased;
-                () = self.lost.notified() => {
+                () = &mut lost => {
                     return SessionError::Lost("the server has closed it".to_owned());
                 }
                 Some(new) = reading.recv() => messages.push(new),
-                Some(message) = messages.next() => core.receive(&message.payload),
+                Some(message) = messages.next() => {
+                    core.receive(&message.payload);
+                    // What is there already, without a look at all else for each.
+                    for _ in 0..AT_ONCE {
+                        let Some(Some(message)) = messages.next().now_or_never() else { break };
+                        core.receive(&message.payload);
+                    }
+                }
             }
         }
     }

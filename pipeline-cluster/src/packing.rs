@@ -38,7 +38,8 @@ enum Open {
 pub(crate) fn pack(frames: Vec<Outgoing>, max_message: usize) -> Vec<Message> {
     let longest = LONGEST_GROUP.min(max_message);
     let mut messages: Vec<(Channel, Open, usize, bool)> = Vec::with_capacity(frames.len());
-    let mut last: HashMap<Channel, usize, BuildChannelHasher> = HashMap::default();
+    let mut last: HashMap<Channel, usize, BuildChannelHasher> =
+        HashMap::with_capacity_and_hasher(frames.len(), BuildChannelHasher::default());
     for Outgoing { channel, frame, is_request } in frames {
         let next = messages.len();
         match last.entry(channel) {

@@ -140,21 +140,10 @@ impl Arrived {
         }
         self.count += 1;
         let at = self.count;
-        if !self.origins.contains_key(origin) {
-            if self.origins.len() == ORIGINS {
-                self.forget_one();
-            }
-            let new = Origin {
-                name: origin.into(),
-                epoch,
-                last: HashMap::default(),
-                repeated: HashMap::default(),
-                at,
-            };
-            self.origins.insert(new.name.clone(), new);
-        }
-        // It is there now.
-        let Some(origin) = self.origins.get_mut(origin) else { return Arrival::Expected };
+        let Some(origin) = self.origins.get_mut(origin) else {
+            self.first_of(origin, epoch, channel, number);
+            return Arrival::Expected;
+        };
         origin.at = at;
         if epoch < origin.epoch {
             // The rest of what a node sent before it was started again.
@@ -188,6 +177,17 @@ impl Arrived {
             origin.repeated.remove(&channel);
         }
         if missing == 0 { Arrival::Expected } else { Arrival::After(missing, origin.name.clone()) }
+    }
+
+    /// The first frame of an origin that is not remembered.
+    fn first_of(&mut self, origin: &str, epoch: u64, channel: Channel, number: u64) {
+        if self.origins.len() == ORIGINS {
+            self.forget_one();
+        }
+        let (name, at): (Arc<str>, _) = (origin.into(), self.count);
+        let (last, repeated) = (HashMap::from_iter([(channel, number)]), HashMap::default());
+        let new = Origin { name: name.clone(), epoch, last, repeated, at };
+        self.origins.insert(name, new);
     }
 
     fn forget_one(&mut self) {
