@@ -23,6 +23,24 @@
 //!
 #![doc = concat!("```no_run\n", include_str!("../examples/quickstart.rs"), "```")]
 //!
+//! # Modules
+//!
+//! | module | what is there |
+//! | --- | --- |
+//! | [`source`] | queues that any task may push to, and producers of iterators, streams and queries |
+//! | [`step`] | functions as stages: `map`, `map_async`, `batch`, `for_each` |
+//! | [`stage`] | the traits of stages with state: `Producer`, `ProducerConsumer`, `Consumer` |
+//! | [`supervisor`] | a worker for each event, retried and bounded: `ConsumerSupervisor` |
+//! | [`subscription`], [`dispatcher`] | how much a stage asks for, and who receives an event |
+//! | [`processing`] | messages that are acknowledged: processors, batchers, failures |
+//! | [`builder`], [`Graph`] | pipelines with one way, and with several |
+//! | [`timed`], [`telemetry`], [`snapshot`], [`report`] | what a pipeline measures, shows, and says at its end |
+//! | [`ws`] | sockets, channels, topics, broadcasts, presence, tokens |
+//! | [`statsd`], [`inspect`] | metrics for a StatsD server; the live view |
+//! | `sources`, `cluster` | queues that survive the process; other nodes |
+//! | [`serve`](mod@serve), [`health`] | running it all, and ending it in order |
+//! | `testkit`, `ws::channel_test` | tests of stages and of channels |
+//!
 //! # Features
 //!
 //! The first three are on by default.
@@ -59,8 +77,8 @@ pub use pipeline_cluster as cluster;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub use pipeline_core::testkit;
 pub use pipeline_core::{
-    ExitReason, Graph, Pipeline, backoff, builder, dispatcher, guide, prelude, processing, report,
-    snapshot, source, stage, step, subscription, supervisor, telemetry, timed,
+    ExitError, ExitReason, Graph, Pipeline, backoff, builder, dispatcher, guide, prelude,
+    processing, report, snapshot, source, stage, step, subscription, supervisor, telemetry, timed,
 };
 /// A live view of pipelines and sockets.
 #[cfg(feature = "inspect")]

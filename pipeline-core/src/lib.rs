@@ -41,6 +41,22 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Modules
+//!
+//! | module | what is there |
+//! | --- | --- |
+//! | [`source`] | queues that any task may push to, and producers of iterators, streams and queries |
+//! | [`step`] | functions as stages: `map`, `map_async`, `batch`, `for_each` |
+//! | [`stage`] | the traits of stages with state, their messages and options |
+//! | [`supervisor`] | a worker for each event, retried and bounded |
+//! | [`subscription`], [`dispatcher`] | how much a stage asks for, and who receives an event |
+//! | [`processing`] | messages that are acknowledged: processors, batchers, failures |
+//! | [`builder`], [`Graph`] | pipelines with one way, and with several |
+//! | [`backoff`] | delays between attempts |
+//! | [`timed`], [`telemetry`] | the times of an item, and where metrics go |
+//! | [`snapshot`], [`report`] | a pipeline while it runs, and at its end |
+//! | `testkit` | tests of stages, with the feature `test-kit` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 // Arithmetic on instants and durations: see clippy.toml.

@@ -13,6 +13,39 @@
 //! | a stream of Redis, [`redis`] | `redis` |
 //! | a table of PostgreSQL, [`postgres`] | `postgres` |
 //!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//!
+//! use pipeline_core::{Pipeline, processing::{Message, Processors}};
+//! use pipeline_sources::{Item, SourceOptions, sqlite::SqliteQueue};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("mails.db");
+//! let mails = SqliteQueue::open(&path, "mails").await?;
+//! // On the disk when this returns. Another process may push too.
+//! mails.push(Item::new("welcome ada")).await?;
+//!
+//! let pipeline = Pipeline::of_messages("mails")
+//!     .source(mails.source(SourceOptions::new()))
+//!     .processors(Processors::from_fn(async |mail: &mut Message<Item>| {
+//!         println!("{}", String::from_utf8_lossy(&mail.payload));
+//!         Ok(()) // done: an error, a panic or a crash would deliver it again
+//!     }))
+//!     .start()?;
+//! # while mails.backlog().await?.items != Some(0) { tokio::time::sleep(Duration::from_millis(5)).await; }
+//! pipeline.drain(Duration::from_secs(5)).await;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "sqlite"))]
+//! # fn main() {}
+//! ```
+//!
+//! [`SourceOptions`] say how many deliveries an item has, how long a lease lasts, and how the source
+//! connects again. [`QueuedItem`] and [`DeadLetter`] are for operators.
+//!
 //! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`]; the guide
 //! `own_source`, with the feature `test-kit`, builds one.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -71,6 +71,20 @@
 //! # }
 //! ```
 //!
+//! # Modules
+//!
+//! | module | what is there |
+//! | --- | --- |
+//! | [`endpoint`] | the endpoint: its builder, limits, drain, snapshot |
+//! | [`mount`] | a kind of socket: its channels, origins, limits, long polling |
+//! | [`socket`] | who may connect: parameters, facts about the connection, refusals |
+//! | [`channel`] | joins, events, replies, timers, and why a channel stops |
+//! | [`pubsub`] | topics, broadcasts, outcomes of pushes, pipelines as senders, adapters for other nodes |
+//! | [`presence`] | who is on a topic, on all nodes |
+//! | [`payload`] | JSON and bytes |
+//! | [`token`] | signed tokens that Phoenix reads too, and JSON Web Tokens |
+//! | `channel_test` | tests of channels, with the feature `test-kit` |
+//!
 //! # Which pages may connect
 //!
 //! A browser lets any page open a socket to any server. By default, therefore, only pages from the
