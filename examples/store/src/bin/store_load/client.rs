@@ -61,11 +61,12 @@ type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// An open page. A task reads what comes, so the page is up to date also while its shopper waits for an answer.
 pub(crate) struct Page {
-    sink: SplitSink<Stream, Message>,
+    sink: Arc<tokio::sync::Mutex<SplitSink<Stream, Message>>>,
     refs: u32,
     joined: HashMap<String, String>,
     shared: Arc<Shared>,
     reader: JoinHandle<()>,
+    heart: JoinHandle<()>,
 }
 
 /// What the reader of a page has heard.
@@ -94,6 +95,7 @@ struct Product {
 impl Drop for Page {
     fn drop(&mut self) {
         self.reader.abort();
+        self.heart.abort();
     }
 }
 
@@ -109,7 +111,9 @@ impl Page {
         let (sink, stream) = stream.split();
         let shared = Arc::<Shared>::default();
         let reader = tokio::spawn(read(stream, shared.clone()));
-        Ok(Self { sink, refs: 0, joined: HashMap::new(), shared, reader })
+        let sink = Arc::new(tokio::sync::Mutex::new(sink));
+        let heart = tokio::spawn(beat(sink.clone()));
+        Ok(Self { sink, refs: 0, joined: HashMap::new(), shared, reader, heart })
     }
 
     /// The page of an admin.
@@ -142,11 +146,22 @@ impl Page {
         }
         let join_ref = self.joined.get(topic);
         let message = json!([join_ref, reference, topic, event, payload]).to_string();
-        self.sink.send(Message::text(message)).await?;
+        self.sink.lock().await.send(Message::text(message)).await?;
         let answer = timeout(ANSWER, answered).await??;
         match answer["status"].as_str() {
             Some("ok") => Ok(answer["response"].clone()),
             _ => Err(answer["response"].to_string().into()),
+        }
+    }
+}
+
+/// Says that the page is there, until the socket ends.
+async fn beat(sink: Arc<tokio::sync::Mutex<SplitSink<Stream, Message>>>) {
+    let message = json!([null, "beat", "phoenix", "heartbeat", {}]).to_string();
+    loop {
+        sleep(HEARTBEAT).await;
+        if sink.lock().await.send(Message::text(message.clone())).await.is_err() {
+            return;
         }
     }
 }
@@ -255,7 +270,6 @@ pub(crate) struct Shopper {
     path: String,
     /// The cart, as the browser keeps it.
     stored: Option<String>,
-    beat: Instant,
 }
 
 /// The milliseconds before the tries to connect again. These are the delays of the official client.
@@ -282,7 +296,6 @@ impl Shopper {
             token,
             path: page.to_owned(),
             stored: None,
-            beat: Instant::now(),
         };
         shopper.join().await?;
         Ok(shopper)
@@ -315,7 +328,6 @@ impl Shopper {
             let url = format!("ws://{}/product_socket/websocket?vsn=2.0.0", self.address);
             let Ok(page) = Page::open(url, None).await else { continue };
             self.page = page;
-            self.beat = Instant::now();
             if self.join().await.is_ok() {
                 return Ok(ended.elapsed());
             }
@@ -333,29 +345,12 @@ impl Shopper {
         self.page.shared.seen.lock().wants()
     }
 
-    /// Waits until the page has changed. The page says that it is there meanwhile.
+    /// Waits until the page has changed.
     pub(crate) async fn change(&mut self) -> Result<(), Failure> {
-        loop {
-            let left = HEARTBEAT.saturating_sub(self.beat.elapsed());
-            if timeout(left, self.page.shared.changed.notified()).await.is_ok() {
-                return if self.has_ended() { Err("the socket has ended".into()) } else { Ok(()) };
-            }
-            self.heartbeat().await?;
+        if !self.has_ended() {
+            self.page.shared.changed.notified().await;
         }
-    }
-
-    /// Does nothing for a while. The page hears what comes.
-    pub(crate) async fn pause(&mut self, time: Duration) -> Result<(), Failure> {
-        if self.beat.elapsed() > HEARTBEAT {
-            self.heartbeat().await?;
-        }
-        sleep(time).await;
-        Ok(())
-    }
-
-    async fn heartbeat(&mut self) -> Result<(), Failure> {
-        self.beat = Instant::now();
-        self.page.ask("phoenix", "heartbeat", json!({})).await.map(drop)
+        if self.has_ended() { Err("the socket has ended".into()) } else { Ok(()) }
     }
 
     /// Puts an item into the cart.
