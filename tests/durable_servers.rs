@@ -143,6 +143,33 @@ async fn pushes_in_rabbitmq_survive_the_process() {
 }
 
 #[tokio::test]
+async fn two_processes_of_a_cluster_read_from_one_queue_and_each_push_finds_its_user() {
+    const MANY: u64 = 100;
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let url = server.url();
+    let flags = ["--source", &url, "--cluster", &url, "--acknowledge", "confirmed"];
+    let [one, other] = [Example::start(&flags).await, Example::start(&flags).await];
+    let (mut ada, mut joe) = (user(&one, 1).await, user(&other, 2).await);
+    let push = |user: u64, n: u64| {
+        json!({ "user_id": user, "event": "push_timed", "data": { "n": n } }).to_string()
+    };
+    let pushes = (0..MANY).flat_map(|n| [push(1, n), push(2, n)]).collect::<Vec<_>>().join("\n");
+    assert_eq!(one.request("POST", "/push", NDJSON, &pushes).await.status, 202);
+    for (client, topic) in [(&mut ada, "user:1"), (&mut joe, "user:2")] {
+        let mut seen = BTreeSet::new();
+        while seen.len() < usize::try_from(MANY).unwrap() {
+            let message = client.receive().await;
+            if message[3] == "push_timed" {
+                seen.insert(message[4]["data"]["n"].as_u64().unwrap());
+                client.send(json!(["1", "2", topic, "ack", { "id": message[4]["ack"] }])).await;
+            }
+        }
+    }
+    until(&one, "all are done", |queue| queue["backlog"] == 0).await;
+    until(&one, "none was given up", |queue| queue["dead_letters"] == 0).await;
+}
+
+#[tokio::test]
 async fn an_address_that_is_no_server_is_refused_without_its_password() {
     for address in ["http://user:MARK@host", "redis://user:MARK@host:port"] {
         let (status, printed) = Example::run(&["--port", "0", "--source", address]).await;

@@ -84,6 +84,13 @@ pub struct Args {
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = Level::Written)]
     pub acknowledge: Level,
 
+    /// Connect this process with others by a server: redis://.. or nats://... A push finds its user at any of
+    /// them, which may read from one --source or --durable. They need the same --secret. Without this flag,
+    /// let one process read from a queue: a push reaches the users of the process that has fetched it. Needs
+    /// the feature `cluster`
+    #[arg(long, value_name = "URL", env = "PUSH_CLUSTER", hide_env_values = true)]
+    pub cluster: Option<String>,
+
     /// Send StatsD lines to this address, instead of printing them
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub statsd: Option<String>,

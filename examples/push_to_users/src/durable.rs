@@ -15,7 +15,7 @@ use pipeline::{
     timed::Timed,
     ws::{
         Payload,
-        pubsub::{Expired, NoSubscribers, Push as ToTopic, PushMessages},
+        pubsub::{ClientsElsewhere, Expired, NoSubscribers, Push as ToTopic, PushMessages},
     },
 };
 use tokio::time::sleep;
@@ -74,6 +74,8 @@ pub fn start<B: Broker>(source: Source<B>, pushing: Pushing) -> Result<Pipeline,
     };
     let push = pubsub.push_messages(to_topic as ToPush);
     let push = push.acknowledge(acknowledge).no_subscribers(absent).in_order();
+    // Its user may be at another process of the cluster, if there is one.
+    let push = push.clients_elsewhere(ClientsElsewhere::GiveBack);
     let supervisor = ConsumerSupervisor::new(PushAccepted { push, delay })
         .restart(Restart::Temporary)
         .ordered_by_key(|accepted: &Accepted| accepted.user)

@@ -9,6 +9,7 @@
 #![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod args;
+mod cluster;
 #[cfg(feature = "durable")]
 mod dead_letters;
 mod demo;
@@ -118,7 +119,10 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     if let Some(host) = &args.public_host {
         endpoint = endpoint.host(host);
     }
-    let endpoint = endpoint.build()?;
+    let endpoint = match &args.cluster {
+        Some(server) => cluster::join(endpoint, server).await?.build()?,
+        None => endpoint.build()?,
+    };
 
     // The pipeline: a queue, and one worker per item, up to `max_demand` at once. The queue is bounded
     // and in memory, or in a file, or at a server.

@@ -99,6 +99,12 @@ impl PubSub {
         self.shared.table.has_clients(topic) || self.has_subscribers_elsewhere(topic)
     }
 
+    /// Whether this node has no client, and knows that another node may have some.
+    pub(super) fn has_clients_elsewhere_only(&self, topic: &str) -> bool {
+        !self.shared.table.has_clients(topic)
+            && self.shared.topics.as_ref().is_some_and(|topics| topics.may_have(topic))
+    }
+
     /// Whether another node may have subscribers. An unknown state counts as one.
     pub(super) fn has_subscribers_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {

@@ -38,7 +38,8 @@ pub use self::{
     confirm::{Confirmation, NotConfirmed, TooManyConfirmations},
     filter::FilterSubscribed,
     push_messages::{
-        Acknowledge, AsyncPush, Expired, NoSubscribers, Push, PushMessages, WhenCrowded,
+        Acknowledge, AsyncPush, ClientsElsewhere, Expired, NoSubscribers, Push, PushMessages,
+        WhenCrowded,
     },
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,

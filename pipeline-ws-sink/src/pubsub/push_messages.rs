@@ -24,6 +24,11 @@ use crate::{
 /// How long a push may take to be written, by default.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
+/// When a message for clients of another node is delivered again: the older, the later.
+fn hand_over() -> Backoff {
+    Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).jitter(Jitter::None)
+}
+
 /// How many pushes may wait, and how large they may be together, by default.
 const WAITING: Limits = Limits { pushes: 10_000, bytes: 64 * 1024 * 1024 };
 
@@ -98,6 +103,19 @@ pub enum WhenCrowded {
     GiveBack,
 }
 
+/// What becomes of a message whose topic has clients on other nodes, and none on this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientsElsewhere {
+    /// The message is broadcast to them, as far as the [`Adapter`](crate::pubsub::Adapter) promises, and done. The
+    /// default.
+    #[default]
+    Broadcast,
+    /// Its source has it back, and delivers it again soon, without counting this delivery: until the node
+    /// with the clients takes it, and acknowledges what has become of the push. That node has to read from
+    /// the same source.
+    GiveBack,
+}
+
 /// An event to be pushed to a topic.
 ///
 /// ```
@@ -147,6 +165,7 @@ pub struct PushMessages<F> {
     push: F,
     acknowledge: Acknowledge,
     no_subscribers: NoSubscribers,
+    elsewhere: ClientsElsewhere,
     written_within: Duration,
     look_again: Backoff,
     in_order: bool,
@@ -167,6 +186,8 @@ enum Stuck {
     Slow,
     #[error("too many pushes to the topic wait for their clients")]
     Crowded,
+    #[error("its clients are on another node")]
+    Elsewhere,
     #[error("its source delivers it again")]
     Old,
 }
@@ -233,6 +254,7 @@ impl PubSub {
             push,
             acknowledge: Acknowledge::default(),
             no_subscribers: NoSubscribers::default(),
+            elsewhere: ClientsElsewhere::default(),
             written_within: WRITTEN_WITHIN,
             look_again: Backoff::new(second, minute).jitter(Jitter::None),
             in_order: false,
@@ -325,6 +347,18 @@ impl<F> PushMessages<F> {
         Self { no_subscribers, ..self }
     }
 
+    /// What becomes of a message whose topic has clients on other nodes, and none on this one. By default it
+    /// is broadcast to them, which they may miss.
+    ///
+    /// To give it back, this node has to know where clients are:
+    /// [`EndpointBuilder::sync_subscriptions`](crate::endpoint::EndpointBuilder::sync_subscriptions). Without
+    /// it, this has no effect. A message is given back as long as it may be
+    /// [kept](Self::no_subscribers).
+    #[must_use]
+    pub fn clients_elsewhere(self, elsewhere: ClientsElsewhere) -> Self {
+        Self { elsewhere, ..self }
+    }
+
     /// When a message that is kept is delivered again. Default from a second to a minute: the older the
     /// message, the longer, but not longer than this end of a pipeline has existed. A join wakes nothing, so
     /// this is also how long a user who comes back may wait for what was kept.
@@ -380,6 +414,11 @@ impl<F> PushMessages<F> {
         P: IntoPayload + Send,
     {
         let Push { topic, event, payload, timeline } = push;
+        if self.elsewhere == ClientsElsewhere::GiveBack
+            && self.pubsub.has_clients_elsewhere_only(&topic)
+        {
+            return self.on_other_nodes(message);
+        }
         let payload = payload.into_payload().map_err(|error| Failure::from(error).give_up())?;
         let bytes = [topic.len(), event.len(), payload.bytes().len()].iter().sum();
         let needs_room = self.when_crowded == WhenCrowded::GiveBack;
@@ -479,9 +518,25 @@ impl<F> PushMessages<F> {
     /// Why a message is not pushed now.
     fn given_back<T>(&self, why: Stuck, message: &Message<T>) -> Failure {
         self.metrics.given_back.increment(1);
+        Failure::from(why).later(delay_at(self.look_again, self.looked_for(message)))
+    }
+
+    /// For how long a message was looked at by this end of a pipeline.
+    fn looked_for<T>(&self, message: &Message<T>) -> Duration {
         let added = message.metadata().enqueued_at.map(|at| self.clock.since(at));
-        let looked_for = added.unwrap_or_default().min(self.clock.started().elapsed());
-        Failure::from(why).later(delay_at(self.look_again, looked_for))
+        added.unwrap_or_default().min(self.clock.started().elapsed())
+    }
+
+    /// What becomes of a message whose clients are on other nodes.
+    fn on_other_nodes<T>(&self, message: &Message<T>) -> Result<Delivered, Failure> {
+        let added = message.metadata().enqueued_at.map(|at| self.clock.since(at));
+        if let NoSubscribers::Keep { keep_for, .. } = self.no_subscribers
+            && added.is_some_and(|added| added >= keep_for)
+        {
+            return self.absent(Delivered::default(), message);
+        }
+        self.metrics.elsewhere.increment(1);
+        Err(Failure::from(Stuck::Elsewhere).later(delay_at(hand_over(), self.looked_for(message))))
     }
 
     /// What becomes of a message whose push has reached no client.

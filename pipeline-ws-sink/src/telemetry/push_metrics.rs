@@ -25,6 +25,8 @@ pub(crate) struct PushMetrics {
     pub(crate) unconfirmed: Counter,
     /// Given back before their push, because too many of their topic wait.
     pub(crate) given_back: Counter,
+    /// Given back before their push, because their clients are on other nodes.
+    pub(crate) elsewhere: Counter,
     /// Pushes that wait in their work places, because too many wait elsewhere.
     pub(crate) crowded: Counter,
     waiting: Gauge,
@@ -51,6 +53,7 @@ impl PushMetrics {
             stuck: counter("stuck"),
             unconfirmed: counter("unconfirmed"),
             given_back: counter("given_back"),
+            elsewhere: counter("elsewhere"),
             crowded: telemetry.counter(
                 "socket.messages_crowded",
                 "Pushes of messages that wait in their work places, because the room for others is full",

@@ -307,7 +307,7 @@ async fn path(example: &str) -> PathBuf {
     cargo.args(
         sources.iter().flat_map(|name| ["--features".to_owned(), format!("push_to_users/{name}")]),
     );
-    cargo.args(["--features", "channels/cluster"]);
+    cargo.args(["--features", "channels/cluster", "--features", "push_to_users/cluster"]);
     assert!(cargo.status().await.unwrap().success(), "the examples do not build");
     folder.join(example)
 }
