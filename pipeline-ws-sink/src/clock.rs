@@ -45,6 +45,12 @@ impl Clock {
         self.since_1970().saturating_sub(at)
     }
 
+    /// The time until a moment of the wall clock; zero if that has passed.
+    pub(crate) fn until(&self, moment: SystemTime) -> Duration {
+        let at = moment.duration_since(UNIX_EPOCH).unwrap_or_default();
+        at.saturating_sub(self.since_1970())
+    }
+
     /// A version for a replica that starts with this clock. It is greater than those of earlier
     /// starts, unless the wall clock was set back, and different from them in any case.
     pub(crate) fn version(&self) -> u64 {
@@ -78,6 +84,8 @@ mod tests {
         let early = Clock::start_at(UNIX_EPOCH - DAY);
         assert_eq!(clock.since(UNIX_EPOCH + DAY / 2), 3 * DAY / 2);
         assert_eq!(clock.since(UNIX_EPOCH + 3 * DAY), Duration::ZERO);
+        assert_eq!(clock.until(UNIX_EPOCH + 3 * DAY), DAY);
+        assert_eq!(clock.until(UNIX_EPOCH + DAY), Duration::ZERO);
         assert_eq!(early.since_1970(), Duration::ZERO, "a time before 1970 counts as 1970");
     }
 

@@ -313,6 +313,23 @@ async fn a_message_for_a_user_who_is_not_there_is_kept_until_its_time_is_over() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_from_the_future_is_not_looked_for_each_second() {
+    let server = server(|mount| mount);
+    let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };
+    let backoff = Backoff::new(SECOND, 60 * SECOND).jitter(Jitter::None);
+    let to = pushing(&server).no_subscribers(keep).look_again(backoff);
+    tokio::time::advance(HOUR).await;
+    // Another clock may be a little ahead, or be in another time zone.
+    for (ahead, delay) in [(SECOND * 30, SECOND), (HOUR * 2, SECOND * 60)] {
+        let mut metadata = message(Duration::ZERO, 3).metadata().clone();
+        metadata.enqueued_at = Some(SystemTime::now() + HOUR + ahead);
+        let mut message = message(Duration::ZERO, 3).with_metadata(metadata);
+        let failure = to.handle_message(&mut message).await.unwrap_err();
+        assert_eq!(failure.redelivery(), Redelivery::Later(delay), "{ahead:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kept_message_without_a_time_is_counted_by_its_source() {
     let server = server(|mount| mount);
     let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };

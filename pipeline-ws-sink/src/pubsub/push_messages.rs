@@ -32,6 +32,9 @@ fn hand_over() -> Backoff {
 /// How many pushes may wait, and how large they may be together, by default.
 const WAITING: Limits = Limits { pushes: 10_000, bytes: 64 * 1024 * 1024 };
 
+/// By how much the clock of the program that adds messages may be ahead of this one.
+const AHEAD: Duration = Duration::from_secs(60);
+
 /// How far a push has to come before its message is acknowledged.
 ///
 /// Until then the message is its source's: after a crash it is delivered again.
@@ -361,7 +364,8 @@ impl<F> PushMessages<F> {
 
     /// When a message that is kept is delivered again. Default from a second to a minute: the older the
     /// message, the longer, but not longer than this end of a pipeline has existed. A join wakes nothing, so
-    /// this is also how long a user who comes back may wait for what was kept.
+    /// this is also how long a user who comes back may wait for what was kept. A message that is from the
+    /// future by more than a minute has no age, and counts as one that was there before this end.
     #[must_use]
     pub fn look_again(self, backoff: Backoff) -> Self {
         Self { look_again: backoff, ..self }
@@ -545,7 +549,8 @@ impl<F> PushMessages<F> {
             self.metrics.absent.increment(1);
             return Ok(delivered);
         };
-        let added = message.metadata().enqueued_at.map(|at| self.clock.since(at));
+        let enqueued_at = message.metadata().enqueued_at;
+        let added = enqueued_at.map(|at| self.clock.since(at));
         // A message without a time is as young as it can be.
         let left = keep_for.saturating_sub(added.unwrap_or_default());
         if !left.is_zero() {
@@ -555,7 +560,9 @@ impl<F> PushMessages<F> {
             return Err(match added {
                 Some(age) => {
                     // It was not looked for before this worker was there, and its user may come back soon.
-                    let looked_for = age.min(self.clock.started().elapsed());
+                    let here = self.clock.started().elapsed();
+                    let is_ahead = enqueued_at.is_some_and(|at| self.clock.until(at) > AHEAD);
+                    let looked_for = if is_ahead { here } else { age.min(here) };
                     absent.later(delay_at(self.look_again, looked_for).min(left))
                 }
                 // It would never be too old, so its source counts how often it is looked for.
