@@ -74,14 +74,7 @@ impl Room {
     }
 
     /// Whether items may be added in this transaction.
-    pub(super) fn takes_items(&mut self, transaction: &Connection) -> bool {
-        if !self.is_used_up {
-            // Another process may have found that there is no room, and has given up the reserve.
-            if self.has_reserve && !self.reserve.exists() {
-                self.has_reserve = false;
-                self.use_up(transaction);
-            }
-        }
+    pub(super) fn takes_items(&self, transaction: &Connection) -> bool {
         !self.is_used_up || free_pages(transaction) >= FREE_PAGES
     }
 
@@ -105,8 +98,12 @@ impl Room {
         move_log(connection);
     }
 
-    /// Looks whether there is room again, if it is time.
+    /// Looks whether there is room again, if it is time, or whether there is still room.
     pub(super) fn look(&mut self, connection: &Connection) {
+        // Another process may have found that there is none, and has given up the reserve.
+        if self.has_reserve && !self.reserve.exists() {
+            return self.use_up(connection);
+        }
         if !self.is_used_up || Instant::now() < self.look {
             return;
         }
@@ -266,6 +263,7 @@ mod tests {
     fn a_reserve_that_another_process_has_given_up_is_missed() {
         let (folder, connection, mut room) = opened();
         fs::remove_file(folder.path().join("queue.db-reserve")).unwrap();
+        room.look(&connection);
         assert!(!room.takes_items(&connection) && room.is_used_up());
     }
 
