@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use futures::StreamExt;
+use parking_lot::Mutex;
 use pipeline::sources::{
     Item, nats::NatsQueue, postgres::PostgresQueue, rabbitmq::RabbitQueue, redis::RedisQueue,
 };
@@ -13,6 +15,7 @@ use pipeline_test_support::{
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -142,6 +145,18 @@ async fn pushes_in_rabbitmq_survive_the_process() {
     pushes_survive_the_process(Kind::RabbitMq).await;
 }
 
+/// Confirms each push, and keeps its number, until the client is closed.
+async fn confirming(mut client: Client, topic: &str, seen: &Mutex<BTreeSet<u64>>) {
+    while let Some(Ok(message)) = client.stream.next().await {
+        let Message::Text(text) = message else { continue };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        if message[3] == "push_timed" {
+            seen.lock().insert(message[4]["data"]["n"].as_u64().unwrap());
+            client.send(json!(["1", "2", topic, "ack", { "id": message[4]["ack"] }])).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn two_processes_of_a_cluster_read_from_one_queue_and_each_push_finds_its_user() {
     const MANY: u64 = 100;
@@ -149,23 +164,26 @@ async fn two_processes_of_a_cluster_read_from_one_queue_and_each_push_finds_its_
     let url = server.url();
     let flags = ["--source", &url, "--cluster", &url, "--acknowledge", "confirmed"];
     let [one, other] = [Example::start(&flags).await, Example::start(&flags).await];
-    let (mut ada, mut joe) = (user(&one, 1).await, user(&other, 2).await);
+    let (ada, joe) = (user(&one, 1).await, user(&other, 2).await);
     let push = |user: u64, n: u64| {
         json!({ "user_id": user, "event": "push_timed", "data": { "n": n } }).to_string()
     };
     let pushes = (0..MANY).flat_map(|n| [push(1, n), push(2, n)]).collect::<Vec<_>>().join("\n");
     assert_eq!(one.request("POST", "/push", NDJSON, &pushes).await.status, 202);
-    for (client, topic) in [(&mut ada, "user:1"), (&mut joe, "user:2")] {
-        let mut seen = BTreeSet::new();
-        while seen.len() < usize::try_from(MANY).unwrap() {
-            let message = client.receive().await;
-            if message[3] == "push_timed" {
-                seen.insert(message[4]["data"]["n"].as_u64().unwrap());
-                client.send(json!(["1", "2", topic, "ack", { "id": message[4]["ack"] }])).await;
-            }
+    // They confirm all that comes, also again, until nothing is left.
+    let seen = [Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new())];
+    let all_done = async {
+        let many = usize::try_from(MANY).unwrap();
+        while seen.iter().any(|seen| seen.lock().len() < many) {
+            sleep(Duration::from_millis(50)).await;
         }
+        until(&one, "all are done", |queue| queue["backlog"] == 0).await;
+    };
+    tokio::select! {
+        () = confirming(ada, "user:1", &seen[0]) => panic!("the first client was closed"),
+        () = confirming(joe, "user:2", &seen[1]) => panic!("the second client was closed"),
+        done = timeout(PATIENCE * 3, all_done) => done.unwrap(),
     }
-    until(&one, "all are done", |queue| queue["backlog"] == 0).await;
     until(&one, "none was given up", |queue| queue["dead_letters"] == 0).await;
 }
 
