@@ -11,14 +11,16 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use parking_lot::Mutex;
 use pipeline_core::{
-    Pipeline, source::from_poll, step::for_each, subscription::SubscribeOptions, testkit,
+    Graph, Pipeline, source::from_poll, stage::EventStream, step::for_each,
+    subscription::SubscribeOptions, testkit,
 };
 use pipeline_test_support::{Log, gate};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -140,6 +142,30 @@ async fn demand_and_a_drain_do_not_drop_a_call_that_has_begun() {
     assert!(report.is_clean(), "{report}");
     assert_eq!(recording.events(), [7; 3]);
     assert_eq!(taken.load(SeqCst), 1, "a drain asks for nothing new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_a_call_whose_consumer_has_left() {
+    let (permits, called) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (waits, calls) = (permits.clone(), called.clone());
+    let rows = from_poll(SECOND, async move |limit: usize| {
+        calls.fetch_add(1, SeqCst);
+        waits.acquire().await.unwrap().forget();
+        Ok::<_, io::Error>(vec![7_u32; limit])
+    });
+    let mut graph = Graph::new("test");
+    let rows = graph.producer("rows", rows);
+    let pipeline = graph.start().unwrap();
+    let mut consumer = EventStream::new();
+    consumer.subscribe(&rows, SubscribeOptions::new().max_demand(3)).unwrap();
+    assert!(timeout(SECOND, consumer.next()).await.is_err());
+    assert_eq!(called.load(SeqCst), 1);
+    drop(consumer);
+    let draining = tokio::spawn(pipeline.drain(60 * SECOND));
+    sleep(10 * SECOND).await;
+    permits.add_permits(1);
+    let report = draining.await.unwrap();
+    assert_eq!(report.unprocessed(), 3, "they are not forgotten: {report}");
 }
 
 #[test]

@@ -28,8 +28,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// The stage calls a clone of the function each time, because an async closure with captures can be
 /// called only once. So its captures have to be `Clone`, such as a pool, and a position is kept in an
 /// `Arc`. The returned future runs while the stage handles its messages, and is not dropped by them: a
-/// query that deletes what it returns loses nothing, as long as the stage runs. A drain waits for a call
-/// that has begun, as long as the drain may take.
+/// query that deletes what it returns loses nothing, as long as the stage runs. A call that has begun
+/// stands still while its consumers have left or the pipeline is paused. A drain waits for it, as long as
+/// the drain may take.
 ///
 /// # Panics
 ///
@@ -78,7 +79,6 @@ where
         next_call: None,
         running: None,
         returned: None,
-        drains: false,
         consumers: ConsumerCount::default(),
         events: PhantomData,
     }
@@ -99,7 +99,6 @@ pub struct FromPoll<T, F, Fut> {
     running: Option<(usize, Pin<Box<Fut>>)>,
     /// What a call has returned, with the number that was asked for.
     returned: Option<(usize, Result<Vec<T>, ExitReason>)>,
-    drains: bool,
     consumers: ConsumerCount,
     events: PhantomData<fn() -> T>,
 }
@@ -167,7 +166,9 @@ where
             if let Some(next_call) = self.next_call {
                 next_call.passed().await;
             }
-            self.running = Some((self.owed, Box::pin((self.function.clone())(self.owed))));
+            // `ready` is awaited only while there is demand.
+            let asked = self.owed.max(1);
+            self.running = Some((asked, Box::pin((self.function.clone())(asked))));
         }
         if let Some((asked, call)) = &mut self.running {
             let result = call.await.map_err(Into::into);
@@ -181,9 +182,6 @@ where
             self.settle(asked, result, |events| out.emit_all(events));
         }
         self.owed = out.owed();
-        if self.drains {
-            out.finish();
-        }
         Ok(())
     }
 
@@ -204,20 +202,17 @@ where
         out: &mut Emitter<'_, T>,
     ) -> Result<(), ExitReason> {
         self.owed = out.owed();
-        if self.drains && self.owed == 0 {
-            out.finish();
-        }
         self.consumers.left()
     }
 
+    /// What a call has taken from a table is not there any more, so a call that has begun is waited for,
+    /// although its consumer may have left.
     async fn handle_drain(&mut self, out: &mut Emitter<'_, T>) -> Result<(), ExitReason> {
-        let has_call = self.running.is_some() || self.returned.is_some();
-        // Without demand, `ready` would not be awaited.
-        if has_call && out.owed() > 0 {
-            self.drains = true;
-        } else {
-            out.finish();
+        if self.running.is_some() {
+            self.ready().await;
         }
+        self.handle_ready(out).await?;
+        out.finish();
         Ok(())
     }
 
