@@ -19,10 +19,11 @@ const LONGEST: Duration = Duration::from_secs(60);
 ///
 /// The function is called with the number of events that there is demand for, first at once. While it
 /// returns as many as that, it is called again at once; when it returns fewer, after `every`. Without
-/// demand it is not called. Events beyond the number wait in the stage's buffer.
+/// demand it is not called. Events beyond the number wait in the stage's buffer, and those beyond its
+/// capacity are discarded and counted.
 ///
 /// An error ends nothing: it is logged, and the function is called again after `every`, then twice as
-/// long and so on, up to a minute. A function that should end the stage can panic; a stage that should
+/// long and so on, up to a minute, each delay shortened by up to half at random. A function that should end the stage can panic; a stage that should
 /// end by itself is one of [`from_stream`](super::from_stream).
 ///
 /// The stage calls a clone of the function each time, because an async closure with captures can be
