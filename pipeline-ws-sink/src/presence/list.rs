@@ -129,7 +129,7 @@ pub struct PresenceDiff {
     /// The removed metas only.
     pub leaves: PresenceList,
     /// The keys that have come: they had no meta before this diff, and have one now. On whatever node
-    /// and device, only the first meta of a user is such a join. Each node of a cluster is told. Clients
+    /// and device, only the first meta of a user is such a join. Each node of a cluster has it. Clients
     /// do not receive it.
     #[serde(skip)]
     pub first_joins: Vec<Arc<str>>,
