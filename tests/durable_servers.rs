@@ -2,7 +2,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::mpsc, thread, time::Duration};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use pipeline_test_support::{
     Client, Example, PATIENCE, connect,
     servers::{Kind, Server},
 };
+use rdkafka::mocking::MockCluster;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
@@ -194,4 +195,59 @@ async fn an_address_that_is_no_server_is_refused_without_its_password() {
         assert!(!status.success() && printed.contains("error: "), "{printed}");
         assert!(!printed.contains("MARK"), "{printed}");
     }
+}
+
+/// The address of a cluster of Kafka, which is there until the sender is gone. The client library has it, and it
+/// speaks the protocol.
+fn kafka() -> (String, mpsc::Sender<()>) {
+    let (alive, is_alive) = mpsc::channel::<()>();
+    let (started, servers) = mpsc::channel();
+    thread::spawn(move || {
+        let cluster = MockCluster::new(1).unwrap();
+        for (topic, partitions) in [("pushes", 2), ("pushes.dead-letters", 1)] {
+            cluster.create_topic(topic, partitions, 1).unwrap();
+        }
+        started.send(cluster.bootstrap_servers()).unwrap();
+        let _ = is_alive.recv();
+    });
+    (format!("kafka://{}", servers.recv().unwrap()), alive)
+}
+
+#[tokio::test]
+async fn pushes_in_kafka_reach_their_user_and_survive_a_restart() {
+    const MANY: u64 = 100;
+    let (url, _cluster) = kafka();
+    let start = async |flags: &[&str]| Example::start(&[&["--source", &url], flags].concat()).await;
+    let example = start(&["--max-demand", "2", "--delay-ms", "10"]).await;
+    let mut ada = user(&example, 1).await;
+    let response = example.request("POST", "/push", NDJSON, &lines(0..MANY)).await;
+    assert_eq!((response.status, response.json()), (202, json!({ "accepted": MANY })));
+    let mut seen = BTreeSet::new();
+    for n in 0..20 {
+        assert_eq!(number(&mut ada).await, n, "in order");
+        seen.insert(n);
+    }
+    example.signal("-TERM").await;
+    while let Some(Ok(message)) = timeout(PATIENCE, ada.stream.next()).await.unwrap() {
+        let Message::Text(text) = message else { continue };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        seen.extend(message[4]["data"]["n"].as_u64());
+    }
+    example.wait().await;
+    assert!(seen.len() < usize::try_from(MANY).unwrap(), "nothing was left");
+
+    let example = start(&[]).await;
+    let mut ada = user(&example, 1).await;
+    // A member of the group that has died keeps its partitions for 45 seconds.
+    while seen.len() < usize::try_from(MANY).unwrap() {
+        let message = timeout(PATIENCE * 4, ada.stream.next()).await.unwrap().unwrap().unwrap();
+        let Message::Text(text) = message else { continue };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        seen.extend(message[4]["data"]["n"].as_u64());
+    }
+    until(&example, "it is empty", |queue| queue["backlog"] == 0).await;
+    assert_eq!(example.push(&lines(MANY..=MANY)).await.status, 202);
+    assert_eq!(number(&mut ada).await, MANY);
+    let (done, printed) = dead_letters(&url, &["list", "--json"]).await;
+    assert!(done && printed.lines().all(|line| !line.starts_with('{')), "{printed}");
 }
