@@ -8,8 +8,6 @@ use std::{
     sync::Arc,
 };
 
-use tokio::time::{Duration, Instant};
-
 use crate::channels::{BuildChannelHasher, Channel};
 
 /// How many nodes may have been sent to with numbers. What is sent to more of them has none.
@@ -19,15 +17,15 @@ const NODES: usize = 65_536;
 /// forgotten.
 const ORIGINS: usize = 1_024;
 
-/// How many numbers that are not new may follow each other before the lower ones count as those of a node
-/// that counts anew. What is sent again after a lost connection is never more.
+/// The most frames of a channel that are on the way to the server at once, and are sent again after a lost
+/// connection. More of them in a row that only grow are no copies.
 pub(crate) const REPEATED: u32 = 512;
 
-/// For how long numbers may be those of before. What is sent again comes within moments.
-const STALE: Duration = Duration::from_secs(10);
-
-/// How many that are late it takes.
+/// How many in a row it takes of numbers that have not arrived before.
 const FEW: u32 = 3;
+
+/// After how many numbers above it a gap is a true one, and is forgotten.
+const CERTAIN: u64 = 1_024;
 
 /// The furthest that a number may be from the last one. More are not sent while a node lives.
 const JUMP: u64 = 1 << 40;
@@ -68,24 +66,81 @@ struct Origin {
     name: Arc<str>,
     epoch: u64,
     last: HashMap<Channel, u64, BuildChannelHasher>,
-    /// The channels whose latest numbers were not new.
-    repeated: HashMap<Channel, Run, BuildChannelHasher>,
+    /// The channels whose last number may be a false one.
+    doubts: HashMap<Channel, Doubt, BuildChannelHasher>,
+    /// A lower epoch, and how many frames of it there were since the last one of this epoch.
+    former: (u64, u32),
     /// The number of its last arrival.
     at: u64,
 }
 
-/// Numbers that follow each other and are not new.
-#[derive(Debug)]
-struct Run {
-    count: u32,
-    since: Instant,
+/// What there is to know about a channel whose last number may be a false one.
+///
+/// A copy has a number that has arrived. So those in a gap are no copies, however late they are, and a
+/// few of them show that the number behind the gap was false. Time shows nothing: a slow server may pass
+/// on a frame again and again, minutes later.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// The latest gap: the last number before it, and the first one after it.
+    gap: (u64, u64),
+    /// The first and the last number of those that have arrived, although they are greater than the last
+    /// one of the count that was taken.
+    above: (u64, u64),
+    /// The last number that was not new.
+    late: u64,
+    /// How many of those in a row have grown, and how many of them in the gap.
+    grown: u32,
+    in_gap: u32,
 }
 
-impl Run {
-    /// Whether they cannot be copies of what has arrived.
-    fn is_a_new_count(&self, now: Instant) -> bool {
-        let age = now.saturating_duration_since(self.since);
-        self.count > REPEATED || (self.count >= FEW && age >= STALE)
+impl Doubt {
+    /// A number arrives that is not new. Returns whether it is one of a node that counts anew.
+    fn is_a_new_count(&mut self, number: u64) -> bool {
+        if number <= self.late {
+            // Copies begin again at a number that was there.
+            (self.grown, self.in_gap) = (0, 0);
+        }
+        self.late = number;
+        self.grown += 1;
+        let (before, behind) = self.gap;
+        self.in_gap = if number > before && number < behind { self.in_gap + 1 } else { 0 };
+        self.in_gap >= FEW || self.grown > REPEATED
+    }
+
+    /// The count of a number is taken instead of the one up to `last`.
+    fn take(&mut self, number: u64, last: u64) {
+        let (before, behind) = self.gap;
+        let is_in_gap = number > before && number < behind;
+        let above = if is_in_gap { (behind, last) } else { (0, 0) };
+        *self = Self { above, ..Self::default() };
+    }
+
+    /// The last number is a greater one than before. Returns whether it has arrived already, and how many
+    /// are missing before it.
+    fn rise(&mut self, number: u64, before: u64) -> (bool, u64) {
+        (self.late, self.grown, self.in_gap) = (0, 0, 0);
+        let (first, end) = self.above;
+        if (first..=end).contains(&number) {
+            return (true, 0);
+        }
+        let (mut missing, mut since) = (number - before - 1, before);
+        if number > end {
+            if end > before {
+                missing -= end + 1 - first.max(before + 1);
+                since = end;
+            }
+            self.above = (0, 0);
+        }
+        if number > since + 1 {
+            self.gap = (since, number);
+        } else if number.saturating_sub(self.gap.1) > CERTAIN {
+            self.gap = (0, 0);
+        }
+        (false, missing)
+    }
+
+    fn is_over(&self) -> bool {
+        (self.gap, self.above) == ((0, 0), (0, 0))
     }
 }
 
@@ -116,7 +171,7 @@ impl Arrived {
         if self.followed.remove(&channel) {
             for origin in self.origins.values_mut() {
                 origin.last.remove(&channel);
-                origin.repeated.remove(&channel);
+                origin.doubts.remove(&channel);
             }
         }
     }
@@ -132,7 +187,6 @@ impl Arrived {
         epoch: u64,
         channel: Channel,
         number: u64,
-        now: Instant,
     ) -> Arrival {
         // The last frames of a channel arrive after it was unsubscribed from.
         if number == 0 || !self.follows(channel) {
@@ -146,37 +200,19 @@ impl Arrived {
         };
         origin.at = at;
         if epoch < origin.epoch {
-            // The rest of what a node sent before it was started again.
-            return Arrival::Expected;
-        }
-        if epoch > origin.epoch {
-            origin.epoch = epoch;
-            origin.last.clear();
-            origin.repeated.clear();
-        }
-        let Some(last) = origin.last.get_mut(&channel) else {
-            origin.last.insert(channel, number);
-            return Arrival::Expected;
-        };
-        if number <= *last {
-            let run = origin.repeated.entry(channel).or_insert(Run { count: 0, since: now });
-            run.count += 1;
-            if !run.is_a_new_count(now) {
-                return Arrival::Repeated;
+            if !origin.is_of_now(epoch) {
+                // The rest of what a node sent before it was started again.
+                return Arrival::Expected;
             }
-            origin.repeated.remove(&channel);
-            *last = number;
+            origin.begin(epoch);
+            origin.last.insert(channel, number);
             return Arrival::CountsAnew(origin.name.clone());
         }
-        let missing = number - *last - 1;
-        if missing > JUMP {
-            return Arrival::Unbelievable;
+        if epoch > origin.epoch {
+            origin.begin(epoch);
         }
-        *last = number;
-        if !origin.repeated.is_empty() {
-            origin.repeated.remove(&channel);
-        }
-        if missing == 0 { Arrival::Expected } else { Arrival::After(missing, origin.name.clone()) }
+        origin.former.1 = 0;
+        origin.arrive(channel, number)
     }
 
     /// The first frame of an origin that is not remembered.
@@ -185,8 +221,8 @@ impl Arrived {
             self.forget_one();
         }
         let (name, at): (Arc<str>, _) = (origin.into(), self.count);
-        let (last, repeated) = (HashMap::from_iter([(channel, number)]), HashMap::default());
-        let new = Origin { name: name.clone(), epoch, last, repeated, at };
+        let (last, doubts) = (HashMap::from_iter([(channel, number)]), HashMap::default());
+        let new = Origin { name: name.clone(), epoch, last, doubts, former: (0, 0), at };
         self.origins.insert(name, new);
     }
 
@@ -194,6 +230,64 @@ impl Arrived {
         let silent = self.origins.iter().min_by_key(|(_, origin)| origin.at);
         if let Some(name) = silent.map(|(name, _)| name.clone()) {
             self.origins.remove(&name);
+        }
+    }
+}
+
+impl Origin {
+    /// A frame of a lower epoch has arrived. Returns whether the node lives in it: it sends more than its
+    /// former life can have left, and nothing comes of the higher one, which was that of a clock that was
+    /// ahead, or a false one.
+    fn is_of_now(&mut self, epoch: u64) -> bool {
+        let (former, frames) = &mut self.former;
+        *frames = if *former == epoch { *frames + 1 } else { 1 };
+        *former = epoch;
+        *frames > REPEATED
+    }
+
+    fn begin(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.former = (0, 0);
+        self.last.clear();
+        self.doubts.clear();
+    }
+
+    /// A frame of the present epoch has arrived.
+    fn arrive(&mut self, channel: Channel, number: u64) -> Arrival {
+        let Some(last) = self.last.get_mut(&channel) else {
+            self.last.insert(channel, number);
+            return Arrival::Expected;
+        };
+        if number <= *last {
+            let doubt = self.doubts.entry(channel).or_default();
+            if !doubt.is_a_new_count(number) {
+                return Arrival::Repeated;
+            }
+            doubt.take(number, *last);
+            *last = number;
+            return Arrival::CountsAnew(self.name.clone());
+        }
+        let missing = number - *last - 1;
+        if missing > JUMP {
+            return Arrival::Unbelievable;
+        }
+        let before = std::mem::replace(last, number);
+        if missing == 0 && self.doubts.is_empty() {
+            return Arrival::Expected;
+        }
+        let doubt = match self.doubts.get_mut(&channel) {
+            None if missing == 0 => return Arrival::Expected,
+            Some(doubt) => doubt,
+            None => self.doubts.entry(channel).or_default(),
+        };
+        let (is_copy, missing) = doubt.rise(number, before);
+        if doubt.is_over() {
+            self.doubts.remove(&channel);
+        }
+        match missing {
+            _ if is_copy => Arrival::Repeated,
+            0 => Arrival::Expected,
+            missing => Arrival::After(missing, self.name.clone()),
         }
     }
 }
@@ -215,11 +309,11 @@ mod tests {
 
     #[test]
     fn a_gap_is_seen_in_a_channel_that_is_followed() {
-        let (mut arrived, now) = (Arrived::default(), Instant::now());
-        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number, now);
+        let mut arrived = Arrived::default();
+        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number);
         assert_eq!(arrive(1, 7), Arrival::Expected, "the channel is not followed");
         arrived.follow(ONE);
-        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number, now);
+        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number);
         assert_eq!(arrive(1, 9), Arrival::Expected, "the first number is unknown");
         assert_eq!(arrive(1, 10), Arrival::Expected);
         assert_eq!(arrive(1, 13), Arrival::After(2, "left".into()));
@@ -230,56 +324,82 @@ mod tests {
         assert_eq!(arrive(2, 0), Arrival::Expected, "it has no number");
         arrived.unfollow(ONE);
         arrived.follow(ONE);
-        let first = arrived.arrive("left", 2, ONE, 90, now);
+        let first = arrived.arrive("left", 2, ONE, 90);
         assert_eq!(first, Arrival::Expected, "it was not followed");
     }
 
     #[test]
-    fn a_false_number_silences_a_node_for_a_while_only() {
-        let (mut arrived, start) = (Arrived::default(), Instant::now());
+    fn a_false_number_silences_a_node_for_a_few_broadcasts_only() {
+        let mut arrived = Arrived::default();
         arrived.follow(ONE);
-        let mut arrive = |number, seconds| {
-            let now = start + Duration::from_secs(seconds);
-            arrived.arrive("left", 1, ONE, number, now)
-        };
+        let mut arrive = |number| arrived.arrive("left", 1, ONE, number);
         let anew = Arrival::CountsAnew("left".into());
-        assert_eq!(arrive(7, 0), Arrival::Expected);
-        assert_eq!(arrive(1 << 63, 0), Arrival::Unbelievable);
-        assert_eq!(
-            arrive(8, 0),
-            Arrival::Expected,
-            "a number that is not believed changes nothing"
-        );
-        // A busy channel: as many as may be copies.
-        assert_eq!(arrive(1_000_009, 0), Arrival::After(1_000_000, "left".into()));
-        for number in 9..9 + u64::from(REPEATED) {
-            assert_eq!(arrive(number, 0), Arrival::Repeated, "{number}");
+        assert_eq!(arrive(7), Arrival::Expected);
+        assert_eq!(arrive(1 << 63), Arrival::Unbelievable);
+        assert_eq!(arrive(8), Arrival::Expected, "a number that is not believed changes nothing");
+        assert_eq!(arrive(20), Arrival::After(11, "left".into()), "a false one");
+        assert_eq!((arrive(9), arrive(10)), (Arrival::Repeated, Arrival::Repeated));
+        assert_eq!((arrive(11), arrive(12)), (anew.clone(), Arrival::Expected));
+        assert_eq!(arrive(20), Arrival::Repeated, "a copy of the false one");
+        // A false one of which no gap is known: the first one.
+        arrived.unfollow(ONE);
+        arrived.follow(ONE);
+        let mut arrive = |number| arrived.arrive("left", 1, ONE, number);
+        assert_eq!(arrive(1_000_000), Arrival::Expected);
+        for number in 13..13 + u64::from(REPEATED) {
+            assert_eq!(arrive(number), Arrival::Repeated, "{number}");
         }
-        assert_eq!(arrive(521, 0), anew);
-        assert_eq!(arrive(522, 0), Arrival::Expected);
-        // A quiet one.
-        assert_eq!(arrive(1_000, 100), Arrival::After(477, "left".into()));
-        assert_eq!((arrive(523, 100), arrive(524, 109)), (Arrival::Repeated, Arrival::Repeated));
-        assert_eq!(arrive(525, 110), anew);
-        assert_eq!(arrive(526, 110), Arrival::Expected);
-        // Copies, now and then: a new number is between them.
-        for number in 527..600 {
-            assert_eq!(arrive(number, 9 * number), Arrival::Expected);
-            assert_eq!(arrive(number, 9 * number), Arrival::Repeated);
+        assert_eq!((arrive(525), arrive(526)), (anew, Arrival::Expected));
+    }
+
+    #[test]
+    fn copies_are_dropped_however_often_and_late_they_come() {
+        let mut arrived = Arrived::default();
+        arrived.follow(ONE);
+        let mut arrive = |number| arrived.arrive("left", 1, ONE, number);
+        // Before a gap, and behind it.
+        for (first, last) in [(1, u64::from(REPEATED)), (601, 603), (1_000, 1_001)] {
+            assert_ne!(arrive(first), Arrival::Repeated);
+            (first + 1..=last).for_each(|it| assert_eq!(arrive(it), Arrival::Expected));
+            for number in (0..100).flat_map(|_| first..=last) {
+                assert_eq!(arrive(number), Arrival::Repeated, "{number}");
+            }
         }
+        assert_eq!(arrive(1_002), Arrival::Expected);
+    }
+
+    #[test]
+    fn an_epoch_that_is_ahead_holds_for_a_while_only() {
+        let mut arrived = Arrived::default();
+        arrived.follow(ONE);
+        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number);
+        assert_eq!(arrive(9, 70), Arrival::Expected);
+        // What is left of a former life is not more than this, and ends when the present one is heard.
+        for _ in 0..2 {
+            for number in 1..=u64::from(REPEATED) {
+                assert_eq!(arrive(8, number), Arrival::Expected);
+            }
+            assert_eq!(arrive(9, 70), Arrival::Repeated);
+        }
+        for number in 1..=u64::from(REPEATED) {
+            assert_eq!(arrive(8, number), Arrival::Expected);
+        }
+        assert_eq!(arrive(8, 513), Arrival::CountsAnew("left".into()));
+        assert_eq!(arrive(8, 513), Arrival::Repeated, "its numbers are looked at");
+        assert_eq!(arrive(8, 516), Arrival::After(2, "left".into()));
     }
 
     #[test]
     fn origins_are_bounded_and_the_most_silent_is_forgotten() {
-        let (mut arrived, now) = (Arrived::default(), Instant::now());
+        let mut arrived = Arrived::default();
         arrived.follow(ONE);
         for n in 0..ORIGINS {
-            arrived.arrive(&format!("node {n}"), 1, ONE, 1, now);
+            arrived.arrive(&format!("node {n}"), 1, ONE, 1);
         }
-        arrived.arrive("node 0", 1, ONE, 2, now);
-        arrived.arrive("one more", 1, ONE, 1, now);
+        arrived.arrive("node 0", 1, ONE, 2);
+        arrived.arrive("one more", 1, ONE, 1);
         assert_eq!(arrived.origins.len(), ORIGINS);
-        let next = |arrived: &mut Arrived, name| arrived.arrive(name, 1, ONE, 9, now);
+        let next = |arrived: &mut Arrived, name| arrived.arrive(name, 1, ONE, 9);
         assert_eq!(next(&mut arrived, "node 0"), Arrival::After(6, "node 0".into()));
         assert_eq!(next(&mut arrived, "node 1"), Arrival::Expected, "it was forgotten");
     }
@@ -293,18 +413,43 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever was lost, and however late and often what was sent before is sent again.
+        #[test]
+        fn nothing_arrives_twice(
+            steps in prop::collection::vec((0..4u8, 1..6u64, 0..20u64), 1..100),
+        ) {
+            let (mut next, mut arrived, mut heard) = (1u64, Arrived::default(), HashSet::new());
+            arrived.follow(ONE);
+            for (kind, count, back) in steps {
+                let batch = if kind < 2 {
+                    next += count;
+                    next - count..next
+                } else {
+                    let first = next.saturating_sub(back).max(1);
+                    first..(first + count).min(next)
+                };
+                // Some are lost.
+                if kind != 1 {
+                    for number in batch {
+                        let arrival = arrived.arrive("left", 1, ONE, number);
+                        let is_new = arrival == Arrival::Repeated || heard.insert(number);
+                        prop_assert!(is_new, "{number} arrives twice");
+                    }
+                }
+            }
+        }
+
         /// Whatever is lost or repeated on the way: what arrived and what is missing add up.
         #[test]
         fn arrived_and_missing_are_all(fate in prop::collection::vec(0..3u8, 1..200)) {
             let (mut sent, mut arrived) = (Sent::default(), Arrived::default());
-            let now = Instant::now();
             arrived.follow(ONE);
             let (mut received, mut missing, mut lost_since) = (0u64, 0u64, 0u64);
             let mut is_first = true;
             for fate in fate {
                 let number = sent.next(ONE);
                 for copy in 0..fate {
-                    match arrived.arrive("left", 1, ONE, number, now) {
+                    match arrived.arrive("left", 1, ONE, number) {
                         Arrival::Expected => received += 1,
                         Arrival::After(gap, _) => {
                             received += 1;
