@@ -103,7 +103,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let measured = Measured::listen().await?;
     let mut nodes = Vec::new();
     for number in 0..args.nodes {
-        nodes.push(Node::start(&args, number, &db, measured.address(), 0).await?);
+        nodes.push(Node::start(&args, number, &db, measured.address()).await?);
     }
     let before = counts(&db)?;
     let stock: i64 = before.iter().sum();
@@ -127,7 +127,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let is_right = if args.visit {
         visit(&args, &nodes, &mut shoppers, &mut admin).await?
     } else {
-        sell(&args, &mut nodes, shoppers, admin, &db, &measured).await?
+        sell(&args, &mut nodes, proxy.as_ref(), shoppers, admin, &db, &measured).await?
     };
     drop(nodes);
     std::fs::remove_dir_all(&folder)?;
@@ -201,6 +201,7 @@ async fn visit(
 async fn sell(
     args: &Args,
     nodes: &mut [Node],
+    proxy: Option<&Proxy>,
     shoppers: Vec<Shopper>,
     mut admin: Page,
     db: &PathBuf,
@@ -225,14 +226,16 @@ async fn sell(
     for product in [1, 2] {
         release(&first, product).await?;
     }
-    if args.restart {
+    if let Some(proxy) = proxy {
         for (number, node) in nodes.iter_mut().enumerate() {
             sleep(Duration::from_millis(500)).await;
             let began = Instant::now();
             node.restart(args, number, db, measured.address()).await?;
+            proxy.moved(number, &node.address);
             println!("node {number} is back after {:.1} s", began.elapsed().as_secs_f64());
         }
-        admin = Page::admin(&first, ADMIN).await?;
+        let first = nodes.first().ok_or("no node")?;
+        admin = Page::admin(&first.address, ADMIN).await?;
     }
     let deadline = Duration::from_secs(args.within);
     let is_done = || rush.right.lock().len() == args.shoppers;
@@ -271,13 +274,12 @@ impl Node {
         number: usize,
         db: &PathBuf,
         statsd: String,
-        port: u16,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let program = std::env::current_exe()?.with_file_name("store");
-        let (seed, node, port) = (args.seed.to_string(), format!("node{number}"), port.to_string());
+        let (seed, node) = (args.seed.to_string(), format!("node{number}"));
         let mut command = Command::new(program);
         command
-            .args(["--port", &port, "--admin-port", "0", "--admin", "admin:load", "--seed", &seed])
+            .args(["--port", "0", "--admin-port", "0", "--admin", "admin:load", "--seed", &seed])
             .args(["--node", &node, "--statsd", &statsd, "--bench", "--db"])
             .arg(db);
         for (flag, url) in [("--redis", &args.redis), ("--nats", &args.nats)] {
@@ -306,7 +308,7 @@ impl Node {
         Ok(Self { process, address })
     }
 
-    /// Ends it, and starts it again on the same port.
+    /// Ends it, and starts it again on another port: the old one may be taken by now.
     async fn restart(
         &mut self,
         args: &Args,
@@ -317,8 +319,7 @@ impl Node {
         let id = self.process.id().ok_or("it has ended")?.to_string();
         Command::new("kill").args(["-TERM", &id]).status().await?;
         self.process.wait().await?;
-        let port = self.address.rsplit(':').next().ok_or("no port")?.parse()?;
-        *self = Self::start(args, number, db, statsd, port).await?;
+        *self = Self::start(args, number, db, statsd).await?;
         Ok(())
     }
 }
