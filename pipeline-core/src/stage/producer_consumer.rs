@@ -10,6 +10,7 @@ use crate::{
     report::StageReport,
     snapshot::StageKind,
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
+    wiring::Unprocessed,
 };
 
 /// A stage that receives events and emits others.
@@ -178,6 +179,13 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         0
     }
 
+    /// The stage's own count of the events that `handle_events` received and did not finish. By default
+    /// there is none, and then all of them count as begun if the callback failed.
+    #[doc(hidden)]
+    fn unprocessed(&self) -> Option<Unprocessed> {
+        None
+    }
+
     /// Called last, after any end of the stage except a kill. After a failure it may take as long
     /// as the stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is then
     /// dropped.
@@ -281,6 +289,10 @@ impl<T: ProducerConsumer> Behaviour for AsProducerConsumer<T> {
 
     async fn terminate(&mut self, reason: &ExitReason, _phase: &mut watch::Receiver<Phase>) {
         self.0.terminate(reason).await;
+    }
+
+    fn unprocessed(&self) -> Option<Unprocessed> {
+        self.0.unprocessed()
     }
 
     fn report(&mut self, report: &mut StageReport) {

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::{Future, pending},
-    marker::PhantomData,
+    vec,
 };
 
 use futures::{FutureExt, StreamExt, stream::FuturesOrdered};
@@ -12,6 +12,7 @@ use crate::{
     exit::ExitReason,
     stage::{Emitter, ProducerConsumer},
     subscription::Subscription,
+    wiring::Unprocessed,
 };
 
 /// Creates a stage that maps each event to another by an async function, up to `concurrency` events at the
@@ -60,7 +61,7 @@ where
 {
     assert!(concurrency > 0, "a stage works on at least one event");
     let (running, done) = (FuturesOrdered::new(), Vec::new());
-    MapAsync { concurrency, function, running, done, event: PhantomData }
+    MapAsync { concurrency, function, running, begun: 0, done, rest: Vec::new().into_iter() }
 }
 
 /// The stage returned by [`map_async`].
@@ -69,9 +70,26 @@ pub struct MapAsync<E, F, Fut: Future> {
     concurrency: usize,
     function: F,
     running: FuturesOrdered<Fut>,
+    /// The events that were begun and whose results were not taken: those that are running, and one whose
+    /// function has panicked.
+    begun: usize,
     /// Results that are not emitted yet, before those that are running.
     done: Vec<Fut::Output>,
-    event: PhantomData<fn(E)>,
+    /// The events of the current callback that were not begun.
+    rest: vec::IntoIter<E>,
+}
+
+impl<E, F, Fut: Future> MapAsync<E, F, Fut> {
+    /// The next result. `None` if nothing is running.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn next(&mut self) -> Option<Fut::Output> {
+        let done = self.running.next().await?;
+        self.begun -= 1;
+        Some(done)
+    }
 }
 
 #[diagnostic::do_not_recommend]
@@ -91,18 +109,22 @@ where
         out: &mut Emitter<'_, Fut::Output>,
     ) -> Result<(), ExitReason> {
         out.emit_all(self.done.drain(..));
-        for event in events {
+        self.rest = events.into_iter();
+        while self.rest.len() > 0 {
             while self.running.len() >= self.concurrency {
-                out.emit_all(self.running.next().await);
+                out.emit_all(self.next().await);
             }
-            self.running.push_back((self.function)(event));
+            if let Some(event) = self.rest.next() {
+                self.begun += 1;
+                self.running.push_back((self.function)(event));
+            }
         }
         Ok(())
     }
 
     async fn ready(&mut self) {
         if self.done.is_empty() {
-            match self.running.next().await {
+            match self.next().await {
                 Some(done) => self.done.push(done),
                 None => pending().await,
             }
@@ -111,7 +133,7 @@ where
 
     async fn handle_ready(&mut self, out: &mut Emitter<'_, Fut::Output>) -> Result<(), ExitReason> {
         out.emit_all(self.done.drain(..));
-        while let Some(Some(done)) = self.running.next().now_or_never() {
+        while let Some(Some(done)) = self.next().now_or_never() {
             out.emit(done);
         }
         Ok(())
@@ -119,14 +141,18 @@ where
 
     async fn handle_drain(&mut self, out: &mut Emitter<'_, Fut::Output>) -> Result<(), ExitReason> {
         out.emit_all(self.done.drain(..));
-        while let Some(done) = self.running.next().await {
+        while let Some(done) = self.next().await {
             out.emit(done);
         }
         Ok(())
     }
 
     fn pending(&self) -> usize {
-        self.running.len().saturating_add(self.done.len())
+        self.done.len()
+    }
+
+    fn unprocessed(&self) -> Option<Unprocessed> {
+        Some(Unprocessed { pending: self.rest.len(), in_progress: self.begun })
     }
 }
 
@@ -195,15 +221,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_in_work_when_the_time_is_over_is_counted() {
-        let never = |_: u64| pending::<u64>();
-        let pipeline = Pipeline::builder("test")
-            .producer(from_iter(0..5))
-            .producer_consumer(map_async(10, never), SubscribeOptions::new())
-            .consumer(for_each(async |_| {}), SubscribeOptions::new())
-            .start()
-            .unwrap();
-        sleep(Duration::from_millis(10)).await;
-        let report = pipeline.drain(Duration::from_secs(1)).await;
-        assert_eq!(report.unprocessed(), 5);
+        for concurrency in [1, 3, 5, 10] {
+            let never = |_: u64| pending::<u64>();
+            let pipeline = Pipeline::builder("test")
+                .producer(from_iter(0..5))
+                .producer_consumer(map_async(concurrency, never), SubscribeOptions::new())
+                .consumer(for_each(async |_| {}), SubscribeOptions::new())
+                .start()
+                .unwrap();
+            sleep(Duration::from_millis(10)).await;
+            let report = pipeline.drain(Duration::from_secs(1)).await;
+            assert_eq!(report.unprocessed(), 5, "{concurrency} at once");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_whose_function_panics_is_counted() {
+        let function = |n: u64| {
+            assert_ne!(n, 1, "the second event");
+            async move {
+                assert_ne!(n, 11, "the second event, when it is polled");
+                pending::<u64>().await
+            }
+        };
+        for first in [0, 10] {
+            let mut pipeline = Pipeline::builder("test")
+                .producer(from_iter(first..first + 5))
+                .producer_consumer(map_async(3, function), SubscribeOptions::new())
+                .consumer(for_each(async |_| {}), SubscribeOptions::new())
+                .start()
+                .unwrap();
+            assert_eq!(pipeline.join().await.unprocessed(), 5, "from {first} on");
+        }
     }
 }
