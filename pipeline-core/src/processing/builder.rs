@@ -356,6 +356,7 @@ where
             metrics: metrics.clone(),
             partition_by: partition_by.cloned(),
             index,
+            places: None,
         };
         let name = format!("processor_{index}");
         let options = adding.subscribing(demand.clone(), is_partitioned.then_some(index));

@@ -180,6 +180,11 @@ impl<T> Message<T> {
         Self { place, ..self }
     }
 
+    /// Puts it into this place.
+    pub(super) fn set_place(&mut self, place: Place) {
+        self.place = place;
+    }
+
     /// A processor begins with it.
     pub(super) fn begin(&mut self) {
         if let Some(acknowledgement) = &mut self.acknowledgement {

@@ -9,6 +9,7 @@ use std::{
 
 use futures::FutureExt;
 use tokio::{
+    sync::Semaphore,
     task::{JoinSet, coop::consume_budget},
     time::{Instant, sleep},
 };
@@ -49,17 +50,20 @@ pub(super) struct Work<T, P> {
     pub(super) partition_by: Option<PartitionBy<T>>,
     /// The number of the processor.
     pub(super) index: usize,
+    /// The one place of a processor whose messages may leave it.
+    pub(super) places: Option<Arc<Semaphore>>,
 }
 
 impl<T, P> Clone for Work<T, P> {
     fn clone(&self) -> Self {
-        let Self { processor, tries, metrics, partition_by, index } = self;
+        let Self { processor, tries, metrics, partition_by, index, places } = self;
         Self {
             processor: processor.clone(),
             tries: *tries,
             metrics: metrics.clone(),
             partition_by: partition_by.clone(),
             index: *index,
+            places: places.clone(),
         }
     }
 }
@@ -146,8 +150,22 @@ impl<T, P: Processor<T>> Work<T, P> {
             };
             self.metrics.retries.increment(1);
             sleep(backoff.nth_delay(failures, random())).await;
+            self.take_place(message).await;
             // What an earlier try has said about the message is not said by this one.
             message.set_failure(before.clone());
+        }
+    }
+
+    /// Waits for a place for a message that has left its own: it may wait outside, but the program's code
+    /// runs in a place.
+    async fn take_place(&self, message: &mut Message<T>) {
+        let Some(places) = self.places.as_ref().filter(|_| message.place().is_left()) else {
+            return;
+        };
+        // The semaphore is never closed.
+        if let Ok(permit) = places.clone().acquire_owned().await {
+            // A new one: what has kept the old place cannot leave this one.
+            message.set_place(Place::holding(permit));
         }
     }
 
@@ -160,6 +178,9 @@ impl<T, P: Processor<T>> Work<T, P> {
         T: 'a,
     {
         if !failed.is_empty() {
+            for message in &mut *failed {
+                self.take_place(message).await;
+            }
             let span = debug_span!("handle_failed", messages = failed.len());
             let handle = async |failed: &mut [Message<T>]| {
                 self.processor.handle_failed(failed).await;
@@ -204,7 +225,13 @@ pub(super) struct LastProcessorStage<T, P> {
 }
 
 impl<T, P> LastProcessorStage<T, P> {
-    pub(super) fn new(work: Work<T, P>) -> Self {
+    pub(super) fn new(mut work: Work<T, P>) -> Self
+    where
+        P: Processor<T>,
+    {
+        // The messages of a partition wait for the one before.
+        let may_leave = P::ONE_AT_A_TIME && work.partition_by.is_none();
+        work.places = may_leave.then(|| Arc::new(Semaphore::new(1)));
         Self { work, waiting: JoinSet::new() }
     }
 }
@@ -256,8 +283,12 @@ where
             let Handled { forwarded, failed } = &mut handled;
             let done = forwarded.iter_mut().map(|forwarded| &mut forwarded.processed.message);
             work.settle(failed, done).await;
+            let Handled { forwarded, failed } = &handled;
+            let done = forwarded.iter().map(|forwarded| &forwarded.processed.message);
+            let places: Vec<_> = done.chain(failed).map(Message::place).collect();
             // The program's destructors run when everything is acknowledged.
             drop(handled);
+            places.iter().for_each(Place::leave);
         };
         chunk.instrument(span)
     }
@@ -267,7 +298,7 @@ where
 async fn until_left(future: &mut (impl Future<Output = ()> + Unpin), place: &Place) -> bool {
     poll_fn(|cx| match future.poll_unpin(cx) {
         Poll::Ready(()) => Poll::Ready(false),
-        Poll::Pending if place.is_left() => Poll::Ready(true),
+        Poll::Pending if place.poll_left(cx) => Poll::Ready(true),
         Poll::Pending => Poll::Pending,
     })
     .await
@@ -298,17 +329,21 @@ where
         _from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        // The messages of a partition wait for the one before.
-        if !P::ONE_AT_A_TIME || self.work.partition_by.is_some() {
+        let Some(places) = self.work.places.clone() else {
             self.work.handle_to_the_end(messages).await;
             return Ok(());
-        }
+        };
         for message in messages {
-            let place = Place::new();
+            // One that had left may be tried again now. The semaphore is never closed.
+            let Ok(permit) = places.clone().acquire_owned().await else { break };
+            let place = Place::holding(permit);
             let message = message.with_place(place.clone());
             let mut handling = Box::pin(self.work.handle_to_the_end(vec![message]));
             if until_left(&mut handling, &place).await {
                 self.waiting.spawn(handling);
+            } else {
+                // The program may have kept it.
+                place.leave();
             }
         }
         Ok(())

@@ -1,8 +1,14 @@
 //! How processors handle messages.
 
-use std::future::pending;
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Log, Source, keep, pass};
 use crate::{
@@ -210,6 +216,106 @@ async fn messages_that_have_left_their_place_delay_no_other_and_are_acknowledged
     let mut failed: Vec<u64> = source.acks().into_iter().flat_map(|(_, failed)| failed).collect();
     failed.sort_unstable();
     assert_eq!(failed, of(0));
+}
+
+/// How many are inside now, and were at most.
+#[derive(Clone, Default)]
+struct Inside(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Inside {
+    /// Stays inside for a moment.
+    async fn stay(&self) {
+        let (now, most) = &*self.0;
+        most.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
+        sleep(ms(1)).await;
+        now.fetch_sub(1, Relaxed);
+    }
+
+    fn most(&self) -> usize {
+        self.0.1.load(Relaxed)
+    }
+}
+
+/// Works, leaves its place, waits for the same moment as all others, and fails.
+#[derive(Clone)]
+struct WaitsOutside {
+    until: Instant,
+    handles: Inside,
+    fails: Inside,
+}
+
+impl Processor<u64> for WaitsOutside {
+    type Output = ();
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        self.handles.stay().await;
+        message.place().leave();
+        sleep_until(self.until).await;
+        Err(Failure::new("no answer"))
+    }
+
+    async fn handle_failed(&self, _messages: &mut [Message<u64>]) {
+        self.fails.stay().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_have_left_are_tried_again_and_fail_in_a_place_only() {
+    for tries in [1, 2] {
+        let (producer, source) = Source::new();
+        let until = Instant::now() + ms(1_000);
+        let (handles, fails) = Default::default();
+        let waits = WaitsOutside { until, handles, fails };
+        let backoff = Backoff::new(ms(10), ms(10)).jitter(Jitter::None);
+        let _pipeline = Pipeline::of_messages("test")
+            .source(producer)
+            .processors(Processors::new(waits.clone()).concurrency(3).tries(tries, backoff))
+            .start()
+            .unwrap();
+        source.push(1..=60).await;
+        sleep(ms(500)).await;
+        assert_eq!(source.acks(), [], "all of them wait");
+        sleep(ms(2_000)).await;
+        assert_eq!(source.acks().into_iter().map(|(_, failed)| failed.len()).sum::<usize>(), 60);
+        assert_eq!((waits.handles.most(), waits.fails.most()), (3, 3), "{tries} tries");
+    }
+}
+
+/// Another task leaves its place, while it sleeps.
+struct LeftByAnother;
+
+impl Processor<u64> for LeftByAnother {
+    type Output = ();
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        let place = message.place();
+        tokio::spawn(async move {
+            sleep(ms(10)).await;
+            place.leave();
+            // It is kept for longer than the message.
+            sleep(ms(60_000)).await;
+        });
+        sleep(ms(1_000)).await;
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_another_task_leaves_is_free_at_once() {
+    let (producer, source) = Source::new();
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::new(LeftByAnother).concurrency(1))
+        .start()
+        .unwrap();
+    source.push(1..=10).await;
+    sleep(ms(1_500)).await;
+    let done: Vec<u64> = source.acks().into_iter().flat_map(|(done, _)| done).collect();
+    assert_eq!(done, (1..=10).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
