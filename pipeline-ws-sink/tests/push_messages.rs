@@ -443,6 +443,80 @@ async fn beyond_what_may_wait_a_push_keeps_its_place_or_is_given_back() {
     }
 }
 
+/// Confirms a push that a client receives.
+async fn confirm(client: &mut Client<DuplexStream>, join: &str) -> Value {
+    let received = client.receive().await;
+    let ack = json!([join, "2", received[2], "ack", { "id": received[4]["ack"] }]);
+    client.send(ack).await;
+    assert_eq!(client.receive().await[4]["status"], "ok");
+    received
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_in_order_without_room_keeps_its_place_and_comes_after_the_one_before() {
+    for when in [WhenCrowded::KeepPlace, WhenCrowded::GiveBack] {
+        let server = server(|mount| mount);
+        let mut client = ada(&server, 1 << 16).await;
+        let confirmed = Acknowledge::Confirmed { within: HOUR };
+        let to = pushing(&server).acknowledge(confirmed).in_order();
+        let to = to.max_waiting(1, 1 << 20).when_crowded(when);
+        let [mut first, mut second] =
+            [1, 2].map(|nth| Message::unacknowledged(json!({ "nth": nth })));
+        let mut first = std::pin::pin!(to.handle_message(&mut first));
+        assert!(poll!(&mut first).is_pending());
+        let mut second = std::pin::pin!(to.handle_message(&mut second));
+        let polled = poll!(&mut second);
+        if when == WhenCrowded::GiveBack {
+            let Poll::Ready(Err(failure)) = polled else { panic!("it waits") };
+            assert_eq!(failure.redelivery(), Redelivery::Later(SECOND));
+            continue;
+        }
+        assert!(polled.is_pending());
+        assert_eq!(server.recorded.counters("socket.messages_crowded"), [(String::new(), 1)]);
+        for (nth, pushed) in [(1, &mut first), (2, &mut second)] {
+            assert!(poll!(&mut *pushed).is_pending());
+            assert_eq!(confirm(&mut client, "1").await[4]["nth"], nth);
+            pushed.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_for_which_no_confirmation_is_free_keeps_its_place_or_is_given_back() {
+    for when in [WhenCrowded::KeepPlace, WhenCrowded::GiveBack] {
+        let mount = Mount::new(NamedSocket).channel::<User>("user:*");
+        let builder = Endpoint::builder().mount("/socket", mount).max_confirmations(1);
+        let server = MemoryServer::start(builder);
+        let mut client = ada(&server, 1 << 16).await;
+        let confirmed = Acknowledge::Confirmed { within: HOUR };
+        let to = pushing(&server).acknowledge(confirmed).when_crowded(when);
+        let mut pushes: Vec<_> = (0..3).map(|_| Box::pin(push(&to))).collect();
+        assert!(poll!(&mut pushes[0]).is_pending());
+        for more in &mut pushes[1..] {
+            let polled = poll!(more);
+            if when == WhenCrowded::KeepPlace {
+                assert!(polled.is_pending());
+            } else {
+                let Poll::Ready(Err(failure)) = polled else { panic!("it waits") };
+                assert_eq!(failure.redelivery(), Redelivery::Later(SECOND));
+            }
+        }
+        let crowded = server.recorded.counters("socket.messages_crowded");
+        if when == WhenCrowded::GiveBack {
+            assert_eq!(crowded, []);
+            continue;
+        }
+        assert_eq!(crowded, [(String::new(), 2)]);
+        for mut pushed in pushes {
+            assert!(poll!(&mut pushed).is_pending());
+            confirm(&mut client, "1").await;
+            client.expect_nothing_else().await;
+            pushed.await.unwrap();
+        }
+        assert_eq!(counted(&server.recorded), outcomes(&[("confirmed", 3)]));
+    }
+}
+
 /// A user's channel that crashes with each push.
 struct Cursed;
 

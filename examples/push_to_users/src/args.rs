@@ -36,7 +36,7 @@ pub struct Args {
     pub stdin: bool,
 
     /// How many workers may run at once. A push of --durable or --source that only waits for its client
-    /// leaves its worker: 10,000 may wait so
+    /// leaves its worker: 8,000 may wait so
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
     pub max_demand: usize,
 

@@ -72,6 +72,9 @@ use crate::{
 /// The cost of a request, in the 128 units of tokio's budget for one poll of a task.
 const REQUEST: u64 = 8;
 
+/// How many pushes may wait to be confirmed, by default.
+pub(crate) const CONFIRMATIONS: usize = 10_000;
+
 /// The server side of the channel protocol: sockets mounted at paths, and their topics.
 ///
 /// Cheap to clone; all clones are the same endpoint. When the last clone is dropped, its sockets
@@ -136,7 +139,7 @@ impl Endpoint {
                 sockets: 1 << 16,
                 inboxes: 256 << 20,
                 outboxes: 256 << 20,
-                confirmations: 10_000,
+                confirmations: CONFIRMATIONS,
                 connects: None,
                 joins: None,
             },

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_core::Deadline;
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::PubSub;
 use crate::telemetry::SocketMetrics;
@@ -23,6 +23,8 @@ use crate::telemetry::SocketMetrics;
 pub(crate) struct Confirmations {
     state: Mutex<State>,
     limit: usize,
+    /// Another one may be waited for.
+    freed: Notify,
     /// Distinguishes the ids of this process from those of an earlier one, which late clients
     /// may still send.
     prefix: u64,
@@ -107,13 +109,26 @@ impl PubSub {
     pub fn confirmation(&self, topic: &str) -> Result<Confirmation, TooManyConfirmations> {
         self.shared.table.confirmations().expect(topic.into())
     }
+
+    /// Waits for a client on a topic to confirm a push, if another one may be waited for.
+    pub(super) fn confirmation_if_free(&self, topic: &str) -> Option<Confirmation> {
+        self.shared.table.confirmations().expect_if_free(topic.into())
+    }
+
+    /// The same as soon as another one may be waited for. It fails if none ever may.
+    pub(super) async fn confirmation_once_free(
+        &self,
+        topic: &str,
+    ) -> Result<Confirmation, TooManyConfirmations> {
+        self.shared.table.confirmations().expect_once_free(topic.into()).await
+    }
 }
 
 impl Confirmations {
     pub(super) fn new(limit: usize, metrics: Arc<SocketMetrics>) -> Self {
         // The hash of anything with random keys.
         let prefix = RandomState::new().hash_one(0);
-        Self { state: Mutex::default(), limit, prefix, metrics }
+        Self { state: Mutex::default(), limit, freed: Notify::new(), prefix, metrics }
     }
 
     /// The number of pushes that wait to be confirmed.
@@ -122,11 +137,34 @@ impl Confirmations {
     }
 
     fn expect(self: &Arc<Self>, topic: Arc<str>) -> Result<Confirmation, TooManyConfirmations> {
+        self.expect_if_free(topic).ok_or_else(|| {
+            self.metrics.confirmations_refused.increment(1);
+            TooManyConfirmations { limit: self.limit }
+        })
+    }
+
+    async fn expect_once_free(
+        self: &Arc<Self>,
+        topic: Arc<str>,
+    ) -> Result<Confirmation, TooManyConfirmations> {
+        if self.limit == 0 {
+            return Err(TooManyConfirmations { limit: 0 });
+        }
+        loop {
+            if let Some(confirmation) = self.expect_if_free(topic.clone()) {
+                // Several may have become free at once. The next looks for itself.
+                self.freed.notify_one();
+                return Ok(confirmation);
+            }
+            // One that becomes free at this moment is noticed: the notification is kept.
+            self.freed.notified().await;
+        }
+    }
+
+    fn expect_if_free(self: &Arc<Self>, topic: Arc<str>) -> Option<Confirmation> {
         let mut state = self.state.lock();
         if state.waiting >= self.limit {
-            drop(state);
-            self.metrics.confirmations_refused.increment(1);
-            return Err(TooManyConfirmations { limit: self.limit });
+            return None;
         }
         let (confirm, confirmed) = oneshot::channel();
         state.last = state.last.wrapping_add(1);
@@ -135,13 +173,14 @@ impl Confirmations {
         state.topics.entry(topic.clone()).or_default().insert(number, confirm);
         drop(state);
         let id = format!("{:016x}-{number:x}", self.prefix).into();
-        Ok(Confirmation { all: self.clone(), topic, number, id, confirmed })
+        Some(Confirmation { all: self.clone(), topic, number, id, confirmed })
     }
 
     /// Confirms a push. Returns whether it was waited for on this topic.
     pub(crate) fn confirm(&self, topic: &str, id: &str) -> bool {
         let number = self.number(id);
         let confirmed = number.and_then(|number| self.state.lock().remove(topic, number));
+        self.freed.notify_one();
         match &confirmed {
             Some(_) => self.metrics.confirmed.increment(1),
             None => self.metrics.confirmations_unknown.increment(1),
@@ -160,6 +199,7 @@ impl Confirmations {
         let count = ended.as_ref().map_or(0, HashMap::len);
         state.waiting = state.waiting.saturating_sub(count);
         drop(state);
+        self.freed.notify_one();
         // Waking the tasks needs no lock.
         drop(ended);
     }
@@ -226,6 +266,7 @@ impl Drop for Confirmation {
     fn drop(&mut self) {
         let removed = self.all.state.lock().remove(&self.topic, self.number);
         drop(removed);
+        self.all.freed.notify_one();
     }
 }
 

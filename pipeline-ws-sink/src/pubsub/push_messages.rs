@@ -13,10 +13,11 @@ use thiserror::Error;
 
 use super::{
     Confirmation, Delivered, NotConfirmed, PreparedBroadcast, PubSub, PushOutcome,
-    waiting_pushes::{Limits, WaitingPushes},
+    waiting_pushes::{BegunPush, Limits, WaitingPushes},
 };
 use crate::{
     clock::Clock,
+    endpoint::CONFIRMATIONS,
     payload::{IntoPayload, Payload, PayloadError},
     telemetry::PushMetrics,
 };
@@ -29,8 +30,10 @@ fn hand_over() -> Backoff {
     Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).jitter(Jitter::None)
 }
 
-/// How many pushes may wait, and how large they may be together, by default.
-const WAITING: Limits = Limits { pushes: 10_000, bytes: 64 * 1024 * 1024 };
+/// How many pushes may wait, and how large they may be together, by default. Fewer than a source has in work, and
+/// than there may be confirmations, so that those behind them are looked at.
+const WAITING: Limits = Limits { pushes: 8_000, bytes: 64 * 1024 * 1024 };
+const _: () = assert!(WAITING.pushes < CONFIRMATIONS);
 
 /// By how much the clock of the program that adds messages may be ahead of this one.
 const AHEAD: Duration = Duration::from_secs(60);
@@ -94,11 +97,12 @@ pub enum Expired {
     GiveUp,
 }
 
-/// What becomes of a message if as many pushes wait as [may](PushMessages::max_waiting).
+/// What becomes of a message if as many pushes wait as [may](PushMessages::max_waiting), or as many
+/// [confirmations](crate::endpoint::EndpointBuilder::max_confirmations).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenCrowded {
-    /// The message is pushed, and occupies its processor or worker until its outcome is known: its source is
-    /// asked for less. The default.
+    /// The message is pushed as soon as it may be, and occupies its processor or worker until its outcome is known:
+    /// its source is asked for less. The default.
     #[default]
     KeepPlace,
     /// Its source has it back before it is pushed, and delivers it [later](PushMessages::look_again), without
@@ -189,6 +193,8 @@ enum Stuck {
     Slow,
     #[error("too many pushes to the topic wait for their clients")]
     Crowded,
+    #[error("too many pushes wait to be confirmed")]
+    Confirmations,
     #[error("its clients are on another node")]
     Elsewhere,
     #[error("its source delivers it again")]
@@ -389,12 +395,18 @@ impl<F> PushMessages<F> {
     }
 
     /// How many pushes may wait at the same time for clients to take or to confirm them, or for their turn, and
-    /// how many bytes they may have together. Default 10,000 and 64 MiB. What becomes of more,
+    /// how many bytes they may have together. Default 8,000 and 64 MiB. What becomes of more,
     /// [`when_crowded`](Self::when_crowded) says.
     ///
-    /// One topic may have an eighth of the room that is free, or one push. What is more is given back to the
-    /// source before it is pushed, and is delivered [later](Self::look_again); this delivery does not count.
-    /// So no topic fills the room, and a topic without a waiting push finds some.
+    /// One topic may have an eighth of the room that is free, or two pushes. What is more is given back to the
+    /// source before it is pushed, whatever `when_crowded` says, and is delivered [later](Self::look_again); this
+    /// delivery does not count. A source that delivers nothing again loses it: give its pipeline room for all
+    /// that it has for one topic.
+    ///
+    /// A program that raises it raises two other limits, of 10,000 each: the source's `max_unsettled`, as a source with as
+    /// many messages in work delivers no other, and, with [`Acknowledge::Confirmed`],
+    /// [`max_confirmations`](crate::endpoint::EndpointBuilder::max_confirmations), which all pipelines of an
+    /// endpoint share.
     #[must_use]
     pub fn max_waiting(self, pushes: usize, bytes: usize) -> Self {
         let waiting = WaitingPushes::new(Limits { pushes, bytes }, self.metrics.clone());
@@ -430,34 +442,80 @@ impl<F> PushMessages<F> {
             return Err(self.given_back(Stuck::Crowded, message));
         };
         let place = message.place();
-        if begun.is_waiting() {
-            place.leave();
+        if !begun.has_turn() {
+            if begun.has_room() {
+                place.leave();
+            }
             begun.turn().await;
             if !message.is_current() {
                 return Err(self.given_back(Stuck::Old, message));
             }
         }
-        let mut sending = pin!(self.send(Push { topic, event, payload, timeline }, message));
+        let confirmation = match self.acknowledge {
+            Acknowledge::Confirmed { within } => {
+                Some((self.confirmation(&topic, &mut begun, message).await?, within))
+            }
+            _ => None,
+        };
+        let push = Push { topic, event, payload, timeline };
+        let mut sending = pin!(self.send(push, confirmation, message));
         // Most are done at once.
         if let Poll::Ready(sent) = poll!(&mut sending) {
             return sent;
         }
         if begun.wait() {
             place.leave();
-        } else {
-            self.metrics.crowded.increment(1);
         }
         sending.await
+    }
+
+    /// The confirmation of a push that is about to be sent. If none is free, it waits for one where it is, or is
+    /// given back.
+    async fn confirmation<T>(
+        &self,
+        topic: &str,
+        begun: &mut BegunPush,
+        message: &Message<T>,
+    ) -> Result<Confirmation, Failure> {
+        if let Some(confirmation) = self.pubsub.confirmation_if_free(topic) {
+            return Ok(confirmation);
+        }
+        if self.when_crowded == WhenCrowded::GiveBack && !begun.has_room() {
+            return Err(self.given_back(Stuck::Confirmations, message));
+        }
+        begun.keep_place();
+        let confirmation = self.pubsub.confirmation_once_free(topic).await?;
+        if !message.is_current() {
+            return Err(self.given_back(Stuck::Old, message));
+        }
+        Ok(confirmation)
     }
 
     /// Sends a push and waits until it has come far enough.
     async fn send<T>(
         &self,
         push: Push<Payload>,
+        confirmation: Option<(Confirmation, Duration)>,
         message: &mut Message<T>,
     ) -> Result<Delivered, Failure> {
         let Push { topic, event, payload, timeline } = push;
         let prepared = |payload| encoded(&topic, &event, payload, timeline);
+        if let Some((confirmation, within)) = confirmation {
+            let payload = WithAck { payload, id: confirmation.id() };
+            let broadcast = encoded(&topic, &event, payload, timeline)?;
+            let outcome = self.deliver(broadcast).await?;
+            return match confirmed(confirmation, outcome, within).await {
+                Ok(delivered) => {
+                    self.metrics.confirmed.increment(1);
+                    Ok(delivered)
+                }
+                Err(Unconfirmed::Absent(delivered)) => self.absent(delivered, message),
+                Err(Unconfirmed::Not(why)) => {
+                    self.metrics.unconfirmed.increment(1);
+                    Err(why.into())
+                }
+            };
+        }
         match self.acknowledge {
             Acknowledge::TakenOver => {
                 if matches!(self.no_subscribers, NoSubscribers::Keep { .. })
@@ -481,7 +539,8 @@ impl<F> PushMessages<F> {
                 self.metrics.handled.increment(1);
                 Ok(delivered)
             }
-            Acknowledge::Written => {
+            // A push that is to be confirmed has its confirmation.
+            Acknowledge::Written | Acknowledge::Confirmed { .. } => {
                 let outcome = self.deliver(prepared(payload)?).await?;
                 let delivered = outcome.within(self.written_within).await;
                 if delivered.is_unheard() {
@@ -494,23 +553,6 @@ impl<F> PushMessages<F> {
                 }
                 self.metrics.written.increment(1);
                 Ok(delivered)
-            }
-            Acknowledge::Confirmed { within } => {
-                let confirmation = self.pubsub.confirmation(&topic)?;
-                let payload = WithAck { payload, id: confirmation.id() };
-                let broadcast = encoded(&topic, &event, payload, timeline)?;
-                let outcome = self.deliver(broadcast).await?;
-                match confirmed(confirmation, outcome, within).await {
-                    Ok(delivered) => {
-                        self.metrics.confirmed.increment(1);
-                        Ok(delivered)
-                    }
-                    Err(Unconfirmed::Absent(delivered)) => self.absent(delivered, message),
-                    Err(Unconfirmed::Not(why)) => {
-                        self.metrics.unconfirmed.increment(1);
-                        Err(why.into())
-                    }
-                }
             }
         }
     }

@@ -10,9 +10,12 @@ use tokio::sync::oneshot;
 
 use crate::telemetry::PushMetrics;
 
-/// The part of the free room that one topic may have. So one topic takes a ninth of all at most, and however
-/// many have their share, some room is left for the others.
+/// The part of the free room that one topic may have. So a topic does not fill a large room: it takes a ninth of
+/// all at most.
 const SHARE: usize = 8;
+
+/// How many pushes of a topic may wait however little is free: one that is sent, and one behind it.
+const OWN: usize = 2;
 
 /// The pushes of a pipeline's messages.
 pub(super) struct WaitingPushes {
@@ -35,10 +38,13 @@ struct State {
     topics: HashMap<Arc<str>, OfTopic>,
 }
 
-/// The pushes of a topic that have begun, whether they wait or not.
+/// The pushes of a topic.
 #[derive(Default)]
 struct OfTopic {
-    size: Size,
+    /// Those that have begun, whether they wait or not.
+    begun: usize,
+    /// Those that wait, in the room or in their work places.
+    waiting: Size,
     /// Those whose turn has not come, in their order.
     turns: VecDeque<oneshot::Sender<()>>,
 }
@@ -54,7 +60,10 @@ pub(super) struct BegunPush {
     all: Arc<WaitingPushes>,
     topic: Arc<str>,
     bytes: usize,
+    /// Whether it is among the waiting ones of its topic.
     is_waiting: bool,
+    /// Whether it waits in the room for all.
+    has_room: bool,
     turn: Turn,
 }
 
@@ -89,12 +98,12 @@ impl Limits {
         waiting.pushes < self.pushes && (fits || waiting.pushes == 0)
     }
 
-    /// Whether a topic has its share. It may always have one push.
-    fn have_shared(self, waiting: Size, topic: Size, bytes: usize) -> bool {
+    /// Whether a topic has its share.
+    fn have_shared(self, waiting: Size, of_topic: Size, bytes: usize) -> bool {
         let share = |limit: usize, waiting| limit.saturating_sub(waiting) / SHARE;
-        topic.pushes > 0
-            && (topic.pushes >= share(self.pushes, waiting.pushes)
-                || topic.bytes.saturating_add(bytes) > share(self.bytes, waiting.bytes))
+        of_topic.pushes >= OWN
+            && (of_topic.pushes >= share(self.pushes, waiting.pushes)
+                || of_topic.bytes.saturating_add(bytes) > share(self.bytes, waiting.bytes))
     }
 }
 
@@ -117,18 +126,18 @@ impl WaitingPushes {
     ) -> Result<BegunPush, Crowded> {
         let mut state = self.state.lock();
         let State { waiting, topics } = &mut *state;
-        let of_topic = topics.get_key_value(topic);
-        let size = of_topic.map(|(_, of_topic)| of_topic.size).unwrap_or_default();
-        let is_next = in_order && size.pushes > 0;
-        let has_room = self.limits.have_room(*waiting, bytes);
-        if self.limits.have_shared(*waiting, size, bytes) || ((needs_room || is_next) && !has_room)
+        let known = topics.get_key_value(topic);
+        let (begun, of_topic) =
+            known.map(|(_, known)| (known.begun, known.waiting)).unwrap_or_default();
+        if self.limits.have_shared(*waiting, of_topic, bytes)
+            || (needs_room && !self.limits.have_room(*waiting, bytes))
         {
             return Err(Crowded);
         }
-        let topic = of_topic.map_or_else(|| topic.into(), |(topic, _)| topic.clone());
+        let topic = known.map_or_else(|| topic.into(), |(topic, _)| topic.clone());
         let of_topic = topics.entry(topic.clone()).or_default();
-        of_topic.size.add(bytes);
-        let turn = if is_next {
+        of_topic.begun = of_topic.begun.saturating_add(1);
+        let turn = if in_order && begun > 0 {
             let (begin, turn) = oneshot::channel();
             of_topic.turns.push_back(begin);
             Turn::Later(turn)
@@ -137,19 +146,25 @@ impl WaitingPushes {
         } else {
             Turn::Any
         };
-        if is_next {
-            self.metrics.waits(bytes);
-            waiting.add(bytes);
+        let (is_waiting, has_room) = (false, false);
+        let mut push = BegunPush { all: self.clone(), topic, bytes, is_waiting, has_room, turn };
+        if !push.has_turn() {
+            push.wait_in(&mut state);
         }
         drop(state);
-        Ok(BegunPush { all: self.clone(), topic, bytes, is_waiting: is_next, turn })
+        Ok(push)
     }
 }
 
 impl BegunPush {
-    /// Whether it counts as waiting.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.is_waiting
+    /// Whether there is room for it outside its work place.
+    pub(super) fn has_room(&self) -> bool {
+        self.has_room
+    }
+
+    /// Whether it may be sent.
+    pub(super) fn has_turn(&self) -> bool {
+        !matches!(self.turn, Turn::Later(_))
     }
 
     /// Waits for its turn.
@@ -161,26 +176,47 @@ impl BegunPush {
         }
     }
 
-    /// Counts it as waiting, if there is room. Returns whether there is.
+    /// Counts it as waiting. Returns whether there is room for it outside its work place.
     pub(super) fn wait(&mut self) -> bool {
-        if !self.is_waiting {
-            let mut state = self.all.state.lock();
-            if self.all.limits.have_room(state.waiting, self.bytes) {
-                state.waiting.add(self.bytes);
-                self.is_waiting = true;
-                self.all.metrics.waits(self.bytes);
+        let all = self.all.clone();
+        self.wait_in(&mut all.state.lock())
+    }
+
+    fn wait_in(&mut self, state: &mut State) -> bool {
+        let Self { all, bytes, has_room, .. } = self;
+        if !*has_room && all.limits.have_room(state.waiting, *bytes) {
+            state.waiting.add(*bytes);
+            *has_room = true;
+            all.metrics.waits(*bytes);
+        }
+        self.count(state);
+        self.has_room
+    }
+
+    /// Counts it as waiting in its work place.
+    pub(super) fn keep_place(&mut self) {
+        let all = self.all.clone();
+        self.count(&mut all.state.lock());
+    }
+
+    fn count(&mut self, state: &mut State) {
+        let Self { all, topic, bytes, is_waiting, has_room, .. } = self;
+        if !*is_waiting && let Some(of_topic) = state.topics.get_mut(topic) {
+            of_topic.waiting.add(*bytes);
+            *is_waiting = true;
+            if !*has_room {
+                all.metrics.crowded.increment(1);
             }
         }
-        self.is_waiting
     }
 }
 
 impl Drop for BegunPush {
     fn drop(&mut self) {
-        let Self { all, topic, bytes, is_waiting, turn } = self;
+        let Self { all, topic, bytes, is_waiting, has_room, turn } = self;
         let mut state = all.state.lock();
         let State { waiting, topics } = &mut *state;
-        if *is_waiting {
+        if *has_room {
             waiting.remove(*bytes);
             all.metrics.waits_no_more(*bytes);
         }
@@ -195,14 +231,17 @@ impl Drop for BegunPush {
             }
         };
         let Some(of_topic) = topics.get_mut(topic) else { return };
-        of_topic.size.remove(*bytes);
+        of_topic.begun = of_topic.begun.saturating_sub(1);
+        if *is_waiting {
+            of_topic.waiting.remove(*bytes);
+        }
         // Those that were dropped before their turn are passed over.
         while has_turn && let Some(next) = of_topic.turns.pop_front() {
             if next.send(()).is_ok() {
                 break;
             }
         }
-        if of_topic.size.pushes == 0 {
+        if of_topic.begun == 0 {
             topics.remove(topic);
         }
     }
@@ -262,16 +301,31 @@ mod tests {
             push.wait();
             Ok(push)
         };
-        let first = one(60).unwrap();
+        let (first, second) = (one(30).unwrap(), one(30).unwrap());
         assert_eq!(one(60).err(), Some(Crowded), "a topic has its share");
-        let second = one(30).unwrap();
+        let third = one(30).unwrap();
         let mut large = all.begin("large", 711, false, false).unwrap();
         assert!(!large.wait(), "it is too large for what is free");
-        drop((first, second));
+        drop((first, second, third));
         assert!(large.wait());
         drop(large);
         let mut alone = all.begin("larger than all", 5_000, false, true).unwrap();
         assert!(alone.wait());
+    }
+
+    #[test]
+    fn the_share_of_a_topic_counts_what_waits_and_is_two_pushes_at_least() {
+        // Nothing waits, in however small a room.
+        let small = room(4, 1000);
+        let begun: Vec<_> = (0..10).map(|_| small.begin("one", 1, false, true)).collect();
+        assert!(begun.iter().all(Result::is_ok));
+        // Little is free, and another user has one push that is sent and one behind it.
+        let all = room(30, 1000);
+        let others: Vec<_> = (0..25).map(|n| waits(&all, &n.to_string()).unwrap()).collect();
+        let kept = (waits(&all, "one").unwrap(), waits(&all, "one").unwrap());
+        assert_eq!(waits(&all, "one").err(), Some(Crowded));
+        drop((others, kept, begun));
+        assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
     }
 
     #[tokio::test]
@@ -281,7 +335,7 @@ mod tests {
         let (first, mut second, third, mut last) =
             (begin("one"), begin("one"), begin("one"), begin("one"));
         assert_eq!(begin("other").turn().now_or_never(), Some(()));
-        assert_eq!((first.is_waiting(), second.is_waiting(), size(&all).pushes), (false, true, 3));
+        assert_eq!((first.has_room(), second.has_room(), size(&all).pushes), (false, true, 3));
         {
             let turn = second.turn();
             pin!(turn);
