@@ -15,13 +15,14 @@ use parking_lot::Mutex;
 use pipeline_core::{
     ExitReason, Graph,
     backoff::{Backoff, Jitter},
+    snapshot::Activity,
     source::{QueueOptions, from_iter, queue},
     subscription::SubscribeOptions,
     supervisor::{Admission, ChildContext, ConsumerSupervisor, Worker},
 };
 use pipeline_test_support::{Gate, GateControl, gate};
 use support::supervised;
-use tokio::task;
+use tokio::{task, time::timeout};
 
 const KEYS: usize = 20;
 
@@ -89,6 +90,13 @@ async fn children_that_have_left_their_places_delay_no_event_and_are_waited_for(
         let mut pipeline = supervised(from_iter([100, 101, 102, 200, 300, 400]), supervisor, 2, 1);
         if may_leave {
             assert_eq!(started(&mut control, 6).await, [100, 101, 102, 200, 300, 400]);
+            // The supervisor learns that they have left, and then has nothing to do.
+            let is_idle = async {
+                while pipeline.snapshot().stages[1].activity == Activity::Busy {
+                    task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(20), is_idle).await.unwrap();
             assert_eq!(pipeline.snapshot().stages[1].workers, Some(0));
             control.release(6);
         } else {

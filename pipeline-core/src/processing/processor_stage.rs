@@ -362,6 +362,11 @@ where
         !self.waiting.is_empty()
     }
 
+    fn is_occupied(&self) -> bool {
+        // One that had left may be tried again.
+        self.work.places.as_ref().is_some_and(|places| places.available_permits() == 0)
+    }
+
     fn report(&mut self, report: &mut StageReport) {
         while self.waiting.try_join_next().is_some() {}
         report.in_progress += self.waiting.len();

@@ -140,6 +140,11 @@ pub(crate) trait Behaviour: Send + 'static {
         false
     }
 
+    /// Whether that work occupies it. Work that only waits may have left its place.
+    fn is_occupied(&self) -> bool {
+        self.is_busy()
+    }
+
     fn terminate(
         &mut self,
         _reason: &ExitReason,

@@ -227,6 +227,10 @@ where
         !self.children.is_empty() || self.waiting.len() > 0
     }
 
+    fn is_occupied(&self) -> bool {
+        self.children.in_places() > 0 || self.waiting.len() > 0
+    }
+
     async fn terminate(&mut self, reason: &ExitReason, phase: &mut watch::Receiver<Phase>) {
         if !matches!(reason, ExitReason::Killed) {
             self.stop_children(phase).await;

@@ -15,6 +15,7 @@ use crate::{
     Pipeline,
     backoff::{Backoff, Jitter},
     processing::{Batcher, Failure, Message, Processor, Processors},
+    snapshot::Activity,
     testkit::settle,
 };
 
@@ -210,6 +211,8 @@ async fn messages_that_have_left_their_place_delay_no_other_and_are_acknowledged
     done.sort_unstable();
     failed.sort_unstable();
     assert_eq!((done, failed), (of(1), of(2)));
+    let activities = pipeline.snapshot().stages.into_iter().map(|stage| stage.activity);
+    assert!(activities.skip(1).all(|activity| activity == Activity::WaitingForEvents));
     // They are still work of their stages: a drain waits for them, and reports those that it ends.
     let report = pipeline.drain(ms(1_000)).await;
     assert_eq!((report.completed, report.unprocessed()), (false, 10));

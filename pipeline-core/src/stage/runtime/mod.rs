@@ -429,7 +429,7 @@ impl<B: Behaviour> StageTask<B> {
     fn activity(&self) -> Activity {
         if self.lifecycle.paused {
             Activity::Paused
-        } else if self.behaviour.is_busy() {
+        } else if self.behaviour.is_occupied() {
             Activity::Busy
         } else if B::KIND.emits() && self.downstreams.outlet.unmet() == 0 {
             Activity::WaitingForDemand
