@@ -141,9 +141,10 @@ impl Cluster {
     }
 
     /// Waits until everything that was broadcast before is sent, for at most this long. Returns whether
-    /// it is. For the end of a program, whose presences have just said that this node leaves.
+    /// it is. For the end of a program, whose presences have just said that this node leaves. Right after an
+    /// outage, what waits is then not [kept back](ClusterOptions::settle) any longer for other nodes.
     pub async fn flush(&self, within: Duration) -> bool {
-        timeout(within, self.node.core.flushed()).await.is_ok()
+        timeout(within, self.node.core.flush()).await.is_ok()
     }
 }
 

@@ -77,8 +77,19 @@ pub(crate) struct State {
     pub(crate) subscriptions: u64,
     /// Nothing waits to be sent.
     pub(crate) is_flushed: bool,
+    /// How many tasks wait until nothing waits to be sent.
+    pub(crate) flushes: usize,
     /// The cluster is dropped.
     pub(crate) is_ending: bool,
+}
+
+/// A task that waits until nothing waits to be sent.
+struct Flush<'a>(&'a watch::Sender<State>);
+
+impl Drop for Flush<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|state| state.flushes = state.flushes.saturating_sub(1));
+    }
 }
 
 /// The limits of log lines.
@@ -291,6 +302,17 @@ impl Core {
                 return;
             }
         }
+    }
+
+    /// Waits until nothing waits to be sent, and lets nothing wait for other nodes.
+    pub(crate) async fn flush(&self) {
+        if self.state.borrow().is_flushed && self.waiting() == 0 {
+            return;
+        }
+        self.state.send_modify(|state| state.flushes += 1);
+        let _flush = Flush(&self.state);
+        self.wake.notify_one();
+        self.flushed().await;
     }
 
     /// Counts what was not sent, and logs it.

@@ -34,6 +34,9 @@ const COUNT_NODES: Duration = Duration::from_millis(50);
 /// The shortest time that nodes are waited for whose number is not known.
 const SHORTEST_SETTLE: Duration = Duration::from_millis(500);
 
+/// For how long the most nodes that there were are remembered. A network that fails takes one after another.
+const RECENT: Duration = Duration::from_secs(30);
+
 /// A server that can be connected to.
 pub(crate) trait Server: Send + Sync + 'static {
     type Session: Session;
@@ -93,7 +96,7 @@ pub(crate) async fn drive<S: Server>(core: Arc<Core>, server: S) {
         interest: Interest::new(core.options.linger),
         in_flight: Vec::new(),
         disconnected_at: None,
-        nodes: None,
+        nodes: MostNodes::default(),
         core: core.clone(),
     };
     let mut running = pin!(task.run(&server));
@@ -121,8 +124,20 @@ struct Task {
     /// and the nodes that have it already drop the copy.
     in_flight: Vec<Message>,
     disconnected_at: Option<Instant>,
-    /// How many nodes there were when everything was well, if it is known.
-    nodes: Option<u64>,
+    nodes: MostNodes,
+}
+
+/// How many nodes there were lately at most, if it is known.
+#[derive(Clone, Copy, Debug, Default)]
+struct MostNodes(Option<(u64, Instant)>);
+
+impl MostNodes {
+    fn counted(&mut self, nodes: u64, now: Instant) {
+        match self.0 {
+            Some((most, at)) if nodes < most && now.saturating_duration_since(at) < RECENT => {}
+            _ => self.0 = Some((nodes, now)),
+        }
+    }
 }
 
 impl Task {
@@ -182,7 +197,9 @@ impl Task {
                 // The other nodes have to be there for what waits.
                 if let Some(gone) = gone {
                     kept = since;
-                    if let Err(error) = settle(&core, &session, *nodes, gone).await {
+                    if let Err(error) =
+                        settle(&core, &session, in_flight.is_empty(), *nodes, gone).await
+                    {
                         return error;
                     }
                     kept = None;
@@ -363,37 +380,46 @@ fn set_flushed(state: &watch::Sender<State>, is_flushed: bool) {
 }
 
 /// After an outage: sends requests alone, until the other nodes are connected again too, as far as that can
-/// be known. Their clients would miss what waits.
+/// be known, or the program waits until all is sent. Their clients would miss what waits.
 async fn settle(
     core: &Core,
     session: &impl Session,
-    before: Option<u64>,
+    nothing_in_flight: bool,
+    MostNodes(before): MostNodes,
     gone: Duration,
 ) -> Result<(), SessionError> {
-    let limit = core.options.settle;
-    let unknown = gone.max(SHORTEST_SETTLE).min(limit);
-    let (since, mut limit) = (Instant::now(), before.map_or(unknown, |_| limit));
-    let mut next_count = since;
+    let longest = core.options.settle;
+    let unknown = gone.max(SHORTEST_SETTLE).min(longest);
+    let since = Instant::now();
+    let (mut limit, mut next_count) = (before.map_or(unknown, |_| longest), since);
     set_flushed(&core.state, false);
     loop {
         let now = Instant::now();
-        if now.saturating_duration_since(since) >= limit || core.state.borrow().is_ending {
+        let is_awaited = {
+            let state = core.state.borrow();
+            state.is_ending || state.flushes > 0
+        };
+        if now.saturating_duration_since(since) >= limit || is_awaited {
             return Ok(());
         }
-        if let Some(before) = before
+        if let Some((before, _)) = before
             && now >= next_count
         {
             next_count = now + COUNT_NODES;
-            match within(core, session.nodes(core)).await? {
-                Some(nodes) if nodes >= before => return Ok(()),
-                Some(_) => {}
-                None => limit = unknown,
-            }
+            limit = match within(core, session.nodes(core)).await? {
+                Some(nodes) if nodes == before => return Ok(()),
+                Some(nodes) if nodes < before => longest,
+                // Too many: the server does not know yet that former connections are dead, and they may be
+                // those of any node.
+                Some(_) | None => unknown,
+            };
         }
         let requests = core.take_requests(BATCH.0, BATCH.1);
         if requests.is_empty() {
+            set_flushed(&core.state, nothing_in_flight && core.waiting() == 0);
             // Also at the end of the program.
             let _ = timeout(COUNT_NODES.min(limit), core.wake.notified()).await;
+            set_flushed(&core.state, false);
             continue;
         }
         let messages = pack(fitting(core, requests, session.max_message()), session.max_message());
@@ -403,15 +429,14 @@ async fn settle(
 }
 
 /// Counts the nodes now and then, to know how many there were if the connection is lost.
-async fn count(core: &Core, session: &impl Session, nodes: &mut Option<u64>) -> SessionError {
+async fn count(core: &Core, session: &impl Session, nodes: &mut MostNodes) -> SessionError {
     loop {
         match within(core, session.nodes(core)).await {
-            Ok(counted) => {
-                *nodes = counted;
-                if let Some(counted) = counted {
-                    core.metrics.nodes.set(counted as f64);
-                }
+            Ok(Some(counted)) => {
+                nodes.counted(counted, Instant::now());
+                core.metrics.nodes.set(counted as f64);
             }
+            Ok(None) => {}
             Err(error) => return error,
         }
         sleep(core.options.ping_interval).await;
@@ -443,5 +468,110 @@ async fn ping(core: &Core, session: &impl Session) -> SessionError {
         if let Err(error) = within(core, session.ping(core)).await {
             return error;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+    use pipeline_ws_sink::pubsub::Broadcast;
+    use serde_json::json;
+
+    use super::*;
+    use crate::ClusterOptions;
+
+    /// A server that says these numbers of nodes one after the other, and the last one again and again.
+    struct Says(Mutex<Vec<u64>>);
+
+    impl Session for Says {
+        fn max_message(&self) -> usize {
+            usize::MAX
+        }
+
+        async fn publish(&self, _: &Core, _: &[Message]) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn subscribe(&self, _: &[String]) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn unsubscribe(&self, _: &[String]) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn ping(&self, _: &Core) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn nodes(&self, _: &Core) -> Result<Option<u64>, SessionError> {
+            let mut nodes = self.0.lock();
+            Ok(if nodes.len() > 1 { Some(nodes.remove(0)) } else { nodes.first().copied() })
+        }
+
+        async fn receive(&self, _: &Core) -> SessionError {
+            std::future::pending().await
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn core() -> Core {
+        Core::new(ClusterOptions::new("test").settle(LONG)).unwrap()
+    }
+
+    /// How long what waits is kept back, after an outage of two seconds.
+    async fn settled(core: &Core, nodes: &[u64], before: MostNodes) -> Duration {
+        let (server, gone) = (Says(Mutex::new(nodes.to_vec())), Duration::from_secs(2));
+        let since = Instant::now();
+        settle(core, &server, true, before, gone).await.unwrap();
+        since.elapsed()
+    }
+
+    fn most(nodes: u64) -> MostNodes {
+        MostNodes(Some((nodes, Instant::now())))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_ends_the_time_in_which_what_waits_is_kept_back() {
+        let core = core();
+        let program = async {
+            sleep(Duration::from_secs(1)).await;
+            // Nothing waits, and nothing was on the way.
+            timeout(Duration::ZERO, core.flush()).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+            core.broadcast(&Broadcast::new("room:1", "news", json!({})).unwrap()).unwrap();
+            sleep(Duration::from_secs(1)).await;
+            assert_eq!(core.waiting(), 1);
+            let _ = timeout(Duration::from_secs(1), core.flush()).await;
+            assert_eq!(core.state.borrow().flushes, 0, "it has ended");
+        };
+        let (kept, ()) = tokio::join!(settled(&core, &[1], most(2)), program);
+        assert!(kept > Duration::from_secs(2) && kept < Duration::from_secs(4), "{kept:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_are_dead_do_not_count_as_nodes_that_are_back() {
+        let core = core();
+        let second = Duration::from_secs(1);
+        assert!(settled(&core, &[3], most(3)).await < second, "all are there");
+        assert!(settled(&core, &[1, 2, 3], most(3)).await < second, "they come back");
+        // Three that are dead, and this one: it is not known, and others are back after as long as this one.
+        let unknown = settled(&core, &[4], most(3)).await;
+        assert!(unknown >= 2 * second && unknown < 3 * second, "{unknown:?}");
+        assert!(settled(&core, &[2], most(3)).await >= LONG, "one is missing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_were_cut_off_one_after_another_are_waited_for() {
+        let (core, mut nodes) = (core(), MostNodes::default());
+        for counted in [5, 4, 2, 1] {
+            nodes.counted(counted, Instant::now());
+            sleep(Duration::from_secs(2)).await;
+        }
+        assert!(settled(&core, &[1], nodes).await >= LONG);
+        // Later, they are no nodes of this cluster any more.
+        nodes.counted(1, Instant::now());
+        assert!(settled(&core, &[1], nodes).await < Duration::from_secs(1));
     }
 }

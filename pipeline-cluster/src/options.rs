@@ -102,8 +102,11 @@ impl ClusterOptions {
     /// After the connection was lost: how long what waits is kept back for other nodes that connect again
     /// later than this one, and would miss it. Default 5 s, which is the longest delay between their tries.
     ///
-    /// With Redis, it is sent as soon as there are as many nodes as before. NATS does not tell: there, it
-    /// waits for as long as the connection was lost, from half a second to this.
+    /// With Redis, it is sent as soon as there are as many nodes as there were at most in the half minute
+    /// before. When Redis says more, it does not know yet that some are dead. Then, and with NATS, which does
+    /// not tell, it waits for as long as the connection was lost, from half a second to this. It may be sent
+    /// too early where a dead connection is counted instead of a node that is not back.
+    /// [`Cluster::flush`](crate::Cluster::flush) ends the wait.
     pub fn settle(mut self, limit: Duration) -> Self {
         self.settle = limit;
         self
