@@ -37,9 +37,11 @@
 //!   order; those of different nodes or topics have no order.
 //! - A client's join is answered when its node receives the topic, so that what is broadcast after the
 //!   answer arrives. It waits for [a second](ClusterOptions::join_wait) at most, and not while the node is
-//!   not connected. A topic whose first subscriber is a task may miss the first broadcasts:
-//!   [`Cluster::receives`] waits for it. In a cluster of NATS servers, a subscription is known to the
-//!   others a moment after it is to one.
+//!   not connected. What `Channel::join` itself has read may miss what another node broadcasts between the
+//!   reading and the subscription; a state that is read in a message after the join, by
+//!   `JoinContext::send_after` with no delay, misses nothing. A topic whose first subscriber is a task may
+//!   miss the first broadcasts: [`Cluster::receives`] waits for it. In a cluster of NATS servers, a
+//!   subscription is known to the others a moment after it is to one.
 //! - No broadcast waits for the server or for another node. What cannot be sent now waits, up to
 //!   [a number](ClusterOptions::max_waiting) and [so many bytes](ClusterOptions::max_waiting_bytes);
 //!   beyond them the oldest are dropped and counted. Subscribers on the same node receive a broadcast in

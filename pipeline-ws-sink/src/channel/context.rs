@@ -56,6 +56,11 @@ impl<C: Channel> JoinContext<'_, C> {
     /// Sets the response to a successful join: any JSON value, or bytes. Default `{}`.
     ///
     /// A response that cannot be encoded crashes the join.
+    ///
+    /// With other nodes, a state that `join` reads may miss a change: the node subscribes to the topic after
+    /// `join` and before the answer, and what another node broadcasts after the reading and before that is
+    /// in neither. A state that must miss nothing is read in a message after the join:
+    /// [`send_after`](Self::send_after) with [`Duration::ZERO`].
     pub fn reply(&mut self, response: impl IntoPayload) {
         self.reply = response.into_payload();
     }
