@@ -4,6 +4,8 @@
 mod support;
 
 use std::{
+    collections::HashSet,
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -18,11 +20,14 @@ use pipeline_core::{
     snapshot::Activity,
     source::{QueueOptions, from_iter, queue},
     subscription::SubscribeOptions,
-    supervisor::{Admission, ChildContext, ConsumerSupervisor, Worker},
+    supervisor::{Admission, ChildContext, ChildState, ConsumerSupervisor, Reserved, Worker},
 };
 use pipeline_test_support::{Gate, GateControl, gate};
 use support::supervised;
-use tokio::{task, time::timeout};
+use tokio::{
+    task,
+    time::{sleep, timeout},
+};
 
 const KEYS: usize = 20;
 
@@ -107,6 +112,121 @@ async fn children_that_have_left_their_places_delay_no_event_and_are_waited_for(
             assert_eq!(started(&mut control, 5).await, [101, 102, 200, 300, 400]);
         }
         assert_eq!(pipeline.join().await.unprocessed(), 0);
+    }
+}
+
+/// Works in its place, leaves it, and fails the first time.
+#[derive(Clone, Default)]
+struct FailsOutside {
+    /// The keys in work.
+    inside: Arc<Mutex<HashSet<u64>>>,
+    most: Arc<AtomicUsize>,
+    together: Arc<AtomicUsize>,
+    runs: Arc<AtomicUsize>,
+}
+
+impl Worker<u64> for FailsOutside {
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        let (is_alone, inside) = {
+            let mut inside = self.inside.lock();
+            (inside.insert(hundreds(event)), inside.len())
+        };
+        self.together.fetch_add(usize::from(!is_alone), Ordering::SeqCst);
+        self.most.fetch_max(inside, Ordering::SeqCst);
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        sleep(Duration::from_millis(5)).await;
+        self.inside.lock().remove(&hundreds(event));
+        context.place().leave();
+        sleep(Duration::from_millis(20)).await;
+        if context.restarts() == 0 { Err(ExitReason::failed("not yet")) } else { Ok(()) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_has_left_is_restarted_in_a_place_and_with_its_key() {
+    for delay in [1, 7, 100] {
+        let worker = FailsOutside::default();
+        let delay = Duration::from_millis(delay);
+        let supervisor = ConsumerSupervisor::new(worker.clone())
+            .ordered_by_key(hundreds)
+            .max_children(3)
+            .may_leave()
+            .tries(3)
+            .backoff(Backoff::new(delay, delay).jitter(Jitter::None));
+        let events = (0..60).map(|n| n % 6 * 100 + n);
+        let mut pipeline = supervised(from_iter(events), supervisor, 10, 5);
+        let report = pipeline.join().await;
+        assert_eq!((report.unprocessed(), report.stages[1].given_up), (0, 0));
+        let of = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+        assert_eq!((of(&worker.runs), of(&worker.together), of(&worker.most)), (120, 0, 3));
+    }
+}
+
+/// Leaves its place and fails, except for the first event of a hundred, which waits for ever.
+struct Stuck {
+    reserves: bool,
+}
+
+impl Worker<u64> for Stuck {
+    fn reserve(&self, _: &u64) -> Option<Reserved> {
+        self.reserves.then(|| Arc::new(()) as Reserved)
+    }
+
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        if event.is_multiple_of(100) {
+            return pending().await;
+        }
+        context.place().leave();
+        Err(ExitReason::failed("as the test wants it"))
+    }
+}
+
+fn stuck(reserves: bool) -> ConsumerSupervisor<u64, Stuck> {
+    let second = Duration::from_secs(1);
+    ConsumerSupervisor::new(Stuck { reserves })
+        .ordered_by_key(hundreds)
+        .max_children(1)
+        .may_leave()
+        .tries(3)
+        .backoff(Backoff::new(second, second).jitter(Jitter::None))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_with_a_reservation_is_restarted_without_a_place() {
+    let pipeline = supervised(from_iter([101, 300]), stuck(true), 10, 5);
+    let second = Duration::from_secs(1);
+    sleep(second * 10).await;
+    let report = pipeline.drain(second).await;
+    assert_eq!((report.stages[1].given_up, report.unprocessed()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_waits_for_a_place_to_be_restarted_in_can_be_terminated_and_is_counted() {
+    let second = Duration::from_secs(1);
+    for terminates in [true, false] {
+        let supervisor = stuck(false);
+        let mut graph = Graph::new("keys");
+        let numbers = graph.producer("numbers", from_iter([101, 201, 300, 401]));
+        let jobs = graph.consumer_supervisor("jobs", supervisor);
+        graph.subscribe(&jobs, &numbers, SubscribeOptions::new().max_demand(10));
+        let mut pipeline = graph.start().unwrap();
+        sleep(second * 10).await;
+        // 300 occupies the only place.
+        let children = jobs.children().await.unwrap();
+        let states: Vec<_> = children.iter().map(|(_, state)| *state).collect();
+        let restarting = ChildState::Restarting;
+        assert_eq!(states, [restarting, restarting, ChildState::Running]);
+        let report = if terminates {
+            jobs.terminate_child(children[0].0).await.unwrap();
+            assert_eq!(jobs.children().await.unwrap().len(), 2);
+            jobs.terminate_child(children[2].0).await.unwrap();
+            pipeline.join().await
+        } else {
+            pipeline.drain(second).await
+        };
+        let jobs = &report.stages[1];
+        let expected = if terminates { (2, 0, 0) } else { (0, 3, 1) };
+        assert_eq!((jobs.given_up, jobs.in_progress, jobs.pending), expected);
     }
 }
 

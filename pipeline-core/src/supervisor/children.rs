@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
+    mem,
     time::Duration,
 };
 
@@ -39,8 +40,12 @@ pub(super) struct Child {
     /// The worker's reservation for it, dropped when its event is done.
     pub(super) reserved: Option<Reserved>,
     pub(super) task: Option<AbortHandle>,
-    /// Whether it has left its place, and occupies no slot.
+    /// Whether it has left its place, and occupies no slot and no key.
     pub(super) left: bool,
+    /// Whether its slot was freed. Its event takes no other, also if it is restarted in a place.
+    pub(super) freed: bool,
+    /// The number of its last failure when it got its place.
+    pub(super) restarts: u32,
     /// The child's id in the adaptive limit, if there is one.
     pub(super) piece: Option<Piece>,
     /// The callers that wait for its termination.
@@ -93,12 +98,21 @@ impl<E: Send + 'static> Children<E> {
     }
 
     /// A child leaves its place. Returns the subscription whose slot is free then, and the key that is free.
-    pub(super) fn leave(&mut self, id: ChildId) -> Option<(SubscriptionId, Option<Key>)> {
+    pub(super) fn leave(&mut self, id: ChildId) -> Option<(Option<SubscriptionId>, Option<Key>)> {
         let child = self.children.get_mut(&id).filter(|child| !child.left)?;
         let subscription = child.subscription?;
+        let was_freed = mem::replace(&mut child.freed, true);
         child.left = true;
         self.left += 1;
-        Some((subscription, child.key.take()))
+        Some(((!was_freed).then_some(subscription), child.key))
+    }
+
+    /// A child that had left is in a place again.
+    pub(super) fn come_back(&mut self, id: ChildId) {
+        if let Some(child) = self.children.get_mut(&id).filter(|child| child.left) {
+            child.left = false;
+            self.left -= 1;
+        }
     }
 
     pub(super) fn get(&self, id: ChildId) -> Option<&Child> {
@@ -139,6 +153,8 @@ impl<E: Send + 'static> Children<E> {
                 reserved,
                 task: None,
                 left: false,
+                freed: false,
+                restarts: 0,
                 piece: None,
                 terminated: Vec::new(),
             },
@@ -241,6 +257,12 @@ impl<E: Send + 'static> Children<E> {
     pub(super) fn pop_restarting(&mut self) -> Option<(ChildId, E, u32)> {
         let ((_, id), (event, failed)) = self.restarting.pop_first()?;
         Some((id, event, failed))
+    }
+
+    /// Takes the event of a child that waits for a place to be restarted in, with the number of its failures.
+    /// `None` if it was terminated.
+    pub(super) fn take_restarting(&mut self, id: ChildId) -> Option<(E, u32)> {
+        self.restarting.remove(&(Deadline::NEVER, id))
     }
 
     /// Takes the event of a child that waits to be restarted.

@@ -396,7 +396,9 @@ where
 
     /// Keeps the order of events with the same key: one of them is in work at a time, and the next
     /// begins when it is done: handled, ignored or given up. So a child that fails and is restarted
-    /// holds up its key until then, and no other. By default children run in no order.
+    /// holds up its key until then, and no other. One that [leaves its place](Self::may_leave) holds it up no
+    /// more: when it is restarted, later events of its key may have been done. By default children run in no
+    /// order.
     ///
     /// Events arrive in the order in which their producer emits them, and over several subscriptions
     /// in the order of their messages. Events that wait for their key wait in the supervisor and take
@@ -463,6 +465,10 @@ where
 
     /// Gives each child a [place](ChildContext::place) that it can leave while it only waits. Then the
     /// next event is asked for and begins. By default a child occupies its slot until it ends.
+    ///
+    /// A child that has left, fails and is restarted waits for a slot and for its key again, behind the events
+    /// that wait already. One with a [reservation](Worker::reserve) does not, because others may wait for that: it
+    /// is restarted at once, without a slot and its key.
     ///
     /// The supervisor does not bound how many children have left their places. The worker has to.
     pub fn may_leave(mut self) -> Self {

@@ -26,7 +26,7 @@ use super::{
     reused::Reused,
     slots::SubscriptionSlots,
     started::Running,
-    waiting::{Key, Waiting},
+    waiting::{Key, Waiting, Waits},
 };
 use crate::{
     deadline::Deadline,
@@ -91,12 +91,15 @@ impl Drop for Stopping {
     }
 }
 
+/// A child that has left the place of its run after so many failures.
+type Left = (ChildId, u32);
+
 /// The children that leave their places.
 struct Leaving {
-    sender: mpsc::UnboundedSender<ChildId>,
-    receiver: mpsc::UnboundedReceiver<ChildId>,
+    sender: mpsc::UnboundedSender<Left>,
+    receiver: mpsc::UnboundedReceiver<Left>,
     /// Those that were received.
-    left: Vec<ChildId>,
+    left: Vec<Left>,
 }
 
 impl Leaving {
@@ -207,7 +210,7 @@ where
         }
         let left = mem::take(&mut self.leaving.left);
         if !left.is_empty() {
-            left.into_iter().for_each(|id| self.leave(id));
+            left.into_iter().for_each(|left| self.leave(left));
             self.start_waiting();
         }
         self.resume();
@@ -309,7 +312,14 @@ where
             } else if self.inline.pauses::<E, W>(&self.shared, is_over) {
                 break;
             }
-            let Some((event, from, key)) = self.waiting.pop() else { break };
+            let Some((next, from, key)) = self.waiting.pop() else { break };
+            let event = match next {
+                Waits::Event(event) => event,
+                Waits::Child(id) => {
+                    self.come_back(id, key);
+                    continue;
+                }
+            };
             // For the report, if the worker never returns.
             self.gauges.set_inline(1, self.waiting.len());
             if !brief || is_over {
@@ -506,28 +516,36 @@ where
         job: impl Future<Output = Finished<E>> + Send + 'static,
     ) -> ChildId {
         let id = self.children.add(subscription, key, reserved);
-        self.occupy(id, place);
+        self.occupy(id, place, 0);
         self.gauges.workers.store(self.children.in_places(), Relaxed);
         self.spawn(id, job);
         id
     }
 
-    /// A child has this place, unless it has left it already.
-    fn occupy(&mut self, id: ChildId, place: &Place) {
+    /// A child has this place after so many failures, unless it has left it already.
+    fn occupy(&mut self, id: ChildId, place: &Place, restarts: u32) {
+        if let Some(child) = self.children.get_mut(id) {
+            child.restarts = restarts;
+        }
         let sender = self.leaving.sender.clone();
+        let left = (id, restarts);
         // A supervisor that has ended does not care.
         let notify = move || {
-            let _ = sender.send(id);
+            let _ = sender.send(left);
         };
         if place.on_leave(notify) {
-            self.leave(id);
+            self.leave(left);
         }
     }
 
     /// A child leaves its place, and the next event of its key may begin. It is still a child.
-    fn leave(&mut self, id: ChildId) {
+    fn leave(&mut self, (id, restarts): Left) {
+        // The place of an earlier run is not this one.
+        if self.children.get(id).is_none_or(|child| child.restarts != restarts) {
+            return;
+        }
         let Some((subscription, key)) = self.children.leave(id) else { return };
-        self.slots.free(Some(subscription));
+        self.slots.free(subscription);
         self.waiting.done(key);
         self.gauges.workers.store(self.children.in_places(), Relaxed);
     }
@@ -622,6 +640,7 @@ where
             let Some((id, event, failed)) = self.children.pop_restarting() else { break };
             self.restart_child(id, event, failed)?;
         }
+        self.start_waiting();
         Ok(())
     }
 
@@ -631,9 +650,18 @@ where
         context.reserved = self.children.get(id).and_then(|child| child.reserved.clone());
         match self.call_admit(&event, &context) {
             Ok(Admission::Run) => {
-                self.occupy(id, &context.place());
-                let job = self.job(event, context, None);
-                self.spawn(id, job);
+                // Others in their slots may wait for a reservation, so its child waits for none of them.
+                let waits = |child: &&Child| child.left && child.reserved.is_none();
+                let left = self.children.get(id).filter(waits);
+                if let Some((from, key)) =
+                    left.and_then(|left| Some((left.subscription?, left.key)))
+                {
+                    // It has given its slot and its key away, and waits for them like an event.
+                    self.children.restart_at(Deadline::NEVER, id, event, failed);
+                    self.waiting.add_child(from, key, id);
+                } else {
+                    self.run_again(id, event, context);
+                }
             }
             Ok(Admission::Ignore) => self.child_done(id),
             Err(reason) => {
@@ -650,6 +678,26 @@ where
         Ok(())
     }
 
+    fn run_again(&mut self, id: ChildId, event: E, context: ChildContext) {
+        self.occupy(id, &context.place(), context.restarts);
+        let job = self.job(event, context, None);
+        self.spawn(id, job);
+    }
+
+    /// Restarts a child that had left its place, in another.
+    fn come_back(&mut self, id: ChildId, key: Option<Key>) {
+        let Some((event, failed)) = self.children.take_restarting(id) else {
+            // It was terminated meanwhile.
+            self.waiting.done(key);
+            return;
+        };
+        self.children.come_back(id);
+        self.gauges.workers.store(self.children.in_places(), Relaxed);
+        let mut context = self.context(failed);
+        context.reserved = self.children.get(id).and_then(|child| child.reserved.clone());
+        self.run_again(id, event, context);
+    }
+
     fn remove_child(&mut self, id: ChildId) -> Option<Child> {
         let child = self.children.remove(id)?;
         self.gauges.workers.store(self.children.in_places(), Relaxed);
@@ -662,10 +710,12 @@ where
         for mut caller in child.terminated {
             caller.reply(Ok(()));
         }
-        if !child.left {
+        if !child.freed {
             self.slots.free(child.subscription);
         }
-        self.waiting.done(child.key);
+        if !child.left {
+            self.waiting.done(child.key);
+        }
         self.start_waiting();
     }
 

@@ -5,6 +5,7 @@ use std::{
     fmt,
 };
 
+use super::ChildId;
 use super::round_robin::RoundRobin;
 use crate::{exit::ExitReason, stage::catch_panic_now, subscription::SubscriptionId};
 
@@ -14,21 +15,32 @@ pub(super) type Key = u64;
 /// Finds the key of an event.
 pub(super) type KeyOf<E> = Box<dyn Fn(&E) -> Key + Send + Sync>;
 
+/// What waits for a child's place.
+#[derive(Debug, PartialEq)]
+pub(super) enum Waits<E> {
+    /// An event.
+    Event(E),
+    /// A child that has left its place and is to be restarted.
+    Child(ChildId),
+}
+
 /// Events that wait for a child: for one of `max_children` places, or for an event with the same key.
 pub(super) struct Waiting<E> {
     /// Events without keys that could begin.
-    plain: RoundRobin<E>,
+    plain: RoundRobin<Waits<E>>,
     keyed: Option<ByKey<E>>,
+    /// How many of them are children.
+    children: usize,
 }
 
 /// Events of which one of each key is in work at a time.
 struct ByKey<E> {
     key_of: KeyOf<E>,
     /// The first of each key that is not in work. No two have the same key.
-    first: RoundRobin<(Key, E)>,
+    first: RoundRobin<(Key, Waits<E>)>,
     /// The keys with an event that is in work or could begin, each with the events behind it, in the
     /// order of their arrival.
-    keys: HashMap<Key, VecDeque<(E, SubscriptionId)>, foldhash::fast::RandomState>,
+    keys: HashMap<Key, VecDeque<(Waits<E>, SubscriptionId)>, foldhash::fast::RandomState>,
     /// The number of events behind others.
     behind: usize,
 }
@@ -41,7 +53,7 @@ impl<E> Waiting<E> {
             keys: HashMap::default(),
             behind: 0,
         });
-        Self { plain: RoundRobin::new(), keyed }
+        Self { plain: RoundRobin::new(), keyed, children: 0 }
     }
 
     /// Adds events behind those of the same subscription, and of the same key. Returns those whose key
@@ -49,7 +61,7 @@ impl<E> Waiting<E> {
     pub(super) fn extend(&mut self, from: SubscriptionId, events: Vec<E>) -> Vec<(E, ExitReason)> {
         match &mut self.keyed {
             None => {
-                self.plain.extend(from, events);
+                self.plain.extend(from, events.into_iter().map(Waits::Event).collect());
                 Vec::new()
             }
             Some(keyed) => {
@@ -58,12 +70,23 @@ impl<E> Waiting<E> {
         }
     }
 
-    /// Takes the next event that may begin, with its key.
-    pub(super) fn pop(&mut self) -> Option<(E, SubscriptionId, Option<Key>)> {
-        match &mut self.keyed {
-            None => self.plain.pop().map(|(event, from)| (event, from, None)),
-            Some(keyed) => keyed.first.pop().map(|((key, event), from)| (event, from, Some(key))),
+    /// Adds a child that is to be restarted, behind the events of the same subscription and of its key.
+    pub(super) fn add_child(&mut self, from: SubscriptionId, key: Option<Key>, id: ChildId) {
+        self.children += 1;
+        match (&mut self.keyed, key) {
+            (Some(keyed), Some(key)) => keyed.push_of(key, from, Waits::Child(id)),
+            _ => self.plain.extend(from, vec![Waits::Child(id)]),
         }
+    }
+
+    /// Takes the next that may begin, with its key.
+    pub(super) fn pop(&mut self) -> Option<(Waits<E>, SubscriptionId, Option<Key>)> {
+        let next = match &mut self.keyed {
+            None => self.plain.pop().map(|(next, from)| (next, from, None)),
+            Some(keyed) => keyed.first.pop().map(|((key, next), from)| (next, from, Some(key))),
+        };
+        self.children -= usize::from(matches!(next, Some((Waits::Child(_), ..))));
+        next
     }
 
     /// The event of a key is done: the next one of that key may begin.
@@ -74,15 +97,16 @@ impl<E> Waiting<E> {
         }
     }
 
-    /// All events.
+    /// All events, without the children.
     pub(super) fn len(&self) -> usize {
-        match &self.keyed {
+        let all = match &self.keyed {
             None => self.plain.len(),
             Some(keyed) => keyed.first.len() + keyed.behind,
-        }
+        };
+        all - self.children
     }
 
-    /// The events that could begin.
+    /// The events and children that could begin.
     pub(super) fn startable(&self) -> usize {
         match &self.keyed {
             None => self.plain.len(),
@@ -97,25 +121,29 @@ impl<E> ByKey<E> {
             Ok(key) => key,
             Err(panicked) => return Err((event, panicked)),
         };
+        self.push_of(key, from, Waits::Event(event));
+        Ok(())
+    }
+
+    fn push_of(&mut self, key: Key, from: SubscriptionId, waits: Waits<E>) {
         match self.keys.entry(key) {
             Entry::Vacant(entry) => {
                 entry.insert(VecDeque::new());
-                self.first.extend(from, vec![(key, event)]);
+                self.first.extend(from, vec![(key, waits)]);
             }
             Entry::Occupied(mut entry) => {
-                entry.get_mut().push_back((event, from));
+                entry.get_mut().push_back((waits, from));
                 self.behind += 1;
             }
         }
-        Ok(())
     }
 
     fn done(&mut self, key: Key) {
         let Entry::Occupied(mut entry) = self.keys.entry(key) else { return };
         match entry.get_mut().pop_front() {
-            Some((event, from)) => {
+            Some((waits, from)) => {
                 self.behind -= 1;
-                self.first.extend(from, vec![(key, event)]);
+                self.first.extend(from, vec![(key, waits)]);
             }
             None => drop(entry.remove()),
         }
@@ -146,9 +174,14 @@ mod tests {
         waiting.extend(other, vec![12, 30]);
         assert_eq!((waiting.len(), waiting.startable()), (5, 3));
         let begun: Vec<_> = std::iter::from_fn(|| waiting.pop()).collect();
-        assert_eq!(begun, [(10, one, Some(1)), (30, other, Some(3)), (20, one, Some(2))]);
+        let first = [(10, one, Some(1)), (30, other, Some(3)), (20, one, Some(2))];
+        assert_eq!(begun, first.map(|(event, from, key)| (Waits::Event(event), from, key)));
         assert_eq!((waiting.len(), waiting.startable()), (2, 0));
-        for next in [(11, one, Some(1)), (12, other, Some(1))] {
+        waiting.add_child(one, Some(1), ChildId(7));
+        assert_eq!((waiting.len(), waiting.startable()), (2, 0), "a child is no event");
+        let events = [(11, one), (12, other)];
+        let next = events.map(|(event, from)| (Waits::Event(event), from, Some(1)));
+        for next in next.into_iter().chain([(Waits::Child(ChildId(7)), one, Some(1))]) {
             waiting.done(Some(1));
             assert_eq!((waiting.pop(), waiting.pop()), (Some(next), None));
         }
@@ -173,7 +206,7 @@ mod tests {
                         arrived.entry(key).or_default().push_back(number);
                         waiting.extend(SubscriptionId::new(from), vec![(key, number)]);
                     }
-                    1 => if let Some(((key, number), _, of)) = waiting.pop() {
+                    1 => if let Some((Waits::Event((key, number)), _, of)) = waiting.pop() {
                         prop_assert_eq!(of, Some(key));
                         prop_assert_eq!(arrived.get_mut(&key).unwrap().pop_front(), Some(number));
                         prop_assert!(!in_work.contains(&key));
