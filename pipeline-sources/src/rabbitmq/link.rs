@@ -1,6 +1,14 @@
 //! Connections to a server, and the queues that are made on them.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
@@ -235,6 +243,10 @@ pub(super) struct Publisher {
     limit: Duration,
     kind: RabbitQueueKind,
     has_limit: bool,
+    /// Whether the server has taken a message of this publisher.
+    takes: AtomicBool,
+    /// Held by the message that is sent alone until then.
+    first: Mutex<()>,
 }
 
 impl Publisher {
@@ -250,7 +262,8 @@ impl Publisher {
         let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
         within(limit, "asking for confirmations", confirmed).await?;
         let (kind, has_limit) = (options.kind, options.max_items.is_some());
-        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit }))
+        let (takes, first) = (AtomicBool::new(false), Mutex::new(()));
+        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit, takes, first }))
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -325,12 +338,24 @@ impl Publisher {
             sleep(LOOK).await;
         }
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        // A queue that has just been made may refuse for a moment. What was refused is added again behind what came
+        // after it, so nothing comes after the first one until it is taken.
+        let alone = match self.takes.load(Relaxed) {
+            true => None,
+            false => Some(self.first.lock().await),
+        };
+        // Another one may have been taken meanwhile.
+        let _alone = alone.filter(|_| !self.takes.load(Relaxed));
         loop {
             let (exchange, key) = (exchange.clone(), key.clone());
             let sent =
                 self.channel.basic_publish(exchange, key, options, payload, properties.clone());
             let published = async { sent.await?.await };
-            return match published.await {
+            let confirmation = published.await;
+            if matches!(confirmation, Ok(Confirmation::Ack(_))) {
+                self.takes.store(true, Relaxed);
+            }
+            return match confirmation {
                 Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => Ok(()),
                 Ok(Confirmation::Ack(Some(_))) => Err(RabbitError::Unroutable),
                 // A queue without a limit refuses for a moment only, such as one that has just been made.
