@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     SqliteError,
-    room::{Room, lacks_room},
+    room::{self, Room, lacks_room},
     schema,
 };
 use crate::heard::{Answer, heard};
@@ -100,7 +100,16 @@ impl File {
     pub(super) async fn open(path: PathBuf) -> Result<Self, SqliteError> {
         let (calls, waiting) = mpsc::channel::<Box<dyn Call>>(CALLS);
         let (opened, answer) = oneshot::channel();
-        let serve = move || match open(&path) {
+        // SQLite needs room to open a file whose log is empty.
+        let again = |path: &Path| {
+            room::give_up(path);
+            open(path)
+        };
+        let opening = move |path: &Path| match open(path) {
+            Err(error) if lacks_room(&error) => again(path),
+            opened => opened,
+        };
+        let serve = move || match opening(&path) {
             Ok(connection) => {
                 let room = Room::of(&connection, &path);
                 let _ = opened.send(Ok(()));

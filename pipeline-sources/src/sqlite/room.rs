@@ -51,10 +51,8 @@ impl Room {
     pub(super) fn of(connection: &Connection, path: &Path) -> Self {
         // That with which SQLite names its log: the reserve has to be on the same disk.
         let path = connection.path().filter(|path| !path.is_empty()).map_or(path, Path::new);
-        let mut name = OsString::from(path);
-        name.push("-reserve");
         let mut room = Self {
-            reserve: name.into(),
+            reserve: reserve_of(path),
             has_reserve: false,
             is_used_up: false,
             look: Instant::now(),
@@ -93,8 +91,9 @@ impl Room {
             let _ = fs::remove_file(&self.reserve);
             self.has_reserve = false;
             grow_to(connection, pages(connection).saturating_add(FREE_PAGES));
+            // Not again at each failure: a program that tries often would never get room.
+            self.look = later(self.pause);
         }
-        self.look = later(self.pause);
         move_log(connection);
     }
 
@@ -137,6 +136,18 @@ impl Room {
         }
         made
     }
+}
+
+/// Gives up the reserve of a file that cannot be opened for want of room.
+pub(super) fn give_up(path: &Path) {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let _ = fs::remove_file(reserve_of(&path));
+}
+
+fn reserve_of(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push("-reserve");
+    name.into()
 }
 
 /// Whether something could not be written, for want of room or for another reason.
@@ -244,7 +255,10 @@ mod tests {
         add(&connection, 10_000).unwrap();
         let error = add(&connection, 1_000_000).unwrap_err();
         assert!(lacks_room(&error), "{error}");
-        // It is not yet time to look.
+        // It is not yet time to look. Failures do not put it off.
+        let look = room.look;
+        room.use_up(&connection);
+        assert_eq!(room.look, look);
         room.look(&connection);
         assert!(!room.takes_items(&connection));
 
