@@ -12,9 +12,10 @@ use std::{
 use futures::poll;
 use parking_lot::Mutex;
 use pipeline_core::{
-    ExitReason,
+    ExitReason, Pipeline,
     backoff::{Backoff, Jitter},
-    processing::{Acknowledger, Failure, Message, Metadata, Processor, Redelivery},
+    processing::{Acknowledger, Failure, Message, Metadata, Processor, Processors, Redelivery},
+    source::from_iter,
 };
 use pipeline_test_support::{Client, Recorded, settle};
 use pipeline_ws_sink::{
@@ -399,6 +400,8 @@ async fn pushes_in_order_wait_for_the_one_before_and_are_given_back_beyond_their
         assert_eq!(failure.redelivery(), Redelivery::Later(SECOND));
     }
     for mut pushed in [first, second, third] {
+        // It notices its turn, and is sent.
+        assert!(poll!(&mut pushed).is_pending());
         assert!(poll!(&mut pushed).is_pending());
         let received = client.receive().await;
         client.expect_nothing_else().await;
@@ -474,6 +477,8 @@ async fn a_push_in_order_without_room_keeps_its_place_and_comes_after_the_one_be
         assert!(polled.is_pending());
         assert_eq!(server.recorded.counters("socket.messages_crowded"), [(String::new(), 1)]);
         for (nth, pushed) in [(1, &mut first), (2, &mut second)] {
+            // It notices its turn, and is sent.
+            assert!(poll!(&mut *pushed).is_pending());
             assert!(poll!(&mut *pushed).is_pending());
             assert_eq!(confirm(&mut client, "1").await[4]["nth"], nth);
             pushed.await.unwrap();
@@ -515,6 +520,52 @@ async fn a_push_for_which_no_confirmation_is_free_keeps_its_place_or_is_given_ba
         }
         assert_eq!(counted(&server.recorded), outcomes(&[("confirmed", 3)]));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_in_order_keeps_its_turn_between_its_tries() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = pushing(&server).acknowledge(CONFIRMED).in_order();
+    let messages = (0..3).map(|nth| Message::unacknowledged(json!({ "nth": nth })));
+    let backoff = Backoff::new(SECOND, SECOND).jitter(Jitter::None);
+    let mut pipeline = Pipeline::of_messages("tickets")
+        .source(from_iter(messages))
+        .processors(Processors::new(to).concurrency(1).tries(3, backoff))
+        .start()
+        .unwrap();
+    // The client misses the first push once.
+    assert_eq!(client.receive().await[4]["nth"], 0);
+    for nth in 0..3 {
+        assert_eq!(confirm(&mut client, "1").await[4]["nth"], nth);
+    }
+    pipeline.join().await;
+    assert_eq!(counted(&server.recorded), outcomes(&[("confirmed", 3), ("unconfirmed", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_time_is_over_before_its_turn_is_given_back_and_not_pushed() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = pushing(&server).acknowledge(Acknowledge::Confirmed { within: 10 * SECOND });
+    let acks = Arc::new(Acks::default());
+    let messages: Vec<_> = (0..20).map(|nth| Message::new(json!({}), nth, &acks)).collect();
+    let mut pipeline = Pipeline::of_messages("tickets")
+        .source(from_iter(messages))
+        .processors(Processors::new(to.in_order()).concurrency(4).handle_within(15 * SECOND))
+        .start()
+        .unwrap();
+    pipeline.join().await;
+    let counts = acks.0.lock().iter().filter(|outcome| {
+        matches!(outcome, Err((_, failure)) if failure.redelivery() == Redelivery::Usual)
+    }).count();
+    // The client has not confirmed one, and another one's time was over meanwhile.
+    assert_eq!((acks.0.lock().len(), counts), (20, 2));
+    assert_eq!(counted(&server.recorded), outcomes(&[("given_back", 18), ("unconfirmed", 1)]));
+    for _ in 0..2 {
+        assert_eq!(client.receive().await[3], "ticket");
+    }
+    client.expect_nothing_else().await;
 }
 
 /// A user's channel that crashes with each push.

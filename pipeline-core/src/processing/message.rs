@@ -21,6 +21,7 @@ pub struct Message<T> {
     batch_mode: BatchMode,
     acknowledgement: Option<Acknowledgement>,
     place: Place,
+    held: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// What a source knows about a message besides its data.
@@ -64,8 +65,8 @@ impl<T> Message<T> {
     }
 
     fn with_acknowledgement(data: T, acknowledgement: Option<Acknowledgement>) -> Self {
-        let (metadata, failure, batch_mode, place) = Default::default();
-        Self { data, metadata, failure, batch_mode, acknowledgement, place }
+        let (metadata, failure, batch_mode, place, held) = Default::default();
+        Self { data, metadata, failure, batch_mode, acknowledgement, place, held }
     }
 
     /// The same message with this metadata.
@@ -78,10 +79,10 @@ impl<T> Message<T> {
     /// The same message with its data converted. If the conversion fails, the message has failed, and
     /// is acknowledged so.
     pub fn try_map<U>(self, convert: impl FnOnce(T) -> Result<U, Failure>) -> Option<Message<U>> {
-        let Self { data, metadata, failure, batch_mode, acknowledgement, place } = self;
+        let Self { data, metadata, failure, batch_mode, acknowledgement, place, held } = self;
         match convert(data) {
             Ok(data) => {
-                Some(Message { data, metadata, failure, batch_mode, acknowledgement, place })
+                Some(Message { data, metadata, failure, batch_mode, acknowledgement, place, held })
             }
             Err(failure) => {
                 if let Some(acknowledgement) = acknowledgement {
@@ -178,6 +179,26 @@ impl<T> Message<T> {
     #[must_use]
     pub fn with_place(self, place: Place) -> Self {
         Self { place, ..self }
+    }
+
+    /// Keeps a value with the message, instead of the one before: for what has to stay between the
+    /// [tries](super::Processors::tries) of a message, and until
+    /// [`handle_failed`](super::Processor::handle_failed), also if a try takes too long and its future is dropped. It
+    /// is dropped with the message.
+    pub fn hold<V: Any + Send + Sync>(&mut self, value: V) {
+        self.held = Some(Box::new(value));
+    }
+
+    /// The value that is kept with the message, if it has this type.
+    #[must_use]
+    pub fn held_mut<V: Any>(&mut self) -> Option<&mut V> {
+        self.held.as_mut()?.downcast_mut()
+    }
+
+    /// Takes the value that is kept with the message, if it has this type.
+    pub fn take_held<V: Any>(&mut self) -> Option<V> {
+        let held = self.held.take()?.downcast().map_err(|other| self.held = Some(other));
+        held.ok().map(|held| *held)
     }
 
     /// Puts it into this place.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt, marker::PhantomData, pin::pin, sync::Arc, task::Poll
 use futures::poll;
 use pipeline_core::{
     backoff::{Backoff, Jitter},
-    processing::{AsyncMut, Failure, Message, Processor},
+    processing::{AsyncMut, Failure, Message, Processor, Redelivery},
     timed::Timeline,
 };
 use thiserror::Error;
@@ -195,6 +195,8 @@ enum Stuck {
     Crowded,
     #[error("too many pushes wait to be confirmed")]
     Confirmations,
+    #[error("its turn has not come in time")]
+    Turn,
     #[error("its clients are on another node")]
     Elsewhere,
     #[error("its source delivers it again")]
@@ -438,11 +440,57 @@ impl<F> PushMessages<F> {
         let payload = payload.into_payload().map_err(|error| Failure::from(error).give_up())?;
         let bytes = [topic.len(), event.len(), payload.bytes().len()].iter().sum();
         let needs_room = self.when_crowded == WhenCrowded::GiveBack;
-        let Ok(mut begun) = self.waiting.begin(&topic, bytes, self.in_order, needs_room) else {
+        // An earlier try has kept it.
+        let kept = message.take_held::<BegunPush>();
+        let kept = kept.and_then(|mut kept| kept.resume(&self.waiting, &topic).then_some(kept));
+        let begun = match kept {
+            Some(kept) => Ok(kept),
+            None => self.waiting.begin(&topic, bytes, self.in_order, needs_room),
+        };
+        let Ok(begun) = begun else {
             return Err(self.given_back(Stuck::Crowded, message));
         };
+        // The message keeps it also if this future is dropped.
+        message.hold(begun);
+        let ready = self.ready(&topic, message).await;
+        let Some(mut begun) = message.take_held::<BegunPush>() else {
+            return Err(self.given_back(Stuck::Crowded, message));
+        };
+        let confirmation = ready?;
         let place = message.place();
-        if !begun.has_turn() {
+        let push = Push { topic, event, payload, timeline };
+        let sent = {
+            let mut sending = pin!(self.send(push, confirmation, message));
+            match poll!(&mut sending) {
+                // Most are done at once.
+                Poll::Ready(sent) => sent,
+                Poll::Pending => {
+                    if begun.wait() {
+                        place.leave();
+                    }
+                    sending.await
+                }
+            }
+        };
+        if let Err(failure) = &sent
+            && failure.redelivery() == Redelivery::Usual
+            && begun.rest()
+        {
+            message.hold(begun);
+        }
+        sent
+    }
+
+    /// Waits until the push that a message holds may be sent: for its turn, and for its confirmation.
+    async fn ready<T>(
+        &self,
+        topic: &str,
+        message: &mut Message<T>,
+    ) -> Result<Option<(Confirmation, Duration)>, Failure> {
+        let place = message.place();
+        if let Some(begun) = message.held_mut::<BegunPush>()
+            && !begun.has_turn()
+        {
             if begun.has_room() {
                 place.leave();
             }
@@ -451,44 +499,32 @@ impl<F> PushMessages<F> {
                 return Err(self.given_back(Stuck::Old, message));
             }
         }
-        let confirmation = match self.acknowledge {
-            Acknowledge::Confirmed { within } => {
-                Some((self.confirmation(&topic, &mut begun, message).await?, within))
-            }
-            _ => None,
-        };
-        let push = Push { topic, event, payload, timeline };
-        let mut sending = pin!(self.send(push, confirmation, message));
-        // Most are done at once.
-        if let Poll::Ready(sent) = poll!(&mut sending) {
-            return sent;
-        }
-        if begun.wait() {
-            place.leave();
-        }
-        sending.await
-    }
-
-    /// The confirmation of a push that is about to be sent. If none is free, it waits for one where it is, or is
-    /// given back.
-    async fn confirmation<T>(
-        &self,
-        topic: &str,
-        begun: &mut BegunPush,
-        message: &Message<T>,
-    ) -> Result<Confirmation, Failure> {
+        let Acknowledge::Confirmed { within } = self.acknowledge else { return Ok(None) };
         if let Some(confirmation) = self.pubsub.confirmation_if_free(topic) {
-            return Ok(confirmation);
+            return Ok(Some((confirmation, within)));
         }
-        if self.when_crowded == WhenCrowded::GiveBack && !begun.has_room() {
-            return Err(self.given_back(Stuck::Confirmations, message));
+        // It waits for one where it is, or is given back.
+        if let Some(begun) = message.held_mut::<BegunPush>() {
+            if self.when_crowded == WhenCrowded::GiveBack && !begun.has_room() {
+                return Err(self.given_back(Stuck::Confirmations, message));
+            }
+            begun.keep_place();
         }
-        begun.keep_place();
         let confirmation = self.pubsub.confirmation_once_free(topic).await?;
         if !message.is_current() {
             return Err(self.given_back(Stuck::Old, message));
         }
-        Ok(confirmation)
+        Ok(Some((confirmation, within)))
+    }
+
+    /// A message whose time was over while it waited for its turn goes back as one that was not pushed.
+    fn give_back_unready<T>(&self, failed: &mut [Message<T>]) {
+        for message in failed {
+            if message.held_mut::<BegunPush>().is_some_and(|begun| !begun.has_turn()) {
+                let failure = self.given_back(Stuck::Turn, message);
+                message.fail(failure);
+            }
+        }
     }
 
     /// Sends a push and waits until it has come far enough.
@@ -696,6 +732,10 @@ where
         let push = (self.push)(message)?;
         self.send_apart(push, message).await
     }
+
+    async fn handle_failed(&self, messages: &mut [Message<T>]) {
+        self.give_back_unready(messages);
+    }
 }
 
 impl<T, P, F> Processor<T> for PushMessages<AsyncPush<F, T, P>>
@@ -711,6 +751,10 @@ where
     async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
         let push = self.push.push.clone()(message).await?;
         self.send_apart(push, message).await
+    }
+
+    async fn handle_failed(&self, messages: &mut [Message<T>]) {
+        self.give_back_unready(messages);
     }
 }
 

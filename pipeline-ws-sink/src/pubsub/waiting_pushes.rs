@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::yield_now};
 
 use crate::telemetry::PushMetrics;
 
@@ -45,6 +45,10 @@ struct OfTopic {
     begun: usize,
     /// Those that wait, in the room or in their work places.
     waiting: Size,
+    /// How many wait for their turn in their work places.
+    in_place: usize,
+    /// Whether the push that has its turn waits for its next try.
+    rests: bool,
     /// Those whose turn has not come, in their order.
     turns: VecDeque<oneshot::Sender<()>>,
 }
@@ -72,6 +76,8 @@ enum Turn {
     Any,
     Own,
     Later(oneshot::Receiver<()>),
+    /// A turn that has come, and that is not used yet.
+    Came,
 }
 
 /// There is no room for another push.
@@ -127,8 +133,10 @@ impl WaitingPushes {
         let mut state = self.state.lock();
         let State { waiting, topics } = &mut *state;
         let known = topics.get_key_value(topic);
-        let (begun, of_topic) =
-            known.map(|(_, known)| (known.begun, known.waiting)).unwrap_or_default();
+        let (begun, of_topic, rests) =
+            known.map(|(_, known)| (known.begun, known.waiting, known.rests)).unwrap_or_default();
+        // The one that rests may need the work place of this one for its next try.
+        let needs_room = needs_room || (in_order && rests);
         if self.limits.have_shared(*waiting, of_topic, bytes)
             || (needs_room && !self.limits.have_room(*waiting, bytes))
         {
@@ -149,7 +157,10 @@ impl WaitingPushes {
         let (is_waiting, has_room) = (false, false);
         let mut push = BegunPush { all: self.clone(), topic, bytes, is_waiting, has_room, turn };
         if !push.has_turn() {
-            push.wait_in(&mut state);
+            let has_room = push.wait_in(&mut state);
+            if !has_room && let Some(of_topic) = state.topics.get_mut(&push.topic) {
+                of_topic.in_place = of_topic.in_place.saturating_add(1);
+            }
         }
         drop(state);
         Ok(push)
@@ -164,7 +175,7 @@ impl BegunPush {
 
     /// Whether it may be sent.
     pub(super) fn has_turn(&self) -> bool {
-        !matches!(self.turn, Turn::Later(_))
+        matches!(self.turn, Turn::Any | Turn::Own)
     }
 
     /// Waits for its turn.
@@ -172,8 +183,42 @@ impl BegunPush {
         if let Turn::Later(turn) = &mut self.turn {
             // Whatever is before it says so when it ends.
             let _ = turn.await;
+            self.turn = Turn::Came;
+            if !self.has_room
+                && let Some(of_topic) = self.all.state.lock().topics.get_mut(&self.topic)
+            {
+                of_topic.in_place = of_topic.in_place.saturating_sub(1);
+            }
+        }
+        if matches!(self.turn, Turn::Came) {
+            // If its time is over too, it is not sent at the last moment.
+            yield_now().await;
             self.turn = Turn::Own;
         }
+    }
+
+    /// Whether it may keep its room and its turn until its next try. It may not while others wait for their turn in
+    /// their work places, one of which it may need.
+    pub(super) fn rest(&mut self) -> bool {
+        let mut state = self.all.state.lock();
+        let Some(of_topic) = state.topics.get_mut(&self.topic) else { return false };
+        if matches!(self.turn, Turn::Own) {
+            of_topic.rests = of_topic.in_place == 0;
+            return of_topic.rests;
+        }
+        true
+    }
+
+    /// Begins with the next try of the same push. Returns whether it is the same.
+    pub(super) fn resume(&mut self, all: &Arc<WaitingPushes>, topic: &str) -> bool {
+        let is_same = Arc::ptr_eq(&self.all, all) && *self.topic == *topic;
+        if is_same
+            && matches!(self.turn, Turn::Own)
+            && let Some(of_topic) = self.all.state.lock().topics.get_mut(topic)
+        {
+            of_topic.rests = false;
+        }
+        is_same
     }
 
     /// Counts it as waiting. Returns whether there is room for it outside its work place.
@@ -221,9 +266,10 @@ impl Drop for BegunPush {
             all.metrics.waits_no_more(*bytes);
         }
         // Its turn may have come without being noticed.
+        let waits_in_place = matches!(turn, Turn::Later(_)) && !*has_room;
         let has_turn = match turn {
             Turn::Any => false,
-            Turn::Own => true,
+            Turn::Own | Turn::Came => true,
             Turn::Later(turn) => {
                 let has_come = turn.try_recv().is_ok();
                 turn.close();
@@ -232,6 +278,10 @@ impl Drop for BegunPush {
         };
         let Some(of_topic) = topics.get_mut(topic) else { return };
         of_topic.begun = of_topic.begun.saturating_sub(1);
+        of_topic.rests &= !has_turn;
+        if waits_in_place {
+            of_topic.in_place = of_topic.in_place.saturating_sub(1);
+        }
         if *is_waiting {
             of_topic.waiting.remove(*bytes);
         }
@@ -341,19 +391,19 @@ mod tests {
             pin!(turn);
             assert!(poll!(&mut turn).is_pending());
             drop(first);
-            assert!(poll!(&mut turn).is_ready());
+            turn.await;
         }
         // One that is dropped before its turn is passed over.
         drop(third);
         assert_eq!(last.turn().now_or_never(), None);
         drop(second);
-        assert_eq!(last.turn().now_or_never(), Some(()));
+        last.turn().await;
         // One whose turn has come passes it on, although it has not noticed.
         let (unnoticed, mut after) = (begin("one"), begin("one"));
         drop(last);
         assert_eq!(after.turn().now_or_never(), None);
         drop(unnoticed);
-        assert_eq!(after.turn().now_or_never(), Some(()));
+        after.turn().await;
         drop(after);
         assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
     }
