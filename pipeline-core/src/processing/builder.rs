@@ -3,7 +3,7 @@
 use std::{fmt, hash::Hash, marker::PhantomData, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     batch::{Batch, BatchProcessor, Batcher},
@@ -348,6 +348,10 @@ where
     }
     let (processor, metrics) = (Arc::new(processor), adding.message_metrics("processors"));
     let is_partitioned = partition_by.is_some();
+    // The messages of a partition wait for the one before. A message that has left any processor comes back to
+    // the first one that is free.
+    let may_leave = P::ONE_AT_A_TIME && !is_partitioned && next.is_none();
+    let places = may_leave.then(|| Arc::new(Semaphore::new(concurrency)));
     let mut targets: Vec<Arc<dyn Target<Forwarded<T, P::Output>>>> = Vec::new();
     for index in 0..concurrency {
         let work = Work {
@@ -356,7 +360,7 @@ where
             metrics: metrics.clone(),
             partition_by: partition_by.cloned(),
             index,
-            places: None,
+            places: places.clone(),
         };
         let name = format!("processor_{index}");
         let options = adding.subscribing(demand.clone(), is_partitioned.then_some(index));

@@ -50,7 +50,7 @@ pub(super) struct Work<T, P> {
     pub(super) partition_by: Option<PartitionBy<T>>,
     /// The number of the processor.
     pub(super) index: usize,
-    /// The one place of a processor whose messages may leave it.
+    /// The places of all processors of the layer, one for each, if their messages may leave them.
     pub(super) places: Option<Arc<Semaphore>>,
 }
 
@@ -225,13 +225,7 @@ pub(super) struct LastProcessorStage<T, P> {
 }
 
 impl<T, P> LastProcessorStage<T, P> {
-    pub(super) fn new(mut work: Work<T, P>) -> Self
-    where
-        P: Processor<T>,
-    {
-        // The messages of a partition wait for the one before.
-        let may_leave = P::ONE_AT_A_TIME && work.partition_by.is_none();
-        work.places = may_leave.then(|| Arc::new(Semaphore::new(1)));
+    pub(super) fn new(work: Work<T, P>) -> Self {
         Self { work, waiting: JoinSet::new() }
     }
 }

@@ -243,9 +243,9 @@ pub(super) struct Publisher {
     limit: Duration,
     kind: RabbitQueueKind,
     has_limit: bool,
-    /// Whether the server has taken a message of this publisher.
+    /// Whether the queue has taken an item of this publisher.
     takes: AtomicBool,
-    /// Held by the message that is sent alone until then.
+    /// Held by the item that is sent alone until then.
     first: Mutex<()>,
 }
 
@@ -290,7 +290,20 @@ impl Publisher {
         let limit = self.largest_properties().saturating_sub(RESERVED);
         let patience = if self.has_limit { Duration::ZERO } else { self.limit };
         let to = (&ShortString::default(), queue);
+        // A queue that has just been made may refuse for a moment. What was refused is added again behind what came
+        // after it, so nothing comes after the first one until it is taken, or for too long.
+        let waits = !self.takes.load(Relaxed) && !self.has_limit;
+        let alone = async {
+            let alone = if waits { Some(self.first.lock().await) } else { None };
+            alone.filter(|_| !self.takes.load(Relaxed))
+        };
+        let _alone = timeout(self.limit / 4, alone).await.ok().flatten();
         let published = self.publish(to, properties, payload, limit, self.limit, patience);
+        let published = async {
+            let published = published.await;
+            self.takes.fetch_or(published.is_ok(), Relaxed);
+            published
+        };
         match timeout(self.limit, published).await {
             Ok(published) => published,
             Err(_) if self.is_blocked() => Err(RabbitError::Blocked),
@@ -338,24 +351,12 @@ impl Publisher {
             sleep(LOOK).await;
         }
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        // A queue that has just been made may refuse for a moment. What was refused is added again behind what came
-        // after it, so nothing comes after the first one until it is taken.
-        let alone = match self.takes.load(Relaxed) {
-            true => None,
-            false => Some(self.first.lock().await),
-        };
-        // Another one may have been taken meanwhile.
-        let _alone = alone.filter(|_| !self.takes.load(Relaxed));
         loop {
             let (exchange, key) = (exchange.clone(), key.clone());
             let sent =
                 self.channel.basic_publish(exchange, key, options, payload, properties.clone());
             let published = async { sent.await?.await };
-            let confirmation = published.await;
-            if matches!(confirmation, Ok(Confirmation::Ack(_))) {
-                self.takes.store(true, Relaxed);
-            }
-            return match confirmation {
+            return match published.await {
                 Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => Ok(()),
                 Ok(Confirmation::Ack(Some(_))) => Err(RabbitError::Unroutable),
                 // A queue without a limit refuses for a moment only, such as one that has just been made.

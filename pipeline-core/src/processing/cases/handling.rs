@@ -286,6 +286,39 @@ async fn messages_that_have_left_are_tried_again_and_fail_in_a_place_only() {
     }
 }
 
+/// Every message leaves its place and fails a second later. Then 0 comes, which stays in its place for ever.
+struct OneHangs;
+
+impl Processor<u64> for OneHangs {
+    type Output = ();
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        if **message == 0 {
+            pending::<()>().await;
+        }
+        message.place().leave();
+        sleep(ms(1_000)).await;
+        Err(Failure::new("no answer"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_left_a_processor_that_hangs_comes_back_to_another() {
+    let (producer, source) = Source::new();
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::new(OneHangs).concurrency(2))
+        .start()
+        .unwrap();
+    source.push((1..=10).chain([0])).await;
+    sleep(ms(2_000)).await;
+    let mut failed: Vec<u64> = source.acks().into_iter().flat_map(|(_, failed)| failed).collect();
+    failed.sort_unstable();
+    assert_eq!(failed, (1..=10).collect::<Vec<_>>());
+}
+
 /// Another task leaves its place, while it sleeps.
 struct LeftByAnother;
 
