@@ -86,8 +86,13 @@ async fn pushes_survive_the_process(kind: Kind) {
     assert_eq!((response.status, response.json()), (202, json!({ "accepted": MANY })));
     let mut seen = BTreeSet::new();
     for n in 0..20 {
-        assert_eq!(number(&mut ada).await, n, "in order");
-        seen.insert(n);
+        let number = number(&mut ada).await;
+        // A queue of RabbitMQ that has just been made may refuse some for a moment: they are added again, behind
+        // others of the same request.
+        if kind != Kind::RabbitMq {
+            assert_eq!(number, n, "in order");
+        }
+        seen.insert(number);
     }
     example.kill().await;
 

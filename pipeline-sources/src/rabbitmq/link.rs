@@ -1,14 +1,6 @@
 //! Connections to a server, and the queues that are made on them.
 
-use std::{
-    fmt,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
@@ -243,10 +235,6 @@ pub(super) struct Publisher {
     limit: Duration,
     kind: RabbitQueueKind,
     has_limit: bool,
-    /// Whether the queue has taken an item of this publisher.
-    takes: AtomicBool,
-    /// Held by the item that is sent alone until then.
-    first: Mutex<()>,
 }
 
 impl Publisher {
@@ -262,8 +250,7 @@ impl Publisher {
         let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
         within(limit, "asking for confirmations", confirmed).await?;
         let (kind, has_limit) = (options.kind, options.max_items.is_some());
-        let (takes, first) = (AtomicBool::new(false), Mutex::new(()));
-        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit, takes, first }))
+        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit }))
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -290,20 +277,7 @@ impl Publisher {
         let limit = self.largest_properties().saturating_sub(RESERVED);
         let patience = if self.has_limit { Duration::ZERO } else { self.limit };
         let to = (&ShortString::default(), queue);
-        // A queue that has just been made may refuse for a moment. What was refused is added again behind what came
-        // after it, so nothing comes after the first one until it is taken, or for too long.
-        let waits = !self.takes.load(Relaxed) && !self.has_limit;
-        let alone = async {
-            let alone = if waits { Some(self.first.lock().await) } else { None };
-            alone.filter(|_| !self.takes.load(Relaxed))
-        };
-        let _alone = timeout(self.limit / 4, alone).await.ok().flatten();
         let published = self.publish(to, properties, payload, limit, self.limit, patience);
-        let published = async {
-            let published = published.await;
-            self.takes.fetch_or(published.is_ok(), Relaxed);
-            published
-        };
         match timeout(self.limit, published).await {
             Ok(published) => published,
             Err(_) if self.is_blocked() => Err(RabbitError::Blocked),

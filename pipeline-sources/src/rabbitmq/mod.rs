@@ -64,7 +64,8 @@
 //!
 //! # What RabbitMQ promises
 //!
-//! - Items are delivered in the order in which they were added, unless they are delivered again.
+//! - Items are delivered in the order in which they were added, unless they are delivered again. A queue that has
+//!   just been made may refuse an item for a moment. It is added again, behind others that were added at the same time.
 //! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
 //!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for them. One that was
 //!   [postponed](pipeline_core::processing::Failure::later) is not counted. A classic queue that is
