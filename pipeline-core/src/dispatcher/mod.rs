@@ -200,7 +200,7 @@ pub struct Deliveries<E> {
 ///     subscription::{StageId, SubscribeOptions, SubscriptionId},
 /// };
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # fn main() -> Result<(), pipeline_core::ExitReason> {
 /// // A test of a dispatcher.
 /// let (to, options) = (SubscriptionId::new(1), SubscribeOptions::new());
 /// let (mut dispatcher, mut out) = (DemandDispatcher::new(), Deliveries::new());

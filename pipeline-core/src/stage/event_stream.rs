@@ -42,7 +42,7 @@ use crate::{
 /// ```
 /// use futures::TryStreamExt;
 /// use pipeline_core::{
-///     Pipeline,
+///     ExitReason, Pipeline,
 ///     source::from_iter,
 ///     subscription::{Cancel, SubscribeOptions},
 /// };
@@ -54,7 +54,7 @@ use crate::{
 ///     .producer(from_iter(1..=3))
 ///     .map(|n| n * n)
 ///     .into_stream(options)?;
-/// let squares: Vec<i32> = stream.try_collect().await?;
+/// let squares: Vec<i32> = stream.try_collect().await.map_err(ExitReason::into_error)?;
 /// assert_eq!(squares, [1, 4, 9]);
 /// # Ok(())
 /// # }
@@ -123,7 +123,7 @@ impl<E: Send + 'static> EventStream<E> {
     /// ```
     /// use futures::TryStreamExt;
     /// use pipeline_core::{
-    ///     Graph,
+    ///     ExitReason, Graph,
     ///     source::from_iter,
     ///     stage::EventStream,
     ///     subscription::{Cancel, SubscribeOptions},
@@ -140,7 +140,7 @@ impl<E: Send + 'static> EventStream<E> {
     /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
     /// stream.subscribe(&low, options.clone())?;
     /// stream.subscribe(&high, options)?;
-    /// let mut numbers: Vec<u64> = stream.try_collect().await?;
+    /// let mut numbers: Vec<u64> = stream.try_collect().await.map_err(ExitReason::into_error)?;
     /// numbers.sort();
     /// assert_eq!(numbers, [0, 1, 2, 100, 101, 102]);
     /// # Ok(())
