@@ -235,7 +235,7 @@ impl<T, P: Processor<T>> Processors<T, P> {
     /// again is left to the source.
     ///
     /// Meanwhile the processor handles no other message, so that the order of its messages stays. Only a
-    /// message that has [left its place](crate::stage::Place) waits outside, and takes a place of the processor
+    /// message that has [left its place](crate::stage::Place) waits outside, and takes a place of its layer
     /// again for the next try: others may overtake it. A failure that says what the source should do with the message ends the tries.
     ///
     /// # Panics

@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 /// A place does not bound how much work has left it. The code that leaves it has to do so. Only the wait is
 /// outside: before a processor tries a message again, or calls
 /// [`handle_failed`](crate::processing::Processor::handle_failed) with it, the message waits for a place of
-/// its processor again. What `handle_message` does after it has left is not bounded.
+/// its layer again. What `handle_message` does after it has left is not bounded.
 ///
 /// ```
 /// use pipeline_core::{
