@@ -111,7 +111,13 @@ impl Doubt {
     fn take(&mut self, number: u64, last: u64) {
         let (before, behind) = self.gap;
         let is_in_gap = number > before && number < behind;
-        let above = if is_in_gap { (behind, last) } else { (0, 0) };
+        // Nothing of what had arrived before an earlier count was taken may arrive again.
+        let (first, end) = self.above;
+        let above = match is_in_gap {
+            true => (behind, last.max(end)),
+            false if number < first => (first, end),
+            false => (0, 0),
+        };
         *self = Self { above, ..Self::default() };
     }
 
@@ -410,6 +416,24 @@ mod tests {
         let nodes = NODES as u64;
         assert!((0..nodes).all(|n| sent.next(Channel::Node(n)) == 1));
         assert_eq!((sent.next(Channel::Node(nodes)), sent.next(Channel::Node(0))), (0, 2));
+    }
+
+    #[test]
+    fn copies_are_dropped_after_a_count_was_taken_twice() {
+        let mut arrived = Arrived::default();
+        arrived.follow(ONE);
+        let mut arrive = |number| arrived.arrive("left", 1, ONE, number);
+        let anew = || Arrival::CountsAnew("left".into());
+        for number in [1, 2, 10, 11, 12, 13, 14, 15] {
+            assert_ne!(arrive(number), Arrival::Repeated);
+        }
+        assert_eq!([3, 4, 5].map(&mut arrive)[2], anew(), "three in the gap before 10");
+        assert_eq!(arrive(9), Arrival::After(3, "left".into()));
+        assert_eq!([6, 7, 8].map(&mut arrive)[2], anew(), "three in the gap before 9");
+        for copy in [15, 9, 12, 10] {
+            assert_eq!(arrive(copy), Arrival::Repeated, "{copy}");
+        }
+        assert_eq!(arrive(16), Arrival::Expected);
     }
 
     proptest! {
