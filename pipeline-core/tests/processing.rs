@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Debug,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -17,6 +18,7 @@ use pipeline_core::{
 use pipeline_test_support::Recorded;
 use tracing::{
     Dispatch, Event, Metadata, Subscriber,
+    field::Field,
     span::{Attributes, Id, Record},
 };
 
@@ -27,7 +29,7 @@ struct Steps(Arc<Mutex<Kept>>);
 #[derive(Default)]
 struct Kept {
     steps: Vec<String>,
-    names: HashMap<u64, (&'static str, usize)>,
+    spans: HashMap<u64, (&'static Metadata<'static>, usize)>,
 }
 
 impl Steps {
@@ -43,28 +45,36 @@ impl Subscriber for Steps {
 
     fn new_span(&self, span: &Attributes<'_>) -> Id {
         let mut kept = self.0.lock();
-        let name = span.metadata().name();
-        kept.steps.push(format!("{name}.start"));
-        let id = kept.names.len() as u64 + 1;
-        kept.names.insert(id, (name, 1));
+        let metadata = span.metadata();
+        kept.steps.push(format!("{}.start", metadata.name()));
+        let id = kept.spans.len() as u64 + 1;
+        kept.spans.insert(id, (metadata, 1));
         Id::from_u64(id)
     }
 
     fn clone_span(&self, id: &Id) -> Id {
-        self.0.lock().names.get_mut(&id.into_u64()).unwrap().1 += 1;
+        self.0.lock().spans.get_mut(&id.into_u64()).unwrap().1 += 1;
         id.clone()
     }
 
     fn try_close(&self, id: Id) -> bool {
         let mut kept = self.0.lock();
-        let (name, handles) = kept.names.get_mut(&id.into_u64()).unwrap();
+        let (span, handles) = kept.spans.get_mut(&id.into_u64()).unwrap();
         *handles -= 1;
-        let closed = (*handles == 0).then(|| format!("{name}.stop"));
+        let closed = (*handles == 0).then(|| format!("{}.stop", span.name()));
         kept.steps.extend(closed.clone());
         closed.is_some()
     }
 
-    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record(&self, id: &Id, values: &Record<'_>) {
+        let mut kept = self.0.lock();
+        let name = kept.spans[&id.into_u64()].0.name();
+        values.record(&mut |field: &Field, value: &dyn Debug| {
+            let value = format!("{value:?}");
+            kept.steps.push(format!("{name}.{field}={}", value.trim_matches('"')));
+        });
+    }
+
     fn record_follows_from(&self, _: &Id, _: &Id) {}
     fn event(&self, _: &Event<'_>) {}
     fn enter(&self, _: &Id) {}
@@ -104,12 +114,15 @@ async fn s_229_the_spans_of_a_chunk() {
         .batcher(write.size(3).within(Duration::from_millis(100)))
         .start()
         .unwrap();
-    script.emit([1, 2, 3].map(|n| Message::new(n, n, &acks))).await;
+    // The last one shows that a message does not have the failure of one before it.
+    script.emit([1, 2, 3, 4].map(|n| Message::new(n, n, &acks))).await;
     settle().await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let expected = "processor.start message.start message.stop message.start message.stop \
-                    message.start message.stop handle_failed.start handle_failed.stop ack [] [2, 3] \
-                    processor.stop batcher.start batcher.stop batch_processor.start ack [1] [] \
+    let expected = "processor.start message.start message.stop message.start message.failure=panicked \
+                    message.stop message.start message.failure=failed message.stop \
+                    message.start message.stop processor.failed=2 handle_failed.start \
+                    handle_failed.stop ack [] [2, 3] processor.stop batcher.start batcher.stop \
+                    batch_processor.start batch_processor.failed=0 ack [1, 4] [] \
                     batch_processor.stop";
     assert_eq!(steps.0.lock().steps.join(" "), expected);
 }

@@ -43,8 +43,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! [`SourceOptions`] say how many deliveries an item has, how long a lease lasts, and how the source
-//! connects again. [`QueuedItem`] and [`DeadLetter`] are for operators.
+//! [`SourceOptions`] say how many deliveries an item has, and how the source connects again; the options of
+//! each queue say how long a lease lasts. [`QueuedItem`] and [`DeadLetter`] are for operators.
 //!
 //! A broker of one's own implements [`Broker`], [`Fetch`] and [`Settle`]; the guide
 //! `own_source`, with the feature `test-kit`, builds one.

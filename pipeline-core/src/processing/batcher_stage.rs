@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::{Instrument, debug_span};
+use tracing::{Instrument, Span, debug_span};
 
 use super::{
     batch::{Batch, BatchInfo, BatchProcessor, KeyBy, Limits, Processed},
@@ -158,7 +158,8 @@ pub(super) struct BatchProcessorStage<T, U, B> {
 }
 
 impl<T, U, B: BatchProcessor<T, U>> BatchProcessorStage<T, U, B> {
-    async fn handle(&self, mut batch: Batch<T, U>) {
+    /// Handles a batch in a span, and records in it how many messages have failed.
+    async fn handle(&self, mut batch: Batch<T, U>, span: &Span) {
         let begun = Instant::now();
         let handled = contained_within(self.within, "handle_batch", async {
             self.processor.handle_batch(&mut batch).await
@@ -175,12 +176,13 @@ impl<T, U, B: BatchProcessor<T, U>> BatchProcessorStage<T, U, B> {
             }
             if message.failure().is_some() { failed.push(message) } else { done.push(message) }
         }
+        span.record("failed", failed.len());
         if !failed.is_empty() {
-            let span = debug_span!("handle_failed", messages = failed.len());
+            let failing = debug_span!("handle_failed", messages = failed.len());
             let handle = async |failed: &mut [Message<T>]| {
                 self.processor.handle_failed(failed).await;
             };
-            settle_failed(&mut failed, self.within, handle).instrument(span).await;
+            settle_failed(&mut failed, self.within, handle).instrument(failing).await;
         }
         acknowledge_all(done.iter_mut().chain(&mut failed), &self.messages);
         // The program's destructors run when everything is acknowledged.
@@ -209,8 +211,9 @@ where
                 index = self.index,
                 messages = info.size,
                 trigger = info.trigger.name(),
+                failed = tracing::field::Empty,
             );
-            self.handle(batch).instrument(span).await;
+            self.handle(batch, &span).instrument(span.clone()).await;
         }
         Ok(())
     }

@@ -86,6 +86,14 @@ pub struct Batched<T, U, N> {
 type AddSource<T> =
     Box<dyn FnOnce(&mut Adding<'_>, SourcePlan<T>) -> Arc<dyn SourceHandle<T>> + Send>;
 
+/// How often a source is restarted.
+enum Restarts {
+    /// As often as its stage says.
+    OfStage,
+    /// As often as the pipeline says, which may be said after the source was added.
+    OfPipeline,
+}
+
 /// The number of a source, the limit that it shares, and the partitions of the processors.
 struct SourcePlan<T> {
     number: usize,
@@ -252,12 +260,10 @@ impl MessagePipelineBuilder<NoSource> {
         S: Producer<Event = Message<T>>,
     {
         assert!(concurrency > 0, "a pipeline needs at least one source");
-        let (restarts, within) = self.options.restarts;
         let state = |_| Sources { sources: Vec::new(), partition_by: None };
         (0..concurrency).fold(self.with_state(state), |builder, n| {
             let make = make.clone();
-            let stage = Stage::restarting(move || make(n)).max_restarts(restarts, within);
-            builder.and_source_with(stage)
+            builder.add_source(Stage::restarting(move || make(n)), Restarts::OfPipeline)
         })
     }
 }
@@ -270,11 +276,23 @@ impl<T: Send + Sync + 'static> MessagePipelineBuilder<Sources<T>> {
 
     /// Adds another source with options.
     pub fn and_source_with<S: Producer<Event = Message<T>>>(
+        self,
+        source: Stage<S, Message<T>>,
+    ) -> Self {
+        self.add_source(source, Restarts::OfStage)
+    }
+
+    fn add_source<S: Producer<Event = Message<T>>>(
         mut self,
         source: Stage<S, Message<T>>,
+        restarts: Restarts,
     ) -> Self {
         self.state.sources.push(Box::new(move |adding, plan| {
             let mut stage = source.on_discard(overflowed);
+            if let Restarts::OfPipeline = restarts {
+                let (restarts, within) = adding.options.restarts;
+                stage = stage.max_restarts(restarts, within);
+            }
             if stage.name.is_none() {
                 stage = stage.named(format!("source_{}", plan.number));
             }

@@ -111,16 +111,15 @@ impl<T, P: Processor<T>> Work<T, P> {
                 Ok((to, output)) if message.failure().is_none() => {
                     let processed = Processed { message, output };
                     handled.forwarded.push(Forwarded { to, processed });
+                    continue;
                 }
-                Ok(_) => handled.failed.push(message),
-                Err(failure) => {
-                    message.fail(failure);
-                    handled.failed.push(message);
-                }
+                Ok(_) => {}
+                Err(failure) => message.fail(failure),
             }
-            if let Some(failed) = handled.failed.last().and_then(Message::failure) {
-                span.record("failure", failed.kind().name());
+            if let Some(failure) = message.failure() {
+                span.record("failure", failure.kind().name());
             }
+            handled.failed.push(message);
         }
         handled
     }
@@ -233,7 +232,12 @@ impl<T, P> LastProcessorStage<T, P> {
 /// The span of a chunk in a processor.
 macro_rules! span_of_chunk {
     ($work:expr, $messages:expr) => {
-        debug_span!("processor", index = $work.index, messages = $messages.len())
+        debug_span!(
+            "processor",
+            index = $work.index,
+            messages = $messages.len(),
+            failed = tracing::field::Empty
+        )
     };
 }
 
@@ -254,10 +258,11 @@ where
         let span = span_of_chunk!(self.work, messages);
         let chunk = async {
             let mut handled = self.work.handle_chunk(messages, &*self.route).await;
+            span.record("failed", handled.failed.len());
             self.work.settle(&mut handled.failed, []).await;
             handled
         };
-        let Handled { forwarded, failed } = chunk.instrument(span).await;
+        let Handled { forwarded, failed } = chunk.instrument(span.clone()).await;
         out.emit_all(forwarded);
         drop(failed);
         Ok(())
@@ -272,9 +277,12 @@ where
     /// Handles a chunk in the last layer, to the end.
     fn handle_to_the_end(&self, messages: Vec<Message<T>>) -> impl Future<Output = ()> + use<T, P> {
         let (work, span) = (self.clone(), span_of_chunk!(self, messages));
+        let recorded = span.clone();
         let chunk = async move {
             let mut handled = work.handle_chunk(messages, |_| Ok(0)).await;
             let Handled { forwarded, failed } = &mut handled;
+            recorded.record("failed", failed.len());
+            drop(recorded);
             let done = forwarded.iter_mut().map(|forwarded| &mut forwarded.processed.message);
             work.settle(failed, done).await;
             let Handled { forwarded, failed } = &handled;

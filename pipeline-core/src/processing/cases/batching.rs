@@ -1,6 +1,6 @@
 //! How messages are collected into batches.
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Log, Seen, Source, keep, ms, pass};
 use crate::{
@@ -304,4 +304,69 @@ async fn a_batcher_that_is_named_by_a_text_has_its_name() {
         .unwrap();
     source.push([1]).await;
     assert_eq!(names.take(), ["audit"]);
+}
+
+/// Pushes a thousand messages of eight keys, and returns in which order those of each key were seen.
+async fn in_order_of_each_key(source: &Source, seen: &Log<u64>) -> Vec<Vec<u64>> {
+    source.push(0..1000).await;
+    let done = async {
+        let (mut acknowledged, mut failed) = (0, 0);
+        while acknowledged + failed < 1000 {
+            for (done, not_done) in source.acks() {
+                (acknowledged, failed) = (acknowledged + done.len(), failed + not_done.len());
+            }
+            sleep(ms(1)).await;
+        }
+        assert_eq!((acknowledged, failed), (1000, 0));
+    };
+    timeout(ms(60_000), done).await.unwrap();
+    let seen = seen.take();
+    (0..8).map(|key| seen.iter().copied().filter(|n| n % 8 == key).collect()).collect()
+}
+
+fn each_key_in_order() -> Vec<Vec<u64>> {
+    (0..8).map(|key| (0..1000).filter(|n| n % 8 == key).collect()).collect()
+}
+
+/// Handles a message a little later, those of a key not all alike.
+async fn later(n: u64) {
+    for _ in 0..n % 3 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn processors_keep_the_order_of_their_own_partitions() {
+    let ((producer, source), seen) = (Source::new(), Log::default());
+    let log = seen.clone();
+    let handle = async move |n: &mut Message<u64>| {
+        later(**n / 8).await;
+        log.add(**n);
+        Ok(())
+    };
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::from_fn(handle).concurrency(4).partition_by(|n| **n % 8))
+        .start()
+        .unwrap();
+    assert_eq!(in_order_of_each_key(&source, &seen).await, each_key_in_order());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_batcher_keeps_the_order_of_its_own_partitions() {
+    let ((producer, source), seen) = (Source::new(), Log::default());
+    let log = seen.clone();
+    let batcher = Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+        let numbers: Vec<_> = batch.outputs().copied().collect();
+        later(numbers.len() as u64).await;
+        numbers.into_iter().for_each(|n| log.add(n));
+        Ok(())
+    });
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(pass())
+        .batcher(batcher.size(5).within(ms(5)).concurrency(4).partition_by(|n| **n % 8))
+        .start()
+        .unwrap();
+    assert_eq!(in_order_of_each_key(&source, &seen).await, each_key_in_order());
 }

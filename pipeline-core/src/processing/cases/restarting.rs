@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
 use super::{Log, Recorder, keep, ms, pass, recorder};
 use crate::{
@@ -124,6 +127,55 @@ async fn s_228_a_source_that_cannot_convert_a_message_is_restarted() {
     let [done, failed] = feed.acks();
     super::assert_same([done, failed].concat(), vec![1, 2]);
     assert_eq!(restarted(&pipeline), ["source_0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sources_are_restarted_as_often_as_the_pipeline_says_after_they_were_added() {
+    let feed = Feed::new();
+    let feeds = feed.clone();
+    let mut pipeline = Pipeline::of_messages("test")
+        .sources(2, move |_| FromFeed(feeds.clone()))
+        .max_restarts(1, ms(60_000))
+        .processors(pass())
+        .start()
+        .unwrap();
+    let kill = async || {
+        let source =
+            pipeline.stage::<FromFeed, crate::stage::NoInput, Message<u64>>("source_1").unwrap();
+        source.kill();
+        settle().await;
+    };
+    feed.add([1, 2, 3]).await;
+    kill().await;
+    sleep(ms(200)).await;
+    feed.add([4]).await;
+    assert_eq!(
+        feed.acks(),
+        [vec![1, 2, 3, 4], vec![]],
+        "it was restarted, or the other one did it"
+    );
+    assert_eq!(restarted(&pipeline), ["source_1"]);
+    kill().await;
+    let ended = timeout(ms(60_000), pipeline.join()).await.unwrap();
+    assert!(ended.failure().is_some(), "once is what the pipeline allows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_processor_subscribes_again_after_the_interval_of_its_pipeline() {
+    let feed = Feed::new();
+    let pipeline = Pipeline::of_messages("test")
+        .source_with(source(&feed))
+        .resubscribe_interval(ms(5_000))
+        .processors(pass())
+        .start()
+        .unwrap();
+    pipeline.stage::<FromFeed, crate::stage::NoInput, Message<u64>>("source_0").unwrap().kill();
+    settle().await;
+    feed.add([1]).await;
+    sleep(ms(4_900)).await;
+    assert_eq!(feed.acks(), [vec![], vec![]]);
+    sleep(ms(200)).await;
+    assert_eq!(feed.acks(), [vec![1], vec![]]);
 }
 
 /// Waits in the message 3 until its stage is killed.
