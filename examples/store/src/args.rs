@@ -51,12 +51,20 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
 
-    /// Joins the nodes that use this server of Redis; needs the feature redis
-    #[arg(long, value_name = "URL", conflicts_with = "nats")]
+    /// Joins the nodes that use this server of Redis; needs the feature redis. The URL has the password that all
+    /// nodes know
+    #[arg(
+        long,
+        env = "STORE_REDIS",
+        hide_env_values = true,
+        value_name = "URL",
+        conflicts_with = "nats"
+    )]
     pub redis: Option<String>,
 
-    /// Joins the nodes that use this server of NATS; needs the feature nats
-    #[arg(long, value_name = "URL")]
+    /// Joins the nodes that use this server of NATS, or one of several with commas between them; needs the feature nats. Each
+    /// URL may have the name and the password that all nodes know
+    #[arg(long, env = "STORE_NATS", hide_env_values = true, value_name = "URLS")]
     pub nats: Option<String>,
 
     /// Where metrics go
@@ -78,6 +86,35 @@ pub struct Args {
     /// Shows the pages /bench/1 to /bench/4 of a load on the dashboard
     #[arg(long)]
     pub bench: bool,
+
+    /// Closes a socket when it has been open for so many seconds, or up to a tenth earlier: its page connects again, maybe to
+    /// another node
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_age: Option<u64>,
+
+    /// Closes sockets, half of them at most, while the node uses more than this part of all cores
+    #[arg(long, value_name = "PERCENT")]
+    pub shed_cpu: Option<f64>,
+
+    /// Closes sockets, half of them at most, while the node uses more memory than this
+    #[arg(long, value_name = "MIB")]
+    pub shed_memory: Option<u64>,
+
+    /// For how many seconds the node uses more than that before it closes sockets
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    pub shed_after: u64,
+
+    /// For how many seconds a node that ends serves as before, while a load balancer that asks /readyz notices
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub linger_secs: u64,
+
+    /// Makes each answer of the database so much later, in milliseconds: a drill
+    #[arg(long, hide = true, value_name = "MS")]
+    pub drill_database: Option<u64>,
+
+    /// Makes the stage that tells levels so much slower, in milliseconds an event: a drill
+    #[arg(long, hide = true, value_name = "MS")]
+    pub drill_worker: Option<u64>,
 
     /// Does not apply what other nodes say
     #[arg(long, hide = true)]

@@ -3,6 +3,7 @@
 //! Its specification is `docs/spec/store.md`; the names of its tests begin with the rows that they show.
 
 pub mod admins;
+pub mod balance;
 pub mod channels;
 pub mod clock;
 pub mod database;

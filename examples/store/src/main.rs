@@ -16,13 +16,15 @@ use std::{
 };
 
 use clap::Parser;
+use futures::FutureExt;
 use pipeline::{
     inspect::Inspector, serve, statsd::StatsdRecorder, telemetry::Telemetry, ws::listen,
 };
 use pipeline_example_support::{complain, finish, log_to_stderr, say};
 use store::{
+    balance::{self, Alarm, Limits},
     clock::Clock,
-    database::{SqliteDatabase, SqliteOptions, seed::seed},
+    database::{Database, LateDatabase, SqliteDatabase, SqliteOptions, seed::seed},
     domain::{ids, moment::Moment},
     pipelines::{Duties, orders, rush},
     shop::{Shop, ShopOptions},
@@ -74,13 +76,16 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         None => None,
     };
 
-    let database = SqliteDatabase::new(SqliteOptions {
+    let mut database: Arc<dyn Database> = Arc::new(SqliteDatabase::new(SqliteOptions {
         path: args.db.clone(),
         seed: seed(args.seed),
         confirm_orders: true,
-    })?;
+    })?);
+    if let Some(by) = args.drill_database {
+        database = Arc::new(LateDatabase::new(database, Duration::from_millis(by)));
+    }
     let options = ShopOptions {
-        database: Arc::new(database),
+        database,
         secret,
         max_cart_items: args.max_cart_items,
         clock: Clock::wall(),
@@ -89,7 +94,11 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         idle_timeout: IDLE,
     };
     let node = cluster::join(&args).await?;
-    let duties = Duties { replicates: !args.no_replication, compares: !args.no_comparison };
+    let duties = Duties {
+        replicates: !args.no_replication,
+        compares: !args.no_comparison,
+        tell_late: Duration::from_millis(args.drill_worker.unwrap_or_default()),
+    };
     let store = Store::open(options, admins, duties, |mut endpoint| {
         if let Some(host) = &args.public_host {
             endpoint = endpoint.host(host);
@@ -101,13 +110,18 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     for pipeline in &store.pipelines {
         inspector = inspector.pipeline(pipeline.observer());
     }
-    let operator_pages = store.health.router().nest_service("/inspect", inspector.build()?);
+    let operator_pages = store
+        .health
+        .router()
+        .nest("/balance", balance::router(store.endpoint.clone()))
+        .nest_service("/inspect", inspector.build()?);
 
     // The tasks end with this function.
     let mut tasks = JoinSet::new();
     tasks.spawn(confirm_orders(args.db.clone(), store.endpoint.clone()));
     tasks.spawn(after_the_load(store.shop.clone(), args.release.clone(), args.sell));
     node.watch(&store.shop, &mut tasks);
+    keep_balance(&args, &store.endpoint, &mut tasks);
 
     say(format!("shop     http://{address}/"));
     say(format!("admin    http://{address}/admin"));
@@ -119,6 +133,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     }
     let report = server
         .admin(operator, operator_pages)
+        .linger(Duration::from_secs(args.linger_secs))
         .drain_within(Duration::from_secs(args.drain_secs))
         .await?;
     drop(tasks);
@@ -126,6 +141,25 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     drop(statsd);
     say(report.to_string());
     Ok(report.is_clean())
+}
+
+/// Gives sockets to other nodes as the flags and operators want it.
+fn keep_balance(args: &Args, endpoint: &pipeline::ws::Endpoint, tasks: &mut JoinSet<()>) {
+    let of = || endpoint.clone();
+    tasks.spawn(balance::follow(of()).map(|never| match never {}));
+    if let Some(age) = args.max_age {
+        let age = Duration::from_secs(age);
+        tasks.spawn(balance::retire(of(), age).map(|never| match never {}));
+    }
+    if args.shed_cpu.is_some() || args.shed_memory.is_some() {
+        let limits = Limits {
+            cpu_percent: args.shed_cpu,
+            memory_mib: args.shed_memory,
+            patience: Duration::from_secs(args.shed_after),
+        };
+        let relieve = balance::relieve(of(), Alarm::new(limits), balance::of_process());
+        tasks.spawn(relieve.map(|never| match never {}));
+    }
 }
 
 /// Every open page takes a descriptor, and a sale some more for a moment.

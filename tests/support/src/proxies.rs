@@ -65,6 +65,16 @@ impl Proxy {
         Self::with(balancer, nodes, false).await
     }
 
+    /// `HAProxy` that gives clients to the nodes in turns, however many each has.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_in_turns(nodes: &[Backend]) -> Option<Self> {
+        Self::with_changes(Balancer::Haproxy, nodes, &[("balance leastconn", "balance roundrobin")])
+            .await
+    }
+
     /// The same, with the option that keeps each polling client at one node.
     ///
     /// # Panics
@@ -75,6 +85,19 @@ impl Proxy {
     }
 
     async fn with(balancer: Balancer, nodes: &[Backend], is_sticky: bool) -> Option<Self> {
+        let option = match balancer {
+            Balancer::Haproxy => ("# use_backend sticky", "use_backend sticky"),
+            Balancer::Nginx => ("# location ~ /longpoll$", "location ~ /longpoll$"),
+        };
+        let changes: &[_] = if is_sticky { &[option] } else { &[] };
+        Self::with_changes(balancer, nodes, changes).await
+    }
+
+    async fn with_changes(
+        balancer: Balancer,
+        nodes: &[Backend],
+        changes: &[(&str, &str)],
+    ) -> Option<Self> {
         let (name, file) = match balancer {
             Balancer::Haproxy => ("haproxy", "haproxy.cfg"),
             Balancer::Nginx => ("nginx", "nginx.conf"),
@@ -102,11 +125,8 @@ impl Proxy {
             text = text.replace(from, to);
         };
         replace("0.0.0.0:80", &address);
-        if is_sticky {
-            match balancer {
-                Balancer::Haproxy => replace("# use_backend sticky", "use_backend sticky"),
-                Balancer::Nginx => replace("# location ~ /longpoll$", "location ~ /longpoll$"),
-            }
+        for (from, to) in changes {
+            replace(from, to);
         }
         for (at, Backend { port, admin_port }) in (1..).zip(nodes) {
             if balancer == Balancer::Haproxy {

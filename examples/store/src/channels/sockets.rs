@@ -13,6 +13,12 @@ use crate::{admins::Admins, shop::Shop};
 /// How many shards of shoppers there are. An operator who wants to move a part of them closes some.
 pub const SHARDS: u32 = 100;
 
+/// The id of the sockets of a shard.
+#[must_use]
+pub fn shard_id(shard: u32) -> String {
+    format!("shoppers:{shard}")
+}
+
 /// The socket of a shopper, without a login.
 #[derive(Debug)]
 pub struct ShopperSocket;
@@ -31,7 +37,7 @@ impl Socket for ShopperSocket {
     }
 
     fn id(&self, shopper: &Shopper) -> Result<Option<String>, ConnectError> {
-        Ok(Some(format!("shoppers:{}", shopper.shard)))
+        Ok(Some(shard_id(shopper.shard)))
     }
 }
 

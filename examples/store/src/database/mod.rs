@@ -1,5 +1,6 @@
 //! The source of truth: products, stock and orders.
 
+mod late;
 mod schema;
 pub mod seed;
 mod sqlite;
@@ -7,7 +8,10 @@ mod sqlite;
 use futures::future::BoxFuture;
 use thiserror::Error;
 
-pub use self::sqlite::{SqliteDatabase, SqliteOptions};
+pub use self::{
+    late::LateDatabase,
+    sqlite::{SqliteDatabase, SqliteOptions},
+};
 use crate::domain::{catalogue::Catalogue, change::Change};
 
 /// The name of the durable queue of placed orders, which are to be confirmed to their carts.

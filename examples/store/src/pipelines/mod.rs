@@ -16,7 +16,7 @@ pub mod rush;
 pub mod telling;
 pub mod totals;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use pipeline::{
     Pipeline,
@@ -46,11 +46,13 @@ pub struct Duties {
     pub replicates: bool,
     /// Whether the copy is compared with the database.
     pub compares: bool,
+    /// How much longer than it needs the stage that tells takes for each event: for a drill.
+    pub tell_late: Duration,
 }
 
 impl Default for Duties {
     fn default() -> Self {
-        Self { replicates: true, compares: true }
+        Self { replicates: true, compares: true, tell_late: Duration::ZERO }
     }
 }
 
@@ -69,7 +71,7 @@ pub fn start(
     let changes = pubsub.subscribe(REPLICATION);
     shop.connect(pubsub.clone(), changes.id());
     let mut pipelines = vec![
-        telling::start(shop, pubsub, producers.levels)?,
+        telling::start(shop, pubsub, producers.levels, duties.tell_late)?,
         alerts::start(shop, pubsub, producers.alerts)?,
         totals::start(shop, pubsub, producers.totals)?,
     ];

@@ -21,7 +21,10 @@ use pipeline::{
 };
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::{task::coop, time::Instant};
+use tokio::{
+    task::coop,
+    time::{Instant, sleep},
+};
 
 use crate::{
     domain::{
@@ -39,6 +42,7 @@ pub(super) fn start(
     shop: &Arc<Shop>,
     pubsub: &PubSub,
     levels: FairQueueProducer<Row, Timed<Tell>>,
+    late: Duration,
 ) -> Result<Pipeline, StartError> {
     let (shop, pubsub) = (shop.clone(), pubsub.clone());
     let is_first = AtomicBool::new(true);
@@ -49,7 +53,7 @@ pub(super) fn start(
             told = Told::unknown();
             shop.announce_all();
         }
-        Teller { shop: shop.clone(), pubsub: pubsub.clone(), told }
+        Teller { shop: shop.clone(), pubsub: pubsub.clone(), told, late }
     };
     Pipeline::builder("telling")
         .producer_with(Stage::new(levels).named("levels"))
@@ -72,6 +76,7 @@ pub struct Teller {
     shop: Arc<Shop>,
     pubsub: PubSub,
     told: Told,
+    late: Duration,
 }
 
 impl Consumer for Teller {
@@ -83,6 +88,9 @@ impl Consumer for Teller {
         _: &Subscription,
     ) -> Result<(), ExitReason> {
         for event in events {
+            if !self.late.is_zero() {
+                sleep(self.late).await;
+            }
             let Some(catalogue) = self.shop.inventory.snapshot() else { continue };
             match *event {
                 Tell::Stock { item, product, before, since } => {
