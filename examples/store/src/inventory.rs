@@ -113,6 +113,21 @@ mod tests {
         assert_eq!(outcome.applied.len(), 1);
     }
 
+    /// A reader that waited for a writer would never be done here.
+    #[test]
+    fn a_reader_does_not_wait_for_a_writer() {
+        let inventory = Arc::new(Inventory::default());
+        inventory.replace(seed(1));
+        let writer = inventory.early.lock();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let reader = inventory.clone();
+        std::thread::spawn(move || done.send((reader.is_loaded(), reader.snapshot())));
+        let read = is_done.recv_timeout(std::time::Duration::from_secs(20));
+        drop(writer);
+        let (is_loaded, snapshot) = read.unwrap();
+        assert!(is_loaded && *snapshot.unwrap() == seed(1));
+    }
+
     #[test]
     fn a_snapshot_does_not_change() {
         let inventory = Inventory::default();

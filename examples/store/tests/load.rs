@@ -25,6 +25,28 @@ fn t_034_a_thousand_shoppers_of_four_pages_are_counted() {
     assert!(pages.iter().all(|page| said.contains(page)), "{said}");
 }
 
+/// What a cart costs does not grow with their number, although all of them are on one topic of presences.
+/// `store_load --visit --shoppers 10000` prints the figures of many.
+#[test]
+fn p_014_a_cart_costs_no_more_where_there_are_many() {
+    let costs = |shoppers: u32| {
+        let said = load(&["--visit", "--shoppers", &shoppers.to_string()]);
+        ["cpu of the arrivals", "cpu of the changes"].map(|what| {
+            let rest = said.split_once(what).unwrap().1.trim_start();
+            let seconds: f64 = rest.split_once(' ').unwrap().0.parse().unwrap();
+            seconds * 1000.0 / f64::from(shoppers)
+        })
+    };
+    let (few, many) = (costs(200), costs(1000));
+    println!(
+        "P-014: ms of CPU for the arrival and for the change of a cart: {few:.2?} of 200, {many:.2?} of 1000"
+    );
+    for (few, many) in few.iter().zip(&many) {
+        // Were each compared with all others, it would be five times as much.
+        assert!(*many < 2.5 * few.max(0.1), "{few:.2} ms, and {many:.2} ms where there are more");
+    }
+}
+
 /// Two nodes are restarted one after the other while everything is sold.
 #[cfg(feature = "redis")]
 #[tokio::test(flavor = "multi_thread")]

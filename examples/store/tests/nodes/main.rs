@@ -2,6 +2,9 @@
 #![cfg(all(feature = "redis", feature = "nats", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod balance;
+mod drills;
+mod limits;
 mod operations;
 
 use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
@@ -114,7 +117,10 @@ impl Shop {
 impl Node {
     async fn start(db: &Path, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_store"));
-        command.args(["--port", "0", "--admin-port", "0", "--db"]).arg(db).args(flags);
+        if !flags.contains(&"--port") {
+            command.args(["--port", "0", "--admin-port", "0"]);
+        }
+        command.arg("--db").arg(db).args(flags);
         let node = Self::run(&mut command).await;
         eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
         node

@@ -209,6 +209,23 @@ async fn p_011_without_the_broker_nodes_sell_and_find_changes_by_comparing() {
     eventually(async || a.shows(2).await).await;
 }
 
+/// Also shows A-104, for the build that the test is part of: `cargo test --release` shows it for a release.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_not_for_debugging_does_not_start_without_an_admin() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("store.db");
+    if cfg!(debug_assertions) {
+        let node = Node::start(&db, &[]).await;
+        assert!(node.get("/admin", &[ADMIN]).await.head.contains(" 200 "));
+    } else {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_store"));
+        command.args(["--port", "0", "--admin-port", "0", "--db"]).arg(&db).kill_on_drop(true);
+        let ended = timeout(LONG, command.output()).await.unwrap().unwrap();
+        assert!(!ended.status.success());
+        assert!(String::from_utf8_lossy(&ended.stderr).contains("--admin"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p_017_pages_of_other_hosts_cannot_connect() {
     let folder = tempfile::tempdir().unwrap();

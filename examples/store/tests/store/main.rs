@@ -3,11 +3,13 @@
 #![allow(unreachable_pub, reason = "its modules are used by the tests only")]
 
 mod admin;
+mod balance;
 mod cart;
 mod chaos;
 mod checkout;
 mod inventory;
 mod pages;
 mod product;
+mod serving;
 mod sqlite;
 mod support;

@@ -116,6 +116,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     } else {
         None
     };
+    let empty = Usage::of(&nodes)?;
     let mut shoppers = arrive(&args, &nodes, proxy.as_ref()).await?;
     let took = began.elapsed().as_secs_f64();
     println!("all pages are open after {took:.1} s, {:.0} a second", args.shoppers as f64 / took);
@@ -124,6 +125,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let is_counted = |totals: &Value| totals["shoppers"] == json!(args.shoppers);
     let totals = totals(&mut admin, is_counted).await?;
     println!("the dashboard counts {} shoppers", totals["shoppers"]);
+    let arrived = Usage::of(&nodes)?;
+    println!("cpu of the arrivals  {:.2} s", arrived.cpu_seconds - empty.cpu_seconds);
     let is_right = if args.visit {
         visit(&args, &nodes, &mut shoppers, &mut admin).await?
     } else {
@@ -160,7 +163,7 @@ async fn visit(
     for product in [1, 2] {
         release(&first.address, product).await?;
     }
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), Usage::of(nodes)?);
     let mut wanted = HashMap::<i64, u64>::new();
     let adding =
         shoppers.iter_mut().map(async |shopper| -> Result<i64, Box<dyn Error + Send + Sync>> {
@@ -193,6 +196,7 @@ async fn visit(
     println!("the dashboard counts {} shoppers with {} tabs", totals["shoppers"], totals["tabs"]);
     println!("pages                {}", totals["pages"]);
     println!("items                {}", totals["items"]);
+    println!("cpu of the changes   {:.2} s", usage.cpu_seconds - before.cpu_seconds);
     println!("memory               {} MiB", usage.mebibytes);
     Ok(are_right(&totals))
 }
