@@ -39,7 +39,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// What the endpoint is told; `None` unless exactly one kind of choice was made.
+    /// Which sockets the endpoint closes; `None` unless exactly one kind of choice was made.
     fn shed(self) -> Option<Shed> {
         let shed = match (self.share, self.down_to, self.older_than) {
             (Some(share), None, None) if (0.0..=1.0).contains(&share) => Shed::share(share),

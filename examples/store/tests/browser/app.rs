@@ -112,8 +112,9 @@ async fn a_134_a_socket_at_the_root_is_open_on_every_route() {
     browser.close().await;
 }
 
-/// What holds for the plain page holds for `/app/drops`: levels are in another test. Here are the joins and releases
-/// of, the cart of, and cuts as in.
+/// What holds for the plain page holds for `/app/drops`. The tests of rows go through both pages: A-038 in T-011, A-042 in T-012,
+/// the cart of in T-029, A-046, A-047 and in T-019, A-125, and A-126
+/// in T-018. Here is all of it in one go.
 #[tokio::test]
 async fn a_135_the_react_page_does_what_the_plain_one_does() {
     const CART: &str =

@@ -7,7 +7,8 @@ use store::{clock::Clock, database::seed::seed};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    CONNECTED, CUT_OFF, card, driver::Browser, server::Server, shopping::NUMBERS, sizes, soon,
+    CONNECTED, CUT_OFF, PAGES, card, driver::Browser, server::Server, shopping::NUMBERS, sizes,
+    soon,
 };
 
 /// Also shows A-127 and P-002. The machines of a shopper and an admin sleep until the server misses them. It starts again an
@@ -59,13 +60,15 @@ async fn t_020_pages_that_slept_are_right_when_they_wake() {
 /// Also shows A-123 and T-019: cuts of 1, 5 and 30 seconds, side by side. The release comes before the page is back.
 #[tokio::test]
 async fn a_page_is_right_after_a_cut_of_any_length() {
-    tokio::join!(cut(1), cut(5), cut(30));
+    for path in PAGES {
+        tokio::join!(cut(path, 1), cut(path, 5), cut(path, 30));
+    }
 }
 
-async fn cut(seconds: u64) {
+async fn cut(path: &str, seconds: u64) {
     let server = Server::start().await;
     let browser = Browser::start().await;
-    browser.open(&server.url("/")).await;
+    browser.open(&server.url(path)).await;
     browser.until(CONNECTED).await;
     browser.becomes(&card(1), &soon()).await;
     browser.run("window.stays = true").await;

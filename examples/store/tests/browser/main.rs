@@ -20,6 +20,10 @@ use self::{driver::Browser, server::Server};
 /// The front ends of the shop's page.
 const FRONT_ENDS: [&str; 3] = ["/", "/drops", "/app/drops"];
 
+/// The pages whose own script follows products: the plain one and that of React. What holds for the first holds for the second
+/// too, which is A-135.
+const PAGES: [&str; 2] = ["/", "/app/drops"];
+
 /// Whether the page is connected, and its cart is there.
 const CONNECTED: &str =
     "document.querySelector('#connection').hidden && localStorage.storedCart !== undefined";
@@ -179,10 +183,14 @@ async fn a_043_a_level_changes_one_size_and_nothing_else_of_it() {
 /// delays have become as long as they get.
 #[tokio::test]
 async fn t_019_a_page_that_was_cut_off_is_right_again_without_a_reload() {
+    tokio::join!(is_cut_off(PAGES[0]), is_cut_off(PAGES[1]));
+}
+
+async fn is_cut_off(path: &str) {
     let server = Server::start().await;
     server.release(2).await;
     let browser = Browser::start().await;
-    browser.open(&server.url("/")).await;
+    browser.open(&server.url(path)).await;
     browser.until(CONNECTED).await;
     browser.becomes(&card(1), &soon()).await;
     browser.run("window.stays = true").await;
@@ -221,10 +229,16 @@ async fn t_019_a_page_that_was_cut_off_is_right_again_without_a_reload() {
 
 #[tokio::test]
 async fn a_125_a_page_that_is_open_for_longer_than_its_token_joins_again_with_its_cart() {
+    for path in PAGES {
+        outlives_its_token(path).await;
+    }
+}
+
+async fn outlives_its_token(path: &str) {
     let server = Server::start().await;
     server.release(1).await;
     let browser = Browser::start().await;
-    browser.open(&server.url("/")).await;
+    browser.open(&server.url(path)).await;
     browser.until(CONNECTED).await;
     browser.click("button[value=\"1\"]").await;
     browser.until("document.querySelectorAll('.cart-item').length === 1").await;
@@ -243,9 +257,15 @@ async fn a_125_a_page_that_is_open_for_longer_than_its_token_joins_again_with_it
 /// changed, so the page is right without the header that forbids keeping it, too.
 #[tokio::test]
 async fn t_018_the_page_is_right_after_the_back_button() {
+    for path in PAGES {
+        goes_and_comes_back(path).await;
+    }
+}
+
+async fn goes_and_comes_back(path: &str) {
     let (server, elsewhere) = (Server::start().await, Server::start().await);
     let browser = Browser::start().await;
-    browser.open(&server.url("/")).await;
+    browser.open(&server.url(path)).await;
     browser.until(CONNECTED).await;
     server.release(1).await;
     browser.becomes(&card(1), &sizes()).await;

@@ -9,7 +9,7 @@ use store::{
     },
 };
 
-use crate::{CONNECTED, driver::Browser, server::Server};
+use crate::{CONNECTED, FRONT_ENDS, driver::Browser, server::Server};
 
 /// The items in the cart, by their "×".
 const CART: &str =
@@ -30,14 +30,23 @@ async fn remove(browser: &Browser, item: i64) {
 /// Also shows T-031, A-072 and A-128. The products' names are hostile, which shows A-011 for the cart.
 #[tokio::test]
 async fn t_029_a_cart_is_the_same_in_all_tabs_until_it_is_bought() {
+    buys("/", "/drops").await;
+    buys("/app/drops", "/app/cart").await;
+}
+
+/// Goes through the whole of it on one page, and comes back by another.
+async fn buys(page: &str, other: &str) {
     let mut products: Vec<_> = seed(23).products().map(|product| Product::clone(product)).collect();
     let items = seed(23).items().map(|item| Item::clone(item)).collect();
     "<img src=x onerror=\"window.struck = true\">".clone_into(&mut products[1].name);
     let server = Server::with(Catalogue::new(products, items)).await;
     let browser = Browser::start().await;
-    browser.open(&server.url("/")).await;
+    browser.open(&server.url(page)).await;
     browser.until(CONNECTED).await;
-    browser.until("document.getElementById('cart-container').hidden && document.getElementById('cart-container').innerHTML === ''").await;
+    if page == "/" {
+        browser.until("document.getElementById('cart-container').hidden && document.getElementById('cart-container').innerHTML === ''").await;
+    }
+    browser.until("document.querySelector('.cart-item') === null").await;
     server.release(1).await;
     server.release(2).await;
     // Size 6 of the first, and size 10 of the second.
@@ -49,11 +58,14 @@ async fn t_029_a_cart_is_the_same_in_all_tabs_until_it_is_bought() {
     remove(&browser, 11).await;
     has(&browser, json!([1])).await;
     browser.open("about:blank").await;
-    browser.open(&server.url("/drops")).await;
+    browser.open(&server.url(other)).await;
     has(&browser, json!([1])).await;
+    if other == "/app/cart" {
+        browser.open(&server.url(page)).await;
+    }
 
     let first = browser.client.window().await.unwrap();
-    browser.tab(&server.url("/")).await;
+    browser.tab(&server.url(page)).await;
     let second = browser.client.window().await.unwrap();
     has(&browser, json!([1])).await;
     remove(&browser, 1).await;
@@ -61,6 +73,7 @@ async fn t_029_a_cart_is_the_same_in_all_tabs_until_it_is_bought() {
     browser.until("document.getElementById('cart-container').hidden").await;
     browser.look_at(&first).await;
     has(&browser, json!([])).await;
+    browser.until(CONNECTED).await;
     for (item, cart) in
         [(1, json!([1])), (2, json!([1, 2])), (7, json!([1, 2, 7])), (8, json!([1, 2, 7, 8]))]
     {
@@ -148,6 +161,47 @@ async fn a_100_what_was_bought_is_in_no_tab_any_more() {
         has(&browser, json!([])).await;
     }
     browser.close().await;
+}
+
+/// Also shows A-011: in a browser, and on the dashboard too.
+#[tokio::test]
+async fn hostile_texts_of_products_are_text_on_every_page() {
+    const HOSTILE: &str = "<img src=x onerror=\"window.struck = true\">";
+    let mut products: Vec<_> = seed(23).products().map(|product| Product::clone(product)).collect();
+    let mut items: Vec<_> = seed(23).items().map(|item| Item::clone(item)).collect();
+    for product in &mut products {
+        for text in [&mut product.name, &mut product.brand, &mut product.color] {
+            HOSTILE.clone_into(text);
+        }
+    }
+    for item in &mut items {
+        item.size = format!("{}{HOSTILE}", item.size);
+    }
+    let server = Server::with(Catalogue::new(products, items)).await;
+    let (shopper, admin) = tokio::join!(Browser::start(), Browser::start());
+    let is_text = "document.body.textContent.includes('<img src=x onerror=')
+        && document.querySelector('img[src=\"x\"]') === null && window.struck === undefined";
+    admin.open(&server.admin_url()).await;
+    shopper.open(&server.url("/")).await;
+    shopper.until(CONNECTED).await;
+    server.release(1).await;
+    for path in FRONT_ENDS {
+        shopper.open(&server.url(path)).await;
+        shopper.until(CONNECTED).await;
+        shopper.until("document.querySelector('button[value=\"1\"]') !== null").await;
+        shopper.until(is_text).await;
+    }
+    add(&shopper, 1).await;
+    has(&shopper, json!([1])).await;
+    shopper.until(is_text).await;
+    admin.becomes(NUMBERS, &json!([1, {"/app/drops": 1}, {"1": 1}])).await;
+    admin.until(is_text).await;
+    let checkout = shopper.run("return document.querySelector('.cart__checkout').href").await;
+    shopper.open(checkout.as_str().unwrap()).await;
+    shopper.until("document.querySelector('.checkout-line') !== null").await;
+    shopper.until(is_text).await;
+    shopper.close().await;
+    admin.close().await;
 }
 
 /// The numbers of the dashboard: shoppers, pages, and the items that are in carts.

@@ -189,7 +189,7 @@ async fn p_022_inspect_and_statsd_say_which_of_three_things_is_slow() {
                 ]
             })
             .collect();
-        if window > 2 && are_told(&seen) {
+        if window > 2 && is_said(&seen) {
             for (drill, seen) in drills.iter().zip(&seen) {
                 println!("P-022: {:8} database, worker, client: {seen:.3?}", drill.what);
             }
@@ -219,7 +219,7 @@ const HANDLE_TIME: &str = "pipeline.stage.handle_time";
 
 /// Whether each symptom is at the node that has its cause, by the inspector and by `StatsD`, and is twice as large as at any
 /// other.
-fn are_told(seen: &[[(f64, f64); 3]]) -> bool {
+fn is_said(seen: &[[(f64, f64); 3]]) -> bool {
     (0..3).all(|symptom| {
         let (inspected, sent) = seen[symptom + 1][symptom];
         let is_other = |at: &usize| *at != symptom + 1;

@@ -5,9 +5,12 @@ use std::time::UNIX_EPOCH;
 use axum::http::StatusCode;
 use pipeline::ws::channel_test::assert_push;
 use serde_json::json;
-use store::domain::cart::Cart;
+use store::{
+    database::{CheckOut, Order},
+    domain::cart::Cart,
+};
 
-use crate::support::{Answered, LONG, Node, ids_of};
+use crate::support::{Answered, End, LONG, Node, ids_of};
 
 /// A shopper with a session.
 struct Shopper {
@@ -212,4 +215,50 @@ async fn a_102_that_it_worked_is_said_only_where_it_did() {
     let other = Shopper::come(&node).await;
     let foreign = format!("{}; {}", other.cookies, bought.cookies());
     assert_eq!(node.get("/checkout/complete", &foreign).await.status, StatusCode::SEE_OTHER);
+}
+
+/// Also shows A-022.
+#[tokio::test(start_paused = true)]
+async fn what_is_written_is_heard_of_when_it_is_committed_and_not_before() {
+    let node = Node::selling().await;
+    node.stock(7, 1).await;
+    node.settle().await;
+    let shopper = Shopper::come(&node).await;
+    let tab = node.tab(&shopper.cart_id, &[1, 7]).await;
+    let socket = node.socket().await;
+    let product = socket.join("product:2", json!({})).await.unwrap();
+    let sees_nothing = async || {
+        node.settle().await;
+        let told = product.pushes("stock_change").within(LONG);
+        assert!(told.refute("stock_change", |_| Some(())).await.is_ok());
+        assert!(tab.has_no_cart().await);
+        let copy = node.store.shop.inventory.snapshot().unwrap();
+        assert_eq!(copy.item(7).unwrap().available_count, 1);
+        assert_eq!(node.database.count(7), 1);
+    };
+    for end in [End::RollBack, End::Commit] {
+        let held = node.database.hold();
+        let order = Order {
+            key: "k".to_owned(),
+            cart: shopper.cart_id.clone(),
+            items: vec![1, 7],
+            placed_at: 1,
+        };
+        let shop = node.store.shop.clone();
+        let buying = tokio::spawn(async move { shop.check_out(order).await });
+        sees_nothing().await;
+        assert!(!buying.is_finished());
+        held.send(Some(end)).unwrap();
+        let bought = buying.await.unwrap();
+        if end == End::RollBack {
+            assert!(bought.is_err());
+            sees_nothing().await;
+        } else {
+            assert!(matches!(bought, Ok(CheckOut::Placed(_))), "{bought:?}");
+        }
+    }
+    assert_push!(product, "stock_change", { "item_id": 7, "level": "out" }, within: LONG);
+    // It hears that 7 is gone, or that it is empty, in any order, and ends empty.
+    while !ids_of(&tab.cart().await).is_empty() {}
+    assert_eq!(node.database.count(7), 0);
 }

@@ -1,6 +1,7 @@
 //! A store for tests: a database in memory that can be taken away, and the clock of tokio.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -21,6 +22,8 @@ use pipeline::{
     telemetry::Telemetry,
     ws::{
         channel_test::{JoinRefused, TestChannel, TestEndpoint, TestSocket},
+        endpoint::EndpointBuilder,
+        pubsub::{Adapter, AdapterError, Broadcast, LocalNode},
         socket::ConnectInfo,
     },
 };
@@ -37,6 +40,7 @@ use store::{
     shop::ShopOptions,
     store::Store,
 };
+use tokio::sync::watch;
 use tower_service::Service;
 
 /// How long tests wait for what is sure to come. It is no measure: on a paused clock it takes no time.
@@ -49,12 +53,21 @@ pub struct Memory(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     rows: Mutex<Rows>,
+    /// What becomes of transactions that wait for their end.
+    held: Mutex<Option<watch::Receiver<Option<End>>>>,
     is_away: AtomicBool,
     panics: AtomicBool,
     calls: AtomicU64,
 }
 
-#[derive(Default)]
+/// How a transaction ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Commit,
+    RollBack,
+}
+
+#[derive(Clone, Default)]
 struct Rows {
     catalogue: Catalogue,
     orders: Vec<PlacedOrder>,
@@ -75,6 +88,13 @@ impl Memory {
     /// Has the next call panic.
     pub fn panic_next(&self) {
         self.0.panics.store(true, Relaxed);
+    }
+
+    /// Has sales and checkouts wait between their last write and their end, until it is said how they end.
+    pub fn hold(&self) -> watch::Sender<Option<End>> {
+        let (end, held) = watch::channel(None);
+        *self.0.held.lock() = Some(held);
+        end
     }
 
     /// How often the database was asked.
@@ -107,6 +127,24 @@ impl Memory {
             tokio::task::yield_now().await;
             assert!(!panics, "a test has told it to");
             answer
+        }
+        .boxed()
+    }
+}
+
+impl Memory {
+    /// A transaction whose end a test may hold back. Others do not see what it has written until then.
+    fn transact<T: Send + 'static>(&self, run: impl FnOnce(&mut Rows) -> T) -> Answer<'_, T> {
+        let Some(mut held) = self.0.held.lock().take() else { return self.answer(run) };
+        let mut rows = self.0.rows.lock().clone();
+        let answer = run(&mut rows);
+        async move {
+            let end = *held.wait_for(Option::is_some).await.unwrap();
+            if end == Some(End::RollBack) {
+                return Err(DatabaseError::Failed("it was rolled back".to_owned()));
+            }
+            *self.0.rows.lock() = rows;
+            Ok(answer)
         }
         .boxed()
     }
@@ -152,7 +190,7 @@ impl Database for Memory {
     }
 
     fn sell(&self, item: i64) -> Answer<'_, Sale> {
-        self.answer(|rows| match rows.catalogue.item(item).map(|it| it.available_count) {
+        self.transact(|rows| match rows.catalogue.item(item).map(|it| it.available_count) {
             None => Sale::UnknownItem,
             Some(0) => Sale::OutOfStock,
             Some(_) => Sale::Sold(stock(rows, item, |count| count - 1).unwrap()),
@@ -164,7 +202,7 @@ impl Database for Memory {
     }
 
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {
-        self.answer(|rows| {
+        self.transact(|rows| {
             let same = |it: &PlacedOrder| it.cart == order.cart && it.key == order.key;
             if rows.orders.iter().any(same) {
                 return CheckOut::Repeated;
@@ -227,6 +265,40 @@ pub fn shoes() -> Catalogue {
     Catalogue::new(vec![product(1), product(2)], (1..=8).map(item).collect())
 }
 
+/// Connects nodes in one process.
+#[derive(Clone, Default)]
+struct Switch(Arc<Mutex<BTreeMap<&'static str, LocalNode>>>);
+
+struct Cable {
+    name: &'static str,
+    switch: Switch,
+}
+
+impl Adapter for Cable {
+    fn node_name(&self) -> &str {
+        self.name
+    }
+
+    fn start(&self, node: LocalNode) {
+        self.switch.0.lock().insert(self.name, node);
+    }
+
+    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let nodes = self.switch.0.lock().clone();
+        nodes.iter().filter(|(name, _)| **name != self.name).try_for_each(|(_, node)| {
+            node.deliver(broadcast)?;
+            Ok(())
+        })
+    }
+
+    fn direct_broadcast(&self, name: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        if let Some(node) = self.switch.0.lock().get(name).cloned() {
+            node.deliver(broadcast)?;
+        }
+        Ok(())
+    }
+}
+
 /// A node of the store without a network.
 pub struct Node {
     pub store: Store,
@@ -255,8 +327,33 @@ impl Node {
         node
     }
 
+    /// Two nodes with one database, both products released.
+    pub async fn two_selling() -> [Self; 2] {
+        let (database, switch) = (Memory::of(shoes()), Switch::default());
+        let node = |name| {
+            let cable = Cable { name, switch: switch.clone() };
+            Self::of(database.clone(), Telemetry::global(), |endpoint| endpoint.adapter(cable))
+        };
+        let nodes = [node("a"), node("b")];
+        for node in &nodes {
+            eventually(|| node.store.shop.inventory.is_loaded()).await;
+        }
+        nodes[0].release(1).await;
+        nodes[0].release(2).await;
+        nodes[0].settle().await;
+        nodes
+    }
+
     /// A node that loads what it can.
     pub fn over(database: Memory, telemetry: Telemetry) -> Self {
+        Self::of(database, telemetry, |endpoint| endpoint)
+    }
+
+    fn of(
+        database: Memory,
+        telemetry: Telemetry,
+        endpoint: impl FnOnce(EndpointBuilder) -> EndpointBuilder,
+    ) -> Self {
         let options = ShopOptions {
             database: Arc::new(database.clone()),
             secret: "a secret of the tests, long enough".to_owned(),
@@ -267,7 +364,7 @@ impl Node {
             idle_timeout: Duration::from_secs(60),
         };
         let admins = ["ann:one", "bob:two"].map(|it| it.parse().unwrap()).into();
-        let store = Store::open(options, admins, Duties::default(), |endpoint| endpoint).unwrap();
+        let store = Store::open(options, admins, Duties::default(), endpoint).unwrap();
         let kit = TestEndpoint::of(store.endpoint.clone());
         Self { store, kit, database }
     }
@@ -317,7 +414,7 @@ impl Node {
         let socket = self.socket().await;
         let params = self.cart_params(id, items);
         let channel = socket.join(&format!("cart:{id}"), params).await.unwrap();
-        let tab = Tab { _socket: socket, channel };
+        let tab = Tab { socket, channel };
         let cart = tab.cart().await;
         assert_eq!(ids_of(&cart), items);
         tab
@@ -415,7 +512,7 @@ impl Answered {
 
 /// A tab of a cart.
 pub struct Tab {
-    _socket: TestSocket,
+    socket: TestSocket,
     pub channel: TestChannel,
 }
 
@@ -424,6 +521,11 @@ impl Tab {
     pub async fn cart(&self) -> Value {
         let pushes = self.channel.pushes("cart").within(LONG);
         pushes.find("cart", |payload| payload.parse::<Value>().ok()).await.unwrap()
+    }
+
+    /// Cuts it off.
+    pub async fn cut(self) {
+        self.socket.close().await;
     }
 
     pub async fn add(&self, item: impl Into<Value>) -> Result<Value, Value> {
