@@ -52,6 +52,13 @@ impl<'a> Frame<'a> {
         self.body.starts_with(br#"[null,"h","phoenix","phx_reply""#)
     }
 
+    /// Whether this is the reply to the join with this reference.
+    #[must_use]
+    pub fn answers_join(&self, reference: u32) -> bool {
+        let joins = format!(r#"["{reference}","{reference}","#);
+        self.body.starts_with(joins.as_bytes()) && contains(self.body, br#","phx_reply","#)
+    }
+
     /// The number after this key. The last one if there are several.
     #[must_use]
     pub fn number(&self, key: &[u8]) -> Option<u64> {
@@ -81,7 +88,14 @@ pub fn head(bytes: &[u8]) -> Option<usize> {
 /// The frame that joins a topic.
 #[must_use]
 pub fn join(topic: &str) -> Vec<u8> {
-    client(TEXT, format!(r#"["1","1","{topic}","phx_join",{{}}]"#).as_bytes())
+    join_as(topic, 1)
+}
+
+/// The frame that joins a topic, with this reference.
+#[must_use]
+pub fn join_as(topic: &str, reference: u32) -> Vec<u8> {
+    let join = format!(r#"["{reference}","{reference}","{topic}","phx_join",{{}}]"#);
+    client(TEXT, join.as_bytes())
 }
 
 /// A heartbeat.
@@ -149,11 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn the_answer_to_a_join_has_its_reference() {
+        let body = br#"["2","2","user:1","phx_reply",{"status":"ok","response":{}}]"#;
+        let answer = Frame { opcode: TEXT, body };
+        assert!(answer.answers_join(2) && !answer.answers_join(1) && !answer.answers_join(22));
+        let closed = br#"["2","2","user:1","phx_close",{}]"#;
+        assert!(!Frame { opcode: TEXT, body: closed }.answers_join(2));
+    }
+
+    #[test]
     fn joins_are_masked_frames() {
         let frame = join("room:1");
         let text = br#"["1","1","room:1","phx_join",{}]"#;
         assert_eq!(frame[..2], [0x81, 0x80 | u8::try_from(text.len()).unwrap()]);
         assert_eq!(&frame[6..], text);
+        let again = join_as("room:1", 12);
+        assert_eq!(&again[6..], br#"["12","12","room:1","phx_join",{}]"#);
         let long = join(&"x".repeat(200));
         assert_eq!((long[1], long.len()), (0x80 | 126, 8 + text.len() - 6 + 200));
     }

@@ -57,6 +57,8 @@ enum Command {
     },
     /// Measure many sockets over several nodes, with pushes from a pipeline on one of them
     Scale(scale::Asked),
+    /// Measure sockets that are all cut off at once and come back, next to calm ones that receive pushes
+    Storm(scale::AskedStorm),
     /// Run the sockets of one node, told what to do by lines of the standard input
     Crowd(scale::Crowd),
     /// Run the hand-written baseline server
@@ -114,6 +116,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Command::Table(asked) => table(&asked)?,
         Command::Growth { how, into } => growth::measure(&how.bench(), &into)?,
         Command::Scale(asked) => scale::measure(&asked)?,
+        Command::Storm(asked) => scale::measure_storm(&asked)?,
         Command::Crowd(asked) => scale::run_crowd(&asked)?,
         Command::Baseline { port } => Runtime::new()?.block_on(peers::baseline::serve(port))?,
         Command::Raw { port, glue } => peers::raw::serve(port, glue)?,

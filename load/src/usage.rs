@@ -45,8 +45,21 @@ impl ProcessorTime {
 ///
 /// If there is no such process.
 pub fn resident(process: u32) -> io::Result<u64> {
+    memory(process, "VmRSS:")
+}
+
+/// The largest resident memory that a process has had, in bytes.
+///
+/// # Errors
+///
+/// If there is no such process.
+pub fn largest_resident(process: u32) -> io::Result<u64> {
+    memory(process, "VmHWM:")
+}
+
+fn memory(process: u32, what: &str) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(what));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     Ok(kilobytes.ok_or(io::ErrorKind::InvalidData)? << 10)
 }
@@ -111,7 +124,9 @@ mod tests {
         while ProcessorTime::of(process).unwrap().since(&before) < Duration::from_millis(5) {
             sum = std::hint::black_box(sum + 1);
         }
-        assert!(resident(process).unwrap() > 1 << 20);
+        let resident = resident(process).unwrap();
+        assert!(resident > 1 << 20);
+        assert!(largest_resident(process).unwrap() >= resident);
         assert!(descriptors(process).unwrap() >= 3);
     }
 

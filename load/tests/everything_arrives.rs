@@ -59,6 +59,29 @@ async fn the_pushes_of_one_node_arrive_at_the_users_of_all() {
 }
 
 #[tokio::test]
+async fn sockets_that_are_all_cut_off_at_once_come_back_and_the_others_miss_nothing() {
+    if Server::start(Kind::Redis).await.is_none() {
+        return;
+    }
+    // At each node 30 sockets come at once. With three a second, fifteen may wait.
+    let size = ["--sockets", "60", "--calm", "6", "--nodes", "2", "--arrivals", "0,3"];
+    let pushes = ["--rate", "100", "--before", "1", "--secs", "5"];
+    let printed = tool(&[&["storm"], &size[..], &pushes[..]].concat()).await;
+    let row = |what: &str| {
+        let line = printed.lines().find(|line| line.contains(what)).unwrap_or_default();
+        line.split(" | ").skip(1).map(|it| it.trim_end_matches(" |")).collect::<Vec<_>>()
+    };
+    assert_eq!(row("cut off at once, and all back"), ["60", "60"], "{printed}");
+    let missing = ["600, 0 missing", "600, 0 missing"];
+    assert_eq!(row("pushes to those that stayed: arrived"), missing, "{printed}");
+    let missing = ["66, 0 missing", "66, 0 missing"];
+    assert_eq!(row("a push to each client afterwards"), missing, "{printed}");
+    let refused: Vec<u64> =
+        row("tries that ended: 503").iter().map(|it| it.parse().unwrap()).collect();
+    assert!(matches!(refused[..], [0, refused] if refused > 0), "{printed}");
+}
+
+#[tokio::test]
 async fn growth_is_measured_and_drawn() {
     let folder = std::env::temp_dir().join(format!("pipeline-load-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

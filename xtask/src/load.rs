@@ -6,15 +6,13 @@ use crate::run::{Outcome, cargo, program, root, step};
 
 /// Builds the project's server and the load tool, and passes all other arguments to the tool.
 pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
-    let mut taken = |flag| {
+    let mut taken = |flag: &str| {
         let at = arguments.iter().position(|argument| argument == flag);
         at.map(|at| arguments.remove(at)).is_some()
     };
-    let command = match (taken("--growth"), taken("--scale")) {
-        (true, _) => "growth",
-        (_, true) => "scale",
-        _ => "table",
-    };
+    let commands = [("--growth", "growth"), ("--scale", "scale"), ("--storm", "storm")];
+    let asked = commands.into_iter().find(|(flag, _)| taken(flag));
+    let command = asked.map_or("table", |(_, command)| command);
     step(
         "build the load tool and its server",
         cargo().args([

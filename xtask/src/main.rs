@@ -27,7 +27,7 @@ Usage: cargo xtask COMMAND
                  libFuzzer, --keep to keep what it has found
   load           measure the project and its baselines under load, and print a table;
                  --growth draws how cost grows with sockets and topics; --scale measures 100,000 sockets
-                 of several nodes; --help lists all options
+                 of several nodes; --storm 20,000 that are cut off and come back at once; --help lists all options
   soak           run thousands of clients that join, leave, die and come back, and check every item;
                  --minutes 30; --help lists all options
   signals        stop a server under load at random moments, and account for every item; --stop 15

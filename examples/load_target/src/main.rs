@@ -5,7 +5,8 @@
 //! - `GET /bcast?topic=T&n=N&size=S[&every_us=U]` broadcasts N messages with S bytes each, one every U
 //!   microseconds if given. The answer is the time that this took in microseconds.
 //! - `GET /pipe?users=U&n=N` pushes N items through a pipeline to `user:0`, `user:1` and so on in turn.
-//! - `GET /paced?users=U&rate=R&secs=S` does the same at R a second, in bursts every 10 ms.
+//! - `GET /paced?users=U&rate=R&secs=S[&due=true]` does the same at R a second, in bursts every 10 ms. With `due`, an
+//!   item has the time at which it was to be pushed instead of the time at which it was.
 //! - `GET /receives?first=F&step=S&count=C` is answered when this node receives what others broadcast to `user:F`,
 //!   `user:F+S` and so on.
 //!
@@ -38,6 +39,7 @@ use pipeline::{
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},
+        endpoint::ArrivalRate,
         listen,
         pubsub::PreparedBroadcast,
         socket::{ConnectError, ConnectInfo, Params},
@@ -75,6 +77,10 @@ struct Args {
     /// The server that connects this node to others: redis://.. or nats://..
     #[arg(long)]
     cluster: Option<String>,
+
+    /// How many clients may connect in a second, and how many channels they may join
+    #[arg(long)]
+    arrivals: Option<u32>,
 }
 
 struct Anyone;
@@ -146,6 +152,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut endpoint = Endpoint::builder().mount("/socket", mount);
     if let Some(cluster) = &cluster {
         endpoint = endpoint.adapter(cluster.clone());
+    }
+    if let Some(rate) = args.arrivals.map(ArrivalRate::new) {
+        endpoint = endpoint.connect_rate(rate).join_rate(rate);
     }
     let endpoint = endpoint.build()?;
     if let Some(cluster) = &cluster {
@@ -219,7 +228,7 @@ struct Pushes {
 async fn pipe(State(target): State<Target>, Query(asked): Query<Pushes>) -> String {
     let began = Instant::now();
     for n in 0..asked.n {
-        target.push(asked.users, n).await;
+        target.push(asked.users, n, now()).await;
     }
     began.elapsed().as_micros().to_string()
 }
@@ -229,18 +238,22 @@ struct Pace {
     users: u64,
     rate: u64,
     secs: u64,
+    #[serde(default)]
+    due: bool,
 }
 
 async fn paced(State(target): State<Target>, Query(asked): Query<Pace>) -> String {
-    let began = Instant::now();
+    let (began, began_at) = (Instant::now(), now());
     let mut pace = interval(BURST);
     pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let (total, bursts) = (asked.rate * asked.secs, asked.secs * 100);
     let mut n = 0;
     for burst in 1..=bursts {
-        pace.tick().await;
+        let due = pace.tick().await.saturating_duration_since(began);
+        let due_at = began_at + u64::try_from(due.as_micros()).unwrap_or_default();
         while n < total * burst / bursts {
-            target.push(asked.users, n).await;
+            let at = if asked.due { due_at } else { now() };
+            target.push(asked.users, n, at).await;
             n += 1;
         }
     }
@@ -263,8 +276,8 @@ async fn receives(State(target): State<Target>, Query(asked): Query<Users>) {
 }
 
 impl Target {
-    async fn push(&self, users: u64, n: u64) {
-        let item = Item { user: n % users.max(1), n, at_us: now() };
+    async fn push(&self, users: u64, n: u64, at_us: u64) {
+        let item = Item { user: n % users.max(1), n, at_us };
         // Fails when the pipeline has ended; the server is stopping then.
         let _ = self.items.push_timed(item).await;
     }

@@ -10,7 +10,7 @@ use super::tally::Tally;
 use crate::error::LoadError;
 
 /// The path of WebSockets.
-const PATH: &str = "/socket/websocket?vsn=2.0.0";
+pub(super) const PATH: &str = "/socket/websocket?vsn=2.0.0";
 
 /// A socket with its state.
 #[derive(Debug)]
@@ -41,6 +41,11 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.write_all(frame::upgrade(host, PATH).as_bytes())?;
         Ok(Self { stream, rest: Vec::new(), phase: Phase::Upgrading, topics })
+    }
+
+    /// A WebSocket that has joined its topics. These bytes have arrived after the answer.
+    pub(super) fn joined(stream: TcpStream, rest: Vec<u8>) -> Self {
+        Self { stream, rest, phase: Phase::Joined, topics: Vec::new() }
     }
 
     /// Reads the available bytes and counts their frames.

@@ -2,6 +2,7 @@
 //! machine to the measured server.
 
 mod connection;
+mod returning;
 mod tally;
 
 use std::{
@@ -14,7 +15,8 @@ use std::{
 use mio::{Events, Interest, Poll, Token};
 use tokio::time::Instant;
 
-use self::{connection::Connection, tally::Tally};
+use self::{connection::Connection, returning::Returning, tally::Tally};
+pub(crate) use self::{returning::Returned, tally::Age};
 use crate::error::LoadError;
 pub(crate) use pipeline_load::latency::Latencies;
 
@@ -42,7 +44,8 @@ pub(crate) struct Client {
     address: SocketAddr,
     poll: Poll,
     events: Events,
-    connections: Vec<Connection>,
+    /// By number. None while one is on its way back.
+    connections: Vec<Option<Connection>>,
     tally: Tally,
     space: Vec<u8>,
     within: Duration,
@@ -113,7 +116,7 @@ impl Client {
         let mut connection = Connection::open(stream, host, topics(number))?;
         let registry = self.poll.registry();
         registry.register(&mut connection.stream, Token(number), Interest::READABLE)?;
-        self.connections.push(connection);
+        self.connections.push(Some(connection));
         Ok(())
     }
 
@@ -130,7 +133,8 @@ impl Client {
         requesting
             .join()
             .map_err(|_| LoadError::Request("the request thread panicked".to_owned()))??;
-        Ok(Arrived { latencies: Latencies::new(self.take_ages()), ..arrived })
+        let ages = self.take_ages().iter().map(|age| age.micros).collect();
+        Ok(Arrived { latencies: Latencies::new(ages), ..arrived })
     }
 
     /// Counts frames until the expected number has arrived. Their ages can be taken afterwards.
@@ -152,8 +156,8 @@ impl Client {
         Ok(Arrived { frames: self.tally.frames, took: last - began, latencies })
     }
 
-    /// The ages of the frames of the last load, in microseconds.
-    pub(crate) fn take_ages(&mut self) -> Vec<u64> {
+    /// The ages of the frames of the last load.
+    pub(crate) fn take_ages(&mut self) -> Vec<Age> {
         self.tally.ages.take().unwrap_or_default()
     }
 
@@ -177,24 +181,62 @@ impl Client {
         let between = beats.every.as_nanos() / self.connections.len().max(1) as u128;
         while beats.since.elapsed().as_nanos() > between * beats.sent as u128 {
             let turn = beats.sent % self.connections.len();
-            self.connections[turn].heartbeat()?;
+            if let Some(connection) = &mut self.connections[turn] {
+                connection.heartbeat()?;
+            }
             beats.sent += 1;
         }
         Ok(())
     }
 
+    /// Closes all sockets at once. Each connects again as the official client does, and joins its topic. Returns when
+    /// all have, or after this time.
+    pub(crate) fn cut_off(
+        &mut self,
+        topic: &dyn Fn(usize) -> String,
+        within: Duration,
+    ) -> Result<Returned, LoadError> {
+        let began = Instant::now();
+        self.connections.fill_with(|| None);
+        let mut returning = Returning::new(self.address, self.connections.len(), topic, began);
+        while returning.away() > 0 && began.elapsed() < within {
+            let pause = returning.begin_due(self.poll.registry());
+            self.heartbeat()?;
+            self.wait(pause.min(TICK))?;
+            for event in &self.events {
+                let number = event.token().0;
+                match &mut self.connections[number] {
+                    Some(back) => {
+                        if back.receive(&mut self.space, &mut self.tally).is_err() {
+                            self.connections[number] = None;
+                            returning.lost_again(number);
+                        }
+                    }
+                    away => *away = returning.advance(number, &mut self.space),
+                }
+            }
+        }
+        returning.into()
+    }
+
     /// Waits for bytes to arrive, for a tick at most.
     fn receive(&mut self) -> Result<(), LoadError> {
         self.heartbeat()?;
-        if let Err(error) = self.poll.poll(&mut self.events, Some(TICK))
-            && error.kind() != ErrorKind::Interrupted
-        {
-            return Err(error.into());
-        }
+        self.wait(TICK)?;
         for event in &self.events {
-            self.connections[event.token().0].receive(&mut self.space, &mut self.tally)?;
+            if let Some(connection) = &mut self.connections[event.token().0] {
+                connection.receive(&mut self.space, &mut self.tally)?;
+            }
         }
         Ok(())
+    }
+
+    /// Waits for events.
+    fn wait(&mut self, at_most: Duration) -> Result<(), LoadError> {
+        match self.poll.poll(&mut self.events, Some(at_most)) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use pipeline_load::descriptors;
 
 use crate::{
-    client::{Client, Crowd as Sockets},
+    client::{Age, Client, Crowd as Sockets, Returned},
     error::LoadError,
 };
 
@@ -21,11 +21,14 @@ use crate::{
 const WITHIN: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long all may take to come back.
+const BACK_WITHIN: Duration = Duration::from_secs(300);
+
 /// The official client's time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// Sockets that are joined in at the same time.
-const AT_ONCE: usize = 100;
+/// Sockets that are joined in at the same time, unless it is said.
+pub(super) const AT_ONCE: usize = 100;
 
 /// Which sockets to run.
 #[derive(Debug, clap::Args)]
@@ -41,15 +44,28 @@ pub(crate) struct Crowd {
     /// The number of sockets
     #[arg(long)]
     sockets: usize,
+    /// How many are joined in at the same time
+    #[arg(long, default_value_t = AT_ONCE)]
+    at_once: usize,
 }
 
-/// Runs until the standard input ends. Says `joined`, and for each line with a number of frames `collecting`, and
-/// then how many have arrived, and their ages in microseconds.
+/// What the sockets are to do.
+enum Task {
+    /// Count frames, until this many have arrived.
+    Collect(u64),
+    /// Come back, after all have been cut off.
+    Return,
+}
+
+/// Runs until the standard input ends. Says `joined`. For each line with a number of frames it says `collecting`, and
+/// then how many have arrived, with the time at which each was made and its age, in microseconds. For a line `cut` it
+/// cuts all sockets off, and says how long they were away.
 pub(crate) fn run(asked: &Crowd) -> Result<(), LoadError> {
     descriptors::raise();
-    let topics = |n: usize| vec![format!("user:{}", asked.first + n * asked.step)];
-    let sockets =
-        Sockets { sockets: asked.sockets, at_once: AT_ONCE, topics: &topics, within: WITHIN };
+    let topic = |n: usize| format!("user:{}", asked.first + n * asked.step);
+    let topics = |n| vec![topic(n)];
+    let Crowd { sockets, at_once, .. } = *asked;
+    let sockets = Sockets { sockets, at_once, topics: &topics, within: WITHIN };
     let mut client = Client::join(asked.address, sockets)?;
     client.send_heartbeats(HEARTBEAT);
     client.wait_at_most(PATIENCE);
@@ -57,22 +73,32 @@ pub(crate) fn run(asked: &Crowd) -> Result<(), LoadError> {
     let (sender, asks) = mpsc::channel();
     thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
-            if line.parse::<u64>().is_ok_and(|frames| sender.send(frames).is_err()) {
+            let task = match line.parse() {
+                Ok(frames) => Task::Collect(frames),
+                Err(_) => Task::Return,
+            };
+            if sender.send(task).is_err() {
                 return;
             }
         }
     });
     loop {
         match asks.try_recv() {
-            Ok(expected) => {
+            Ok(Task::Collect(expected)) => {
                 println!("collecting");
                 let frames = match client.collect(expected, true) {
                     Ok(arrived) => arrived.frames,
                     Err(LoadError::Missing { arrived, .. }) => arrived,
                     Err(error) => return Err(error),
                 };
-                let ages: Vec<_> = client.take_ages().iter().map(u64::to_string).collect();
+                let ages = client.take_ages();
+                let ages: Vec<_> =
+                    ages.iter().map(|age| format!("{} {}", age.made_at, age.micros)).collect();
                 println!("{frames} {}", ages.join(" "));
+            }
+            Ok(Task::Return) => {
+                let returned = client.cut_off(&topic, BACK_WITHIN)?;
+                println!("{}", serde_json::to_string(&returned)?);
             }
             Err(TryRecvError::Empty) => client.idle()?,
             Err(TryRecvError::Disconnected) => return Ok(()),
@@ -94,11 +120,12 @@ impl CrowdProcess {
         first: usize,
         step: usize,
         sockets: usize,
+        at_once: usize,
     ) -> Result<Self, LoadError> {
         let mut child = Command::new(env::current_exe()?)
             .args(["crowd", "--address", &address.to_string()])
             .args(["--first", &first.to_string(), "--step", &step.to_string()])
-            .args(["--sockets", &sockets.to_string()])
+            .args(["--sockets", &sockets.to_string(), "--at-once", &at_once.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -120,12 +147,24 @@ impl CrowdProcess {
         self.says("collecting")
     }
 
-    /// How many frames have arrived, and their ages in microseconds.
-    pub(super) fn collected(&mut self) -> Result<(u64, Vec<u64>), LoadError> {
+    /// How many frames have arrived, and their ages.
+    pub(super) fn collected(&mut self) -> Result<(u64, Vec<Age>), LoadError> {
         let line = self.line()?;
-        let mut numbers = line.split_whitespace().map_while(|number| number.parse().ok());
-        let frames = numbers.next().ok_or(LoadError::Closed)?;
-        Ok((frames, numbers.collect()))
+        let numbers: Vec<u64> =
+            line.split_whitespace().map_while(|number| number.parse().ok()).collect();
+        let (frames, ages) = numbers.split_first().ok_or(LoadError::Closed)?;
+        let (ages, _) = ages.as_chunks();
+        Ok((*frames, ages.iter().map(|&[made_at, micros]| Age { made_at, micros }).collect()))
+    }
+
+    /// Closes all sockets at once.
+    pub(super) fn cut_off(&mut self) -> Result<(), LoadError> {
+        Ok(writeln!(self.asks, "cut")?)
+    }
+
+    /// Waits until all are back.
+    pub(super) fn returned(&mut self) -> Result<Returned, LoadError> {
+        Ok(serde_json::from_str(&self.line()?)?)
     }
 
     fn says(&mut self, expected: &str) -> Result<(), LoadError> {

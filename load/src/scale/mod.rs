@@ -2,6 +2,7 @@
 //! pushes to all of them from the pipeline of one node.
 
 mod crowd;
+mod storm;
 
 use std::{
     fmt::Write as _, net::SocketAddr, path::PathBuf, process::Command, thread, time::Duration,
@@ -20,8 +21,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::crowd::CrowdProcess;
-pub(crate) use self::crowd::{Crowd, run as run_crowd};
+use self::crowd::{AT_ONCE, CrowdProcess};
+pub(crate) use self::{
+    crowd::{Crowd, run as run_crowd},
+    storm::{Asked as AskedStorm, measure as measure_storm},
+};
 use crate::{client::get, error::LoadError, figure::Short, nodes};
 
 /// Which server connects the nodes.
@@ -29,6 +33,15 @@ use crate::{client::get, error::LoadError, figure::Short, nodes};
 enum Between {
     Redis,
     Nats,
+}
+
+impl Between {
+    fn kind(self) -> servers::Kind {
+        match self {
+            Self::Redis => servers::Kind::Redis,
+            Self::Nats => servers::Kind::Nats,
+        }
+    }
 }
 
 /// What to measure.
@@ -93,10 +106,7 @@ pub(crate) fn measure(asked: &Asked) -> Result<(), LoadError> {
             "the limit of open files allows {allowed} sockets of a node: use --nodes {needed} or more"
         )));
     }
-    let kind = match asked.server {
-        Between::Redis => servers::Kind::Redis,
-        Between::Nats => servers::Kind::Nats,
-    };
+    let kind = asked.server.kind();
     // It has to live as long as the server.
     let runtime = Runtime::new()?;
     let between = runtime.block_on(nodes::server(kind))?;
@@ -124,7 +134,7 @@ pub(crate) fn measure(asked: &Asked) -> Result<(), LoadError> {
     for (n, (empty, server)) in programs.into_iter().enumerate() {
         let users = users_of(n as u64, asked.nodes as u64, asked.sockets as u64);
         let sockets = usize::try_from(users).unwrap_or(usize::MAX);
-        let crowd = CrowdProcess::start(addresses[n], n, asked.nodes, sockets)?;
+        let crowd = CrowdProcess::start(addresses[n], n, asked.nodes, sockets, AT_ONCE)?;
         nodes.push(Node { server, crowd, empty });
     }
     for node in &mut nodes {
@@ -205,7 +215,7 @@ fn load(
     for node in nodes.iter_mut() {
         let (frames, of) = node.crowd.collected()?;
         arrived += frames;
-        ages.extend(of);
+        ages.extend(of.iter().map(|age| age.micros));
     }
     let took = began.elapsed().as_secs_f64();
     let [first, others, server] = Used::now(nodes, between)?.since(&used);
