@@ -142,6 +142,7 @@ fn headers(of: &[(&str, &[u8])]) -> Option<FieldTable> {
 struct OfServer {
     server: Arc<Server>,
     queue: RabbitQueue,
+    kind: RabbitQueueKind,
 }
 
 impl OfServer {
@@ -205,6 +206,14 @@ impl Subject for OfServer {
         dead.iter().map(|dead| dead.reason.to_string()).collect()
     }
 
+    fn gives_up_after_deaths(&self) -> bool {
+        self.kind == RabbitQueueKind::Quorum
+    }
+
+    fn uncounts_drains(&self) -> bool {
+        false
+    }
+
     fn outlives_sessions(&self) -> bool {
         false
     }
@@ -218,7 +227,7 @@ async fn a_queue_keeps_the_contract() {
         check(async || {
             let name = format!("contract{}", made.fetch_add(1, SeqCst));
             let queue = RabbitQueue::with(&server.url(), &name, short().kind(kind)).unwrap();
-            OfServer { server: server.clone(), queue }
+            OfServer { server: server.clone(), queue, kind }
         })
         .await;
     };

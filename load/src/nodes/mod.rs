@@ -122,7 +122,8 @@ fn used(server: &Server) -> Result<[ProcessorTime; 2], LoadError> {
     Ok([ProcessorTime::of(std::process::id())?, ProcessorTime::of(server)?])
 }
 
-/// Broadcasts as fast as it can be, until all are delivered on the nodes that listen.
+/// Broadcasts as fast as it can be, until all are delivered on the nodes that listen. Without others, the node
+/// that broadcasts listens.
 pub(crate) async fn rate(server: &Server, kind: Kind, load: Traffic) -> Result<Speed, LoadError> {
     let (topics, (sending, sender)) = (topics(load.topics), node(server, kind).await?);
     let (mut others, mut subscriptions) = (Vec::new(), Vec::new());
@@ -133,6 +134,11 @@ pub(crate) async fn rate(server: &Server, kind: Kind, load: Traffic) -> Result<S
         }
         others.push(other.0);
     }
+    let sending = (sending, sender);
+    if load.others == 0 {
+        subscriptions.push(listen(&sending, &topics).await);
+    }
+    let (sending, sender) = sending;
     let payload = Payload::json_text(payload()).map_err(failed)?;
     let (mut turns, watch) = (topics.iter().cycle(), Stopwatch::start(server)?);
     let mut left = load.messages;
@@ -157,6 +163,10 @@ pub(crate) async fn rate(server: &Server, kind: Kind, load: Traffic) -> Result<S
             sleep(LOOK).await;
         }
     }
+    // The server has them too, whether or not others listen.
+    while waiting(&sending) > 0 {
+        sleep(LOOK).await;
+    }
     watch.stop(load.messages)
 }
 
@@ -164,15 +174,18 @@ fn waiting(cluster: &Cluster) -> usize {
     cluster.snapshot().map_or(0, |snapshot| snapshot.waiting)
 }
 
-/// Broadcasts one by one, and measures the time until each arrives. Returns them in milliseconds, sorted.
+/// Broadcasts one by one, and measures the time until each arrives on another node, or on the one that
+/// broadcasts. Returns them in milliseconds, sorted.
 pub(crate) async fn latencies(
     server: &Server,
     kind: Kind,
     messages: u64,
+    to_another: bool,
 ) -> Result<Vec<f64>, LoadError> {
     let topics = topics(1);
-    let ((_sending, sender), receiver) = (node(server, kind).await?, node(server, kind).await?);
-    let mut received = listen(&receiver, &topics).await;
+    let (sending, other) = (node(server, kind).await?, node(server, kind).await?);
+    let mut received = listen(if to_another { &other } else { &sending }, &topics).await;
+    let (_sending, sender) = sending;
     let payload = Payload::json_text(payload()).map_err(failed)?;
     let (mut ticks, mut times) = (ticks(), Vec::new());
     for _ in 0..messages {

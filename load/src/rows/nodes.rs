@@ -43,27 +43,51 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
                 async || Ok(bares().await?.processor_micros),
             )?);
         }
-        // The baseline is the same library with the one node that listens.
-        let of_three = Traffic { others: 3, topics: 1_000, ..to_one };
+        // The baseline is the same library with one other node, which listens.
         let alone = Traffic { topics: 1_000, ..to_one };
-        let rate = line(
-            bench,
-            &format!("{name}, one of three other nodes listens: broadcasts/s"),
-            async || Ok(nodes::rate(&server(kind).await?, kind, of_three).await?.per_second),
-            async || Ok(nodes::rate(&server(kind).await?, kind, alone).await?.per_second),
-        )?;
-        let baseline = rate.baseline.as_ref().map_or(f64::NAN, |figure| figure.median);
-        lines.push(rate.at_least(0.8 * baseline, "≥ 0.8 × one node"));
+        let of = |others, listening| Traffic { others, listening, ..alone };
+        let nodes = [
+            (of(0, 0), "the node itself listens", 0.8),
+            (of(3, 1), "one of three other nodes listens", 0.8),
+            (of(3, 2), "two of three other nodes listen", 0.8 / 2.0),
+            (of(3, 3), "three of three other nodes listen", 0.8 / 3.0),
+        ];
+        for (load, who, share) in nodes {
+            let rate = async |load| nodes::rate(&server(kind).await?, kind, load).await;
+            let speed = line(
+                bench,
+                &format!("{name}, {who}: broadcasts/s"),
+                async || Ok(rate(load).await?.per_second),
+                async || Ok(rate(alone).await?.per_second),
+            )?;
+            let baseline = speed.baseline.as_ref().map_or(f64::NAN, |figure| figure.median);
+            lines.push(speed.at_least(share * baseline, &format!("≥ {share:.2} × one other node")));
+            lines.push(line(
+                bench,
+                &format!("{name}, the same: µs of processor time for each"),
+                async || Ok(rate(load).await?.processor_micros),
+                async || Ok(rate(alone).await?.processor_micros),
+            )?);
+        }
         for (part, percent) in [(50, "p50"), (99, "p99")] {
             let at = |times: Vec<f64>| {
                 let at = times.len() * part / 100;
                 times.get(at).copied().unwrap_or(f64::NAN)
             };
+            let ours = async |to_another| {
+                nodes::latencies(&server(kind).await?, kind, paced, to_another).await.map(at)
+            };
             lines.push(line(
                 bench,
                 &format!("{name}, one at a time, ms until it arrives: {percent}"),
-                async || nodes::latencies(&server(kind).await?, kind, paced).await.map(at),
+                async || ours(true).await,
                 async || bare::latencies(&server(kind).await?, kind, paced).await.map(at),
+            )?);
+            lines.push(line(
+                bench,
+                &format!("{name}, the same next to one node alone: {percent}"),
+                async || ours(true).await,
+                async || ours(false).await,
             )?);
         }
     }

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::try_join_all;
 use pipeline_core::{
     Pipeline,
     processing::{Message, Processors},
@@ -38,8 +39,8 @@ pub(crate) const PUSHERS: u64 = 64;
 /// How long a measurement may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How many processors handle items.
-const PROCESSORS: usize = 2;
+/// How many batches are on the way at the same time, with a source and with a bare client.
+pub(crate) const BATCHES: usize = 2;
 
 /// Handles all items that wait at a broker, in batches of this size. When it returns, all outcomes are
 /// stored. Returns items per second.
@@ -60,7 +61,7 @@ pub(crate) async fn handled<B: Broker>(
     let began = Instant::now();
     let pipeline = Pipeline::of_messages("load")
         .source(Source::new(broker, options))
-        .processors(Processors::from_fn(handle).concurrency(PROCESSORS).max_demand(at_once))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(BATCHES * at_once))
         .start()?;
     let in_time = timeout(PATIENCE, all.notified()).await;
     let drained = pipeline.drain(PATIENCE).await;
@@ -70,6 +71,25 @@ pub(crate) async fn handled<B: Broker>(
     } else {
         Err(LoadError::Missing { arrived: handled.load(Relaxed), of: items })
     }
+}
+
+/// Handles batches by a bare client, as many at the same time as a source. The function handles one, and returns
+/// how many items were in it. Returns items per second.
+pub(crate) async fn in_batches(
+    items: u64,
+    began: Instant,
+    handle: impl AsyncFn() -> Result<usize, LoadError>,
+) -> Result<f64, LoadError> {
+    let handled = AtomicU64::new(0);
+    let one_after_another = async || {
+        while handled.load(Relaxed) < items {
+            handled.fetch_add(handle().await? as u64, Relaxed);
+        }
+        Ok::<_, LoadError>(())
+    };
+    let all = try_join_all((0..BATCHES).map(|_| one_after_another()));
+    timeout(PATIENCE, all).await.map_err(failed)??;
+    Ok(items as f64 / began.elapsed().as_secs_f64())
 }
 
 /// Another name for each queue of a run.

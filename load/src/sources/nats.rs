@@ -7,7 +7,7 @@ use futures::StreamExt;
 use pipeline_sources::nats::NatsQueue;
 use tokio::time::{Instant, timeout};
 
-use super::{failed, handled, new_name, pushed};
+use super::{failed, handled, in_batches, new_name, pushed};
 use crate::error::LoadError;
 
 /// How long a pull is waited for.
@@ -35,16 +35,15 @@ pub(crate) async fn bare(url: &str, at_once: usize, items: u64) -> Result<f64, L
     let queue = filled(url, items).await?;
     let began = Instant::now();
     let client = async_nats::connect(url).await.map_err(failed)?;
-    let inbox = client.new_inbox();
-    let mut arriving = client.subscribe(inbox.clone()).await.map_err(failed)?;
     let pull = format!("$JS.API.CONSUMER.MSG.NEXT.{}.pipeline", queue.name());
     let wanted = format!("{{\"batch\": {at_once}, \"no_wait\": true}}");
-    let mut handled = 0;
-    while handled < items {
+    in_batches(items, began, async || {
+        let inbox = client.new_inbox();
+        let mut arriving = client.subscribe(inbox.clone()).await.map_err(failed)?;
         let request = wanted.clone().into();
-        let sent = client.publish_with_reply(pull.clone(), inbox.clone(), request);
+        let sent = client.publish_with_reply(pull.clone(), inbox, request);
         sent.await.map_err(failed)?;
-        let mut last = None;
+        let (mut handled, mut last) = (0, None);
         for _ in 0..at_once {
             let message = timeout(WAIT, arriving.next()).await.map_err(failed)?;
             // A message with a status says that there are no more.
@@ -58,8 +57,9 @@ pub(crate) async fn bare(url: &str, at_once: usize, items: u64) -> Result<f64, L
             let confirmed = client.send_request(reply, Request::new().payload("+ACK".into()));
             confirmed.await.map_err(failed)?;
         }
-    }
-    Ok(items as f64 / began.elapsed().as_secs_f64())
+        Ok(handled)
+    })
+    .await
 }
 
 async fn acknowledge(

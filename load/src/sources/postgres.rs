@@ -6,7 +6,7 @@ use pipeline_sources::{Item, postgres::PostgresQueue};
 use tokio::time::Instant;
 use tokio_postgres::{NoTls, Row};
 
-use super::{PAYLOAD, failed, handled, new_name};
+use super::{PAYLOAD, failed, handled, in_batches, new_name};
 use crate::error::LoadError;
 
 /// Leases items.
@@ -45,17 +45,16 @@ pub(crate) async fn bare(url: &str, at_once: usize, items: u64) -> Result<f64, L
     let lease = client.prepare(LEASE).await.map_err(failed)?;
     let remove = client.prepare(REMOVE).await.map_err(failed)?;
     let most = i64::try_from(at_once).unwrap_or(i64::MAX);
-    let mut handled = 0;
-    while handled < items {
+    let per_second = in_batches(items, began, async || {
         let rows = client.query(&lease, &[&queue.name(), &most]).await.map_err(failed)?;
         let ids: Vec<i64> = rows.iter().map(|row: &Row| row.get(0)).collect();
         for row in &rows {
             black_box(row.get::<_, Vec<u8>>(1));
         }
         client.execute(&remove, &[&ids]).await.map_err(failed)?;
-        handled += ids.len() as u64;
-    }
-    let took = began.elapsed();
+        Ok(ids.len())
+    });
+    let per_second = per_second.await;
     connection.abort();
-    Ok(items as f64 / took.as_secs_f64())
+    per_second
 }

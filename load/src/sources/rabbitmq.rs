@@ -11,7 +11,7 @@ use lapin::{
 use pipeline_sources::rabbitmq::RabbitQueue;
 use tokio::time::Instant;
 
-use super::{failed, handled, new_name, pushed};
+use super::{BATCHES, failed, handled, new_name, pushed};
 use crate::error::LoadError;
 
 async fn filled(url: &str, items: u64) -> Result<RabbitQueue, LoadError> {
@@ -30,15 +30,15 @@ pub(crate) async fn source(url: &str, at_once: usize, items: u64) -> Result<f64,
     handled(filled(url, items).await?, at_once, items).await
 }
 
-/// Consumes as many items as a batch has, acknowledges each, and waits until the server has read this, for
-/// each batch.
+/// Consumes items, of which as many batches are on the way at the same time as with a source, and acknowledges
+/// those of each batch together. At the end it waits until the server has read this.
 pub(crate) async fn bare(url: &str, at_once: usize, items: u64) -> Result<f64, LoadError> {
     let queue = filled(url, items).await?;
     let began = Instant::now();
     let connected = Connection::connect(url, ConnectionProperties::default()).await;
     let connection = connected.map_err(failed)?;
     let channel = connection.create_channel().await.map_err(failed)?;
-    let prefetch = u16::try_from(at_once).unwrap_or(u16::MAX);
+    let prefetch = u16::try_from(BATCHES * at_once).unwrap_or(u16::MAX);
     channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(failed)?;
     let (options, name) = (BasicConsumeOptions::default(), queue.name());
     let consumer =
@@ -46,21 +46,19 @@ pub(crate) async fn bare(url: &str, at_once: usize, items: u64) -> Result<f64, L
     let mut consumer = consumer.await.map_err(failed)?;
     let mut handled = 0;
     while handled < items {
-        let mut tags = Vec::with_capacity(at_once);
-        while tags.len() < at_once && handled < items {
-            let Some(delivered) = consumer.next().await else {
-                return Err(LoadError::Missing { arrived: handled, of: items });
-            };
-            tags.push(black_box(delivered.map_err(failed)?).delivery_tag);
-            handled += 1;
+        let Some(delivered) = consumer.next().await else {
+            return Err(LoadError::Missing { arrived: handled, of: items });
+        };
+        let tag = black_box(delivered.map_err(failed)?).delivery_tag;
+        handled += 1;
+        if handled % at_once as u64 == 0 || handled == items {
+            let all_before = BasicAckOptions { multiple: true };
+            channel.basic_ack(tag, all_before).await.map_err(failed)?;
         }
-        for tag in tags {
-            channel.basic_ack(tag, BasicAckOptions::default()).await.map_err(failed)?;
-        }
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let read = channel.queue_declare(name.into(), passive, FieldTable::default());
-        read.await.map_err(failed)?;
     }
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let read = channel.queue_declare(name.into(), passive, FieldTable::default());
+    read.await.map_err(failed)?;
     let took = began.elapsed();
     connection.close(200, "done".into()).await.map_err(failed)?;
     Ok(items as f64 / took.as_secs_f64())

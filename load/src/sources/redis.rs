@@ -8,7 +8,7 @@ use pipeline_sources::{
 };
 use tokio::time::Instant;
 
-use super::{PATIENCE, PAYLOAD, failed, handled, new_name};
+use super::{PATIENCE, PAYLOAD, failed, handled, in_batches, new_name};
 use crate::error::LoadError;
 
 async fn filled(url: &str, items: u64) -> Result<RedisQueue, LoadError> {
@@ -37,20 +37,23 @@ pub(crate) async fn bare(url: &str, at_once: usize, items: u64) -> Result<f64, L
     let mut create = redis::cmd("XGROUP");
     create.arg("CREATE").arg(name).arg("bare").arg(0);
     create.query_async::<()>(&mut connection).await.map_err(failed)?;
-    let mut handled = 0;
-    while handled < items {
-        type Read = Vec<(String, Vec<(String, Vec<Vec<u8>>)>)>;
+    in_batches(items, began, async || {
+        type Read = Option<Vec<(String, Vec<(String, Vec<Vec<u8>>)>)>>;
+        let mut connection = connection.clone();
         let mut read = redis::cmd("XREADGROUP");
         read.arg("GROUP").arg("bare").arg("one").arg("COUNT").arg(at_once);
         read.arg("STREAMS").arg(name).arg(">");
         let read: Read = read.query_async(&mut connection).await.map_err(failed)?;
-        let entries = black_box(read).into_iter().flat_map(|(_, entries)| entries);
+        let entries = black_box(read).into_iter().flatten().flat_map(|(_, entries)| entries);
         let ids: Vec<_> = entries.map(|(id, _)| id).collect();
-        let mut done = redis::pipe();
-        done.cmd("XACK").arg(name).arg("bare").arg(&ids).ignore();
-        done.cmd("XDEL").arg(name).arg(&ids).ignore();
-        done.query_async::<()>(&mut connection).await.map_err(failed)?;
-        handled += ids.len() as u64;
-    }
-    Ok(items as f64 / began.elapsed().as_secs_f64())
+        // The other one has read the last.
+        if !ids.is_empty() {
+            let mut done = redis::pipe();
+            done.cmd("XACK").arg(name).arg("bare").arg(&ids).ignore();
+            done.cmd("XDEL").arg(name).arg(&ids).ignore();
+            done.query_async::<()>(&mut connection).await.map_err(failed)?;
+        }
+        Ok(ids.len())
+    })
+    .await
 }
