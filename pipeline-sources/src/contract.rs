@@ -50,7 +50,7 @@ use std::{
     collections::HashMap,
     future::{Future, pending},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -67,7 +67,7 @@ use tokio::{
 };
 
 pub use self::faulty::{Call, Faults, Faulty, Refusing};
-use crate::{broker::Broker, item::Item, options::SourceOptions, source::Source};
+use crate::{broker::Broker, clock, item::Item, options::SourceOptions, source::Source};
 
 /// A queue of a broker under test. Each check gets a new one, which is empty.
 pub trait Subject: Send + Sync + 'static {
@@ -260,7 +260,7 @@ async fn each_item_is_handled_and_forgotten<S: Subject>(subject: Arc<S>) {
 
 async fn an_item_arrives_with_all_that_belongs_to_it<S: Subject>(subject: Arc<S>) {
     let trace = TraceContext::random();
-    let before = SystemTime::now();
+    let before = clock::now();
     let item = Item::new("").key("ключ").header("kind", "a \"test\"").header("empty", "");
     subject.push(item.clone().trace(trace)).await;
     let (pipeline, seen) = start(Source::new(subject.broker(), quick()), |_| None);
@@ -277,7 +277,7 @@ async fn an_item_arrives_with_all_that_belongs_to_it<S: Subject>(subject: Arc<S>
     assert_eq!(metadata.deliveries, u32::from(subject.counts_deliveries()));
     // The broker may keep seconds or have a clock of its own, on the same machine.
     let enqueued = metadata.enqueued_at.expect("it is known when it was added");
-    let (second, now) = (Duration::from_secs(1), SystemTime::now());
+    let (second, now) = (Duration::from_secs(1), clock::now());
     assert!(enqueued + second >= before && enqueued <= now + second, "added at {enqueued:?}");
 }
 
