@@ -2,11 +2,17 @@
 //!
 //! An operator, or a time server, may set it to any time while the program runs. So it is read once,
 //! at the start, and no timer depends on it. Tokens that other programs read are dated by their
-//! callers.
+//! callers. The end of a socket is such a date too: the clock is read when the end is set, and what
+//! remains is counted without it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
+
+/// The time until a moment, by the wall clock as it is set now; zero if the moment has passed.
+pub(crate) fn remaining(moment: SystemTime) -> Duration {
+    moment.duration_since(SystemTime::now()).unwrap_or_default()
+}
 
 /// The bits of a version that are random. As nanoseconds they are a millisecond.
 const RANDOM: u64 = (1 << 20) - 1;

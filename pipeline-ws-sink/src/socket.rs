@@ -1,6 +1,6 @@
 //! Sockets: a kind of client connection and its authentication.
 
-use std::{error::Error, fmt, future::Future};
+use std::{error::Error, fmt, future::Future, time::SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
@@ -70,6 +70,50 @@ pub trait Socket: Send + Sync + Sized + 'static {
     fn id(&self, assigns: &Self::Assigns) -> Result<Option<String>, ConnectError> {
         let _ = assigns;
         Ok(None)
+    }
+
+    /// The end of the client's socket, usually that of its token. None by default: a token is then
+    /// checked when the client connects, and not again.
+    ///
+    /// At that time the socket is closed with the code 4401 and the reason `the socket has expired`,
+    /// and its channels terminate with `shutdown: expired`. The official client connects again, with
+    /// the parameters that it has then, and `connect` decides anew. Some time before,
+    /// [`Channel::handle_expiring`](crate::Channel::handle_expiring) tells the client, which may show
+    /// a new token on a channel and stay:
+    /// [`ChannelContext::set_expires_at`](crate::channel::ChannelContext::set_expires_at). A
+    /// long-polling client's session ends in the same way, and its next poll begins a new one.
+    ///
+    /// A client whose end has passed already is refused. The wall clock is read once for each end;
+    /// a clock that is set later moves no end.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    ///
+    /// use pipeline_ws_sink::{
+    ///     Socket,
+    ///     socket::{ConnectError, ConnectInfo, Params},
+    ///     token::{Signer, VerifiedToken},
+    /// };
+    ///
+    /// struct UserSocket {
+    ///     signer: Signer,
+    /// }
+    ///
+    /// impl Socket for UserSocket {
+    ///     type Assigns = VerifiedToken<u64>;
+    ///
+    ///     async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<Self::Assigns, ConnectError> {
+    ///         Ok(self.signer.verify_with_expiry(params.require("token")?, SystemTime::now())?)
+    ///     }
+    ///
+    ///     fn expires_at(&self, user: &Self::Assigns) -> Option<SystemTime> {
+    ///         user.expires_at
+    ///     }
+    /// }
+    /// ```
+    fn expires_at(&self, assigns: &Self::Assigns) -> Option<SystemTime> {
+        let _ = assigns;
+        None
     }
 }
 

@@ -440,6 +440,13 @@ impl<C: Channel> RunningChannel<C> {
                 stopped(catch_panic(|| channel.handle_broadcast(broadcast, context)).await)
             }
             ChannelMessage::Internal(message) => self.handle_message(message).await,
+            ChannelMessage::Expiring => {
+                // It may have been renewed meanwhile.
+                let left = context.connection.expiry.warning()?;
+                // Boxed, so that an idle channel is no larger for it.
+                let told = Box::pin(catch_panic(|| channel.handle_expiring(left, context)));
+                stopped(told.await)
+            }
             ChannelMessage::Leave { reference, held: _held } => Some(End::Left(reference)),
             ChannelMessage::Close(reason) => Some(End::Closed(reason)),
         }

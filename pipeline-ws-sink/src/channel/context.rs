@@ -1,6 +1,11 @@
 //! The contexts of a channel's callbacks.
 
-use std::{borrow::Cow, fmt, mem, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt, mem,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use parking_lot::Mutex;
 use pipeline_core::{Deadline, timed::Timeline};
@@ -190,6 +195,78 @@ impl<C: Channel> ChannelContext<C> {
     #[must_use]
     pub fn transport(&self) -> &'static str {
         self.connection.transport
+    }
+
+    /// The time until the socket's end, if it has one: see [`Socket::expires_at`].
+    #[must_use]
+    pub fn expires_in(&self) -> Option<Duration> {
+        self.connection.expiry.remaining()
+    }
+
+    /// Gives the socket another end, or none: for a client that has shown a new token, without a
+    /// reconnect. It replaces the end that [`Socket::expires_at`] or an earlier call has set, and
+    /// applies to all channels of the socket. An end that has passed closes the socket at once.
+    ///
+    /// The [assigns](Self::assigns) stay those of `connect`. So check that the new token is one of
+    /// the same user:
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    ///
+    /// # use pipeline_ws_sink::socket::{ConnectError, ConnectInfo, Params};
+    /// use pipeline_ws_sink::{
+    ///     Channel, Payload, Socket, Topic,
+    ///     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    ///     token::{Signer, VerifiedToken},
+    /// };
+    /// use serde_json::json;
+    ///
+    /// # struct UserSocket {
+    /// #     signer: Signer,
+    /// # }
+    /// # impl Socket for UserSocket {
+    /// #     type Assigns = VerifiedToken<u64>;
+    /// #     async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<Self::Assigns, ConnectError> {
+    /// #         Ok(self.signer.verify_with_expiry(params.require("token")?, SystemTime::now())?)
+    /// #     }
+    /// # }
+    /// struct UserChannel;
+    ///
+    /// impl Channel for UserChannel {
+    ///     type Socket = UserSocket;
+    ///     type Config = ();
+    /// #   async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+    /// #       Ok(UserChannel)
+    /// #   }
+    ///
+    ///     async fn handle_in(
+    ///         &mut self,
+    ///         event: &str,
+    ///         payload: Payload,
+    ///         cx: &ChannelContext<Self>,
+    ///     ) -> Result<Reply, Stop> {
+    ///         if event != "refresh" {
+    ///             return Err(Stop::unknown_event(event));
+    ///         }
+    ///         let refused = Reply::error().with(json!({ "reason": "invalid token" }));
+    ///         let Ok(token) = payload.parse::<String>() else { return Ok(refused) };
+    ///         match cx.socket().signer.verify_with_expiry::<u64>(&token, SystemTime::now()) {
+    ///             Ok(token) if token.data == cx.assigns().data => {
+    ///                 cx.set_expires_at(token.expires_at);
+    ///                 Ok(Reply::ok())
+    ///             }
+    ///             _ => Ok(refused),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// ```js
+    /// channel.on("socket_expiring", async () => channel.push("refresh", await newToken()))
+    /// ```
+    pub fn set_expires_at(&self, end: Option<SystemTime>) {
+        self.connection.metrics.expiries_renewed.increment(1);
+        self.connection.expiry.set(end);
     }
 
     /// The reference of the client's message that is being handled; null outside of

@@ -50,6 +50,8 @@ struct State {
     bytes: [usize; 3],
     closed: bool,
     overflowed: bool,
+    /// Whether one of the messages is that the socket's end is near.
+    has_warning: bool,
     /// The channel's task, while it waits for a message.
     receiver: Option<Waker>,
 }
@@ -67,6 +69,8 @@ pub(crate) enum ChannelMessage {
     Foreign(Broadcast),
     /// The server's own tasks sent a message.
     Internal(BoxedMessage),
+    /// The socket's end is near.
+    Expiring,
     /// The socket has ended.
     Close(ExitReason),
 }
@@ -87,7 +91,7 @@ impl ChannelMessage {
             Self::Intercepted(_) => Some(Kind::Intercepted),
             Self::Foreign(_) => Some(Kind::Foreign),
             Self::Internal(_) => Some(Kind::Internal),
-            Self::Event { .. } | Self::Leave { .. } | Self::Close(_) => None,
+            Self::Event { .. } | Self::Leave { .. } | Self::Expiring | Self::Close(_) => None,
         }
     }
 
@@ -103,7 +107,11 @@ impl ChannelMessage {
         match self {
             Self::Intercepted(broadcast) => broadcast.payload.bytes().len(),
             Self::Foreign(broadcast) => broadcast.payload().bytes().len(),
-            Self::Event { .. } | Self::Leave { .. } | Self::Internal(_) | Self::Close(_) => 0,
+            Self::Event { .. }
+            | Self::Leave { .. }
+            | Self::Internal(_)
+            | Self::Expiring
+            | Self::Close(_) => 0,
         }
     }
 }
@@ -266,6 +274,15 @@ impl Mailbox {
         }
     }
 
+    /// Warns the channel that the socket's end is near, unless that waits already.
+    pub(crate) fn warn_of_end(&self) {
+        let mut state = self.state.lock();
+        if !state.closed && !state.has_warning {
+            state.has_warning = true;
+            state.put(ChannelMessage::Expiring);
+        }
+    }
+
     /// If the last message has been sent, drops the messages before it, so that it is the next.
     /// Returns the number of dropped messages.
     pub(crate) fn drop_pending(&self) -> usize {
@@ -277,7 +294,7 @@ impl Mailbox {
         };
         let last = state.messages.split_off(at);
         let dropped = std::mem::take(&mut state.messages);
-        (state.counts, state.bytes) = Default::default();
+        (state.counts, state.bytes, state.has_warning) = Default::default();
         last.into_iter().for_each(|message| state.put(message));
         drop(state);
         dropped.len()
@@ -352,6 +369,9 @@ impl Mailbox {
                 state.receiver = Some(cx.waker().clone());
                 return Poll::Pending;
             };
+            if matches!(message, ChannelMessage::Expiring) {
+                state.has_warning = false;
+            }
             if let Some(kind) = message.kind() {
                 state.counts[kind as usize] -= 1;
                 state.bytes[kind as usize] -= message.bytes();
@@ -455,6 +475,19 @@ mod tests {
             }
             assert!(mailbox.receive().await.is_err());
         }
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_is_warned_of_many_ends_holds_one_warning() {
+        let mailbox = Mailbox::default();
+        (0..3).for_each(|_| mailbox.warn_of_end());
+        assert_eq!(mailbox.len(), 1);
+        assert!(matches!(mailbox.receive().await, Ok(ChannelMessage::Expiring)));
+        mailbox.warn_of_end();
+        mailbox.close(ExitReason::Shutdown);
+        assert_eq!((mailbox.drop_pending(), mailbox.len()), (1, 1));
+        mailbox.warn_of_end();
+        assert_eq!(mailbox.len(), 2, "it is not taken for warned");
     }
 
     #[tokio::test]

@@ -8,9 +8,10 @@ mod reply;
 mod route;
 mod timers;
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use pipeline_core::ExitReason;
+use serde_json::json;
 
 pub(crate) use self::{
     actor::{Instance, Join, Replaced},
@@ -161,6 +162,25 @@ pub trait Channel: Send + Sized + 'static {
         async { Err(unknown) }
     }
 
+    /// Called some time before the socket's [end](Socket::expires_at), on each of its channels:
+    /// [`Mount::expiry_warning`](crate::Mount::expiry_warning) says when. `left` is the time until
+    /// the end. A channel that is joined later is warned after its join.
+    ///
+    /// The default pushes the event `socket_expiring` to the client, with the time in milliseconds:
+    /// `{"expires_in": 60000}`. The client listens to it on any of its channels, and answers with an
+    /// event of the application's that carries a new token;
+    /// [`ChannelContext::set_expires_at`] has an example.
+    fn handle_expiring(
+        &mut self,
+        left: Duration,
+        cx: &ChannelContext<Self>,
+    ) -> impl Future<Output = Result<(), Stop>> + Send {
+        async move {
+            let milliseconds = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            Ok(cx.push("socket_expiring", json!({ "expires_in": milliseconds }))?)
+        }
+    }
+
     /// Called last, unless the channel is replaced by a new join of the same topic. It has five
     /// seconds.
     ///
@@ -169,7 +189,7 @@ pub trait Channel: Send + Sized + 'static {
     /// four seconds, minus the time that the running callback takes.
     ///
     /// The reason is `shutdown: left` when the client left, `shutdown: closed` when the socket has
-    /// ended (`draining` and `disconnected` if the server closed it), the reason given to [`Stop`],
+    /// ended (`draining`, `disconnected` and `expired` if the server closed it), the reason given to [`Stop`],
     /// or the reason of a crash.
     fn terminate(
         &mut self,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     endpoint::{sockets::Entrant, state::EndpointState},
-    handshake::{Identity, Mounted, WEBSOCKET},
+    handshake::{Connected, Mounted, WEBSOCKET},
     outbox::{FetchedFrames, Outbox, Writer},
     protocol::version::Version,
     session::{Session, end::SocketEnd},
@@ -50,18 +50,17 @@ impl TestConnection {
         mounted: Arc<Mounted<S>>,
         state: &Arc<EndpointState>,
         entrant: Entrant,
-        assigns: S::Assigns,
-        id: Option<String>,
+        connected: Connected<S>,
     ) {
         let outbox = Outbox::new(Writer::Fetched, mounted.options.outbox, state.metrics.clone())
             .among(&state.outboxes)
             .when_full(mounted.options.when_full)
             .send_timeout(mounted.options.send_timeout);
         let outbox = Arc::new(outbox);
-        let registration = entrant.register(&outbox, id.as_deref(), &mounted.drainer);
+        let registration = entrant.register(&outbox, connected.id.as_deref(), &mounted.drainer);
         let probe = Probe { inbox: self.inbox.clone(), socket: self.number };
         state.begin();
-        let identity = Identity { assigns, id, version: Version::V2, transport: WEBSOCKET };
+        let identity = connected.by(WEBSOCKET, Version::V2);
         let session = mounted.session(state, &outbox, identity).probed_by(probe);
         let abort = state.abort.clone();
         state.tasks.spawn(async move {
@@ -77,10 +76,12 @@ impl TestConnection {
 
     async fn live<S: Socket>(mut self, mut session: Session<S>, outbox: &Arc<Outbox>) {
         let Self { inbox, number, commands } = &mut self;
+        let connection = session.connection().clone();
         let end = tokio::select! {
             end = listen(&mut session, commands) => end,
             end = deliver(inbox, *number, outbox) => end,
             end = outbox.write() => end,
+            end = connection.expired() => end,
         };
         outbox.end(end);
         // Frames that were sent before the end arrive, as on the wire.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::{connection::TestConnection, inbox::TestInbox, socket::TestSocket, topic::TestTopic};
 use crate::{
     endpoint::{Endpoint, mount::Mount},
-    handshake::{Mounted, connect_info::ConnectInfo, params::Params},
+    handshake::{Connected, Mounted, connect_info::ConnectInfo, params::Params},
     socket::{ConnectError, Socket},
 };
 
@@ -168,7 +168,9 @@ impl TestEndpoint {
         let mounted = mounts.find_map(|mount| mount.clone().any().downcast::<Mounted<S>>().ok());
         let Some(mounted) = mounted else { panic!("no {} is mounted", std::any::type_name::<S>()) };
         let (connection, number, commands) = TestConnection::new(&self.inbox);
-        connection.run(mounted, &inner.state, inner.state.sockets.enter(), assigns, id.clone());
+        let expires_at = mounted.socket.expires_at(&assigns);
+        let connected = Connected { assigns, id: id.clone(), expires_at };
+        connection.run(mounted, &inner.state, inner.state.sockets.enter(), connected);
         let (inbox, endpoint) = (self.inbox.clone(), self.endpoint.clone());
         TestSocket::new(inbox, number, commands, endpoint, id)
     }

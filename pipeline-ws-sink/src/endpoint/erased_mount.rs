@@ -126,9 +126,9 @@ impl<S: Socket> ErasedMount for Mounted<S> {
     ) -> Result<Option<String>, ConnectError> {
         let span = log::socket_span(self.socket.name(), &self.path, info);
         let entrant = state.sockets.enter();
-        let connected = self.connect(params, info, WEBSOCKET, Version::V2, &span).await;
-        let (assigns, id) = connected?;
-        connection.run(self, &state, entrant, assigns, id.clone());
+        let connected = self.connect(params, info, WEBSOCKET, Version::V2, &span).await?;
+        let id = connected.id.clone();
+        connection.run(self, &state, entrant, connected);
         Ok(id)
     }
 

@@ -20,6 +20,9 @@ use crate::{
 /// client.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(65);
 
+/// The default of [`Mount::expiry_warning`].
+const EXPIRY_WARNING: Duration = Duration::from_secs(60);
+
 /// A [`Socket`] with the channels that can be joined on it.
 ///
 /// Topics are tried against the patterns in the order in which they were given; the first that
@@ -74,6 +77,8 @@ pub(crate) struct MountOptions {
     /// How many frames of a client are read per second.
     pub(crate) frame_rate_limit: u32,
     pub(crate) drainer: Drainer,
+    /// How long before a socket's end its client is warned.
+    pub(crate) expiry_warning: Duration,
     message_rate_limit: Option<MessageRateLimit>,
     topic_message_rate_limit: Option<MessageRateLimit>,
     max_channels: usize,
@@ -125,6 +130,7 @@ impl<S: Socket> Mount<S> {
             receive_timeout: None,
             frame_rate_limit: 2000,
             drainer: Drainer::new(),
+            expiry_warning: EXPIRY_WARNING,
             message_rate_limit: None,
             topic_message_rate_limit: None,
             max_channels: 100,
@@ -389,6 +395,17 @@ impl<S: Socket> Mount<S> {
     pub fn receive_timeout(mut self, silence: Duration) -> Self {
         assert!(!silence.is_zero(), "receive_timeout must be longer than zero");
         self.options.receive_timeout = Some(silence);
+        self
+    }
+
+    /// How long before a socket's [end](Socket::expires_at) its client is warned,
+    /// by [`Channel::handle_expiring`]. Default 60 seconds; with zero, it is not.
+    ///
+    /// It is warned once for each end, and not before half of the time that the socket has from when
+    /// the end is set: with a token that is valid for one more minute, 30 seconds before its end. A
+    /// long-polling client gets the event with its next poll, as it gets all events.
+    pub fn expiry_warning(mut self, before: Duration) -> Self {
+        self.options.expiry_warning = before;
         self
     }
 

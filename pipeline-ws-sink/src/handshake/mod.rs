@@ -11,7 +11,7 @@ pub(crate) mod subprotocol;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -38,6 +38,7 @@ use self::{
     path::BadSegment,
 };
 use crate::{
+    clock,
     endpoint::{
         arrivals::TooMany,
         drainer::MountDrainer,
@@ -48,7 +49,7 @@ use crate::{
     },
     outbox::Outbox,
     protocol::{deflate::negotiate, version::Version},
-    session::{Connection, Session, SessionEvents, inbox::Inbox},
+    session::{Connection, Session, SessionEvents, expiry::Expiry, inbox::Inbox},
     socket::{ConnectError, Socket, TEXT},
     telemetry::{
         ContainedSpan, InSpan, MountMetrics, Outcome, described, limited, log, log_line, shown,
@@ -75,8 +76,23 @@ pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
 pub(crate) struct Identity<S: Socket> {
     pub(crate) assigns: S::Assigns,
     pub(crate) id: Option<String>,
+    pub(crate) expires_at: Option<SystemTime>,
     pub(crate) version: Version,
     pub(crate) transport: &'static str,
+}
+
+/// What a client that may connect has been given.
+pub(crate) struct Connected<S: Socket> {
+    pub(crate) assigns: S::Assigns,
+    pub(crate) id: Option<String>,
+    pub(crate) expires_at: Option<SystemTime>,
+}
+
+impl<S: Socket> Connected<S> {
+    pub(crate) fn by(self, transport: &'static str, version: Version) -> Identity<S> {
+        let Self { assigns, id, expires_at } = self;
+        Identity { assigns, id, expires_at, version, transport }
+    }
 }
 
 /// A mounted kind of socket.
@@ -165,7 +181,7 @@ impl<S: Socket> Mounted<S> {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
         let entrant = state.sockets.enter();
-        let (assigns, id) = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
+        let connected = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
             Ok(connected) => connected,
             Err(error) => return error.into_answer().map(Full::from),
         };
@@ -178,7 +194,7 @@ impl<S: Socket> Mounted<S> {
         let (tasks, abort) = (state.tasks.clone(), state.abort.clone());
         // Taken out of the request, so that the request is not kept as long as the socket.
         let upgrading = hyper::upgrade::on(request);
-        let identity = Identity { assigns, id, version, transport: WEBSOCKET };
+        let identity = connected.by(WEBSOCKET, version);
         let living = async move {
             tokio::select! {
                 biased;
@@ -196,7 +212,7 @@ impl<S: Socket> Mounted<S> {
         switching
     }
 
-    /// Calls the socket's `connect` and `id`, and records the result in the socket's span.
+    /// Calls the socket's `connect`, `id` and `expires_at`, and records the result in the socket's span.
     pub(crate) async fn connect(
         &self,
         params: &Params,
@@ -204,12 +220,16 @@ impl<S: Socket> Mounted<S> {
         transport: &'static str,
         version: Version,
         span: &ContainedSpan,
-    ) -> Result<(S::Assigns, Option<String>), ConnectError> {
+    ) -> Result<Connected<S>, ConnectError> {
         let (begun, connect) = (Instant::now(), log::connect_span(span));
         let connecting = async {
             let assigns = self.socket.connect(params, info).await?;
             let id = self.socket.id(&assigns)?;
-            Ok((assigns, id))
+            let expires_at = self.socket.expires_at(&assigns);
+            if expires_at.is_some_and(|end| clock::remaining(end).is_zero()) {
+                return Err(ConnectError::because("the socket's end has passed"));
+            }
+            Ok(Connected { assigns, id, expires_at })
         };
         let outcome = InSpan::new(&connect, AssertUnwindSafe(connecting).catch_unwind()).await;
         let took = begun.elapsed();
@@ -228,7 +248,7 @@ impl<S: Socket> Mounted<S> {
         });
         let client = log::Connecting { socket, transport, version, params, filter, took };
         match &connected {
-            Ok((_, id)) => {
+            Ok(Connected { id, .. }) => {
                 if let Some(id) = id {
                     span.record("id", shown(id));
                 }
@@ -311,7 +331,7 @@ impl<S: Socket> Mounted<S> {
         outbox: &Arc<Outbox>,
         identity: Identity<S>,
     ) -> Session<S> {
-        let Identity { assigns, id, version, transport } = identity;
+        let Identity { assigns, id, expires_at, version, transport } = identity;
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
             assigns,
@@ -322,6 +342,7 @@ impl<S: Socket> Mounted<S> {
             inbox: Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone())),
             pubsub: state.pubsub.clone(),
             events: SessionEvents::default(),
+            expiry: Expiry::new(expires_at, self.options.expiry_warning),
             metrics: state.metrics.clone(),
         });
         Session::new(connection, self.routes.clone())

@@ -7,6 +7,10 @@ use crate::protocol::{
     message::{Field, Unreadable},
 };
 
+/// The code of the close frame of a socket whose end has come. From the range for applications, so
+/// that a client can tell it from all other ends; as 401 of HTTP, it needs another token.
+const EXPIRED: u16 = 4401;
+
 /// Why a socket ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SocketEnd {
@@ -34,6 +38,8 @@ pub(crate) enum SocketEnd {
     Disconnected,
     /// The endpoint is draining.
     Draining,
+    /// The socket had an end, and it has come.
+    Expired,
 }
 
 impl From<Unreadable> for SocketEnd {
@@ -60,6 +66,7 @@ impl SocketEnd {
             Self::Overloaded => Some(1013),
             Self::Disconnected => Some(1001),
             Self::Draining => Some(1012),
+            Self::Expired => Some(EXPIRED),
         }
     }
 
@@ -70,6 +77,7 @@ impl SocketEnd {
             Self::NameTooLong(Field::Reference) => "the ref is longer than 255 bytes",
             Self::NameTooLong(Field::Topic) => "the topic is longer than 255 bytes",
             Self::NameTooLong(Field::Event) => "the event is longer than 255 bytes",
+            Self::Expired => "the socket has expired",
             Self::Overloaded => "the server has received more than it can handle",
             _ => "",
         }
@@ -81,6 +89,7 @@ impl SocketEnd {
             Self::Disconnected => "disconnected".into(),
             Self::Draining => "draining".into(),
             Self::Inactive => "inactive".into(),
+            Self::Expired => "expired".into(),
             _ => "closed".into(),
         })
     }

@@ -2,8 +2,10 @@
 //! transport.
 
 pub(crate) mod end;
+pub(crate) mod expiry;
 pub(crate) mod inbox;
 pub(crate) mod rate_limit;
+mod term;
 #[cfg(test)]
 mod tests;
 pub(crate) mod token_bucket;
@@ -30,6 +32,7 @@ use tokio::{
 pub(crate) use self::rate_limit::{RateLimits, Scope};
 use self::{
     end::SocketEnd,
+    expiry::Expiry,
     inbox::{Inbox, InboxBytes},
     rate_limit::{Excess, OnLimit, RateState},
     waiting::{Behind, WaitingMessages},
@@ -88,7 +91,26 @@ pub(crate) struct Connection<S: Socket> {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) pubsub: PubSub,
     pub(crate) events: SessionEvents,
+    pub(crate) expiry: Expiry,
     pub(crate) metrics: Arc<SocketMetrics>,
+}
+
+impl<S: Socket> Connection<S> {
+    /// Waits until the socket's end has come, if it has one. The session tells the channels before.
+    /// For the socket's task only.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn expired(&self) -> SocketEnd {
+        let warn = || {
+            self.metrics.expiries_warned.increment(1);
+            self.events.send(SessionEvent::Expiring);
+        };
+        self.expiry.passed(warn).await;
+        self.metrics.expiries_ended.increment(1);
+        SocketEnd::Expired
+    }
 }
 
 /// Pays for handled work with the task's cooperative budget, 128 units per poll, and yields once that
@@ -181,6 +203,11 @@ impl<S: Socket> Session<S> {
         &self.connection.metrics
     }
 
+    /// The state that the client's channels share.
+    pub(crate) fn connection(&self) -> &Arc<Connection<S>> {
+        &self.connection
+    }
+
     /// The client's inbox: bytes that have been received and not handled.
     pub(crate) fn inbox(&self) -> &Arc<Inbox> {
         &self.connection.inbox
@@ -204,8 +231,16 @@ impl<S: Socket> Session<S> {
         self.route_rest().await;
         while let Some(event) = self.connection.events.take() {
             let (topic, waiting) = match event {
+                SessionEvent::Expiring => {
+                    let joined = self.channels.values().filter(|entry| entry.pending.is_none());
+                    joined.for_each(|entry| entry.mailbox.warn_of_end());
+                    continue;
+                }
                 SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
                     Some(entry) if entry.instance.id() == id => {
+                        if self.connection.expiry.warning().is_some() {
+                            entry.mailbox.warn_of_end();
+                        }
                         let waiting = entry.pending.take();
                         (topic, waiting)
                     }
@@ -663,7 +698,7 @@ fn reason(reason: &str) -> Payload {
 }
 
 /// Events from channels to their session. Each channel sends two in its instance, so the number of
-/// channels bounds them.
+/// channels bounds them. The socket's task, which handles them, sends one for each end that is set.
 #[derive(Debug, Default)]
 pub(crate) struct SessionEvents {
     state: Mutex<(VecDeque<SessionEvent>, Option<Waker>)>,
@@ -672,7 +707,7 @@ pub(crate) struct SessionEvents {
     pub(crate) probe: std::sync::OnceLock<crate::channel_test::Probe>,
 }
 
-/// An event of a channel, with its topic and its id.
+/// An event of a channel, with its topic and its id, or of the socket.
 #[derive(Debug)]
 pub(crate) enum SessionEvent {
     Joined {
@@ -684,6 +719,8 @@ pub(crate) enum SessionEvent {
         topic: Arc<str>,
         id: u64,
     },
+    /// The socket's end is near.
+    Expiring,
 }
 
 impl SessionEvents {

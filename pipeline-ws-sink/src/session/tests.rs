@@ -113,6 +113,7 @@ impl House {
             inbox: Arc::new(Inbox::new(self.inbox, self.state.inboxes.clone())),
             pubsub: self.state.pubsub.clone(),
             events: SessionEvents::default(),
+            expiry: Expiry::new(None, Duration::ZERO),
             metrics,
         });
         let session = Session::new(connection, self.routes.clone());

@@ -76,6 +76,12 @@ pub(crate) struct SocketMetrics {
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
+    /// Sockets whose client was told that their end is near.
+    pub(crate) expiries_warned: Counter,
+    /// Ends that channels have set.
+    pub(crate) expiries_renewed: Counter,
+    /// Sockets that were closed because their end had come.
+    pub(crate) expiries_ended: Counter,
     /// Sockets that were closed so that their clients connect to another node.
     pub(crate) shed: Counter,
     /// Messages that pipelines have pushed.
@@ -118,7 +124,18 @@ impl SocketMetrics {
                 labels,
             )
         };
+        let expiries = |outcome: &str| {
+            let labels = [("outcome", outcome.to_owned())];
+            telemetry.counter(
+                "socket.expiries",
+                "Sockets with an end: told that it is near, given another, and ended by it",
+                labels,
+            )
+        };
         Self {
+            expiries_warned: expiries("warned"),
+            expiries_renewed: expiries("renewed"),
+            expiries_ended: expiries("ended"),
             pushes: Arc::new(PushMetrics::register(telemetry)),
             confirmed: confirmations("confirmed"),
             confirmations_late: confirmations("late"),

@@ -58,6 +58,16 @@ impl SharedKey {
     }
 }
 
+/// A token that was verified: its data, and until when it is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifiedToken<T> {
+    /// The data, or the claims of a JSON Web Token.
+    pub data: T,
+    /// From when on the token is refused; none if it is valid for longer than the clock can count.
+    pub expires_at: Option<SystemTime>,
+}
+
 /// Signs and verifies tokens that identify a client.
 ///
 /// Compatible with `Phoenix.Token.sign` and `verify`, for data that JSON can express: numbers,
@@ -210,17 +220,51 @@ impl Signer {
         token: &str,
         now: SystemTime,
     ) -> Result<T, TokenError> {
+        self.verify_with_expiry(token, now).map(|token| token.data)
+    }
+
+    /// Verifies a token, and returns its data with the time until which it is valid. The errors are
+    /// those of [`verify`](Self::verify).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`verify`](Self::verify).
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// use pipeline_ws_sink::token::Signer;
+    ///
+    /// let signer = Signer::new("a secret of at least 20 bytes", "user socket")?
+    ///     .max_age(Duration::from_secs(3600));
+    /// let now = SystemTime::now();
+    /// let token = signer.verify_with_expiry::<u64>(&signer.sign(&42, now)?, now)?;
+    /// assert_eq!(token.data, 42);
+    /// let end = token.expires_at.ok_or("it has an end")?;
+    /// assert!(end > now + Duration::from_secs(3599) && end < now + Duration::from_secs(3601));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn verify_with_expiry<T: DeserializeOwned>(
+        &self,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<VerifiedToken<T>, TokenError> {
         let term = key::open(token, self.keys()).ok_or(TokenError::Invalid)?;
         let signed = SignedTerm::decode(&term).ok_or(TokenError::Invalid)?;
         let now = unix_ms(now);
         if signed.signed_at_ms > now.saturating_add(milliseconds(CLOCK_SKEW)) {
             return Err(TokenError::Invalid);
         }
-        if self.max_age.unwrap_or(signed.max_age).is_over(signed.signed_at_ms, now) {
+        let max_age = self.max_age.unwrap_or(signed.max_age);
+        if max_age.is_over(signed.signed_at_ms, now) {
             return Err(TokenError::Expired);
         }
+        let expires_at = max_age
+            .end(signed.signed_at_ms)
+            .and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(ms).ok()?)));
         let data = signed.data.into_value().map_err(serde_json::Error::custom);
-        data.and_then(serde_json::from_value).map_err(TokenError::Data)
+        let data = data.and_then(serde_json::from_value).map_err(TokenError::Data)?;
+        Ok(VerifiedToken { data, expires_at })
     }
 
     /// Verifies a token that may be absent, such as

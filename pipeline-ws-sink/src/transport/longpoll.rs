@@ -26,7 +26,7 @@ use super::{
 use crate::{
     endpoint::{arrivals::TooMany, state::EndpointState},
     handshake::{
-        self, Answer, Identity, Mounted, Variables, connect_info::ConnectInfo, params::Params,
+        self, Answer, Mounted, Variables, connect_info::ConnectInfo, params::Params,
         path::BadSegment, query, status,
     },
     outbox::{Outbox, Writer},
@@ -352,7 +352,7 @@ impl<S: Socket> Mounted<S> {
         }
         let entrant = state.sockets.enter();
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
-        let Ok((assigns, id)) = connected else { return respond(result_body(Status::Refused)) };
+        let Ok(connected) = connected else { return respond(result_body(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, state.metrics.clone())
             .among(&state.outboxes)
             .when_full(self.options.when_full)
@@ -361,10 +361,9 @@ impl<S: Socket> Mounted<S> {
         let bodies = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
         let (signed, inbox) = polled.enter(&outbox, bodies, Instant::now());
         let token = state.relay.at_node(signed, state.pubsub.node_name());
-        let registration = entrant.register(&outbox, id.as_deref(), &self.drainer);
+        let registration = entrant.register(&outbox, connected.id.as_deref(), &self.drainer);
         state.begin();
-        let transport = "longpoll";
-        let session = self.session(&state, &outbox, Identity { assigns, id, version, transport });
+        let session = self.session(&state, &outbox, connected.by(LONGPOLL, version));
         let (window, frame_rate_limit) = (polled.window, self.options.frame_rate_limit);
         let (mounted, tasks) = (self.clone(), state.tasks.clone());
         let living = async move {

@@ -448,12 +448,14 @@ pub(super) async fn live<S: Socket>(
     let within = window.saturating_add(window / 2);
     // Frames that were taken for a poll whose client had gone by then.
     let mut kept = FetchedFrames::default();
+    let connection = session.connection().clone();
     let end = {
         let mut delivering = pin!(deliver(&mut polls, outbox, &mut kept).fuse());
         let end = tokio::select! {
             end = listen(&mut session, &mut posts, outbox, pace) => end,
             end = &mut delivering => end,
             end = outbox.write() => end,
+            end = connection.expired() => end,
             () = silence(|| Deadline::after(outbox.last_active(), within)) => SocketEnd::Inactive,
         };
         outbox.end(end);

@@ -67,6 +67,7 @@ pub(crate) async fn live<S: Socket>(
         let heard = Deadline::after(outbox.last_heard(), options.receive_timeout());
         heard.min(Deadline::after(outbox.last_active(), options.idle_timeout))
     };
+    let connection = session.connection().clone();
     // Each is a loop of its own, because none of them may wait for another: while a message waits
     // for room, frames are still written. In this order, because each may use up the task's budget
     // and received data is read before the socket counts as silent.
@@ -74,8 +75,10 @@ pub(crate) async fn live<S: Socket>(
         biased;
         end = outbox.write() => end,
         end = listen(&mut stream.reader, &mut decoder, &mut session, outbox, pace) => end,
+        end = connection.expired() => end,
         () = silence(due) => SocketEnd::Idle,
     };
+    drop(connection);
     log_line!(DEBUG, ?end, "closing socket");
     // Pushes of channels fail from here on.
     outbox.end(end);

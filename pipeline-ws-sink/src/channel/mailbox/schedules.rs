@@ -125,7 +125,9 @@ async fn receive(
             ChannelMessage::Intercepted(news) => (intercepts, news.event.parse().unwrap()),
             ChannelMessage::Foreign(news) => (Way::Foreign, news.event().parse().unwrap()),
             ChannelMessage::Close(_) => break,
-            ChannelMessage::Event { .. } | ChannelMessage::Leave { .. } => unreachable!(),
+            ChannelMessage::Event { .. }
+            | ChannelMessage::Leave { .. }
+            | ChannelMessage::Expiring => unreachable!(),
         });
         schedule.pause().await;
         if slow && schedule.once_in(8) {

@@ -61,4 +61,10 @@ impl Claims {
         // At the second of its `exp`, the token has expired.
         if now - leeway < exp { Ok(()) } else { Err(TokenError::Expired) }
     }
+
+    /// From when on the token is refused, if the clock can express that.
+    pub(super) fn end(&self, expected: &Expected) -> Option<SystemTime> {
+        let end = self.exp? + expected.leeway.as_secs_f64();
+        UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(end).ok()?)
+    }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use self::claims::{Claims, Expected};
 pub use self::key::{JwtAlgorithm, JwtKey, JwtKeyError};
-use super::{CLOCK_SKEW, TokenError};
+use super::{CLOCK_SKEW, TokenError, VerifiedToken};
 
 /// Verifies JSON Web Tokens (RFC 7519) that identify a client.
 ///
@@ -125,10 +125,25 @@ impl JwtVerifier {
         token: &str,
         now: SystemTime,
     ) -> Result<T, TokenError> {
+        self.verify_with_expiry(token, now).map(|token| token.data)
+    }
+
+    /// Verifies a token, and returns its claims with the time until which it is valid: its `exp` and
+    /// the [leeway](Self::leeway).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`verify`](Self::verify).
+    pub fn verify_with_expiry<T: DeserializeOwned>(
+        &self,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<VerifiedToken<T>, TokenError> {
         let payload = self.open(token)?;
         let claims: Claims = object(&payload).ok_or(TokenError::Invalid)?;
         claims.check(&self.expected, now)?;
-        serde_json::from_slice(&payload).map_err(TokenError::Data)
+        let data = serde_json::from_slice(&payload).map_err(TokenError::Data)?;
+        Ok(VerifiedToken { data, expires_at: claims.end(&self.expected) })
     }
 
     /// Verifies a token that may be absent.

@@ -91,8 +91,16 @@ impl MaxAge {
         match self {
             Self::Infinity => false,
             Self::Seconds(seconds) if seconds <= 0 => true,
+            Self::Seconds(_) => self.end(signed_at_ms).is_some_and(|end| end <= i128::from(now_ms)),
+        }
+    }
+
+    /// The first millisecond at which a token of this signing time has expired, if there is one.
+    pub(super) fn end(self, signed_at_ms: i64) -> Option<i128> {
+        match self {
+            Self::Infinity => None,
             Self::Seconds(seconds) => {
-                i128::from(signed_at_ms) + i128::from(seconds) * 1000 < i128::from(now_ms)
+                Some(i128::from(signed_at_ms) + i128::from(seconds) * 1000 + 1)
             }
         }
     }

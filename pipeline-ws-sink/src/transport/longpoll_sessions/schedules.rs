@@ -15,7 +15,7 @@ use crate::{
     handshake::{connect_info::ConnectInfo, params::Params},
     outbox::{EventKey, Load, OutboxLimits, SharedFrame, WhenFull, WriteMode, Writer},
     protocol::{frame::Frame, version::Version},
-    session::{Connection, SessionEvents},
+    session::{Connection, SessionEvents, expiry::Expiry},
     socket::ConnectError,
 };
 
@@ -187,6 +187,7 @@ async fn case(seed: u64) {
         inbox: Arc::new(inbox::Inbox::new(1 << 20, state.inboxes.clone())),
         pubsub: state.pubsub.clone(),
         events: SessionEvents::default(),
+        expiry: Expiry::new(None, Duration::ZERO),
         metrics: metrics.clone(),
     };
     let session = Session::new(Arc::new(connection), Arc::new(routes));
