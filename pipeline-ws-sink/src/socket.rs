@@ -127,7 +127,7 @@ pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; chars
 ///
 /// A browser hides status and body from its page: for the page, any refusal is a connection that
 /// failed, and the official client tries again and again. So a response is useful for other clients
-/// and for debugging.
+/// and for debugging. To tell a page why, [`close_with`](Self::close_with).
 ///
 /// ```
 /// # use pipeline_ws_sink::socket::ConnectError;
@@ -145,19 +145,33 @@ pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; chars
 pub struct ConnectError {
     cause: Option<Box<dyn Error + Send + Sync>>,
     answer: Option<Box<Response<Bytes>>>,
+    close: Option<Box<Close>>,
 }
+
+/// The close frame of a refused client.
+#[derive(Clone, Debug)]
+pub(crate) struct Close {
+    pub(crate) code: u16,
+    pub(crate) reason: String,
+}
+
+/// The code of the close frame of a refused client without one of its own.
+const POLICY: u16 = 1008;
+
+/// How many bytes the reason in a close frame may have.
+const LONGEST_REASON: usize = 123;
 
 impl ConnectError {
     /// Refuses without a cause.
     #[must_use]
     pub fn refused() -> Self {
-        Self { cause: None, answer: None }
+        Self { cause: None, answer: None, close: None }
     }
 
     /// Refuses with a cause.
     #[must_use]
     pub fn because(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { cause: Some(cause.into()), answer: None }
+        Self { cause: Some(cause.into()), answer: None, close: None }
     }
 
     /// Refuses with this status and this text, in place of an empty 403.
@@ -188,6 +202,46 @@ impl ConnectError {
     pub fn respond_with(mut self, response: Response<Bytes>) -> Self {
         self.answer = Some(Box::new(response));
         self
+    }
+
+    /// Refuses with this close code and this reason, if the endpoint
+    /// [tells](crate::endpoint::EndpointBuilder::tell_refused) refused clients: a page sees both, and it
+    /// sees no status. Without that option it changes nothing.
+    ///
+    /// The code is one of those for applications, 4000 to 4999; any other is replaced by 1008. The reason
+    /// is cut after 123 bytes. Do not put into it what the client must not know.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::socket::ConnectError;
+    /// fn admit(is_banned: bool) -> Result<(), ConnectError> {
+    ///     if is_banned {
+    ///         return Err(ConnectError::because("banned").close_with(4403, "banned"));
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # assert!(admit(true).is_err());
+    /// ```
+    #[must_use]
+    pub fn close_with(mut self, code: u16, reason: impl Into<String>) -> Self {
+        let code = if (4000..5000).contains(&code) { code } else { POLICY };
+        let mut reason = reason.into();
+        let mut end = reason.len().min(LONGEST_REASON);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        reason.truncate(end);
+        self.close = Some(Box::new(Close { code, reason }));
+        self
+    }
+
+    /// The close frame for the client, if it may be closed after the upgrade: it has a frame of its own,
+    /// or neither a frame nor a response.
+    pub(crate) fn close(&self) -> Option<Close> {
+        match (&self.close, &self.answer) {
+            (Some(close), _) => Some((**close).clone()),
+            (None, Some(_)) => None,
+            (None, None) => Some(Close { code: POLICY, reason: String::new() }),
+        }
     }
 
     /// The cause, if one was given.

@@ -140,6 +140,7 @@ impl Endpoint {
                 inboxes: 256 << 20,
                 outboxes: 256 << 20,
                 confirmations: CONFIRMATIONS,
+                tell_refused: None,
                 connects: None,
                 joins: None,
             },
@@ -491,6 +492,9 @@ impl Inner {
     }
 }
 
+/// The longest delay of [`EndpointBuilder::tell_refused`].
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
 /// The longest time before the end of a drain when all remaining sockets are closed.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -682,6 +686,46 @@ impl EndpointBuilder {
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         assert!(sockets > 0, "max_sockets must be at least 1");
         self.limits.sockets = sockets;
+        self
+    }
+
+    /// Whether clients that [`Socket::connect`] refuses learn why. By default they do not: they are
+    /// answered with 403, or with the response of the [`ConnectError`](crate::socket::ConnectError), and
+    /// a page sees a connection that failed, with the code 1006.
+    ///
+    /// With this option the connection becomes a WebSocket, which is closed after this delay with the
+    /// code and the reason of [`ConnectError::close_with`](crate::socket::ConnectError::close_with), or
+    /// with 1008. It has no channels, and what its client sends is not handled. An error that has a
+    /// response and no close frame is answered by its response as before, and so are all other refusals:
+    /// by the origin, by a limit, and of a long-polling client, which gets the status 403.
+    ///
+    /// The official client connects again after any refusal. But its back-off begins anew once a
+    /// connection is open: a client that learns why comes back at once, again and again. So the page
+    /// should look at the code and disconnect, and the delay bounds how often all others come: with a second,
+    /// once a second.
+    ///
+    /// ```js
+    /// socket.onClose(({code}) => { if (code == 4403) socket.disconnect() })
+    /// ```
+    ///
+    /// A client that is to learn why counts as a socket in [`max_sockets`](Self::max_sockets), for the delay and
+    /// five seconds at most; once the endpoint drains, for a second. At most 1,000 do so at the same
+    /// time; beyond that they are answered with their status. All are counted in `socket.refusals`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use pipeline_ws_sink::{Endpoint, Mount, Socket, endpoint::BuildError};
+    /// # fn mount<S: Socket>(mount: Mount<S>) -> Result<Endpoint, BuildError> {
+    /// Endpoint::builder().mount("/socket", mount).tell_refused(Duration::from_secs(1)).build()
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the delay is longer than a minute.
+    pub fn tell_refused(mut self, delay: Duration) -> Self {
+        assert!(delay <= LONGEST_DELAY, "tell_refused must be at most a minute: {delay:?}");
+        self.limits.tell_refused = Some(delay);
         self
     }
 

@@ -1,6 +1,9 @@
 //! The shared state of an endpoint's sockets.
 
-use std::sync::{Arc, OnceLock, atomic::AtomicUsize};
+use std::{
+    sync::{Arc, OnceLock, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use pipeline_core::telemetry::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -12,6 +15,7 @@ use super::{
     sockets::Sockets,
 };
 use crate::{
+    handshake::refusal::Refusals,
     outbox::{Flusher, Outboxes},
     presence::{Presence, tracker::TrackerOptions},
     pubsub::{Adapter, PubSub},
@@ -32,6 +36,8 @@ pub(crate) struct EndpointState {
     pub(crate) outboxes: Arc<Outboxes>,
     pub(crate) admissions: Arc<Admissions>,
     pub(crate) connects: Arrivals,
+    /// How refused clients learn why, if they do.
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) endings: Endings,
     /// Each presence has a name of its own.
@@ -58,6 +64,8 @@ pub(crate) struct EndpointLimits {
     pub(crate) outboxes: usize,
     /// The maximum number of pushes that wait to be confirmed.
     pub(crate) confirmations: usize,
+    /// How long refused clients wait until they learn why, if they do.
+    pub(crate) tell_refused: Option<Duration>,
     /// How many clients may connect in a second.
     pub(crate) connects: Option<ArrivalRate>,
     /// How many channels may be joined in a second.
@@ -89,6 +97,7 @@ impl EndpointState {
             metrics,
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),
+            refusals: Arc::new(Refusals::new(limits.tell_refused, telemetry)),
             connects: Arrivals::connects(limits.connects, telemetry),
             relay: Arc::new(Relay::new(telemetry, outboxes.clone(), cluster_key)),
             outboxes,

@@ -6,6 +6,7 @@ pub(crate) mod origin;
 pub(crate) mod params;
 pub(crate) mod path;
 pub(crate) mod query;
+pub(crate) mod refusal;
 pub(crate) mod subprotocol;
 
 use std::{
@@ -183,7 +184,22 @@ impl<S: Socket> Mounted<S> {
         let entrant = state.sockets.enter();
         let connected = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
             Ok(connected) => connected,
-            Err(error) => return error.into_answer().map(Full::from),
+            Err(error) => {
+                let refusal = state.refusals.of(&error);
+                let Some(refusal) = refusal else { return error.into_answer().map(Full::from) };
+                drop(entrant);
+                let upgrading = hyper::upgrade::on(request);
+                let (tasks, abort) = (state.tasks.clone(), state.abort.clone());
+                tasks.spawn(async move {
+                    tokio::select! {
+                        biased;
+                        () = abort.cancelled() => {}
+                        () = refusal.tell(&state, upgrading, &self.options) => {}
+                    }
+                    drop(admission);
+                });
+                return switching;
+            }
         };
         let compresses = self.options.compress && self.handshake.compresses(&info);
         let extension = compresses.then(|| extension(&request)).flatten();

@@ -38,6 +38,8 @@ pub(crate) enum SocketEnd {
     Disconnected,
     /// The endpoint is draining.
     Draining,
+    /// The client may not connect, and learns why.
+    Refused,
     /// The socket had an end, and it has come.
     Expired,
 }
@@ -62,7 +64,7 @@ impl SocketEnd {
             Self::Idle => Some(1002),
             Self::Protocol(error) => Some(error.close_code()),
             Self::BadMessage | Self::NameTooLong(_) | Self::Overflow => Some(1011),
-            Self::Limited => Some(1008),
+            Self::Limited | Self::Refused => Some(1008),
             Self::Overloaded => Some(1013),
             Self::Disconnected => Some(1001),
             Self::Draining => Some(1012),

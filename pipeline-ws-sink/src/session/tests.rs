@@ -91,6 +91,7 @@ impl House {
                 inboxes: 64 << 20,
                 outboxes: 64 << 20,
                 confirmations: 8,
+                tell_refused: None,
                 connects: None,
                 joins: None,
             },

@@ -103,6 +103,26 @@ pub(crate) async fn live<S: Socket>(
     tokio::join!(closing, Box::pin(endings.in_turn(session.end(&reason)))).0
 }
 
+/// Closes a connection that is no socket: sends this frame, and waits for the client to close its side
+/// too. Returns false if the client has not taken it.
+pub(crate) async fn refuse(
+    reader: Reader,
+    received: Bytes,
+    outbox: &Arc<Outbox>,
+    last: &Frame,
+    options: &MountOptions,
+) -> bool {
+    let mut stream = Stream { reader, outbox };
+    let pace = ReadPace::new(options.frame_rate_limit, Instant::now());
+    let rest = Decoder::new(options.limits, received).into_rest();
+    outbox.finish(SocketEnd::Refused, last);
+    let mut is_taken = false;
+    let end = SocketEnd::Refused;
+    let closed = close(&mut stream.reader, rest, pace, outbox, end, &mut is_taken);
+    let _ = time::timeout(CLOSING, closed).await;
+    is_taken
+}
+
 /// Handles the client's messages, one after the other.
 async fn listen<S: Socket>(
     reader: &mut Reader,

@@ -168,6 +168,7 @@ async fn case(seed: u64) {
         inboxes: 1 << 20,
         outboxes: 1 << 30,
         confirmations: 8,
+        tell_refused: None,
         connects: None,
         joins: None,
     };
