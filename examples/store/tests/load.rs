@@ -5,7 +5,10 @@
 use std::process::{Command, Output};
 
 #[cfg(feature = "redis")]
-use pipeline_test_support::servers::{Kind, Server};
+use pipeline_test_support::{
+    proxies::{Backend, Balancer, Proxy},
+    servers::{Kind, Server},
+};
 
 /// Runs the load. It fails if anything was not right.
 fn load(arguments: &[&str]) -> String {
@@ -47,14 +50,17 @@ fn p_014_a_cart_costs_no_more_where_there_are_many() {
     }
 }
 
-/// Two nodes are restarted one after the other while everything is sold.
+/// Two nodes behind a load balancer are restarted one after the other while everything is sold.
 #[cfg(feature = "redis")]
 #[tokio::test(flavor = "multi_thread")]
 async fn t_037_nodes_that_are_restarted_during_a_sale_lose_nothing() {
     let Some(redis) = Server::start(Kind::Redis).await else { return };
+    let backends = [Backend::free(), Backend::free()];
+    let Some(proxy) = Proxy::start(Balancer::Haproxy, &backends).await else { return };
+    let ports = backends.map(|it| format!("{}:{}", it.port, it.admin_port)).join(",");
     let url = redis.url();
-    let flags =
-        ["--shoppers", "60", "--within", "300", "--nodes", "2", "--redis", &url, "--restart"];
+    let nodes = ["--nodes", "2", "--redis", &url, "--ports", &ports, "--door", &proxy.address];
+    let flags = [&["--shoppers", "60", "--within", "300", "--restart"], &nodes[..]].concat();
     let said = load(&flags);
     for line in
         ["oversold             0", "lost                 0", "pages right          60 of 60"]

@@ -62,9 +62,17 @@ struct Args {
     #[arg(long)]
     visit: bool,
 
-    /// Restarts each node once during the sale; shoppers come through a proxy
+    /// Restarts each node once during the sale; shoppers come through a proxy of the load's own, or through --door
     #[arg(long)]
     restart: bool,
+
+    /// The load balancer through which shoppers come. It knows the nodes by --ports, and asks /readyz
+    #[arg(long, value_name = "HOST:PORT", requires = "ports")]
+    door: Option<String>,
+
+    /// The ports of each node: those of its pages and of its operator. Default: free ones
+    #[arg(long, value_name = "PORT:PORT", value_delimiter = ',')]
+    ports: Vec<String>,
 
     /// How many seconds the sale may take
     #[arg(long, default_value_t = 60)]
@@ -110,14 +118,20 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     println!("{} shoppers, {} nodes, {stock} items in stock", args.shoppers, args.nodes);
 
     let began = Instant::now();
-    let proxy = if args.restart {
+    let proxy = if args.restart && args.door.is_none() {
         let nodes = nodes.iter().map(|node| node.address.clone()).collect();
         Some(Proxy::start(nodes).await?)
     } else {
         None
     };
     let empty = Usage::of(&nodes)?;
-    let mut shoppers = arrive(&args, &nodes, proxy.as_ref()).await?;
+    if let Some(door) = &args.door {
+        while !request(door, "GET", "/readyz", &[], "").await?.0.contains(" 200 ") {
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    let door = args.door.as_ref().or(proxy.as_ref().map(|proxy| &proxy.address));
+    let mut shoppers = arrive(&args, &nodes, door).await?;
     let took = began.elapsed().as_secs_f64();
     println!("all pages are open after {took:.1} s, {:.0} a second", args.shoppers as f64 / took);
     let first = nodes.first().ok_or("no node")?;
@@ -230,12 +244,14 @@ async fn sell(
     for product in [1, 2] {
         release(&first, product).await?;
     }
-    if let Some(proxy) = proxy {
+    if args.restart {
         for (number, node) in nodes.iter_mut().enumerate() {
             sleep(Duration::from_millis(500)).await;
             let began = Instant::now();
             node.restart(args, number, db, measured.address()).await?;
-            proxy.moved(number, &node.address);
+            if let Some(proxy) = proxy {
+                proxy.moved(number, &node.address);
+            }
             println!("node {number} is back after {:.1} s", began.elapsed().as_secs_f64());
         }
         let first = nodes.first().ok_or("no node")?;
@@ -282,8 +298,15 @@ impl Node {
         let program = std::env::current_exe()?.with_file_name("store");
         let (seed, node) = (args.seed.to_string(), format!("node{number}"));
         let mut command = Command::new(program);
+        let ports = args.ports.get(number).and_then(|ports| ports.split_once(':'));
+        let (port, admin_port) = ports.unwrap_or(("0", "0"));
+        if args.door.is_some() {
+            // A load balancer that asks notices after two seconds that a node is not ready.
+            command.args(["--linger-secs", "3"]);
+        }
         command
-            .args(["--port", "0", "--admin-port", "0", "--admin", "admin:load", "--seed", &seed])
+            .args(["--port", port, "--admin-port", admin_port, "--admin", "admin:load"])
+            .args(["--seed", &seed])
             .args(["--node", &node, "--statsd", &statsd, "--bench", "--db"])
             .arg(db);
         for (flag, url) in [("--redis", &args.redis), ("--nats", &args.nats)] {
@@ -340,13 +363,13 @@ fn counts(db: &PathBuf) -> rusqlite::Result<Vec<i64>> {
 async fn arrive(
     args: &Args,
     nodes: &[Node],
-    proxy: Option<&Proxy>,
+    door: Option<&String>,
 ) -> Result<Vec<Shopper>, Box<dyn Error + Send + Sync>> {
     let doors = Arc::new(Semaphore::new(ARRIVALS));
     let mut tasks = JoinSet::new();
     for number in 0..args.shoppers {
         let node = nodes.get(number % nodes.len()).ok_or("no node")?;
-        let address = proxy.map_or(&node.address, |proxy| &proxy.address).clone();
+        let address = door.unwrap_or(&node.address).clone();
         let doors = doors.clone();
         let page = if args.visit { format!("/bench/{}", number % 4 + 1) } else { "/".to_owned() };
         tasks.spawn(async move {
