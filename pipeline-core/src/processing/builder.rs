@@ -395,7 +395,7 @@ where
                 let (route, batchers) = (route.clone(), *batchers);
                 let make = move || {
                     let (work, route) = (work.clone(), route.clone());
-                    AsProducerConsumer(ProcessorStage { work, route })
+                    AsProducerConsumer(ProcessorStage::new(work, route))
                 };
                 let mut stage = adding.stage(name, make);
                 if batchers > 1 {

@@ -1,6 +1,16 @@
 //! How the callbacks of a program are called, and what becomes of messages then.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{
+    task::coop,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     acknowledge::acknowledge, failure::Failure, message::Message, metrics::MessageMetrics,
@@ -8,7 +18,7 @@ use super::{
 use crate::{
     deadline::Deadline,
     shown::shown,
-    stage::{catch_panic, catch_panic_now},
+    stage::{Place, catch_panic, catch_panic_now},
 };
 
 /// Calls an async callback. A panic is a failure.
@@ -24,9 +34,45 @@ pub(super) async fn contained_within<R>(
     name: &str,
     callback: impl Future<Output = Result<R, Failure>>,
 ) -> Result<R, Failure> {
+    contained_in(&Place::default(), within, name, callback).await
+}
+
+/// The same in a place: the time that it waits [without the limit](Place::without_limit) does not count.
+pub(super) async fn contained_in<R>(
+    place: &Place,
+    within: Duration,
+    name: &str,
+    callback: impl Future<Output = Result<R, Failure>>,
+) -> Result<R, Failure> {
     contained(async {
-        let limited = Deadline::from_now(within).limit(callback).await;
-        limited.unwrap_or_else(|_| Err(Failure::new(format!("{name} took longer than {within:?}"))))
+        let limited = limited(place, within, callback).await;
+        limited.unwrap_or_else(|| Err(Failure::new(format!("{name} took longer than {within:?}"))))
+    })
+    .await
+}
+
+/// Nothing if the time of a callback is over.
+async fn limited<F: Future>(place: &Place, within: Duration, callback: F) -> Option<F::Output> {
+    let Some(at) = Deadline::from_now(within).instant() else { return Some(callback.await) };
+    let mut callback = pin!(callback);
+    let mut timer = pin!(sleep_until(at));
+    let mut waits_since = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = callback.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if place.poll_without_limit(cx) {
+            waits_since.get_or_insert_with(Instant::now);
+            return Poll::Pending;
+        }
+        if let Some(waits_since) = waits_since.take()
+            && let Some(later) = timer.deadline().checked_add(waits_since.elapsed())
+        {
+            timer.as_mut().reset(later);
+        }
+        // Also if the callback has used up the budget of its task.
+        let timer = pin!(coop::unconstrained(poll_fn(|cx| timer.as_mut().poll(cx))));
+        timer.poll(cx).map(|()| None)
     })
     .await
 }

@@ -5,6 +5,7 @@ use std::{any::Any, fmt, ops, sync::Arc, time::SystemTime};
 use super::{
     acknowledge::{Acknowledgement, Acknowledger, NotConfigurable},
     failure::{Failure, FailureKind},
+    handling::contained_now,
 };
 use crate::{stage::Place, timed::TraceContext};
 
@@ -21,7 +22,9 @@ pub struct Message<T> {
     batch_mode: BatchMode,
     acknowledgement: Option<Acknowledgement>,
     place: Place,
-    held: Option<Box<dyn Any + Send + Sync>>,
+    /// One value of each type.
+    held: Vec<Box<dyn Any + Send + Sync>>,
+    is_tried_again: bool,
 }
 
 /// What a source knows about a message besides its data.
@@ -66,7 +69,8 @@ impl<T> Message<T> {
 
     fn with_acknowledgement(data: T, acknowledgement: Option<Acknowledgement>) -> Self {
         let (metadata, failure, batch_mode, place, held) = Default::default();
-        Self { data, metadata, failure, batch_mode, acknowledgement, place, held }
+        let is_tried_again = false;
+        Self { data, metadata, failure, batch_mode, acknowledgement, place, held, is_tried_again }
     }
 
     /// The same message with this metadata.
@@ -79,11 +83,27 @@ impl<T> Message<T> {
     /// The same message with its data converted. If the conversion fails, the message has failed, and
     /// is acknowledged so.
     pub fn try_map<U>(self, convert: impl FnOnce(T) -> Result<U, Failure>) -> Option<Message<U>> {
-        let Self { data, metadata, failure, batch_mode, acknowledgement, place, held } = self;
+        let Self {
+            data,
+            acknowledgement,
+            metadata,
+            failure,
+            batch_mode,
+            place,
+            held,
+            is_tried_again,
+        } = self;
         match convert(data) {
-            Ok(data) => {
-                Some(Message { data, metadata, failure, batch_mode, acknowledgement, place, held })
-            }
+            Ok(data) => Some(Message {
+                data,
+                acknowledgement,
+                metadata,
+                failure,
+                batch_mode,
+                place,
+                held,
+                is_tried_again,
+            }),
             Err(failure) => {
                 if let Some(acknowledgement) = acknowledgement {
                     acknowledgement.fail(failure);
@@ -181,24 +201,50 @@ impl<T> Message<T> {
         Self { place, ..self }
     }
 
-    /// Keeps a value with the message, instead of the one before: for what has to stay between the
-    /// [tries](super::Processors::tries) of a message, and until
-    /// [`handle_failed`](super::Processor::handle_failed), also if a try takes too long and its future is dropped. It
-    /// is dropped with the message.
+    /// Keeps a value with the message, instead of the one of the same type before: for what has to stay between the
+    /// [tries](super::Processors::tries) of a message, also if a try takes too long and its future is dropped.
+    ///
+    /// A processor drops it when no other try follows, before [`handle_failed`](super::Processor::handle_failed).
+    /// Elsewhere it stays until it is taken, or the message is dropped.
     pub fn hold<V: Any + Send + Sync>(&mut self, value: V) {
-        self.held = Some(Box::new(value));
+        self.held.retain(|held| !held.is::<V>());
+        self.held.push(Box::new(value));
     }
 
-    /// The value that is kept with the message, if it has this type.
+    /// The value of this type that is kept with the message, if there is one.
     #[must_use]
     pub fn held_mut<V: Any>(&mut self) -> Option<&mut V> {
-        self.held.as_mut()?.downcast_mut()
+        self.held.iter_mut().find_map(|held| held.downcast_mut())
     }
 
-    /// Takes the value that is kept with the message, if it has this type.
+    /// Takes the value of this type that is kept with the message, if there is one.
     pub fn take_held<V: Any>(&mut self) -> Option<V> {
-        let held = self.held.take()?.downcast().map_err(|other| self.held = Some(other));
-        held.ok().map(|held| *held)
+        let nth = self.held.iter().position(|held| held.is::<V>())?;
+        self.held.swap_remove(nth).downcast().ok().map(|held| *held)
+    }
+
+    /// Whether its processor tries it again if this try fails, unless the failure says what its source should do:
+    /// see [`Processors::tries`](super::Processors::tries). Outside of processors it is not.
+    #[must_use]
+    pub fn is_tried_again(&self) -> bool {
+        self.is_tried_again
+    }
+
+    /// Another try of its processor follows if the next one fails, or not.
+    pub(super) fn set_tried_again(&mut self, is_tried_again: bool) {
+        self.is_tried_again = is_tried_again;
+    }
+
+    /// No try follows, and what is kept for one is dropped.
+    pub(super) fn release_held(&mut self) {
+        self.is_tried_again = false;
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            // The destructors are the program's.
+            held.into_iter().for_each(|held| {
+                let _ = contained_now(|| drop(held));
+            });
+        }
     }
 
     /// Puts it into this place.

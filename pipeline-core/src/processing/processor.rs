@@ -161,6 +161,11 @@ pub(super) struct Tries {
 }
 
 impl Tries {
+    /// Whether another try follows if the one after so many failures fails.
+    pub(super) fn is_followed(&self, failures: u32) -> bool {
+        self.backoff.is_some() && failures.saturating_add(1) < self.most
+    }
+
     /// The delays before the next try, if there is one after so many failures, the last of which is
     /// this.
     pub(super) fn backoff_after(&self, failures: u32, failure: &Failure) -> Option<Backoff> {
@@ -249,6 +254,8 @@ impl<T, P: Processor<T>> Processors<T, P> {
 
     /// How long a try may take, and `prepare_messages` and `handle_failed`. Then their future is dropped,
     /// and the messages have failed. Default no limit.
+    ///
+    /// The time for which a try waits for its turn is [not counted](crate::stage::Place::without_limit).
     pub fn handle_within(mut self, limit: Duration) -> Self {
         self.tries.within = limit;
         self

@@ -18,7 +18,7 @@ use tracing::{Instrument, debug_span};
 use super::{
     batch::Processed,
     failure::{Failure, FailureKind},
-    handling::{acknowledge_all, contained_now, contained_within, settle_failed},
+    handling::{acknowledge_all, contained_in, contained_now, contained_within, settle_failed},
     message::Message,
     metrics::MessageMetrics,
     processor::{PartitionBy, Processor, Tries},
@@ -27,7 +27,10 @@ use crate::{
     exit::ExitReason,
     report::StageReport,
     snapshot::StageKind,
-    stage::{Behaviour, Emitter, HandleOf, Place, ProducerConsumer, StageContext, random},
+    stage::{
+        Behaviour, Emitter, HandleOf, PhaseOfPlace, Place, ProducerConsumer,
+        ProducerConsumerHandle, StageContext, random,
+    },
     subscription::Subscription,
 };
 
@@ -130,11 +133,18 @@ impl<T, P: Processor<T>> Work<T, P> {
             // The dispatcher has sent it to any processor if the function panics for it.
             contained_now(|| partition_by(message))?;
         }
+        let outcome = self.try_to_handle(message).await;
+        message.release_held();
+        outcome
+    }
+
+    async fn try_to_handle(&self, message: &mut Message<T>) -> Result<P::Output, Failure> {
         let before = message.failure().cloned();
         let mut failures = 0;
         loop {
-            let begun = Instant::now();
-            let tried = contained_within(self.tries.within, "handle_message", async {
+            message.set_tried_again(self.tries.is_followed(failures));
+            let (begun, place) = (Instant::now(), message.place());
+            let tried = contained_in(&place, self.tries.within, "handle_message", async {
                 self.processor.handle_message(message).await
             });
             let tried = tried.await;
@@ -164,7 +174,8 @@ impl<T, P: Processor<T>> Work<T, P> {
         // The semaphore is never closed.
         if let Ok(permit) = places.clone().acquire_owned().await {
             // A new one: what has kept the old place cannot leave this one.
-            message.set_place(Place::holding(permit));
+            let place = message.place().next_holding(permit);
+            message.set_place(place);
         }
     }
 
@@ -212,20 +223,39 @@ fn drop_contained<T>(message: Message<T>) {
 
 /// A processor before batchers.
 pub(super) struct ProcessorStage<T, P: Processor<T>> {
-    pub(super) work: Work<T, P>,
-    pub(super) route: Route<P::Output>,
+    work: Work<T, P>,
+    route: Route<P::Output>,
+    phase: Option<PhaseOfPlace>,
+}
+
+impl<T, P: Processor<T>> ProcessorStage<T, P> {
+    pub(super) fn new(work: Work<T, P>, route: Route<P::Output>) -> Self {
+        Self { work, route, phase: None }
+    }
+}
+
+/// Messages in places that they cannot leave. They need none if they do not wait for long.
+fn in_fixed_places<T, P: Processor<T>>(
+    messages: Vec<Message<T>>,
+    phase: Option<&PhaseOfPlace>,
+) -> Vec<Message<T>> {
+    match phase.filter(|_| P::ONE_AT_A_TIME) {
+        Some(phase) => messages.into_iter().map(|it| it.with_place(Place::fixed(phase))).collect(),
+        None => messages,
+    }
 }
 
 /// A processor in the last layer.
 pub(super) struct LastProcessorStage<T, P> {
     work: Work<T, P>,
+    phase: Option<PhaseOfPlace>,
     /// The handling of messages that have left their place. Dropping it drops them, as failed.
     waiting: JoinSet<()>,
 }
 
 impl<T, P> LastProcessorStage<T, P> {
     pub(super) fn new(work: Work<T, P>) -> Self {
-        Self { work, waiting: JoinSet::new() }
+        Self { work, phase: None, waiting: JoinSet::new() }
     }
 }
 
@@ -249,12 +279,21 @@ where
     type In = Message<T>;
     type Out = Forwarded<T, P::Output>;
 
+    fn init(
+        &mut self,
+        context: &StageContext<ProducerConsumerHandle<Self>>,
+    ) -> Result<(), ExitReason> {
+        self.phase = Some(PhaseOfPlace::new(&context.phase));
+        Ok(())
+    }
+
     async fn handle_events(
         &mut self,
         messages: Vec<Message<T>>,
         _from: &Subscription,
         out: &mut Emitter<'_, Self::Out>,
     ) -> Result<(), ExitReason> {
+        let messages = in_fixed_places::<T, P>(messages, self.phase.as_ref());
         let span = span_of_chunk!(self.work, messages);
         let chunk = async {
             let mut handled = self.work.handle_chunk(messages, &*self.route).await;
@@ -321,7 +360,8 @@ where
         self
     }
 
-    fn init(&mut self, _context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
+    fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
+        self.phase = Some(PhaseOfPlace::new(&context.phase));
         Ok(())
     }
 
@@ -331,14 +371,15 @@ where
         _from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        let Some(places) = self.work.places.clone() else {
+        let (Some(places), Some(phase)) = (&self.work.places, &self.phase) else {
+            let messages = in_fixed_places::<T, P>(messages, self.phase.as_ref());
             self.work.handle_to_the_end(messages).await;
             return Ok(());
         };
         for message in messages {
             // One that had left may be tried again now. The semaphore is never closed.
             let Ok(permit) = places.clone().acquire_owned().await else { break };
-            let place = Place::holding(permit);
+            let place = Place::holding(permit, phase);
             let message = message.with_place(place.clone());
             let mut handling = Box::pin(self.work.handle_to_the_end(vec![message]));
             if until_left(&mut handling, &place).await {

@@ -42,6 +42,7 @@ pub(crate) use self::{
     gauges::{Gauges, QueueProbe, QueueState},
     limiting::SharedLimiter,
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
+    place::PhaseOfPlace,
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
     rate_limit::RateLimiter,

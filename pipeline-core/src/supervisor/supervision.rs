@@ -35,8 +35,8 @@ use crate::{
     shown::shown,
     snapshot::StageKind,
     stage::{
-        Behaviour, Emitter, Gauges, HandleOf, Phase, Place, RestartBudget, StageContext,
-        catch_panic_now, poll_contained, random,
+        Behaviour, Emitter, Gauges, HandleOf, Phase, PhaseOfPlace, Place, RestartBudget,
+        StageContext, catch_panic_now, poll_contained, random,
     },
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription, SubscriptionId},
     telemetry::{WorkerMetrics, milliseconds},
@@ -59,6 +59,7 @@ pub struct Supervision<E, W> {
     leaving: Leaving,
     stage: Arc<str>,
     gauges: Arc<Gauges>,
+    phase: Option<PhaseOfPlace>,
     in_progress: usize,
     given_up: usize,
 }
@@ -139,6 +140,7 @@ where
             WorkerMetrics::register(&context.telemetry, &context.labels());
         self.stage = context.stage.clone();
         self.gauges = context.gauges.clone();
+        self.phase = Some(PhaseOfPlace::new(&context.phase));
         Ok(())
     }
 
@@ -275,6 +277,7 @@ where
             leaving: Leaving::new(),
             stage: "".into(),
             gauges: Arc::new(Gauges::new(StageKind::ConsumerSupervisor, None)),
+            phase: None,
             in_progress: 0,
             given_up: 0,
         }
@@ -466,7 +469,8 @@ where
     fn context(&self, restarts: u32) -> ChildContext {
         let stopping = self.stopping.0.clone();
         let spare = self.slots.spare().min(self.limit().saturating_sub(1));
-        let place = if self.options.may_leave { Place::new() } else { Place::default() };
+        let phase = self.phase.as_ref().filter(|_| self.options.may_leave);
+        let place = phase.map(Place::new).unwrap_or_default();
         ChildContext { stopping, restarts, reserved: None, spare, place }
     }
 

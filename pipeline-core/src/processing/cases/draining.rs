@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{Log, Recorder, Seen, Source, keep, ms, pass, recorder};
 use crate::{
     ExitReason, Pipeline,
-    processing::{BatchTrigger::*, Message, Processors},
+    processing::{BatchTrigger::*, Failure, Message, Processor, Processors},
     source::from_iter,
     stage::{Emitter, HandleInfo, Producer, ProducerHandle, RateLimit, StageContext},
 };
@@ -205,6 +205,49 @@ async fn x_039_a_drain_begins_although_a_stage_is_busy() {
     let mut pipeline = pipeline;
     assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(source.acks(), [(vec![1, 2, 3, 4], vec![])]);
+}
+
+/// Waits for a turn that never comes, until its stage drains.
+struct WaitsForTurn {
+    leaves: bool,
+}
+
+impl Processor<u64> for WaitsForTurn {
+    type Output = u64;
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<u64, Failure> {
+        let place = message.place();
+        if self.leaves {
+            place.leave();
+        }
+        place.draining().await;
+        Err(Failure::new("its turn has not come").later(Duration::ZERO))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_turn_sees_that_its_stage_drains_and_can_be_given_back() {
+    for (leaves, has_batcher) in [(true, false), (false, false), (false, true)] {
+        let (producer, source) = Source::new();
+        let pipeline = Pipeline::of_messages("test")
+            .source(producer)
+            .processors(Processors::new(WaitsForTurn { leaves }).concurrency(2));
+        let pipeline = if has_batcher {
+            pipeline.batcher(keep(&Log::default())).start().unwrap()
+        } else {
+            pipeline.start().unwrap()
+        };
+        source.push(1..=10).await;
+        sleep(ms(5_000)).await;
+        assert_eq!(source.acks(), []);
+        let report = pipeline.drain(FOREVER).await;
+        assert!(report.completed);
+        // What is still in the source comes to a stage that drains already.
+        let failed = source.acks().into_iter().flat_map(|(_, failed)| failed).collect();
+        super::assert_same(failed, (1..=10).collect());
+    }
 }
 
 #[tokio::test(start_paused = true)]

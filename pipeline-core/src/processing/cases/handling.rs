@@ -371,6 +371,129 @@ async fn messages_of_a_partition_wait_for_one_that_has_left_its_place() {
     assert_eq!(done, [1, 4]);
 }
 
+/// Waits for its turn for as many milliseconds as a message says, and then works for two seconds.
+struct WaitsForTurn;
+
+impl Processor<u64> for WaitsForTurn {
+    type Output = u64;
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<u64, Failure> {
+        let place = message.place();
+        place.leave();
+        place.without_limit(sleep(ms(**message))).await;
+        sleep(ms(2_000)).await;
+        Ok(**message)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_a_turn_does_not_count_as_time_of_a_try() {
+    let waits = [0, 1_000, 60_000];
+    for is_partitioned in [false, true] {
+        for (limit, expected) in [(1_999, 0), (2_100, waits.len())] {
+            let (producer, source) = Source::new();
+            let processors = Processors::new(WaitsForTurn).concurrency(1).handle_within(ms(limit));
+            let processors =
+                if is_partitioned { processors.partition_by(|_| 0) } else { processors };
+            let _pipeline = Pipeline::of_messages("test")
+                .source(producer)
+                .processors(processors)
+                .start()
+                .unwrap();
+            source.push(waits).await;
+            sleep(ms(120_000)).await;
+            let acks = source.acks();
+            let done: usize = acks.iter().map(|(done, _)| done.len()).sum();
+            let failed: usize = acks.iter().map(|(_, failed)| failed.len()).sum();
+            assert_eq!((done, failed), (expected, waits.len() - expected), "{limit}");
+        }
+    }
+}
+
+/// A task of its own waits without the limit, and the message waits for ever.
+struct WaitsElsewhere;
+
+impl Processor<u64> for WaitsElsewhere {
+    type Output = ();
+
+    const ONE_AT_A_TIME: bool = true;
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        let place = message.place();
+        tokio::spawn(async move { place.without_limit(sleep(ms(10_000))).await });
+        pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_counts_again_when_another_task_has_ended_the_wait() {
+    let (producer, source) = Source::new();
+    let processors = Processors::new(WaitsElsewhere).concurrency(1).handle_within(ms(1_000));
+    let _pipeline =
+        Pipeline::of_messages("test").source(producer).processors(processors).start().unwrap();
+    source.push([1]).await;
+    sleep(ms(9_000)).await;
+    assert_eq!(source.acks(), []);
+    sleep(ms(3_000)).await;
+    assert_eq!(source.acks(), [(vec![], vec![1])]);
+}
+
+/// What a message has kept: a value of the program, and one of another type.
+#[derive(Clone, Default)]
+struct Keeps {
+    seen: Log<(Option<u64>, Option<&'static str>, bool)>,
+    dropped: Log<bool>,
+}
+
+/// Notes whether the message has failed for good when it is dropped.
+struct Kept(Log<bool>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.add(true);
+    }
+}
+
+impl Processor<u64> for Keeps {
+    type Output = ();
+
+    async fn handle_message(&self, message: &mut Message<u64>) -> Result<(), Failure> {
+        let (number, text) = (message.take_held::<u64>(), message.held_mut::<&'static str>());
+        self.seen.add((number, text.copied(), message.is_tried_again()));
+        message.hold(number.unwrap_or_default() + 1);
+        message.hold("kept");
+        message.hold(Kept(self.dropped.clone()));
+        // A try that takes too long keeps its values too.
+        if number.is_none() { pending().await } else { Err(Failure::new("not yet")) }
+    }
+
+    async fn handle_failed(&self, messages: &mut [Message<u64>]) {
+        let held = messages[0].held_mut::<u64>().is_some();
+        self.seen.add((None, None, held));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_keeps_a_value_of_each_type_until_no_try_follows() {
+    let (producer, source) = Source::new();
+    let keeps = Keeps::default();
+    let backoff = Backoff::new(ms(10), ms(10)).jitter(Jitter::None);
+    let processors = Processors::new(keeps.clone()).concurrency(1).handle_within(ms(1_000));
+    let _pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(processors.tries(3, backoff))
+        .start()
+        .unwrap();
+    source.push([7]).await;
+    sleep(ms(5_000)).await;
+    let tries = [(None, None, true), (Some(1), Some("kept"), true), (Some(2), Some("kept"), false)];
+    let failed = (None, None, false);
+    assert_eq!(keeps.seen.take(), tries.into_iter().chain([failed]).collect::<Vec<_>>());
+    assert_eq!(keeps.dropped.take().len(), 3, "each was replaced, or dropped at the end");
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Name {
     Known,
