@@ -191,6 +191,59 @@ fn stuck(reserves: bool) -> ConsumerSupervisor<u64, Stuck> {
         .backoff(Backoff::new(second, second).jitter(Jitter::None))
 }
 
+/// The first event of a hundred waits for the gate. Others leave their place and fail.
+struct IsAsked {
+    gate: Gate,
+    /// Whether no child is restarted any more.
+    refuses: Arc<AtomicBool>,
+    runs: Arc<AtomicUsize>,
+}
+
+impl Worker<u64> for IsAsked {
+    fn admit(&self, _: &u64, context: &ChildContext) -> Result<Admission, ExitReason> {
+        let refuses = context.restarts() > 0 && self.refuses.load(Ordering::SeqCst);
+        Ok(if refuses { Admission::Ignore } else { Admission::Run })
+    }
+
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        if event.is_multiple_of(100) {
+            return self.gate.pass(*event).await;
+        }
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        context.place().leave();
+        Err(ExitReason::failed("as the test wants it"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_asked_about_a_restart_when_the_child_has_its_place_and_during_a_drain() {
+    for refuses in [true, false] {
+        let (gate, mut control) = gate();
+        let (refused, runs) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let second = Duration::from_secs(1);
+        let worker = IsAsked { gate, refuses: refused.clone(), runs: runs.clone() };
+        let supervisor = ConsumerSupervisor::new(worker)
+            .ordered_by_key(hundreds)
+            .max_children(1)
+            .may_leave()
+            .tries(2)
+            .backoff(Backoff::new(second, second).jitter(Jitter::None));
+        // The child of 101 waits for the only place, and for its key, which 100 has.
+        let pipeline = supervised(from_iter([101, 100]), supervisor, 10, 5);
+        assert_eq!(started(&mut control, 1).await, [100]);
+        sleep(second * 10).await;
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+        refused.store(refuses, Ordering::SeqCst);
+        let draining = tokio::spawn(pipeline.drain(Duration::from_secs(1000)));
+        sleep(second).await;
+        control.release(1);
+        let report = draining.await.unwrap();
+        let expected = if refuses { (1, 0) } else { (2, 1) };
+        assert_eq!((runs.load(Ordering::SeqCst), report.stages[1].given_up), expected);
+        assert_eq!((report.completed, report.unprocessed()), (true, 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_child_with_a_reservation_is_restarted_without_a_place() {
     let pipeline = supervised(from_iter([101, 300]), stuck(true), 10, 5);

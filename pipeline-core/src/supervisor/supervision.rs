@@ -118,6 +118,15 @@ impl Leaving {
     async fn receive(&mut self) {
         self.receiver.recv_many(&mut self.left, usize::MAX).await;
     }
+
+    /// Those that have left until now. They are looked at whatever has woken the stage: ends of children that are
+    /// always ready do not hide them.
+    fn take(&mut self) -> Vec<Left> {
+        for _ in 0..self.receiver.len() {
+            self.left.extend(self.receiver.try_recv());
+        }
+        mem::take(&mut self.left)
+    }
 }
 
 impl<E, W> Behaviour for Supervision<E, W>
@@ -210,7 +219,7 @@ where
         while let Some(ended) = self.children.next_ended() {
             self.child_ended(ended)?;
         }
-        let left = mem::take(&mut self.leaving.left);
+        let left = self.leaving.take();
         if !left.is_empty() {
             left.into_iter().for_each(|left| self.leave(left));
             self.start_waiting();
@@ -649,23 +658,23 @@ where
     }
 
     fn restart_child(&mut self, id: ChildId, event: E, failed: u32) -> Result<(), ExitReason> {
+        // Others in their slots may wait for a reservation, so its child waits for none of them.
+        let waits = |child: &&Child| child.left && child.reserved.is_none();
+        let left = self.children.get(id).filter(waits);
+        if let Some((from, key)) = left.and_then(|left| Some((left.subscription?, left.key))) {
+            // It has given its slot and its key away, and waits for them like an event.
+            self.children.restart_at(Deadline::NEVER, id, event, failed);
+            self.waiting.add_child(from, key, id);
+            return Ok(());
+        }
         self.shared.metrics.restarted.increment(1);
         let mut context = self.context(failed);
         context.reserved = self.children.get(id).and_then(|child| child.reserved.clone());
         match self.call_admit(&event, &context) {
             Ok(Admission::Run) => {
-                // Others in their slots may wait for a reservation, so its child waits for none of them.
-                let waits = |child: &&Child| child.left && child.reserved.is_none();
-                let left = self.children.get(id).filter(waits);
-                if let Some((from, key)) =
-                    left.and_then(|left| Some((left.subscription?, left.key)))
-                {
-                    // It has given its slot and its key away, and waits for them like an event.
-                    self.children.restart_at(Deadline::NEVER, id, event, failed);
-                    self.waiting.add_child(from, key, id);
-                } else {
-                    self.run_again(id, event, context);
-                }
+                self.occupy(id, &context.place(), context.restarts);
+                let job = self.job(event, context, None);
+                self.spawn(id, job);
             }
             Ok(Admission::Ignore) => self.child_done(id),
             Err(reason) => {
@@ -682,13 +691,8 @@ where
         Ok(())
     }
 
-    fn run_again(&mut self, id: ChildId, event: E, context: ChildContext) {
-        self.occupy(id, &context.place(), context.restarts);
-        let job = self.job(event, context, None);
-        self.spawn(id, job);
-    }
-
-    /// Restarts a child that had left its place, in another.
+    /// A child that had left its place has another, and is restarted now: whether the worker accepts its event is
+    /// asked then, since the wait may have been long.
     fn come_back(&mut self, id: ChildId, key: Option<Key>) {
         let Some((event, failed)) = self.children.take_restarting(id) else {
             // It was terminated meanwhile.
@@ -697,9 +701,12 @@ where
         };
         self.children.come_back(id);
         self.gauges.workers.store(self.children.in_places(), Relaxed);
-        let mut context = self.context(failed);
-        context.reserved = self.children.get(id).and_then(|child| child.reserved.clone());
-        self.run_again(id, event, context);
+        self.children.restart_at(
+            Deadline::after(Instant::now(), Duration::ZERO),
+            id,
+            event,
+            failed,
+        );
     }
 
     fn remove_child(&mut self, id: ChildId) -> Option<Child> {
@@ -772,5 +779,41 @@ where
 impl<E, W> fmt::Debug for Supervision<E, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Supervision").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, future::pending};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn ends_that_are_always_ready_do_not_hide_children_that_leave() {
+        /// Ends at once, or leaves its place and waits for ever.
+        struct EndsOrLeaves;
+
+        impl Worker<bool> for EndsOrLeaves {
+            async fn run(&self, leaves: &bool, context: ChildContext) -> Result<(), ExitReason> {
+                if *leaves {
+                    context.place().leave();
+                    pending::<()>().await;
+                }
+                Ok(())
+            }
+        }
+
+        let (_sender, phase) = watch::channel(Phase::Run);
+        let mut supervision = Supervision::new(ConsumerSupervisor::new(EndsOrLeaves).may_leave());
+        supervision.phase = Some(PhaseOfPlace::new(&phase));
+        for leaves in [true, false] {
+            supervision.start(leaves, Some(SubscriptionId::new(1)), None).unwrap();
+        }
+        time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(supervision.children.in_slots(), 2, "both are to be noticed");
+        supervision.ready().await;
+        let mut staged = VecDeque::new();
+        supervision.handle_ready(&mut Emitter::new(&mut staged, 0)).await.unwrap();
+        assert_eq!((supervision.children.in_slots(), supervision.children.len()), (0, 1));
     }
 }
