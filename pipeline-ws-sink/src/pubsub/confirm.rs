@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_core::Deadline;
 use thiserror::Error;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::PubSub;
 use crate::telemetry::SocketMetrics;
@@ -23,8 +23,9 @@ use crate::telemetry::SocketMetrics;
 pub(crate) struct Confirmations {
     state: Mutex<State>,
     limit: usize,
-    /// Another one may be waited for.
-    freed: Notify,
+    /// A permit for each that may still be waited for. What waits for one gets it in its order, and nothing that comes
+    /// later takes it before.
+    free: Arc<Semaphore>,
     /// Distinguishes the ids of this process from those of an earlier one, which late clients
     /// may still send.
     prefix: u64,
@@ -33,9 +34,16 @@ pub(crate) struct Confirmations {
 
 #[derive(Default)]
 struct State {
-    topics: HashMap<Arc<str>, HashMap<u64, oneshot::Sender<()>>>,
+    topics: HashMap<Arc<str>, HashMap<u64, Expected>>,
     waiting: usize,
     last: u64,
+}
+
+/// A confirmation that is waited for.
+struct Expected {
+    confirm: oneshot::Sender<()>,
+    /// Another one may be waited for when it is dropped.
+    _permit: OwnedSemaphorePermit,
 }
 
 /// A confirmation that a client is to send: see [`PubSub::confirmation`].
@@ -128,7 +136,8 @@ impl Confirmations {
     pub(super) fn new(limit: usize, metrics: Arc<SocketMetrics>) -> Self {
         // The hash of anything with random keys.
         let prefix = RandomState::new().hash_one(0);
-        Self { state: Mutex::default(), limit, freed: Notify::new(), prefix, metrics }
+        let free = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+        Self { state: Mutex::default(), limit, free, prefix, metrics }
     }
 
     /// The number of pushes that wait to be confirmed.
@@ -150,43 +159,44 @@ impl Confirmations {
         if self.limit == 0 {
             return Err(TooManyConfirmations { limit: 0 });
         }
-        loop {
-            if let Some(confirmation) = self.expect_if_free(topic.clone()) {
-                // Several may have become free at once. The next looks for itself.
-                self.freed.notify_one();
-                return Ok(confirmation);
-            }
-            // One that becomes free at this moment is noticed: the notification is kept.
-            self.freed.notified().await;
-        }
+        // The semaphore is never closed.
+        let permit = self.free.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| TooManyConfirmations { limit: self.limit })?;
+        Ok(self.expect_with(permit, topic))
     }
 
     fn expect_if_free(self: &Arc<Self>, topic: Arc<str>) -> Option<Confirmation> {
+        let permit = self.free.clone().try_acquire_owned().ok()?;
+        Some(self.expect_with(permit, topic))
+    }
+
+    fn expect_with(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        topic: Arc<str>,
+    ) -> Confirmation {
         let mut state = self.state.lock();
-        if state.waiting >= self.limit {
-            return None;
-        }
         let (confirm, confirmed) = oneshot::channel();
         state.last = state.last.wrapping_add(1);
         state.waiting = state.waiting.saturating_add(1);
         let number = state.last;
-        state.topics.entry(topic.clone()).or_default().insert(number, confirm);
+        let expected = Expected { confirm, _permit: permit };
+        state.topics.entry(topic.clone()).or_default().insert(number, expected);
         drop(state);
         let id = format!("{:016x}-{number:x}", self.prefix).into();
-        Some(Confirmation { all: self.clone(), topic, number, id, confirmed })
+        Confirmation { all: self.clone(), topic, number, id, confirmed }
     }
 
     /// Confirms a push. Returns whether it was waited for on this topic.
     pub(crate) fn confirm(&self, topic: &str, id: &str) -> bool {
         let number = self.number(id);
         let confirmed = number.and_then(|number| self.state.lock().remove(topic, number));
-        self.freed.notify_one();
         match &confirmed {
             Some(_) => self.metrics.confirmed.increment(1),
             None => self.metrics.confirmations_unknown.increment(1),
         }
         // The wait may have ended at this moment.
-        confirmed.is_some_and(|confirmed| confirmed.send(()).is_ok())
+        confirmed.is_some_and(|expected| expected.confirm.send(()).is_ok())
     }
 
     /// Ends all waits of a topic, whose last channel has ended.
@@ -199,7 +209,6 @@ impl Confirmations {
         let count = ended.as_ref().map_or(0, HashMap::len);
         state.waiting = state.waiting.saturating_sub(count);
         drop(state);
-        self.freed.notify_one();
         // Waking the tasks needs no lock.
         drop(ended);
     }
@@ -213,14 +222,14 @@ impl Confirmations {
 }
 
 impl State {
-    fn remove(&mut self, topic: &str, number: u64) -> Option<oneshot::Sender<()>> {
+    fn remove(&mut self, topic: &str, number: u64) -> Option<Expected> {
         let waits = self.topics.get_mut(topic)?;
-        let confirm = waits.remove(&number)?;
+        let expected = waits.remove(&number)?;
         if waits.is_empty() {
             self.topics.remove(topic);
         }
         self.waiting = self.waiting.saturating_sub(1);
-        Some(confirm)
+        Some(expected)
     }
 }
 
@@ -266,7 +275,6 @@ impl Drop for Confirmation {
     fn drop(&mut self) {
         let removed = self.all.state.lock().remove(&self.topic, self.number);
         drop(removed);
-        self.all.freed.notify_one();
     }
 }
 
@@ -276,5 +284,46 @@ impl fmt::Debug for Confirmation {
             .field("topic", &self.topic)
             .field("id", &self.id)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use futures::poll;
+    use pipeline_core::telemetry::Telemetry;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_for_a_confirmation_has_it_in_its_order_and_before_what_comes_later() {
+        let metrics = Arc::new(SocketMetrics::register(&Telemetry::global()));
+        let all = Arc::new(Confirmations::new(1, metrics));
+        let mut has_it = all.expect("user:ada".into()).unwrap();
+        let mut line: Vec<_> =
+            (0..5).map(|_| Box::pin(all.expect_once_free("user:ada".into()))).collect();
+        for waits in &mut line {
+            assert!(poll!(waits).is_pending());
+        }
+        for nth in 0..5 {
+            // A client says what it likes, and a new push comes when one is free.
+            assert!(!all.confirm("user:ada", "unknown"));
+            if nth % 2 == 0 {
+                assert!(all.confirm("user:ada", has_it.id()));
+            } else {
+                drop(has_it);
+            }
+            assert!(all.expect_if_free("user:joe".into()).is_none());
+            for waits in line.iter_mut().skip(1).rev() {
+                assert!(poll!(waits).is_pending());
+            }
+            let Poll::Ready(next) = poll!(&mut line[0]) else { panic!("it is its turn") };
+            has_it = next.unwrap();
+            drop(line.remove(0));
+        }
+        drop(has_it);
+        assert!(all.expect_if_free("user:joe".into()).is_some());
+        assert_eq!(all.waiting(), 0);
     }
 }
