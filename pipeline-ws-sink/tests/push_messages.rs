@@ -32,6 +32,8 @@ const T: &str = "user:ada";
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const CONFIRMED: Acknowledge = Acknowledge::Confirmed { within: SECOND };
+const ALL_CROWDED: [WhenCrowded; 3] =
+    [WhenCrowded::GiveBackBusyTopics, WhenCrowded::KeepPlace, WhenCrowded::GiveBack];
 const ALL: [Acknowledge; 4] =
     [Acknowledge::TakenOver, Acknowledge::Handled, Acknowledge::Written, CONFIRMED];
 
@@ -415,7 +417,7 @@ async fn pushes_in_order_wait_for_the_one_before_and_are_given_back_beyond_their
 
 #[tokio::test(start_paused = true)]
 async fn beyond_what_may_wait_a_push_keeps_its_place_or_is_given_back() {
-    for when in [WhenCrowded::KeepPlace, WhenCrowded::GiveBack] {
+    for when in ALL_CROWDED {
         let server = server(|mount| mount);
         let mut client = ada(&server, 1 << 16).await;
         client.join("2", "user:joe").await;
@@ -433,7 +435,7 @@ async fn beyond_what_may_wait_a_push_keeps_its_place_or_is_given_back() {
         let polled = poll!(&mut more);
         assert!((waiting_more(&server.recorded) - 1.0).abs() < 0.1);
         let crowded = server.recorded.counters("socket.messages_crowded");
-        if when == WhenCrowded::KeepPlace {
+        if when != WhenCrowded::GiveBack {
             assert!(polled.is_pending());
             assert_eq!(client.receive().await[2], "user:joe");
             assert_eq!(crowded, [(String::new(), 1)]);
@@ -457,7 +459,7 @@ async fn confirm(client: &mut Client<DuplexStream>, join: &str) -> Value {
 
 #[tokio::test(start_paused = true)]
 async fn a_push_in_order_without_room_keeps_its_place_and_comes_after_the_one_before() {
-    for when in [WhenCrowded::KeepPlace, WhenCrowded::GiveBack] {
+    for when in ALL_CROWDED {
         let server = server(|mount| mount);
         let mut client = ada(&server, 1 << 16).await;
         let confirmed = Acknowledge::Confirmed { within: HOUR };
@@ -543,29 +545,179 @@ async fn a_push_in_order_keeps_its_turn_between_its_tries() {
     assert_eq!(counted(&server.recorded), outcomes(&[("confirmed", 3), ("unconfirmed", 1)]));
 }
 
+/// What became of messages, in their order: done, failed as usual, or given back to be delivered after a time.
+fn fates(acks: &Acks) -> Vec<(u32, Fate)> {
+    let fate = |outcome: &Result<u32, (u32, Failure)>| match outcome {
+        Ok(nth) => (*nth, Fate::Done),
+        Err((nth, failure)) => match failure.redelivery() {
+            Redelivery::Usual => (*nth, Fate::Failed),
+            Redelivery::Later(after) => (*nth, Fate::Later(after)),
+            other => panic!("{other:?}"),
+        },
+    };
+    let mut fates: Vec<_> = acks.0.lock().iter().map(fate).collect();
+    fates.sort_unstable_by_key(|(nth, _)| *nth);
+    fates
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Done,
+    Failed,
+    Later(Duration),
+}
+
+fn numbered(acks: &Arc<Acks>, count: u32) -> Vec<Message<Value>> {
+    (0..count).map(|nth| Message::new(json!({ "nth": nth }), nth, acks)).collect()
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_message_whose_time_is_over_before_its_turn_is_given_back_and_not_pushed() {
+async fn the_time_of_a_push_in_order_begins_with_its_turn() {
     let server = server(|mount| mount);
     let mut client = ada(&server, 1 << 16).await;
     let to = pushing(&server).acknowledge(Acknowledge::Confirmed { within: 10 * SECOND });
     let acks = Arc::new(Acks::default());
-    let messages: Vec<_> = (0..20).map(|nth| Message::new(json!({}), nth, &acks)).collect();
     let mut pipeline = Pipeline::of_messages("tickets")
-        .source(from_iter(messages))
+        .source(from_iter(numbered(&acks, 20)))
         .processors(Processors::new(to.in_order()).concurrency(4).handle_within(15 * SECOND))
         .start()
         .unwrap();
-    pipeline.join().await;
-    let counts = acks.0.lock().iter().filter(|outcome| {
-        matches!(outcome, Err((_, failure)) if failure.redelivery() == Redelivery::Usual)
-    }).count();
-    // The client has not confirmed one, and another one's time was over meanwhile.
-    assert_eq!((acks.0.lock().len(), counts), (20, 2));
-    assert_eq!(counted(&server.recorded), outcomes(&[("given_back", 18), ("unconfirmed", 1)]));
-    for _ in 0..2 {
-        assert_eq!(client.receive().await[3], "ticket");
+    for nth in 0..20 {
+        assert_eq!(client.receive().await[4]["nth"], nth);
+        client.expect_nothing_else().await;
+        settle().await;
+        assert_eq!(fates(&acks), (0..nth).map(|nth| (nth, Fate::Failed)).collect::<Vec<_>>());
     }
+    pipeline.join().await;
+    // Each had all of its time.
+    assert_eq!(counted(&server.recorded), outcomes(&[("unconfirmed", 20)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_gives_back_pushes_whose_turn_has_not_come() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = pushing(&server).acknowledge(Acknowledge::Confirmed { within: 10 * SECOND });
+    let acks = Arc::new(Acks::default());
+    let pipeline = Pipeline::of_messages("tickets")
+        .source(from_iter(numbered(&acks, 100)))
+        .processors(Processors::new(to.in_order()).concurrency(4))
+        .start()
+        .unwrap();
+    assert_eq!(client.receive().await[4]["nth"], 0);
+    // All others wait for their turn.
+    tokio::time::sleep(SECOND).await;
+    assert!(pipeline.drain(HOUR).await.is_clean());
+    let later = (1..100).map(|nth| (nth, Fate::Later(Duration::ZERO)));
+    assert_eq!(fates(&acks), [(0, Fate::Failed)].into_iter().chain(later).collect::<Vec<_>>());
     client.expect_nothing_else().await;
+    assert_eq!(counted(&server.recorded), outcomes(&[("given_back", 99), ("unconfirmed", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_waits_in_a_place_for_its_turn_does_not_take_that_of_the_one_before() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = pushing(&server).acknowledge(Acknowledge::Confirmed { within: 14 * SECOND });
+    let backoff = Backoff::new(HOUR, HOUR).jitter(Jitter::None);
+    let acks = Arc::new(Acks::default());
+    let to = to.in_order().max_waiting(3, 1 << 20).when_crowded(WhenCrowded::KeepPlace);
+    let processors =
+        Processors::new(to).concurrency(1).handle_within(15 * SECOND).tries(3, backoff);
+    let _pipeline = Pipeline::of_messages("tickets")
+        .source(from_iter(numbered(&acks, 4)))
+        .processors(processors)
+        .start()
+        .unwrap();
+    // There is no room for the fourth, which occupies the only processor.
+    for nth in 0..4 {
+        let received = tokio::time::timeout(60 * SECOND, client.receive()).await;
+        assert_eq!(received.unwrap()[4]["nth"], nth);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushes_in_order_are_tried_again_although_there_is_no_room() {
+    for when in ALL_CROWDED {
+        let server = server(|mount| mount);
+        let mut client = ada(&server, 1 << 16).await;
+        let to = pushing(&server).acknowledge(CONFIRMED).in_order();
+        let to = to.max_waiting(1, 1 << 20).when_crowded(when);
+        let backoff = Backoff::new(SECOND, SECOND).jitter(Jitter::None);
+        let acks = Arc::new(Acks::default());
+        let mut pipeline = Pipeline::of_messages("tickets")
+            .source(from_iter(numbered(&acks, 5)))
+            .processors(Processors::new(to).concurrency(1).tries(3, backoff))
+            .start()
+            .unwrap();
+        // The client misses the first push, and gets it again.
+        assert_eq!(client.receive().await[4]["nth"], 0);
+        let mut seen = Vec::new();
+        let confirms = async {
+            loop {
+                let received = client.receive().await;
+                if let Some(nth) = received[4]["nth"].as_u64() {
+                    seen.push(nth);
+                    let ack = json!(["1", "2", T, "ack", { "id": received[4]["ack"] }]);
+                    client.send(ack).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = confirms => {}
+            _ = pipeline.join() => {}
+        }
+        let fates = fates(&acks);
+        assert_eq!(fates.len(), 5);
+        let done = fates.iter().filter(|(_, fate)| *fate == Fate::Done).count();
+        seen.sort_unstable();
+        assert_eq!(seen.len(), done, "{seen:?} {fates:?}");
+        assert!(seen.contains(&0) && (done == 5 || when == WhenCrowded::GiveBack), "{fates:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_has_failed_for_good_passes_its_turn_on_although_no_place_is_free() {
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let to = server.endpoint.pubsub().push_messages_async(async |message: &mut Message<Value>| {
+        if message["nth"] == 2 {
+            std::future::pending::<()>().await;
+        }
+        Ok(Push::new(T, "ticket", message.data().clone()))
+    });
+    let acks = Arc::new(Acks::default());
+    let _pipeline = Pipeline::of_messages("tickets")
+        .source(from_iter(numbered(&acks, 3)))
+        .processors(Processors::new(to.acknowledge(CONFIRMED).in_order()).concurrency(1))
+        .start()
+        .unwrap();
+    // The third occupies the processor for ever.
+    for nth in 0..2 {
+        let received = tokio::time::timeout(60 * SECOND, client.receive()).await;
+        assert_eq!(received.unwrap()[4]["nth"], nth);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_topic_has_beyond_its_share_keeps_its_place_if_that_is_the_choice() {
+    for when in ALL_CROWDED {
+        let server = server(|mount| mount);
+        let mut client = ada(&server, 1 << 16).await;
+        let confirmed = Acknowledge::Confirmed { within: HOUR };
+        let to = pushing(&server).acknowledge(confirmed).max_waiting(16, 1 << 20);
+        let to = to.when_crowded(when);
+        let mut pushes: Vec<_> = (0..5).map(|_| Box::pin(push(&to))).collect();
+        let mut waits = 0;
+        for pushed in &mut pushes {
+            waits += usize::from(poll!(pushed).is_pending());
+        }
+        assert_eq!(waits, if when == WhenCrowded::KeepPlace { 5 } else { 2 }, "{when:?}");
+        for _ in 0..waits {
+            assert_eq!(client.receive().await[3], "ticket");
+        }
+        client.expect_nothing_else().await;
+    }
 }
 
 /// A user's channel that crashes with each push.

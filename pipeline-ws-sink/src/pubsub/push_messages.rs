@@ -97,16 +97,20 @@ pub enum Expired {
     GiveUp,
 }
 
-/// What becomes of a message if as many pushes wait as [may](PushMessages::max_waiting), or as many
-/// [confirmations](crate::endpoint::EndpointBuilder::max_confirmations).
+/// What becomes of a message if as many pushes wait as [may](PushMessages::max_waiting), of its topic or of all, or as
+/// many [confirmations](crate::endpoint::EndpointBuilder::max_confirmations).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenCrowded {
-    /// The message is pushed as soon as it may be, and occupies its processor or worker until its outcome is known:
-    /// its source is asked for less. The default.
+    /// If its topic has its share of the room, its source has it back before it is pushed, and delivers it
+    /// [later](PushMessages::look_again), without counting this delivery. If all of the room is taken, it keeps its place.
+    /// The default: clients that do not read delay no others while there is room.
     #[default]
+    GiveBackBusyTopics,
+    /// The message is pushed as soon as it may be, and occupies its processor or worker until its outcome is known:
+    /// its source is asked for less. One topic may have all of the room then, and all processors. It is for a source
+    /// that delivers nothing again.
     KeepPlace,
-    /// Its source has it back before it is pushed, and delivers it [later](PushMessages::look_again), without
-    /// counting this delivery.
+    /// Its source has it back in both cases.
     GiveBack,
 }
 
@@ -195,7 +199,7 @@ enum Stuck {
     Crowded,
     #[error("too many pushes wait to be confirmed")]
     Confirmations,
-    #[error("its turn has not come in time")]
+    #[error("its pipeline ends before its turn has come")]
     Turn,
     #[error("its clients are on another node")]
     Elsewhere,
@@ -389,21 +393,25 @@ impl<F> PushMessages<F> {
     /// Pushes to a topic one after the other: each waits until the outcome of the one before is known. It is
     /// for a source that keeps no order itself. By default they do not wait for each other.
     ///
-    /// A message that is delivered again, also since its topic has more than its
-    /// [share](Self::max_waiting), comes after those that were pushed meanwhile.
+    /// The wait for its turn does not count as time of a message's try
+    /// ([`handle_within`](pipeline_core::processing::Processors::handle_within)). When the pipeline drains, messages whose
+    /// turn has not come are given back to their source at once, which does not count as a delivery: a source that
+    /// delivers nothing again loses them.
+    ///
+    /// A push keeps its turn between its [tries](pipeline_core::processing::Processors::tries), unless a try took too long,
+    /// or another push to the topic waits for its turn in a processor, since there is no room. A message that
+    /// is delivered again, also since its topic has more than its [share](Self::max_waiting), comes after those
+    /// that were pushed meanwhile. With [`push_messages_async`](PubSub::push_messages_async), the order is that in which
+    /// the function returns.
     #[must_use]
     pub fn in_order(self) -> Self {
         Self { in_order: true, ..self }
     }
 
     /// How many pushes may wait at the same time for clients to take or to confirm them, or for their turn, and
-    /// how many bytes they may have together. Default 8,000 and 64 MiB. What becomes of more,
-    /// [`when_crowded`](Self::when_crowded) says.
-    ///
-    /// One topic may have an eighth of the room that is free, or two pushes. What is more is given back to the
-    /// source before it is pushed, whatever `when_crowded` says, and is delivered [later](Self::look_again); this
-    /// delivery does not count. A source that delivers nothing again loses it: give its pipeline room for all
-    /// that it has for one topic.
+    /// how many bytes they may have together. Default 8,000 and 64 MiB. One topic may have an eighth of the room that
+    /// is free, or two pushes. What becomes of more, [`when_crowded`](Self::when_crowded) says: by default, what
+    /// is more of a topic is given back to its source.
     ///
     /// A program that raises it raises two other limits, of 10,000 each: the source's `max_unsettled`, as a source with as
     /// many messages in work delivers no other, and, with [`Acknowledge::Confirmed`],
@@ -415,8 +423,8 @@ impl<F> PushMessages<F> {
         Self { waiting, ..self }
     }
 
-    /// What becomes of a message if as many pushes wait as [may](Self::max_waiting). By default it keeps its
-    /// place.
+    /// What becomes of a message if as many pushes wait as [may](Self::max_waiting). By default it is given back to its
+    /// source if its topic has its share of the room, and keeps its place if there is no room at all.
     #[must_use]
     pub fn when_crowded(self, when_crowded: WhenCrowded) -> Self {
         Self { when_crowded, ..self }
@@ -439,25 +447,14 @@ impl<F> PushMessages<F> {
         }
         let payload = payload.into_payload().map_err(|error| Failure::from(error).give_up())?;
         let bytes = [topic.len(), event.len(), payload.bytes().len()].iter().sum();
-        let needs_room = self.when_crowded == WhenCrowded::GiveBack;
         // An earlier try has kept it.
         let kept = message.take_held::<BegunPush>();
-        let kept = kept.and_then(|mut kept| kept.resume(&self.waiting, &topic).then_some(kept));
-        let begun = match kept {
-            Some(kept) => Ok(kept),
-            None => self.waiting.begin(&topic, bytes, self.in_order, needs_room),
-        };
-        let Ok(begun) = begun else {
+        let (in_order, when) = (self.in_order, self.when_crowded);
+        let Ok(mut begun) = self.waiting.begin_again(kept, &topic, bytes, in_order, when) else {
             return Err(self.given_back(Stuck::Crowded, message));
         };
-        // The message keeps it also if this future is dropped.
-        message.hold(begun);
-        let ready = self.ready(&topic, message).await;
-        let Some(mut begun) = message.take_held::<BegunPush>() else {
-            return Err(self.given_back(Stuck::Crowded, message));
-        };
-        let confirmation = ready?;
         let place = message.place();
+        let confirmation = place.without_limit(self.ready(&topic, &mut begun, message)).await?;
         let push = Push { topic, event, payload, timeline };
         let sent = {
             let mut sending = pin!(self.send(push, confirmation, message));
@@ -474,6 +471,7 @@ impl<F> PushMessages<F> {
         };
         if let Err(failure) = &sent
             && failure.redelivery() == Redelivery::Usual
+            && message.is_tried_again()
             && begun.rest()
         {
             message.hold(begun);
@@ -481,20 +479,27 @@ impl<F> PushMessages<F> {
         sent
     }
 
-    /// Waits until the push that a message holds may be sent: for its turn, and for its confirmation.
+    /// Waits until a push may be sent: for its turn, and for its confirmation.
     async fn ready<T>(
         &self,
         topic: &str,
-        message: &mut Message<T>,
+        begun: &mut BegunPush,
+        message: &Message<T>,
     ) -> Result<Option<(Confirmation, Duration)>, Failure> {
-        let place = message.place();
-        if let Some(begun) = message.held_mut::<BegunPush>()
-            && !begun.has_turn()
-        {
+        if !begun.has_turn() {
+            let place = message.place();
             if begun.has_room() {
                 place.leave();
             }
-            begun.turn().await;
+            tokio::select! {
+                biased;
+                // Otherwise a drain would take as long as all of them, one after the other.
+                () = place.draining() => {
+                    self.metrics.given_back.increment(1);
+                    return Err(Failure::from(Stuck::Turn).later(Duration::ZERO));
+                }
+                () = begun.turn() => {}
+            }
             if !message.is_current() {
                 return Err(self.given_back(Stuck::Old, message));
             }
@@ -504,27 +509,15 @@ impl<F> PushMessages<F> {
             return Ok(Some((confirmation, within)));
         }
         // It waits for one where it is, or is given back.
-        if let Some(begun) = message.held_mut::<BegunPush>() {
-            if self.when_crowded == WhenCrowded::GiveBack && !begun.has_room() {
-                return Err(self.given_back(Stuck::Confirmations, message));
-            }
-            begun.keep_place();
+        if self.when_crowded == WhenCrowded::GiveBack && !begun.has_room() {
+            return Err(self.given_back(Stuck::Confirmations, message));
         }
+        begun.keep_place();
         let confirmation = self.pubsub.confirmation_once_free(topic).await?;
         if !message.is_current() {
             return Err(self.given_back(Stuck::Old, message));
         }
         Ok(Some((confirmation, within)))
-    }
-
-    /// A message whose time was over while it waited for its turn goes back as one that was not pushed.
-    fn give_back_unready<T>(&self, failed: &mut [Message<T>]) {
-        for message in failed {
-            if message.held_mut::<BegunPush>().is_some_and(|begun| !begun.has_turn()) {
-                let failure = self.given_back(Stuck::Turn, message);
-                message.fail(failure);
-            }
-        }
     }
 
     /// Sends a push and waits until it has come far enough.
@@ -732,10 +725,6 @@ where
         let push = (self.push)(message)?;
         self.send_apart(push, message).await
     }
-
-    async fn handle_failed(&self, messages: &mut [Message<T>]) {
-        self.give_back_unready(messages);
-    }
 }
 
 impl<T, P, F> Processor<T> for PushMessages<AsyncPush<F, T, P>>
@@ -751,10 +740,6 @@ where
     async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
         let push = self.push.push.clone()(message).await?;
         self.send_apart(push, message).await
-    }
-
-    async fn handle_failed(&self, messages: &mut [Message<T>]) {
-        self.give_back_unready(messages);
     }
 }
 

@@ -6,8 +6,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::oneshot, task::yield_now};
+use tokio::sync::oneshot;
 
+use super::push_messages::WhenCrowded;
 use crate::telemetry::PushMetrics;
 
 /// The part of the free room that one topic may have. So a topic does not fill a large room: it takes a ninth of
@@ -18,6 +19,10 @@ const SHARE: usize = 8;
 const OWN: usize = 2;
 
 /// The pushes of a pipeline's messages.
+///
+/// What waits in its work place for a turn that only another push can pass on must not hold a place that this one
+/// needs. So a push keeps its turn while it is sent, and between its tries only as long as no push of its topic waits
+/// in a work place: then its next try may need this one.
 pub(super) struct WaitingPushes {
     state: Mutex<State>,
     limits: Limits,
@@ -36,6 +41,8 @@ struct State {
     /// The pushes that wait, and their bytes.
     waiting: Size,
     topics: HashMap<Arc<str>, OfTopic>,
+    /// The number of the last push.
+    last: u64,
 }
 
 /// The pushes of a topic.
@@ -47,10 +54,12 @@ struct OfTopic {
     waiting: Size,
     /// How many wait for their turn in their work places.
     in_place: usize,
-    /// Whether the push that has its turn waits for its next try.
+    /// The push that has its turn.
+    current: Option<u64>,
+    /// Whether it waits for its next try.
     rests: bool,
     /// Those whose turn has not come, in their order.
-    turns: VecDeque<oneshot::Sender<()>>,
+    turns: VecDeque<(u64, oneshot::Sender<()>)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,11 +72,14 @@ struct Size {
 pub(super) struct BegunPush {
     all: Arc<WaitingPushes>,
     topic: Arc<str>,
+    number: u64,
     bytes: usize,
     /// Whether it is among the waiting ones of its topic.
     is_waiting: bool,
     /// Whether it waits in the room for all.
     has_room: bool,
+    /// Whether it waits for its turn in its work place.
+    waits_in_place: bool,
     turn: Turn,
 }
 
@@ -76,8 +88,6 @@ enum Turn {
     Any,
     Own,
     Later(oneshot::Receiver<()>),
-    /// A turn that has come, and that is not used yet.
-    Came,
 }
 
 /// There is no room for another push.
@@ -111,6 +121,37 @@ impl Limits {
             && (of_topic.pushes >= share(self.pushes, waiting.pushes)
                 || of_topic.bytes.saturating_add(bytes) > share(self.bytes, waiting.bytes))
     }
+
+    /// Whether another push of a topic may begin.
+    fn allow(
+        self,
+        waiting: Size,
+        of_topic: Size,
+        bytes: usize,
+        when: WhenCrowded,
+    ) -> Result<(), Crowded> {
+        let is_crowded = match when {
+            WhenCrowded::KeepPlace => false,
+            WhenCrowded::GiveBackBusyTopics => self.have_shared(waiting, of_topic, bytes),
+            WhenCrowded::GiveBack => {
+                self.have_shared(waiting, of_topic, bytes) || !self.have_room(waiting, bytes)
+            }
+        };
+        if is_crowded { Err(Crowded) } else { Ok(()) }
+    }
+}
+
+impl OfTopic {
+    /// The next push has its turn. Those that were dropped before theirs are passed over.
+    fn pass_on(&mut self) {
+        (self.current, self.rests) = (None, false);
+        while let Some((number, next)) = self.turns.pop_front() {
+            if next.send(()).is_ok() {
+                self.current = Some(number);
+                break;
+            }
+        }
+    }
 }
 
 impl WaitingPushes {
@@ -121,49 +162,75 @@ impl WaitingPushes {
     /// Begins a push, which waits for its turn if the pushes of its topic are to be in order and there is one
     /// before it.
     ///
-    /// It fails if its topic has its share of the room; also if there is no room at all and the push
-    /// `needs_room`.
+    /// It fails if `when` says so: its topic has its share of the room, or there is no room at all.
     pub(super) fn begin(
         self: &Arc<Self>,
         topic: &str,
         bytes: usize,
         in_order: bool,
-        needs_room: bool,
+        when: WhenCrowded,
     ) -> Result<BegunPush, Crowded> {
         let mut state = self.state.lock();
-        let State { waiting, topics } = &mut *state;
+        let State { waiting, topics, last } = &mut *state;
         let known = topics.get_key_value(topic);
-        let (begun, of_topic, rests) =
-            known.map(|(_, known)| (known.begun, known.waiting, known.rests)).unwrap_or_default();
-        // The one that rests may need the work place of this one for its next try.
-        let needs_room = needs_room || (in_order && rests);
-        if self.limits.have_shared(*waiting, of_topic, bytes)
-            || (needs_room && !self.limits.have_room(*waiting, bytes))
-        {
-            return Err(Crowded);
-        }
+        let of_topic = known.map(|(_, known)| known.waiting).unwrap_or_default();
+        self.limits.allow(*waiting, of_topic, bytes, when)?;
         let topic = known.map_or_else(|| topic.into(), |(topic, _)| topic.clone());
         let of_topic = topics.entry(topic.clone()).or_default();
         of_topic.begun = of_topic.begun.saturating_add(1);
-        let turn = if in_order && begun > 0 {
-            let (begin, turn) = oneshot::channel();
-            of_topic.turns.push_back(begin);
-            Turn::Later(turn)
-        } else if in_order {
-            Turn::Own
-        } else {
+        *last = last.wrapping_add(1);
+        let number = *last;
+        let turn = if !in_order {
             Turn::Any
+        } else if of_topic.current.is_some() {
+            let (begin, turn) = oneshot::channel();
+            of_topic.turns.push_back((number, begin));
+            Turn::Later(turn)
+        } else {
+            of_topic.current = Some(number);
+            Turn::Own
         };
-        let (is_waiting, has_room) = (false, false);
-        let mut push = BegunPush { all: self.clone(), topic, bytes, is_waiting, has_room, turn };
-        if !push.has_turn() {
-            let has_room = push.wait_in(&mut state);
-            if !has_room && let Some(of_topic) = state.topics.get_mut(&push.topic) {
-                of_topic.in_place = of_topic.in_place.saturating_add(1);
+        let mut push = BegunPush {
+            all: self.clone(),
+            topic,
+            number,
+            bytes,
+            is_waiting: false,
+            has_room: false,
+            waits_in_place: false,
+            turn,
+        };
+        if !push.has_turn()
+            && !push.wait_in(&mut state)
+            && let Some(of_topic) = state.topics.get_mut(&push.topic)
+        {
+            of_topic.in_place = of_topic.in_place.saturating_add(1);
+            push.waits_in_place = true;
+            if of_topic.rests {
+                of_topic.pass_on();
             }
         }
         drop(state);
         Ok(push)
+    }
+
+    /// Begins the next try of a push that an earlier one has kept, or another push.
+    pub(super) fn begin_again(
+        self: &Arc<Self>,
+        kept: Option<BegunPush>,
+        topic: &str,
+        bytes: usize,
+        in_order: bool,
+        when: WhenCrowded,
+    ) -> Result<BegunPush, Crowded> {
+        if let Some(mut kept) = kept
+            && Arc::ptr_eq(&kept.all, self)
+            && *kept.topic == *topic
+            && kept.resume(bytes, when)?
+        {
+            return Ok(kept);
+        }
+        self.begin(topic, bytes, in_order, when)
     }
 }
 
@@ -179,27 +246,30 @@ impl BegunPush {
     }
 
     /// Waits for its turn.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
     pub(super) async fn turn(&mut self) {
         if let Turn::Later(turn) = &mut self.turn {
             // Whatever is before it says so when it ends.
             let _ = turn.await;
-            self.turn = Turn::Came;
-            if !self.has_room
-                && let Some(of_topic) = self.all.state.lock().topics.get_mut(&self.topic)
-            {
-                of_topic.in_place = of_topic.in_place.saturating_sub(1);
-            }
-        }
-        if matches!(self.turn, Turn::Came) {
-            // If its time is over too, it is not sent at the last moment.
-            yield_now().await;
             self.turn = Turn::Own;
+            self.waits_in_place_no_more(&mut self.all.clone().state.lock());
+        }
+    }
+
+    fn waits_in_place_no_more(&mut self, state: &mut State) {
+        if std::mem::take(&mut self.waits_in_place)
+            && let Some(of_topic) = state.topics.get_mut(&self.topic)
+        {
+            of_topic.in_place = of_topic.in_place.saturating_sub(1);
         }
     }
 
     /// Whether it may keep its room and its turn until its next try. It may not while others wait for their turn in
     /// their work places, one of which it may need.
-    pub(super) fn rest(&mut self) -> bool {
+    pub(super) fn rest(&self) -> bool {
         let mut state = self.all.state.lock();
         let Some(of_topic) = state.topics.get_mut(&self.topic) else { return false };
         if matches!(self.turn, Turn::Own) {
@@ -209,16 +279,25 @@ impl BegunPush {
         true
     }
 
-    /// Begins with the next try of the same push. Returns whether it is the same.
-    pub(super) fn resume(&mut self, all: &Arc<WaitingPushes>, topic: &str) -> bool {
-        let is_same = Arc::ptr_eq(&self.all, all) && *self.topic == *topic;
-        if is_same
-            && matches!(self.turn, Turn::Own)
-            && let Some(of_topic) = self.all.state.lock().topics.get_mut(topic)
-        {
+    /// Begins with the next try of the same push, which may have another size. Returns whether it still has its
+    /// turn.
+    fn resume(&mut self, bytes: usize, when: WhenCrowded) -> Result<bool, Crowded> {
+        let all = self.all.clone();
+        let mut state = all.state.lock();
+        if matches!(self.turn, Turn::Own) {
+            let Some(of_topic) = state.topics.get_mut(&self.topic) else { return Ok(false) };
+            if of_topic.current != Some(self.number) {
+                return Ok(false);
+            }
             of_topic.rests = false;
         }
-        is_same
+        if self.bytes != bytes {
+            self.leave_room(&mut state);
+            self.bytes = bytes;
+            let of_topic = state.topics.get(&self.topic).map(|known| known.waiting);
+            all.limits.allow(state.waiting, of_topic.unwrap_or_default(), bytes, when)?;
+        }
+        Ok(true)
     }
 
     /// Counts it as waiting. Returns whether there is room for it outside its work place.
@@ -254,45 +333,40 @@ impl BegunPush {
             }
         }
     }
+
+    /// Counts it as waiting no more.
+    fn leave_room(&mut self, state: &mut State) {
+        let Self { all, topic, bytes, is_waiting, has_room, .. } = self;
+        if std::mem::take(has_room) {
+            state.waiting.remove(*bytes);
+            all.metrics.waits_no_more(*bytes);
+        }
+        if std::mem::take(is_waiting)
+            && let Some(of_topic) = state.topics.get_mut(topic)
+        {
+            of_topic.waiting.remove(*bytes);
+        }
+    }
 }
 
 impl Drop for BegunPush {
     fn drop(&mut self) {
-        let Self { all, topic, bytes, is_waiting, has_room, turn } = self;
+        let all = self.all.clone();
         let mut state = all.state.lock();
-        let State { waiting, topics } = &mut *state;
-        if *has_room {
-            waiting.remove(*bytes);
-            all.metrics.waits_no_more(*bytes);
+        self.leave_room(&mut state);
+        self.waits_in_place_no_more(&mut state);
+        if let Turn::Later(turn) = &mut self.turn {
+            // Nothing is sent to it from now on.
+            turn.close();
         }
-        // Its turn may have come without being noticed.
-        let waits_in_place = matches!(turn, Turn::Later(_)) && !*has_room;
-        let has_turn = match turn {
-            Turn::Any => false,
-            Turn::Own | Turn::Came => true,
-            Turn::Later(turn) => {
-                let has_come = turn.try_recv().is_ok();
-                turn.close();
-                has_come
-            }
-        };
-        let Some(of_topic) = topics.get_mut(topic) else { return };
+        let Some(of_topic) = state.topics.get_mut(&self.topic) else { return };
         of_topic.begun = of_topic.begun.saturating_sub(1);
-        of_topic.rests &= !has_turn;
-        if waits_in_place {
-            of_topic.in_place = of_topic.in_place.saturating_sub(1);
-        }
-        if *is_waiting {
-            of_topic.waiting.remove(*bytes);
-        }
-        // Those that were dropped before their turn are passed over.
-        while has_turn && let Some(next) = of_topic.turns.pop_front() {
-            if next.send(()).is_ok() {
-                break;
-            }
+        // Its turn may have come without being noticed.
+        if of_topic.current == Some(self.number) {
+            of_topic.pass_on();
         }
         if of_topic.begun == 0 {
-            topics.remove(topic);
+            state.topics.remove(&self.topic);
         }
     }
 }
@@ -310,9 +384,11 @@ mod tests {
         WaitingPushes::new(Limits { pushes, bytes }, metrics)
     }
 
+    const BUSY: WhenCrowded = WhenCrowded::GiveBackBusyTopics;
+
     /// A push of a byte that waits.
     fn waits(all: &Arc<WaitingPushes>, topic: &str) -> Result<BegunPush, Crowded> {
-        let mut push = all.begin(topic, 1, false, true)?;
+        let mut push = all.begin(topic, 1, false, WhenCrowded::GiveBack)?;
         push.wait().then_some(push).ok_or(Crowded)
     }
 
@@ -335,7 +411,7 @@ mod tests {
         let kept: Vec<_> = (0..80).map(|n| waits(&all, &format!("other {n}")).unwrap()).collect();
         assert_eq!((kept.len(), waits(&all, "late").err()), (80, Some(Crowded)));
         // A push that can do without room is begun, and does not wait.
-        let mut late = all.begin("late", 1, false, false).unwrap();
+        let mut late = all.begin("late", 1, false, BUSY).unwrap();
         assert!(!late.wait());
         drop(of_one);
         assert!(late.wait());
@@ -347,19 +423,19 @@ mod tests {
     fn bytes_are_shared_in_the_same_way() {
         let all = room(1000, 800);
         let one = |bytes| {
-            let mut push = all.begin("one", bytes, false, false)?;
+            let mut push = all.begin("one", bytes, false, BUSY)?;
             push.wait();
             Ok(push)
         };
         let (first, second) = (one(30).unwrap(), one(30).unwrap());
         assert_eq!(one(60).err(), Some(Crowded), "a topic has its share");
         let third = one(30).unwrap();
-        let mut large = all.begin("large", 711, false, false).unwrap();
+        let mut large = all.begin("large", 711, false, BUSY).unwrap();
         assert!(!large.wait(), "it is too large for what is free");
         drop((first, second, third));
         assert!(large.wait());
         drop(large);
-        let mut alone = all.begin("larger than all", 5_000, false, true).unwrap();
+        let mut alone = all.begin("larger than all", 5_000, false, WhenCrowded::GiveBack).unwrap();
         assert!(alone.wait());
     }
 
@@ -367,21 +443,24 @@ mod tests {
     fn the_share_of_a_topic_counts_what_waits_and_is_two_pushes_at_least() {
         // Nothing waits, in however small a room.
         let small = room(4, 1000);
-        let begun: Vec<_> = (0..10).map(|_| small.begin("one", 1, false, true)).collect();
+        let begun: Vec<_> =
+            (0..10).map(|_| small.begin("one", 1, false, WhenCrowded::GiveBack)).collect();
         assert!(begun.iter().all(Result::is_ok));
         // Little is free, and another user has one push that is sent and one behind it.
         let all = room(30, 1000);
         let others: Vec<_> = (0..25).map(|n| waits(&all, &n.to_string()).unwrap()).collect();
         let kept = (waits(&all, "one").unwrap(), waits(&all, "one").unwrap());
         assert_eq!(waits(&all, "one").err(), Some(Crowded));
-        drop((others, kept, begun));
+        // A pipeline that gives nothing back has no shares.
+        let more = all.begin("one", 1, false, WhenCrowded::KeepPlace).unwrap();
+        drop((others, kept, begun, more));
         assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
     }
 
     #[tokio::test]
     async fn the_pushes_of_a_topic_have_their_turns_in_order_and_no_other_waits() {
         let all = room(90, 1000);
-        let begin = |topic| all.begin(topic, 1, true, false).unwrap();
+        let begin = |topic| all.begin(topic, 1, true, BUSY).unwrap();
         let (first, mut second, third, mut last) =
             (begin("one"), begin("one"), begin("one"), begin("one"));
         assert_eq!(begin("other").turn().now_or_never(), Some(()));
@@ -406,5 +485,97 @@ mod tests {
         after.turn().await;
         drop(after);
         assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
+    }
+
+    #[tokio::test]
+    async fn a_push_that_rests_passes_its_turn_on_when_another_waits_in_its_work_place() {
+        let all = room(1, 1000);
+        let keeps = WhenCrowded::KeepPlace;
+        let begin = || all.begin("one", 1, true, keeps).unwrap();
+        let again = |kept| all.begin_again(Some(kept), "one", 1, true, keeps).unwrap();
+        let mut first = begin();
+        assert!(first.wait());
+        // Nothing waits in a place.
+        assert!(first.rest());
+        let first = again(first);
+        assert!(first.has_turn() && first.rest());
+        // Its next try may need this place.
+        let mut second = begin();
+        assert!(!second.has_room());
+        assert_eq!(second.turn().now_or_never(), Some(()));
+        let mut first = again(first);
+        assert!(!first.has_turn() && first.has_room());
+        // What waits outside holds no place.
+        assert!(second.rest());
+        let second = again(second);
+        let third = begin();
+        assert!(second.has_turn() && !third.has_room());
+        assert!(!second.rest(), "one waits in its place already");
+        drop(second);
+        assert_eq!(first.turn().now_or_never(), Some(()));
+        assert!(!first.rest());
+        drop(third);
+        assert!(first.rest());
+        drop(first);
+        assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
+    }
+
+    #[test]
+    fn the_next_try_of_a_push_counts_with_its_own_size_and_keeps_its_turn() {
+        let all = room(10, 1000);
+        let mut push = all.begin("one", 10, true, BUSY).unwrap();
+        assert!(push.wait() && push.rest());
+        let mut push = all.begin_again(Some(push), "one", 900, true, BUSY).unwrap();
+        assert!(push.has_turn() && push.wait());
+        assert_eq!(size(&all), Size { pushes: 1, bytes: 900 });
+        let other = waits(&all, "other").unwrap();
+        // There is no room for it now.
+        assert!(push.rest());
+        let mut push = all.begin_again(Some(push), "one", 1000, true, BUSY).unwrap();
+        assert!(push.has_turn() && !push.wait() && push.rest());
+        assert_eq!(size(&all), Size { pushes: 1, bytes: 1 });
+        let crowded = all.begin_again(Some(push), "one", 1001, true, WhenCrowded::GiveBack);
+        assert_eq!(crowded.err(), Some(Crowded));
+        drop(other);
+        assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn one_push_of_a_topic_has_its_turn_and_nothing_is_left(
+            steps in proptest::collection::vec((0..4u8, 0..6usize), 1..80),
+        ) {
+            let all = room(2, 100);
+            let mut pushes: Vec<BegunPush> = Vec::new();
+            let mut resting: Vec<BegunPush> = Vec::new();
+            for (what, which) in steps {
+                match what {
+                    0 => pushes.extend(all.begin("one", which * 10, true, BUSY)),
+                    1 if !pushes.is_empty() => drop(pushes.remove(which % pushes.len())),
+                    2 if !pushes.is_empty() => {
+                        let push = pushes.remove(which % pushes.len());
+                        if push.has_turn() && push.rest() {
+                            resting.push(push);
+                        }
+                    }
+                    3 if !resting.is_empty() => {
+                        let push = resting.remove(which % resting.len());
+                        pushes.extend(all.begin_again(Some(push), "one", which, true, BUSY));
+                    }
+                    _ => {}
+                }
+                for push in &mut pushes {
+                    let _ = push.turn().now_or_never();
+                }
+                let with_turn = pushes.iter().filter(|push| push.has_turn()).count();
+                let in_place = pushes.iter().any(|push| push.waits_in_place);
+                let rests = all.state.lock().topics.get("one").is_some_and(|one| one.rests);
+                proptest::prop_assert_eq!(with_turn, usize::from(!pushes.is_empty() && !rests));
+                proptest::prop_assert!(!(in_place && rests));
+            }
+            drop((pushes, resting));
+            proptest::prop_assert_eq!(size(&all), Size::default());
+            proptest::prop_assert!(all.state.lock().topics.is_empty());
+        }
     }
 }
