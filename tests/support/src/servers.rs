@@ -338,9 +338,12 @@ fn start_of_erlang(folder: &Path, erlang: &Path) {
     fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A port that is free now.
+/// A port that is free now. It is none of those that systems give to connections, from 32,768: one of them could take the port
+/// of a server that is restarted.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let ports = std::iter::repeat_with(|| fastrand::u16(20_000..32_000));
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.take(1_000).find(is_free).expect("a port is free")
 }
 
 /// The folders in which `cargo xtask setup` unpacks packages, and those in which the system has them.
