@@ -68,6 +68,12 @@ impl Crowd {
         eventually(async || self.seen.open.load(Relaxed) == count).await;
     }
 
+    /// Waits until so many were closed in all, and this number is open.
+    async fn are_back(&self, closed: usize, open: usize) {
+        eventually(async || self.closed() >= closed).await;
+        self.are_open(open).await;
+    }
+
     fn closed(&self) -> usize {
         self.seen.closed.load(Relaxed)
     }
@@ -236,10 +242,11 @@ async fn p_004_a_node_that_comes_gets_new_pages_only() {
     assert_eq!(crowd.closed(), 0);
     // The load balancer counts, so one round is enough.
     let (total, mean) = (sockets() * 11 / 10, sockets() * 11 / 30);
+    let mut closed = 0;
     for node in &nodes[..2] {
-        node.balance(&format!("shed?down_to={mean}")).await;
+        closed += node.balance(&format!("shed?down_to={mean}")).await.unwrap();
     }
-    crowd.are_open(total).await;
+    crowd.are_back(closed, total).await;
     let even = counts(&nodes).await;
     println!("P-004: {before:?}, a third node {after:?}, after one round {even:?}");
     assert!(are_even(&even), "{even:?}");
@@ -255,13 +262,14 @@ async fn p_005_an_operator_makes_nodes_even_in_rounds() {
     nodes.push(shop.node("c", &[]).await);
     crowd.go_to(&[&nodes[0].address, &nodes[1].address, &nodes[2].address]);
     let mean = sockets().div_ceil(3);
-    let mut rounds = vec![counts(&nodes).await];
+    let (mut rounds, mut closed) = (vec![counts(&nodes).await], 0);
     while !are_even(rounds.last().unwrap()) {
         assert!(rounds.len() < 20, "{rounds:?}");
         for node in &nodes {
-            node.balance(&format!("shed?down_to={mean}&per_second=500")).await;
+            let request = format!("shed?down_to={mean}&per_second=500");
+            closed += node.balance(&request).await.unwrap();
         }
-        crowd.are_open(sockets()).await;
+        crowd.are_back(closed, sockets()).await;
         rounds.push(counts(&nodes).await);
     }
     println!("P-005: {rounds:?}");
