@@ -545,12 +545,13 @@ mod tests {
         fn one_push_of_a_topic_has_its_turn_and_nothing_is_left(
             steps in proptest::collection::vec((0..4u8, 0..6usize), 1..80),
         ) {
-            let all = room(2, 100);
+            // Nothing is given back, so that some wait in their work places.
+            let (all, keeps) = (room(2, 100), WhenCrowded::KeepPlace);
             let mut pushes: Vec<BegunPush> = Vec::new();
             let mut resting: Vec<BegunPush> = Vec::new();
             for (what, which) in steps {
                 match what {
-                    0 => pushes.extend(all.begin("one", which * 10, true, BUSY)),
+                    0 => pushes.extend(all.begin("one", which * 10, true, keeps)),
                     1 if !pushes.is_empty() => drop(pushes.remove(which % pushes.len())),
                     2 if !pushes.is_empty() => {
                         let push = pushes.remove(which % pushes.len());
@@ -560,7 +561,7 @@ mod tests {
                     }
                     3 if !resting.is_empty() => {
                         let push = resting.remove(which % resting.len());
-                        pushes.extend(all.begin_again(Some(push), "one", which, true, BUSY));
+                        pushes.extend(all.begin_again(Some(push), "one", which, true, keeps));
                     }
                     _ => {}
                 }
