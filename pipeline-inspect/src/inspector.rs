@@ -22,7 +22,7 @@ use metrics::NoopRecorder;
 use pipeline_core::{snapshot::PipelineObserver, telemetry::Telemetry};
 use pipeline_ws_sink::{
     Endpoint, Mount,
-    endpoint::{BuildError, EndpointObserver},
+    endpoint::{BuildError, EndpointObserver, EndpointOperator},
     mount::CheckOrigin,
 };
 use tokio::task::{AbortHandle, coop::consume_budget};
@@ -31,6 +31,7 @@ use tower_service::Service;
 use crate::{
     channel::{InspectChannel, InspectSocket, Shown, TOPIC},
     hosts::{self, Hosts},
+    lookup::Lookup,
     model::View,
     page::Page,
     sampler::Sampler,
@@ -80,6 +81,8 @@ pub struct Inspector {
 
 struct Inner {
     page: Page,
+    /// Looks up sockets and ends them, if that is on, and its page.
+    lookup: Option<(Lookup, Page)>,
     hosts: Hosts,
     /// Whether pages of the requested host may connect without a further check.
     own_pages: bool,
@@ -98,6 +101,7 @@ impl Inspector {
             check_origin: None,
             hosts: Hosts::default(),
             max_viewers: 50,
+            operator: None,
         }
     }
 
@@ -118,21 +122,17 @@ impl Inspector {
     }
 
     fn answer(&self, method: &Method, path: &str) -> Answer {
-        let known = matches!(path, "" | "/" | "/data.json");
+        let known = matches!(path, "" | "/" | "/data.json" | "/lookup");
         if known && !matches!(*method, Method::GET | Method::HEAD) {
             let mut response =
                 text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
-        match path {
-            "" | "/" => {
-                let Page { html, policy } = self.inner.page.clone();
-                let mut response = answer(StatusCode::OK, "text/html; charset=utf-8", html);
-                response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
-                response
-            }
-            "/data.json" => {
+        match (path, &self.inner.lookup) {
+            ("" | "/", _) => document(&self.inner.page),
+            ("/lookup", Some((_, page))) => document(page),
+            ("/data.json", _) => {
                 let json = serde_json::to_vec(&*self.view())
                     .expect("the keys are strings, and writing to memory does not fail");
                 answer(StatusCode::OK, "application/json", json.into())
@@ -140,6 +140,13 @@ impl Inspector {
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
+}
+
+fn document(page: &Page) -> Answer {
+    let Page { html, policy } = page.clone();
+    let mut response = answer(StatusCode::OK, "text/html; charset=utf-8", html);
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    response
 }
 
 fn text(status: StatusCode, text: &'static str) -> Answer {
@@ -188,6 +195,20 @@ where
                 request.headers_mut().remove(ORIGIN);
             }
             return self.inner.endpoint.clone().call(request);
+        }
+        if let Some((lookup, _)) = &self.inner.lookup {
+            let (method, headers) = (request.method(), request.headers());
+            let query = request.uri().query().unwrap_or_default();
+            if let Some(looking) = lookup.answer(method, path, query, headers) {
+                return Box::pin(async {
+                    let (status, body) = looking.await;
+                    let answer = match body {
+                        Ok(body) => answer(status, "application/json", body),
+                        Err(fault) => text(status, fault),
+                    };
+                    in_turn(answer).await
+                });
+            }
         }
         let answer = self.answer(request.method(), path);
         in_turn(answer)
@@ -247,6 +268,7 @@ pub struct InspectorBuilder {
     check_origin: Option<CheckOrigin>,
     hosts: Hosts,
     max_viewers: usize,
+    operator: Option<EndpointOperator>,
 }
 
 impl InspectorBuilder {
@@ -287,6 +309,30 @@ impl InspectorBuilder {
         self
     }
 
+    /// Lets viewers look up the sockets of an id, with the topics that they have joined, and end a
+    /// channel, a socket, or all sockets of the id. Off by default: it shows users' topics, and whatever
+    /// reaches the inspector may disconnect users. So turn it on behind [access
+    /// control](crate#access-control) alone.
+    ///
+    /// The page is at `lookup`. For scripts, `GET lookup.json?id=users_socket:42` answers with the sockets,
+    /// and `POST end?id=users_socket:42` closes all of them, `&socket=7` that one, and `&topic=room:1` ends
+    /// its channel; the request needs the header `x-inspect: end`, which a page of another origin cannot
+    /// send. Each action is logged at WARN, and counted in `socket.ended_by_operator`. Eight requests may
+    /// run at the same time.
+    ///
+    /// ```
+    /// use pipeline_inspect::Inspector;
+    /// use pipeline_ws_sink::{Endpoint, endpoint::BuildError};
+    ///
+    /// # fn build(endpoint: &Endpoint) -> Result<Inspector, BuildError> {
+    /// Inspector::builder().endpoint(endpoint.observer()).operator(endpoint.operator()).build()
+    /// # }
+    /// ```
+    pub fn operator(mut self, operator: EndpointOperator) -> Self {
+        self.operator = Some(operator);
+        self
+    }
+
     /// The origins that may connect to the channel. Default: pages of the requested host, if requests
     /// for it are answered, and pages of the [hosts](Self::host) that were added. Other pages request
     /// `data.json` every second instead.
@@ -322,8 +368,9 @@ impl InspectorBuilder {
         let endpoint = endpoint.mount("/socket", viewers).build()?;
         let sampling = tokio::spawn(sampler.run(shown.clone(), endpoint.pubsub().clone()));
         let sampling = sampling.abort_handle();
-        let (page, hosts) = (Page::new(), self.hosts);
-        let inner = Inner { page, hosts, own_pages, shown, endpoint, sampling };
+        let lookup = self.operator.map(|operator| (Lookup::new(operator), Page::lookup()));
+        let (page, hosts) = (Page::new(lookup.is_some()), self.hosts);
+        let inner = Inner { page, lookup, hosts, own_pages, shown, endpoint, sampling };
         Ok(Inspector { inner: Arc::new(inner) })
     }
 }

@@ -24,11 +24,14 @@
 //! # }
 //! ```
 //!
+//! With [`InspectorBuilder::operator`], `/inspect/lookup` looks up the sockets of a user and ends them or
+//! their channels. It is off by default.
+//!
 //! # Access control
 //!
-//! The inspector has no password. It shows the names of stages, mounts and patterns, and never a user, a
-//! topic or a payload; still it should not be public. Protect it like your other internal pages: the
-//! sockets of the page pass through the same layers.
+//! The inspector has no password. Without that option, it shows the names of stages, mounts and patterns,
+//! and never a user, a topic or a payload; still it should not be public. Protect it like your other
+//! internal pages: the sockets of the page pass through the same layers.
 //!
 //! It answers requests for `localhost` and for addresses. Requests for other names are refused with 403,
 //! unless the name was added with [`InspectorBuilder::host`]: otherwise any page on the web could read
@@ -103,6 +106,7 @@ mod history;
 mod hosts;
 mod inspector;
 mod layers;
+mod lookup;
 mod model;
 mod nodes;
 mod page;

@@ -6,6 +6,10 @@ use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
 const DOCUMENT: &str = include_str!("page/index.html");
+const LOOKUP: &str = include_str!("page/lookup.html");
+const LOOKUP_SCRIPT: &str = include_str!("page/lookup.js");
+/// The link to the page that looks up sockets.
+const LINK: &str = r#" Sockets of an id: <a id="lookup" href="lookup">lookup</a>"#;
 const STYLE: &str = include_str!("page/style.css");
 /// In the order of their dependencies.
 const SCRIPTS: [&str; 4] = [
@@ -24,13 +28,23 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    pub(crate) fn new() -> Self {
+    /// The page of the view, with a link to that which looks up sockets, if there is one.
+    pub(crate) fn new(links_lookup: bool) -> Self {
         let script = format!("'use strict'\n{}", SCRIPTS.concat());
-        let html = DOCUMENT.replace("/*style*/", STYLE).replace("/*script*/", &script);
+        Self::of(&DOCUMENT.replace("<!--lookup-->", if links_lookup { LINK } else { "" }), &script)
+    }
+
+    /// The page that looks up sockets.
+    pub(crate) fn lookup() -> Self {
+        Self::of(LOOKUP, &format!("'use strict'\n{LOOKUP_SCRIPT}"))
+    }
+
+    fn of(document: &str, script: &str) -> Self {
+        let html = document.replace("/*style*/", STYLE).replace("/*script*/", script);
         let policy = format!(
             "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; \
              base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
-            hash(&script),
+            hash(script),
             hash(STYLE),
         );
         let policy = HeaderValue::from_str(&policy).expect("base64 is ASCII");
@@ -49,13 +63,14 @@ mod tests {
 
     #[test]
     fn the_document_contains_its_style_and_script_and_loads_nothing_else() {
-        let page = Page::new();
-        let html = std::str::from_utf8(&page.html).unwrap();
-        assert!(html.contains(&format!("<style>{STYLE}</style>")));
-        assert!(html.contains(SCRIPTS[3]) && !html.contains("/*script*/"));
-        for outside in ["src=", "http://", "https://", "innerHTML", "@import", " style="] {
-            let named = html.replace("http://www.w3.org/2000/svg", "");
-            assert!(!named.contains(outside), "{outside}");
+        for (page, script) in [(Page::new(true), SCRIPTS[3]), (Page::lookup(), LOOKUP_SCRIPT)] {
+            let html = std::str::from_utf8(&page.html).unwrap();
+            assert!(html.contains(&format!("<style>{STYLE}</style>")));
+            assert!(html.contains(script) && !html.contains("/*script*/"));
+            for outside in ["src=", "http://", "https://", "innerHTML", "@import", " style="] {
+                let named = html.replace("http://www.w3.org/2000/svg", "");
+                assert!(!named.contains(outside), "{outside}");
+            }
         }
     }
 
@@ -63,7 +78,7 @@ mod tests {
     fn the_policy_allows_only_the_page_script() {
         // The hash of the empty text, as computed by other tools.
         assert_eq!(hash(""), "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='");
-        let policy = Page::new().policy;
+        let policy = Page::new(false).policy;
         let policy = policy.to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
         assert!(!policy.contains("unsafe"));

@@ -118,7 +118,7 @@ async fn emitted() -> BTreeMap<String, Row> {
         for (tag, value) in labels {
             let values = row.tags.entry(tag.clone()).or_default();
             // The values of the other tags are names chosen by the program.
-            if ["status", "reason", "trigger", "outcome"].contains(&&*tag) {
+            if ["status", "reason", "trigger", "outcome", "what"].contains(&&*tag) {
                 values.insert(value);
             }
         }

@@ -6,6 +6,8 @@ const drawn = []
 let latest = null
 
 byId('json').href = `${base}/data.json`
+// It is there only if sockets may be looked up.
+if (byId('lookup')) byId('lookup').href = `${base}/lookup`
 
 function make(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties)

@@ -447,6 +447,9 @@ impl<C: Channel> RunningChannel<C> {
                 let told = Box::pin(catch_panic(|| channel.handle_expiring(left, context)));
                 stopped(told.await)
             }
+            ChannelMessage::Stop => {
+                Some(End::Stopped(ExitReason::ShutdownWith("ended by an operator".into())))
+            }
             ChannelMessage::Leave { reference, held: _held } => Some(End::Left(reference)),
             ChannelMessage::Close(reason) => Some(End::Closed(reason)),
         }

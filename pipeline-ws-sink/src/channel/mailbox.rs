@@ -52,6 +52,8 @@ struct State {
     overflowed: bool,
     /// Whether one of the messages is that the socket's end is near.
     has_warning: bool,
+    /// Whether an operator has ended the channel.
+    is_stopped: bool,
     /// The channel's task, while it waits for a message.
     receiver: Option<Waker>,
 }
@@ -71,6 +73,8 @@ pub(crate) enum ChannelMessage {
     Internal(BoxedMessage),
     /// The socket's end is near.
     Expiring,
+    /// An operator ends the channel.
+    Stop,
     /// The socket has ended.
     Close(ExitReason),
 }
@@ -91,7 +95,11 @@ impl ChannelMessage {
             Self::Intercepted(_) => Some(Kind::Intercepted),
             Self::Foreign(_) => Some(Kind::Foreign),
             Self::Internal(_) => Some(Kind::Internal),
-            Self::Event { .. } | Self::Leave { .. } | Self::Expiring | Self::Close(_) => None,
+            Self::Event { .. }
+            | Self::Leave { .. }
+            | Self::Expiring
+            | Self::Stop
+            | Self::Close(_) => None,
         }
     }
 
@@ -111,6 +119,7 @@ impl ChannelMessage {
             | Self::Leave { .. }
             | Self::Internal(_)
             | Self::Expiring
+            | Self::Stop
             | Self::Close(_) => 0,
         }
     }
@@ -271,6 +280,15 @@ impl Mailbox {
         let mut state = self.state.lock();
         if !state.closed {
             state.put(ChannelMessage::Close(reason));
+        }
+    }
+
+    /// Ends the channel behind its waiting messages, unless that waits already.
+    pub(crate) fn stop(&self) {
+        let mut state = self.state.lock();
+        if !state.closed && !state.is_stopped {
+            state.is_stopped = true;
+            state.put(ChannelMessage::Stop);
         }
     }
 

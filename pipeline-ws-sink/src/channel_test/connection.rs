@@ -62,6 +62,7 @@ impl TestConnection {
         state.begin();
         let identity = connected.by(WEBSOCKET, Version::V2);
         let session = mounted.session(state, &outbox, identity).probed_by(probe);
+        registration.answered_by(session.questioned());
         let abort = state.abort.clone();
         state.tasks.spawn(async move {
             let open = mounted.metrics.open.hold();

@@ -8,6 +8,7 @@ pub(crate) mod erased_mount;
 pub(crate) mod listen;
 pub(crate) mod longpoll;
 pub(crate) mod mount;
+mod operator;
 mod sampler;
 #[cfg(test)]
 mod schedules;
@@ -36,6 +37,7 @@ use tower_service::Service;
 pub use self::{
     arrivals::ArrivalRate,
     listen::listen,
+    operator::{EndpointOperator, FoundSockets, SocketSnapshot},
     shed::Shed,
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, PushLegs, RouteSnapshot},
 };
@@ -291,6 +293,13 @@ impl Endpoint {
     #[must_use]
     pub fn observer(&self) -> EndpointObserver {
         EndpointObserver::of(&self.inner)
+    }
+
+    /// A handle that looks up the sockets of a user, and ends them and their channels: see
+    /// [`EndpointOperator`].
+    #[must_use]
+    pub fn operator(&self) -> EndpointOperator {
+        EndpointOperator::of(&self.inner)
     }
 
     /// Lowers how many clients may wait to connect: see [`ArrivalRate::max_waiting`].

@@ -1,6 +1,10 @@
 //! All open sockets of an endpoint.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -11,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::{drainer::MountDrainer, entrants::Entrants};
 use crate::{
     outbox::{Load, Outbox},
-    session::end::SocketEnd,
+    session::{
+        end::SocketEnd,
+        question::{Question, Questioned},
+    },
     telemetry::log,
 };
 
@@ -37,6 +44,8 @@ struct Table {
     drained: Option<usize>,
     /// The number of sockets that were shed and have not left yet.
     shed: usize,
+    /// The number of sockets that were ever opened.
+    opened: u64,
 }
 
 struct OpenSocket {
@@ -48,6 +57,61 @@ struct OpenSocket {
     drainer: Arc<MountDrainer>,
     opened_at: Instant,
     is_shed: bool,
+    number: u64,
+    /// Where it can be asked, once its session has begun.
+    asked: Option<Weak<dyn Questioned>>,
+}
+
+/// A socket that was looked up.
+pub(super) struct Found {
+    pub(super) number: u64,
+    pub(super) opened_at: Instant,
+    /// Its name in metrics.
+    pub(super) socket: &'static str,
+    outbox: Arc<Outbox>,
+    asked: Option<Arc<dyn Questioned>>,
+}
+
+impl Found {
+    fn of(open: &OpenSocket) -> Self {
+        let OpenSocket { outbox, opened_at, number, drainer, asked, .. } = open;
+        Self {
+            number: *number,
+            opened_at: *opened_at,
+            socket: drainer.socket,
+            outbox: outbox.clone(),
+            asked: asked.as_ref().and_then(Weak::upgrade),
+        }
+    }
+
+    /// Asks its session. If it has ended, the question is dropped.
+    pub(super) fn ask(&self, question: Question) {
+        if let Some(asked) = &self.asked {
+            asked.ask(question);
+        }
+    }
+
+    pub(super) fn transport(&self) -> &'static str {
+        self.asked.as_ref().map_or("", |asked| asked.transport())
+    }
+
+    pub(super) fn expires_in(&self) -> Option<Duration> {
+        self.asked.as_ref()?.expires_in()
+    }
+
+    /// The time since its client was heard.
+    pub(super) fn silence(&self) -> Duration {
+        self.outbox.last_heard().elapsed()
+    }
+
+    pub(super) fn load(&self) -> Load {
+        self.outbox.load()
+    }
+
+    /// Closes it, as a disconnect of its id does.
+    pub(super) fn end(&self) {
+        self.outbox.end(SocketEnd::Disconnected);
+    }
 }
 
 /// The draining of all sockets that were open when it began. Dropping it closes the remaining ones
@@ -132,6 +196,25 @@ impl Sockets {
         keys.len()
     }
 
+    /// The open sockets with this id, the oldest first: so many at most, and how many more there are.
+    pub(super) fn find(&self, id: &str, most: usize) -> (Vec<Found>, usize) {
+        let table = self.table.lock();
+        let keys = table.by_id.get(id).map_or(&[][..], Vec::as_slice);
+        let mut keys: Vec<usize> = keys.to_vec();
+        keys.sort_unstable_by_key(|&key| table.open[key].number);
+        let found: Vec<_> =
+            keys.iter().take(most).map(|&key| Found::of(&table.open[key])).collect();
+        let more = keys.len() - found.len();
+        (found, more)
+    }
+
+    /// The open socket with this id and this number.
+    pub(super) fn find_one(&self, id: &str, number: u64) -> Option<Found> {
+        let table = self.table.lock();
+        let mut open = table.by_id.get(id)?.iter().map(|&key| &table.open[key]);
+        open.find(|open| open.number == number).map(Found::of)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.table.lock().open.len()
     }
@@ -197,6 +280,8 @@ impl Entrant {
             alike.push(key);
             alike.len() - 1
         });
+        table.opened += 1;
+        let number = table.opened;
         let open = OpenSocket {
             outbox: outbox.clone(),
             id,
@@ -204,6 +289,8 @@ impl Entrant {
             drainer: drainer.clone(),
             opened_at: Instant::now(),
             is_shed: false,
+            number,
+            asked: None,
         };
         table.open.insert(open);
         if let Some(end) = table.closed {
@@ -322,6 +409,15 @@ impl Table {
             (self.open, self.by_id) = Default::default();
         }
         open
+    }
+}
+
+impl Registration {
+    /// The socket's session has begun, and can be asked.
+    pub(crate) fn answered_by(&self, asked: Weak<dyn Questioned>) {
+        if let Some(open) = self.sockets.table.lock().open.get_mut(self.key) {
+            open.asked = Some(asked);
+        }
     }
 }
 

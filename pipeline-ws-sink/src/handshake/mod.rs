@@ -330,6 +330,7 @@ impl<S: Socket> Mounted<S> {
         let registration = entrant.register(&outbox, identity.id.as_deref(), &self.drainer);
         state.begin();
         let session = self.session(&state, &outbox, identity);
+        registration.answered_by(session.questioned());
         let Io { reader, received, .. } = io;
         let live =
             websocket::live(reader, received, session, &outbox, &self.options, &state.endings);

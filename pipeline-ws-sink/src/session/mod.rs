@@ -4,6 +4,7 @@
 pub(crate) mod end;
 pub(crate) mod expiry;
 pub(crate) mod inbox;
+pub(crate) mod question;
 pub(crate) mod rate_limit;
 mod term;
 #[cfg(test)]
@@ -16,7 +17,10 @@ use std::{
     fmt,
     future::poll_fn,
     mem,
-    sync::Arc,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Poll, Waker},
     time::Duration,
 };
@@ -34,6 +38,7 @@ use self::{
     end::SocketEnd,
     expiry::Expiry,
     inbox::{Inbox, InboxBytes},
+    question::{Question, Questioned},
     rate_limit::{Excess, OnLimit, RateState},
     waiting::{Behind, WaitingMessages},
 };
@@ -203,6 +208,12 @@ impl<S: Socket> Session<S> {
         &self.connection.metrics
     }
 
+    /// The socket, for questions of an operator.
+    pub(crate) fn questioned(&self) -> Weak<dyn Questioned> {
+        let connection: Weak<Connection<S>> = Arc::downgrade(&self.connection);
+        connection
+    }
+
     /// The state that the client's channels share.
     pub(crate) fn connection(&self) -> &Arc<Connection<S>> {
         &self.connection
@@ -236,6 +247,10 @@ impl<S: Socket> Session<S> {
                     joined.for_each(|entry| entry.mailbox.warn_of_end());
                     continue;
                 }
+                SessionEvent::Asked(question) => {
+                    self.answer_question(question);
+                    continue;
+                }
                 SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
                     Some(entry) if entry.instance.id() == id => {
                         if self.connection.expiry.warning().is_some() {
@@ -258,6 +273,24 @@ impl<S: Socket> Session<S> {
             if let Some(waiting) = waiting.filter(|waiting| !waiting.is_empty()) {
                 self.rest = Some(Box::new((topic, waiting)));
                 self.route_rest().await;
+            }
+        }
+    }
+
+    /// Answers an operator, who may have gone.
+    fn answer_question(&self, question: Question) {
+        self.connection.events.question_was_taken();
+        match question {
+            Question::Joined(answer) => {
+                let joined = self.channels.iter().filter(|(_, entry)| entry.pending.is_none());
+                let _ = answer.send(joined.map(|(topic, _)| topic.clone()).collect());
+            }
+            Question::End(topic, answer) => {
+                let entry = self.channels.get(&*topic).filter(|entry| entry.pending.is_none());
+                if let Some(entry) = entry {
+                    entry.mailbox.stop();
+                }
+                let _ = answer.send(entry.is_some());
             }
         }
     }
@@ -702,6 +735,8 @@ fn reason(reason: &str) -> Payload {
 #[derive(Debug, Default)]
 pub(crate) struct SessionEvents {
     state: Mutex<(VecDeque<SessionEvent>, Option<Waker>)>,
+    /// The questions among them.
+    questions: AtomicUsize,
     /// Reports the ends of channels to a test.
     #[cfg(feature = "test-kit")]
     pub(crate) probe: std::sync::OnceLock<crate::channel_test::Probe>,
@@ -721,9 +756,24 @@ pub(crate) enum SessionEvent {
     },
     /// The socket's end is near.
     Expiring,
+    /// An operator asks.
+    Asked(Question),
 }
 
+/// How many questions of operators may wait for a session.
+const QUESTIONS: usize = 8;
+
 impl SessionEvents {
+    /// Counts a question that is about to be sent, unless too many wait.
+    fn admit_question(&self) -> bool {
+        let more = |waiting: usize| (waiting < QUESTIONS).then_some(waiting + 1);
+        self.questions.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
+    fn question_was_taken(&self) {
+        self.questions.fetch_sub(1, Relaxed);
+    }
+
     pub(crate) fn send(&self, event: SessionEvent) {
         let mut state = self.state.lock();
         state.0.push_back(event);

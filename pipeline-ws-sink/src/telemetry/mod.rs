@@ -76,6 +76,12 @@ pub(crate) struct SocketMetrics {
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
+    /// Channels that an operator has ended.
+    pub(crate) channels_ended: Counter,
+    /// Sockets that an operator has closed, one by one.
+    pub(crate) sockets_ended: Counter,
+    /// How often an operator has closed all sockets of an id.
+    pub(crate) ids_ended: Counter,
     /// Sockets whose client was told that their end is near.
     pub(crate) expiries_warned: Counter,
     /// Ends that channels have set.
@@ -132,7 +138,17 @@ impl SocketMetrics {
                 labels,
             )
         };
+        let ended = |what: &str| {
+            telemetry.counter(
+                "socket.ended_by_operator",
+                "Channels and sockets that an operator has ended, one by one or by their id",
+                [("what", what.to_owned())],
+            )
+        };
         Self {
+            channels_ended: ended("channel"),
+            sockets_ended: ended("socket"),
+            ids_ended: ended("id"),
             expiries_warned: expiries("warned"),
             expiries_renewed: expiries("renewed"),
             expiries_ended: expiries("ended"),

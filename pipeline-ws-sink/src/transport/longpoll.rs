@@ -364,6 +364,7 @@ impl<S: Socket> Mounted<S> {
         let registration = entrant.register(&outbox, connected.id.as_deref(), &self.drainer);
         state.begin();
         let session = self.session(&state, &outbox, connected.by(LONGPOLL, version));
+        registration.answered_by(session.questioned());
         let (window, frame_rate_limit) = (polled.window, self.options.frame_rate_limit);
         let (mounted, tasks) = (self.clone(), state.tasks.clone());
         let living = async move {

@@ -127,7 +127,8 @@ async fn receive(
             ChannelMessage::Close(_) => break,
             ChannelMessage::Event { .. }
             | ChannelMessage::Leave { .. }
-            | ChannelMessage::Expiring => unreachable!(),
+            | ChannelMessage::Expiring
+            | ChannelMessage::Stop => unreachable!(),
         });
         schedule.pause().await;
         if slow && schedule.once_in(8) {

@@ -1,0 +1,169 @@
+//! Sockets that are looked up by their id, and what an operator ends.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{HeaderMap, Method, StatusCode};
+use pipeline_ws_sink::endpoint::EndpointOperator;
+use serde_json::json;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// How many requests may look up or end something at the same time.
+const AT_ONCE: usize = 8;
+
+/// The longest query, in bytes.
+const LONGEST: usize = 4096;
+
+/// A request that ends something has this header: a page of another origin cannot send it.
+pub(crate) const HEADER: &str = "x-inspect";
+
+/// Its value.
+const VALUE: &str = "end";
+
+/// Answers lookups, and ends channels and sockets.
+pub(crate) struct Lookup {
+    operator: EndpointOperator,
+    turns: Arc<Semaphore>,
+}
+
+/// The status of an answer, and its body.
+pub(crate) type Looked = (StatusCode, Result<Bytes, &'static str>);
+
+impl Lookup {
+    pub(crate) fn new(operator: EndpointOperator) -> Self {
+        Self { operator, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// The answer to a request of one of its paths. None if the path is another.
+    pub(crate) fn answer(
+        &self,
+        method: &Method,
+        path: &str,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Option<BoxFuture<'static, Looked>> {
+        let wanted = match path {
+            "/lookup.json" => Method::GET,
+            "/end" => Method::POST,
+            _ => return None,
+        };
+        let refused = |status, text| Some(ready((status, Err(text))));
+        if method != wanted {
+            return refused(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n");
+        }
+        let ends = wanted == Method::POST;
+        if ends && headers.get(HEADER).is_none_or(|value| value != VALUE) {
+            return refused(StatusCode::FORBIDDEN, "the header x-inspect: end is missing\n");
+        }
+        let asked = (query.len() <= LONGEST).then(|| Asked::parse(query)).flatten();
+        let Some(asked) = asked else {
+            return refused(StatusCode::BAD_REQUEST, "the query has to name an id\n");
+        };
+        let Ok(turn) = self.turns.clone().try_acquire_owned() else {
+            return refused(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
+        };
+        let operator = self.operator.clone();
+        Some(Box::pin(async move {
+            let answer = if ends {
+                json!({ "ended": asked.end(&operator).await })
+            } else {
+                let found = operator.find(&asked.id).await;
+                json!({ "id": asked.id, "sockets": found.sockets, "more": found.more })
+            };
+            drop(turn);
+            (StatusCode::OK, Ok(answer.to_string().into()))
+        }))
+    }
+}
+
+fn ready(looked: Looked) -> BoxFuture<'static, Looked> {
+    Box::pin(std::future::ready(looked))
+}
+
+/// What a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    id: String,
+    socket: Option<u64>,
+    topic: Option<String>,
+}
+
+impl Asked {
+    /// Reads a query. None if it has no id, or something that is not known.
+    fn parse(query: &str) -> Option<Self> {
+        let (mut id, mut socket, mut topic) = (None, None, None);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=')?;
+            let value = decode(value)?;
+            match name {
+                "id" => id = Some(value),
+                "socket" => socket = Some(value.parse().ok()?),
+                "topic" => topic = Some(value),
+                _ => return None,
+            }
+        }
+        let asked = Self { id: id?, socket, topic };
+        // A topic is that of a socket.
+        (asked.topic.is_none() || asked.socket.is_some()).then_some(asked)
+    }
+
+    /// Ends a channel, a socket, or all sockets of the id. Returns how many were ended on this node.
+    async fn end(&self, operator: &EndpointOperator) -> usize {
+        match (self.socket, &self.topic) {
+            (Some(socket), Some(topic)) => {
+                usize::from(operator.end_channel(&self.id, socket, topic).await)
+            }
+            (Some(socket), None) => usize::from(operator.end_socket(&self.id, socket)),
+            (None, _) => operator.end_sockets(&self.id),
+        }
+    }
+}
+
+/// A value of a query. None if it is not the encoding of a text.
+fn decode(value: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_an_id_and_perhaps_a_socket_and_its_topic() {
+        let id = |id: &str| Asked { id: id.into(), socket: None, topic: None };
+        assert_eq!(Asked::parse("id=users%3A1+%C3%A9"), Some(id("users:1 é")));
+        assert_eq!(Asked::parse("id="), Some(id("")));
+        let topic = Some("room:1".to_owned());
+        let all = Asked { id: "u".into(), socket: Some(7), topic };
+        assert_eq!(Asked::parse("topic=room:1&id=u&socket=7"), Some(all));
+        for wrong in [
+            "",
+            "id",
+            "socket=7",
+            "id=u&topic=t",
+            "id=u&socket=x",
+            "id=u&socket=-1",
+            "id=u&else=1",
+            "id=%",
+            "id=%4",
+            "id=%zz",
+            "id=%+1",
+            "id=%ff",
+        ] {
+            assert_eq!(Asked::parse(wrong), None, "{wrong}");
+        }
+    }
+}
