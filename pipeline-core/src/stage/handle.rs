@@ -13,6 +13,7 @@ use super::{
     producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
     slot::{Address, Control, Message, Occupant, Origin, Slot, Subscribing},
+    timers::{BoxedMessage, StageTimer, Timed},
 };
 use crate::{
     deadline::Deadline,
@@ -411,6 +412,39 @@ where
         self.send(Info(message), permit.map_err(|_| CallError::Full)?, |envelope| {
             Message::Info(envelope, None)
         })
+    }
+
+    /// Sends the stage a message after this time, as
+    /// [`StageContext::send_after`](crate::stage::StageContext::send_after) does.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::NotRunning`] if the stage is not running, [`CallError::Full`] if it has 1024 timers.
+    pub fn send_after<M>(&self, delay: Duration, message: M) -> Result<StageTimer, CallError>
+    where
+        S: HandleInfo<M, Out>,
+        M: Send + 'static,
+    {
+        self.set_timer(delay, Timed::Once(Box::new(Info(message))))
+    }
+
+    /// Sends the stage copies of a message at an interval, as
+    /// [`StageContext::send_interval`](crate::stage::StageContext::send_interval) does.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send_after`](Self::send_after).
+    pub fn send_interval<M>(&self, every: Duration, message: M) -> Result<StageTimer, CallError>
+    where
+        S: HandleInfo<M, Out>,
+        M: Clone + Send + 'static,
+    {
+        let copy = move || Box::new(Info(message.clone())) as BoxedMessage<S, Out>;
+        self.set_timer(every, Timed::Every(every, Box::new(copy)))
+    }
+
+    fn set_timer(&self, after: Duration, timed: Timed<S, Out>) -> Result<StageTimer, CallError> {
+        self.slot.address().ok_or(CallError::NotRunning)?.set_timer(after, timed)
     }
 
     /// The number of events in the stage's buffer; 0 for a consumer, which has none.

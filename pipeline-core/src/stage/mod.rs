@@ -26,6 +26,7 @@ mod runtime;
 mod runtime_tests;
 mod slot;
 mod spec;
+mod timers;
 mod times;
 
 use std::{
@@ -65,6 +66,7 @@ pub use self::{
     producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
     rate_limit::RateLimit,
+    timers::StageTimer,
 };
 use crate::exit::ExitReason;
 

@@ -6,6 +6,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -19,7 +20,8 @@ use super::{
     gauges::Gauges,
     link::{DemandPort, EventPort, ToConsumer, ToProducer},
     mailbox::{self, MailboxSender, mailbox},
-    message::Envelope,
+    message::{CallError, Envelope},
+    timers::{StageTimer, Timed, Timers},
 };
 use crate::{
     exit::ExitReason,
@@ -59,6 +61,8 @@ pub(crate) enum Control<In> {
     Limit(Option<RateLimit>),
     /// The limit that the stage shares has changed.
     LimitChanged,
+    /// Another task has set a timer.
+    TimersChanged,
     Pause(bool),
     Finish,
     Stop(ExitReason),
@@ -151,6 +155,7 @@ pub(crate) struct Address<S, In, Out> {
     runs_in: Arc<OnceLock<Id>>,
     /// Why the stage has ended. Set before the mailbox is closed.
     reason: Arc<OnceLock<ExitReason>>,
+    pub(crate) timers: Arc<Timers<S, Out>>,
 }
 
 pub(crate) type Mailbox<S, In, Out> = mailbox::Mailbox<Message<S, In, Out>>;
@@ -160,7 +165,8 @@ impl<S, In, Out> Address<S, In, Out> {
         let (sender, mailbox) = mailbox();
         let id = StageId::new(next_id());
         let (task, runs_in, reason) = Default::default();
-        (Self { id, mailbox: sender, task, runs_in, reason }, mailbox)
+        let timers = Arc::new(Timers::new());
+        (Self { id, mailbox: sender, task, runs_in, reason, timers }, mailbox)
     }
 
     pub(crate) fn send(&self, message: Message<S, In, Out>) -> Result<(), Message<S, In, Out>> {
@@ -191,6 +197,25 @@ impl<S, In, Out> Address<S, In, Out> {
         let _ = self.reason.set(reason.clone());
     }
 
+    /// Sets a timer of the stage.
+    pub(crate) fn set_timer(
+        &self,
+        after: Duration,
+        timed: Timed<S, Out>,
+    ) -> Result<StageTimer, CallError>
+    where
+        S: 'static,
+        Out: 'static,
+    {
+        let id = self.timers.set(after, timed)?;
+        // Also if the stage sets it itself: in `ready`, it waits already.
+        if self.timers.must_notify() {
+            // A stage that has just ended needs no notification.
+            let _ = self.send(Message::Control(Control::TimersChanged));
+        }
+        Ok(StageTimer::new(Arc::downgrade(&self.timers), id))
+    }
+
     pub(crate) fn kill(&self) {
         if let Some(task) = self.task.get() {
             task.abort();
@@ -206,6 +231,7 @@ impl<S, In, Out> Clone for Address<S, In, Out> {
             task: self.task.clone(),
             runs_in: self.runs_in.clone(),
             reason: self.reason.clone(),
+            timers: self.timers.clone(),
         }
     }
 }

@@ -208,6 +208,7 @@ impl<B: Behaviour> StageTask<B> {
         let waiting = self.downstreams.undelivered() + self.upstreams.inlet.event_count();
         self.accounting.count_unprocessed(known, waiting);
         self.address.end(reason);
+        self.address.timers.end();
         let reason = &reason.for_peers();
         // Closed first, so that nothing can arrive uncounted.
         self.mailbox.close();

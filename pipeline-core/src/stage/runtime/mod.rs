@@ -55,6 +55,9 @@ use crate::{
     },
 };
 
+/// How many timers' messages a stage handles before it looks at its other work.
+const TIMERS_AT_ONCE: usize = 16;
+
 /// A running stage.
 pub(crate) struct StageTask<B: Behaviour> {
     behaviour: B,
@@ -324,7 +327,8 @@ impl<B: Behaviour> StageTask<B> {
         let waits_for_more = confirms
             || self.awaits_ready()
             || self.downstreams.is_limited()
-            || !self.upstreams.retries.is_empty();
+            || !self.upstreams.retries.is_empty()
+            || self.address.timers.are_set();
         let woken = if waits_for_more {
             self.wait_for_all(only_polls).await
         } else {
@@ -343,7 +347,8 @@ impl<B: Behaviour> StageTask<B> {
             }
             Woken::Timer => {
                 self.give_up_producers();
-                self.retry().await
+                self.retry().await?;
+                self.call_timers().await
             }
         }
     }
@@ -390,14 +395,23 @@ impl<B: Behaviour> StageTask<B> {
         let mut ready = pin!(waits.then(|| wait_until_ready(&mut self.behaviour)));
         let mut timer = pin!(timer.map(time::sleep_until));
         let mut idle = false;
+        // Tokio's timers are rounded up, so one that is set for now would not be due yet.
+        let is_due = self.address.timers.are_due();
+        let turns = &mut self.turns;
         let woken = poll_fn(|context| {
             let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, only_polls, context);
             if arrival.is_ready() {
                 return arrival;
             }
-            // Before `ready`, which may complete every time. A timer does not.
-            if let Some(timer) = timer.as_mut().as_pin_mut()
-                && timer.poll(context).is_ready()
+            // Either may be ready every time.
+            if turns.ready_first()
+                && let Some(ready) = ready.as_mut().as_pin_mut()
+                && let Poll::Ready(ready) = ready.poll(context)
+            {
+                return Poll::Ready(Woken::Ready(ready));
+            }
+            if is_due
+                || timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(context).is_ready())
             {
                 return Poll::Ready(Woken::Timer);
             }
@@ -444,7 +458,8 @@ impl<B: Behaviour> StageTask<B> {
         let refill = if self.lifecycle.paused { None } else { self.downstreams.next_refill() };
         let confirmed = self.upstreams.confirmed_by().filter(|_| self.waits_for_confirmations());
         let confirmed = confirmed.and_then(Deadline::instant);
-        retry.into_iter().chain(refill).chain(confirmed).min()
+        let timers = self.address.timers.next();
+        retry.into_iter().chain(refill).chain(confirmed).chain(timers).min()
     }
 
     async fn enter(&mut self, phase: Phase) -> Result<(), ExitReason> {
@@ -510,8 +525,9 @@ impl<B: Behaviour> StageTask<B> {
                     tracing::warn!(stage = %self.accounting.stage(), "the stage shares a rate limit, which its own handle does not change");
                 }
             }
-            // It is looked at after each message.
+            // They are looked at after each message.
             Control::LimitChanged => {}
+            Control::TimersChanged => self.address.timers.notified(),
             Control::Pause(paused) => self.lifecycle.pause(paused),
             // A producer keeps its items itself, and emits them as they are asked for.
             Control::Finish if B::KIND == StageKind::Producer => self.drain().await?,
@@ -553,6 +569,20 @@ impl<B: Behaviour> StageTask<B> {
                 let demand = self.downstreams.outlet.new_demand();
                 self.call_demand(demand).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Handles messages of timers that are due. They do not wait behind events.
+    async fn call_timers(&mut self) -> Result<(), ExitReason> {
+        let now = Instant::now();
+        for _ in 0..TIMERS_AT_ONCE {
+            if self.phase.has_changed() {
+                break;
+            }
+            let Some(message) = self.address.timers.take_due(now) else { break };
+            self.turns.timer_called();
+            self.call(Callback::User(message)).await?;
         }
         Ok(())
     }

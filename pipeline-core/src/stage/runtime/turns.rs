@@ -17,6 +17,8 @@ pub(super) struct Turns {
     /// Whether mailbox messages come before the inlet. The two take turns: all pending messages,
     /// then one message of the inlet.
     pub(super) mailbox_first: bool,
+    /// Whether `ready` comes before the timers, because one of them has just been called.
+    ready_first: bool,
 }
 
 impl Turns {
@@ -44,6 +46,18 @@ impl Turns {
     /// Counts a completed `ready`.
     pub(super) fn count_ready(&mut self) {
         self.since_yield += POLL_AFTER;
+    }
+
+    /// Counts a call of a timer, which may be due again at once.
+    pub(super) fn timer_called(&mut self) {
+        self.since_yield += 1;
+        self.ready_first = true;
+    }
+
+    /// Whether `ready` is polled before the timers, this time.
+    #[inline]
+    pub(super) fn ready_first(&mut self) -> bool {
+        std::mem::take(&mut self.ready_first)
     }
 
     #[inline]
