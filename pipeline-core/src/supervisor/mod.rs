@@ -28,7 +28,7 @@ pub(crate) use self::started::started_at;
 pub use self::{
     adaptive::Adaptive,
     supervision::Supervision,
-    tries::TooManyRestarts,
+    tries::{TimedOut, TooManyRestarts},
     worker::{Admission, ChildContext, Reserved, Worker},
 };
 use self::{tries::Tries, waiting::KeyOf};
@@ -98,6 +98,8 @@ struct Options<E> {
     max_restarts: Option<(usize, Duration)>,
     on_given_up: Option<OnGivenUp<E>>,
     shutdown: Duration,
+    /// How long a run of a worker may take.
+    run_within: Duration,
     max_children: usize,
     adaptive: Option<Adaptive>,
     /// Whether each child gets a task, however brief children are.
@@ -222,6 +224,7 @@ where
                 max_restarts: None,
                 on_given_up: None,
                 shutdown: Duration::from_secs(5),
+                run_within: Duration::MAX,
                 max_children: usize::MAX,
                 adaptive: None,
                 always_spawn: false,
@@ -323,6 +326,44 @@ where
     /// there is no limit. These are an Elixir supervisor's `brutal_kill` and `infinity`.
     pub fn shutdown(mut self, within: Duration) -> Self {
         self.options.shutdown = within;
+        self
+    }
+
+    /// How long a run of the worker may take, from its first poll. Then its future is dropped, and the run has
+    /// failed with [`TimedOut`]: its event is tried again like that of any other failure, each time with this limit,
+    /// and given up after the last. Default no limit.
+    ///
+    /// A worker that has left its [place](ChildContext::place) has the same limit. One that blocks its thread is
+    /// not interrupted.
+    ///
+    /// ```
+    /// use std::{future::pending, time::Duration};
+    ///
+    /// use pipeline_core::{
+    ///     Pipeline, source::from_iter, subscription::SubscribeOptions,
+    ///     supervisor::{ConsumerSupervisor, TimedOut},
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ask = async |_: &u64| pending().await; // a service that does not answer
+    /// let supervisor = ConsumerSupervisor::new(ask)
+    ///     .run_within(Duration::from_secs(10))
+    ///     .on_given_up(|n, reason| {
+    ///         let late = reason.source().is_some_and(|error| error.is::<TimedOut>());
+    ///         println!("{n} is given up: {reason}");
+    /// #       assert!(late);
+    ///     });
+    /// let mut pipeline = Pipeline::builder("questions")
+    ///     .producer(from_iter(0..10))
+    ///     .consumer_supervisor(supervisor, SubscribeOptions::new())
+    ///     .start()?;
+    /// assert_eq!(pipeline.join().await.stages[1].given_up, 10);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn run_within(mut self, limit: Duration) -> Self {
+        self.options.run_within = limit;
         self
     }
 
@@ -488,6 +529,7 @@ impl<E> fmt::Debug for Options<E> {
         f.debug_struct("Options")
             .field("restart", &self.restart)
             .field("shutdown", &self.shutdown)
+            .field("run_within", &self.run_within)
             .field("max_children", &self.max_children)
             .finish_non_exhaustive()
     }

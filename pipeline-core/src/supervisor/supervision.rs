@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     mem,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
@@ -13,13 +13,16 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    task,
-    time::{self, Instant},
+    task::{
+        self,
+        coop::{Unconstrained, unconstrained},
+    },
+    time::{self, Instant, Sleep},
 };
 
 use super::{
-    Admission, ChildContext, ChildId, ConsumerSupervisor, Options, Reserved, TooManyRestarts,
-    Worker,
+    Admission, ChildContext, ChildId, ConsumerSupervisor, Options, Reserved, TimedOut,
+    TooManyRestarts, Worker,
     adaptive::AdaptiveLimit,
     children::{Child, Children, Ended, Finished},
     inline::{INLINE_TIME, Inline},
@@ -491,6 +494,7 @@ where
         started: Option<Instant>,
     ) -> impl Future<Output = Finished<E>> + Send + use<E, W> {
         let (shared, restarts) = (self.shared.clone(), context.restarts);
+        let within = self.options.run_within;
         async move {
             let Shared { worker, metrics } = &*shared;
             let started = started.unwrap_or_else(Instant::now);
@@ -503,10 +507,13 @@ where
                 match run {
                     Ok(run) => {
                         let mut run = pin!(run);
+                        let mut limit = TimeLimit::new(started, within);
                         poll_fn(|context| {
                             polls += 1;
-                            let _running = Running::since(started);
-                            poll_contained(run.as_mut(), context)
+                            let running = Running::since(started);
+                            let polled = poll_contained(run.as_mut(), context);
+                            drop(running);
+                            if polled.is_pending() { limit.poll(context) } else { polled }
                         })
                         .await
                     }
@@ -773,6 +780,28 @@ where
         if !matches!(ended, Ok((_, Finished { outcome: Ok(()), .. }))) {
             self.in_progress += 1;
         }
+    }
+}
+
+/// The time limit of a worker's run. It is no timer yet for a run that ends at once.
+struct TimeLimit {
+    within: Duration,
+    at: Deadline,
+    timer: Option<Pin<Box<Unconstrained<Sleep>>>>,
+}
+
+impl TimeLimit {
+    fn new(started: Instant, within: Duration) -> Self {
+        Self { within, at: Deadline::after(started, within), timer: None }
+    }
+
+    /// Ready with the failure of a run that waits when its time is over.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ExitReason>> {
+        let Some(at) = self.at.instant() else { return Poll::Pending };
+        // A worker that has used up its turn would hide that its time is over.
+        let timer =
+            self.timer.get_or_insert_with(|| Box::pin(unconstrained(time::sleep_until(at))));
+        timer.as_mut().poll(context).map(|()| Err(TimedOut::new(self.within).into()))
     }
 }
 

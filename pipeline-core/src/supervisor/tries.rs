@@ -1,6 +1,8 @@
 //! The number of tries of an event and the delays between them. Pure.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{fmt, time::Duration};
+
+use thiserror::Error;
 
 use crate::{
     backoff::{Backoff, Jitter},
@@ -92,9 +94,30 @@ impl fmt::Display for TooManyRestarts {
     }
 }
 
-impl Error for TooManyRestarts {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
+impl std::error::Error for TooManyRestarts {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.last.source()
+    }
+}
+
+/// The reason for which a worker has failed that took longer than
+/// [`run_within`](crate::supervisor::ConsumerSupervisor::run_within). It is the error of an
+/// [`ExitReason::Failed`].
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a worker took longer than {within:?}")]
+pub struct TimedOut {
+    within: Duration,
+}
+
+impl TimedOut {
+    pub(super) fn new(within: Duration) -> Self {
+        Self { within }
+    }
+
+    /// The limit.
+    #[must_use]
+    pub fn within(&self) -> Duration {
+        self.within
     }
 }
 
