@@ -197,7 +197,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     /// ```
     /// use futures::TryStreamExt;
     /// use pipeline_core::{
-    ///     ExitReason, Pipeline,
+    ///     Pipeline,
     ///     source::from_iter,
     ///     subscription::{Cancel, SubscribeOptions},
     /// };
@@ -209,7 +209,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     /// let (_pipeline, mut words) = Pipeline::builder("words")
     ///     .producer(from_iter(["to", "the", "screen"]))
     ///     .into_stream(options)?;
-    /// assert_eq!(words.try_next().await.map_err(ExitReason::into_error)?, Some("to"));
+    /// assert_eq!(words.try_next().await?, Some("to"));
     /// # Ok(())
     /// # }
     /// ```

@@ -9,7 +9,7 @@ use crate::supervisor::TooManyRestarts;
 /// Callbacks end their stage by returning one as the error of their `Result`. `?` converts any error
 /// into it, also a boxed one, an `anyhow::Error` and a text, which is why this type does not implement
 /// [`Error`] itself. Its cause is in [`source`](Self::source), and [`into_error`](Self::into_error)
-/// makes an [`Error`] of it.
+/// makes an [`Error`] of it, which `?` converts back.
 ///
 /// `Normal`, `Shutdown` and `ShutdownWith` are *graceful*: a transient child is not restarted after
 /// one. The reasons and what counts as graceful are GenStage's.
@@ -141,13 +141,16 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// `?` converts errors, boxed errors, `anyhow::Error` and texts.
+/// `?` converts errors, boxed errors, `anyhow::Error` and texts. An [`ExitError`] becomes its reason again.
 impl<E> From<E> for ExitReason
 where
     E: Into<Box<dyn Error + Send + Sync>>,
 {
     fn from(error: E) -> Self {
-        Self::failed(error)
+        match error.into().downcast::<ExitError>() {
+            Ok(error) => error.0,
+            Err(error) => Self::failed(error),
+        }
     }
 }
 
@@ -209,5 +212,16 @@ mod tests {
         assert_eq!(error.to_string(), "failed: invalid digit found in string");
         assert!(error.source().unwrap().is::<std::num::ParseIntError>());
         assert!(!error.reason().is_graceful());
+    }
+
+    #[test]
+    fn an_error_of_a_reason_becomes_the_reason_again() {
+        let again = || -> Result<(), ExitReason> {
+            Err(ExitReason::Shutdown.into_error())?;
+            Ok(())
+        };
+        assert!(matches!(again().unwrap_err(), ExitReason::Shutdown));
+        let boxed = Boxed::from(ExitReason::from("no luck").into_error());
+        assert_eq!(ExitReason::from(boxed).to_string(), "failed: no luck");
     }
 }

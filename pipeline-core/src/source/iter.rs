@@ -54,7 +54,7 @@ impl<I> FromIter<I> {
     /// ```
     /// use futures::TryStreamExt;
     /// use pipeline_core::{
-    ///     ExitReason, Graph, source::from_iter, stage::EventStream, subscription::SubscribeOptions,
+    ///     Graph, source::from_iter, stage::EventStream, subscription::SubscribeOptions,
     /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
@@ -65,7 +65,7 @@ impl<I> FromIter<I> {
     ///
     /// let mut stream = EventStream::new();
     /// stream.subscribe(&numbers, SubscribeOptions::new().max_demand(10))?;
-    /// let first: Option<u64> = stream.try_next().await.map_err(ExitReason::into_error)?;
+    /// let first: Option<u64> = stream.try_next().await?;
     /// assert_eq!(first, Some(0));
     ///
     /// drop(stream);

@@ -56,7 +56,7 @@ impl<S: Stream> FromStream<S> {
     /// ```
     /// use futures::{TryStreamExt, stream};
     /// use pipeline_core::{
-    ///     ExitReason, Graph, source::from_stream, stage::EventStream, subscription::SubscribeOptions,
+    ///     Graph, source::from_stream, stage::EventStream, subscription::SubscribeOptions,
     /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
@@ -68,7 +68,7 @@ impl<S: Stream> FromStream<S> {
     ///
     /// let mut stream = EventStream::new();
     /// stream.subscribe(&ticks, SubscribeOptions::new().max_demand(10))?;
-    /// assert_eq!(stream.try_next().await.map_err(ExitReason::into_error)?, Some("tick"));
+    /// assert_eq!(stream.try_next().await?, Some("tick"));
     ///
     /// drop(stream);
     /// assert!(pipeline.join().await.failure().is_none());

@@ -43,7 +43,7 @@ use std::collections::VecDeque;
 /// let options = SubscribeOptions::new().max_demand(2).cancel(Cancel::Transient);
 /// let (_pipeline, numbers) =
 ///     Pipeline::builder("countdown").producer(Countdown(3)).into_stream(options)?;
-/// assert_eq!(numbers.try_collect::<Vec<_>>().await.map_err(ExitReason::into_error)?, [3, 2, 1]);
+/// assert_eq!(numbers.try_collect::<Vec<_>>().await?, [3, 2, 1]);
 /// # Ok(())
 /// # }
 /// ```

@@ -13,7 +13,7 @@ use futures::{Stream, stream::FusedStream};
 use tokio::{sync::mpsc, task::coop};
 
 use crate::{
-    exit::ExitReason,
+    exit::{ExitError, ExitReason},
     stage::{
         DemandMode, EventPort, Occupant, Ports, StageHandle, Subscribe, Target, ToConsumer,
         ToProducer,
@@ -32,7 +32,7 @@ use crate::{
 /// to forward it.
 ///
 /// When a producer of a [`Cancel::Permanent`] subscription ends, the stream yields its reason as an
-/// error, even a normal one, and ends. With other modes it continues, and ends when no producer is
+/// error, even a normal one, and ends. `?` takes it in any function, and in a callback it becomes that reason again. With other modes it continues, and ends when no producer is
 /// left.
 ///
 /// Dropping the stream cancels its subscriptions; events in transit are lost.
@@ -42,7 +42,7 @@ use crate::{
 /// ```
 /// use futures::TryStreamExt;
 /// use pipeline_core::{
-///     ExitReason, Pipeline,
+///     Pipeline,
 ///     source::from_iter,
 ///     subscription::{Cancel, SubscribeOptions},
 /// };
@@ -54,7 +54,7 @@ use crate::{
 ///     .producer(from_iter(1..=3))
 ///     .map(|n| n * n)
 ///     .into_stream(options)?;
-/// let squares: Vec<i32> = stream.try_collect().await.map_err(ExitReason::into_error)?;
+/// let squares: Vec<i32> = stream.try_collect().await?;
 /// assert_eq!(squares, [1, 4, 9]);
 /// # Ok(())
 /// # }
@@ -123,7 +123,7 @@ impl<E: Send + 'static> EventStream<E> {
     /// ```
     /// use futures::TryStreamExt;
     /// use pipeline_core::{
-    ///     ExitReason, Graph,
+    ///     Graph,
     ///     source::from_iter,
     ///     stage::EventStream,
     ///     subscription::{Cancel, SubscribeOptions},
@@ -140,7 +140,7 @@ impl<E: Send + 'static> EventStream<E> {
     /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
     /// stream.subscribe(&low, options.clone())?;
     /// stream.subscribe(&high, options)?;
-    /// let mut numbers: Vec<u64> = stream.try_collect().await.map_err(ExitReason::into_error)?;
+    /// let mut numbers: Vec<u64> = stream.try_collect().await?;
     /// numbers.sort();
     /// assert_eq!(numbers, [0, 1, 2, 100, 101, 102]);
     /// # Ok(())
@@ -222,7 +222,7 @@ impl<E: Send + 'static> EventStream<E> {
         true
     }
 
-    fn next_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<E, ExitReason>>> {
+    fn next_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<E, ExitError>>> {
         loop {
             if let Some(event) = self.chunk.pop_front() {
                 return Poll::Ready(Some(Ok(event)));
@@ -244,7 +244,7 @@ impl<E: Send + 'static> EventStream<E> {
             };
             if let Some(reason) = self.receive(message) {
                 self.ended = true;
-                return Poll::Ready(Some(Err(reason)));
+                return Poll::Ready(Some(Err(reason.into_error())));
             }
         }
     }
@@ -276,7 +276,7 @@ impl<E: Send + 'static> EventStream<E> {
 }
 
 impl<E: Send + 'static> Stream for EventStream<E> {
-    type Item = Result<E, ExitReason>;
+    type Item = Result<E, ExitError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         // Each event counts against tokio's cooperative budget: a whole message is available at

@@ -188,10 +188,10 @@ async fn s_181_any_end_of_a_permanent_source_is_an_error() {
     let failure = loop {
         match stream.next().await.unwrap() {
             Ok(item) => items.push(item),
-            Err(reason) => break reason,
+            Err(error) => break error,
         }
     };
-    assert!(matches!(failure, ExitReason::Normal));
+    assert!(matches!(failure.reason(), ExitReason::Normal));
     assert_eq!(items, Vec::from_iter(0..10), "emitted events come before the end");
     assert!(stream.next().await.is_none());
 }
@@ -207,7 +207,8 @@ async fn s_182_a_missing_producer_is_an_error_unless_temporary() {
         for mode in [Cancel::Permanent, Cancel::Transient] {
             let mut stream = EventStream::new();
             stream.subscribe(missing, SubscribeOptions::new().cancel(mode)).unwrap();
-            assert!(matches!(stream.next().await, Some(Err(ExitReason::NotRunning))));
+            let missing = stream.next().await.unwrap().unwrap_err();
+            assert!(matches!(missing.reason(), ExitReason::NotRunning));
             assert!(stream.next().await.is_none());
         }
         let mut stream = EventStream::new();
