@@ -337,8 +337,11 @@ fn has_words(line: &str, code: &str) -> bool {
     })
 }
 
+/// The template is a workspace of its own, as it will be where it is copied to.
 fn manifests_share_the_lints(files: &Files) -> Vec<String> {
-    let packages = files.named("Cargo.toml").filter(|(_, text)| text.contains("[package]"));
+    let packages = files
+        .named("Cargo.toml")
+        .filter(|(path, text)| text.contains("[package]") && !path.starts_with("template"));
     let strays = packages.filter(|(_, text)| !text.contains("[lints]\nworkspace = true"));
     strays.map(|(path, _)| format!("{}: does not share the lints", path.display())).collect()
 }
