@@ -53,6 +53,20 @@ async fn the_page_shows_its_users_pushes_and_their_times() {
 }
 
 #[tokio::test]
+async fn the_button_of_the_page_pushes_and_a_link_leads_to_the_live_view() {
+    let example = Example::start(&[]).await;
+    let browser = Browser::start().await;
+    browser.open(&example, 1).await;
+    browser.client.find(Locator::Css("#push")).await.unwrap().click().await.unwrap();
+    assert!(browser.arrivals(1).await[0].contains(r#"{"text":"hello"}"#));
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    browser.client.find(Locator::LinkText("live view")).await.unwrap().click().await.unwrap();
+    let live = Locator::Css("#status[data-state=live]");
+    browser.client.wait().at_most(PATIENCE).for_element(live).await.unwrap();
+    browser.close().await;
+}
+
+#[tokio::test]
 async fn the_page_reconnects_after_a_restart_with_a_new_token() {
     let example = Example::start(&[]).await;
     let port = example.address.rsplit(':').next().unwrap().to_owned();

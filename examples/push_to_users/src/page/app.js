@@ -2,6 +2,7 @@
 
 const MINUTE_MS = 60_000
 const SHOWN = 50
+const RETRY_MS = 2_000
 const TIME = new Intl.DateTimeFormat([], {
   hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hourCycle: "h23",
 })
@@ -18,6 +19,7 @@ let count = 0
 showUsers()
 $("try").textContent =
   `curl ${location.origin}/push -d '{"user_id":${user},"event":"push_timed","data":{"text":"hello"}}'`
+$("push").addEventListener("click", pushHello)
 connect()
 drawForever()
 showQueue()
@@ -30,7 +32,12 @@ async function connect() {
     return show("error", "the Phoenix client is not installed: install npm and start the example again")
   }
   let token = await signIn()
-  if (!token) return
+  // A refusal stays one, and says why. A server that is not there may come back.
+  while (token === undefined) {
+    await new Promise(resolve => setTimeout(resolve, RETRY_MS))
+    token = await signIn()
+  }
+  if (token === null) return
   const socket = new Socket("/socket", {params: () => ({token})})
   // The server may have restarted with another secret: get a new token for the next attempt.
   socket.onError(async () => {
@@ -52,14 +59,28 @@ async function connect() {
     .receive("error", ({reason}) => show("error", `may not listen to ${topic}: ${reason}`))
 }
 
+// A token, null if the server refuses one, and undefined if it is worth another try.
 async function signIn() {
   try {
     const answer = await fetch(`/token?user=${encodeURIComponent(user)}`)
     if (answer.ok) return (await answer.json()).token
     show("error", `cannot sign in as ${user}: ${await answer.text()}`)
+    return answer.status < 500 ? null : undefined
   } catch {
-    show("error", "the server cannot be reached")
+    show("error", "the server cannot be reached, trying again")
   }
+}
+
+async function pushHello() {
+  $("push").disabled = true
+  const body = {user_id: Number(user), event: "push_timed", data: {text: "hello"}}
+  try {
+    const answer = await fetch("/push", {method: "POST", body: JSON.stringify(body)})
+    if (!answer.ok) showFor(5_000, "error", `the push was refused: ${await answer.text()}`)
+  } catch {
+    showFor(5_000, "error", "the server cannot be reached, push again later")
+  }
+  $("push").disabled = false
 }
 
 function arrived(event, {data, at_us}) {
@@ -177,6 +198,13 @@ function milliseconds(value) {
 function show(state, text) {
   $("status").dataset.state = state
   $("status").textContent = text
+}
+
+// Shows something for a while, and then what was there before, unless there is news.
+function showFor(ms, state, text) {
+  const before = [$("status").dataset.state, $("status").textContent]
+  show(state, text)
+  setTimeout(() => $("status").textContent === text && show(...before), ms)
 }
 
 function showUsers() {
