@@ -1,4 +1,5 @@
-//! Who may connect, what is pushed, and how. `main.rs` reads the settings and runs it, `tests/push.rs` tests it.
+//! The application: its sockets, what is pushed to them, and how. `main.rs` reads the settings and runs it, `tests/push.rs`
+//! tests it.
 
 use std::{error::Error, time::SystemTime};
 

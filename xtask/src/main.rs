@@ -9,6 +9,7 @@ mod packages;
 mod run;
 mod setup;
 mod soak;
+mod template;
 mod test;
 mod tidy;
 
@@ -35,6 +36,7 @@ Usage: cargo xtask COMMAND
   overload       offer up to 20 times what can be delivered, and print what becomes of it
   pushes         push a great number of items, and account for every one
   book           build the guide into target/book, and check its links
+  template       copy the template out of the project, and run its tests
   setup          install the tools of the tests: npm packages, Chromium, netdata, mdBook, cargo-deny
   help           print this text
 ";
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_deref() {
         Some("test") => test::all(),
         Some("book") => book::build(),
+        Some("template") => template::works(),
         Some("setup") => setup::all(),
         Some("check") => test::quick(),
         Some("interleavings") => test::interleavings(),

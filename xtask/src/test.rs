@@ -8,7 +8,7 @@ use std::{
 use crate::{
     book, fuzz, load, packages,
     run::{Failure, Outcome, cargo, program, step},
-    setup, tidy,
+    setup, template, tidy,
 };
 
 pub(crate) fn all() -> Outcome {
@@ -22,6 +22,7 @@ pub(crate) fn all() -> Outcome {
         "each bench once",
         cargo().args(["test", "--package", "pipeline-benches", "--benches", "--quiet"]),
     )?;
+    template::works()?;
     first_command()?;
     let mut deny = program(setup::cargo_deny());
     step("licences and sources", deny.args(["check", "bans", "licenses", "sources"]))?;
