@@ -25,7 +25,9 @@ use pipeline_sources::{
     Backlog, Broker, BrokerError, Delivery, Fetch, Item, NotStored, Outcome, QueuedState, Settle,
     Settlement, Source,
     contract::{Subject, check},
-    sqlite::{SqliteFetch, SqliteOptions, SqliteQueue, SqliteReceipt, SqliteSettle, push_in},
+    sqlite::{
+        SqliteError, SqliteFetch, SqliteOptions, SqliteQueue, SqliteReceipt, SqliteSettle, push_in,
+    },
 };
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
@@ -608,6 +610,8 @@ async fn a_new_file_refuses_plain_mistakes() {
         // No id would be left for later items.
         ("id", "9223372036854775807"),
         ("id", "4611686018427387904"),
+        ("id", "4611686018427387903"),
+        ("id", "2305843009213693952"),
     ] {
         let insert = format!(
             "INSERT INTO pipeline_items (queue, payload, {column}) VALUES ('numbers', '', {value})"
@@ -615,6 +619,57 @@ async fn a_new_file_refuses_plain_mistakes() {
         assert!(operator.execute_batch(&insert).is_err(), "{insert}");
     }
     assert_eq!(queue.push(Item::new("1")).await.unwrap(), 1);
+
+    // An id that a program makes of the time is large, and many are left after it.
+    let insert = "INSERT INTO pipeline_items (id, queue, payload) VALUES (?1, 'numbers', '2')";
+    operator.execute(insert, [(1_i64 << 61) - 1]).unwrap();
+    for n in 0..3 {
+        assert_eq!(queue.push(Item::new("3")).await.unwrap(), (1 << 61) + n);
+    }
+    operator.execute(insert, [(1_i64 << 61) + 1000]).unwrap();
+    assert!(operator.execute(insert, [1_i64 << 62]).is_err());
+    assert_eq!(queue.push(Item::new("4")).await.unwrap(), (1 << 61) + 1001);
+}
+
+/// Ids that older versions have let in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_after_which_none_is_left_is_named_and_is_no_full_disk() {
+    for (tables, last) in [
+        // No check, and SQLite says that the disk is full.
+        (Some(include_str!("fixtures/sqlite_1.sql")), i64::MAX),
+        (None, (1_i64 << 62) - 1),
+    ] {
+        let (folder, path) = file();
+        let operator = Connection::open(&path).unwrap();
+        if let Some(tables) = tables {
+            operator.execute_batch(tables).unwrap();
+        } else {
+            drop(SqliteQueue::open(&path, "numbers").await.unwrap());
+        }
+        operator.execute_batch("DROP TRIGGER IF EXISTS pipeline_items_far").unwrap();
+        let insert = "INSERT INTO pipeline_items (id, queue, payload) VALUES (?1, 'numbers', '1')";
+        operator.execute(insert, [last]).unwrap();
+
+        let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+        for handled in [false, true] {
+            if handled {
+                let (pipeline, _) = keep(queue.source(quick()), |_| None);
+                until("it is done", async || is_empty(&queue).await).await;
+                pipeline.drain(PATIENCE).await;
+            }
+            let error = queue.push(Item::new("2")).await.unwrap_err();
+            assert!(matches!(error, SqliteError::IdsUsedUp { last: id } if id == last), "{error}");
+            let error = queue.push_all(vec![Item::new("2")]).await.unwrap_err();
+            assert!(matches!(error, SqliteError::IdsUsedUp { last: id } if id == last), "{error}");
+        }
+        assert!(folder.path().join("queue.db-reserve").exists(), "the disk is not full");
+
+        let lower = "UPDATE sqlite_sequence SET seq = 0 WHERE name = 'pipeline_items'";
+        operator.execute_batch(lower).unwrap();
+        assert_eq!(queue.push(Item::new("2")).await.unwrap(), 1);
+        // What the version before has not refused is refused now.
+        assert!(operator.execute(insert, [last]).is_err());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -85,7 +85,8 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), &SqliteError>) {
         let result = self.result.unwrap_or(Err(SqliteError::Closed));
-        self.answer.send(committed.map_err(Clone::clone).and(result));
+        // What it has failed of itself says more than how the transaction ended.
+        self.answer.send(result.and_then(|done| committed.map_err(Clone::clone).map(|()| done)));
     }
 }
 

@@ -167,6 +167,20 @@ pub enum SqliteError {
     /// The disk is full. What room is left is kept for what becomes of the items that are there.
     #[error("there is no room on the disk for more items")]
     Full,
+    /// No id is left for a new item, because a program has chosen an id that is as large as ids can be.
+    ///
+    /// Close the file in all programs. If there is an item with that id, give it one that follows the
+    /// others, and let SQLite count from there: `UPDATE pipeline_items SET id = ... WHERE id = ...` and `UPDATE
+    /// sqlite_sequence SET seq = (SELECT coalesce(max(id), 0) FROM pipeline_items) WHERE name =
+    /// 'pipeline_items'`.
+    #[error(
+        "no id is left for new items, because one has or had the id {last}: give it a lower one if it is there, \
+         and then lower the number of pipeline_items in sqlite_sequence"
+    )]
+    IdsUsedUp {
+        /// The largest id that an item has or had.
+        last: i64,
+    },
     /// The thread of the file could not be started.
     #[error("cannot start the thread of the queue")]
     Thread(#[source] Arc<std::io::Error>),
@@ -178,6 +192,16 @@ pub enum SqliteError {
 impl From<rusqlite::Error> for SqliteError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Statement(Arc::new(error))
+    }
+}
+
+impl SqliteError {
+    /// Why an item could not be added.
+    fn of_adding(connection: &Connection, error: rusqlite::Error) -> Self {
+        match schema::used_up_by(connection, &error) {
+            Some(last) => Self::IdsUsedUp { last },
+            None => error.into(),
+        }
     }
 }
 
@@ -308,7 +332,10 @@ impl SqliteQueue {
     /// If the future is dropped, the item may be added or not.
     pub async fn push(&self, item: Item) -> Result<i64, SqliteError> {
         let queue = self.queue.clone();
-        let push = move |connection: &Connection| Ok(push_in(connection, &queue, &item)?);
+        let push = move |connection: &Connection| {
+            push_in(connection, &queue, &item)
+                .map_err(|error| SqliteError::of_adding(connection, error))
+        };
         let id = self.file.add_by_one_statement(push).await?;
         self.added.notify_waiters();
         Ok(id)
@@ -323,7 +350,8 @@ impl SqliteQueue {
         let queue = self.queue.clone();
         let push = move |connection: &Connection| {
             let pushed = items.iter().map(|item| push_in(connection, &queue, item));
-            Ok(pushed.collect::<Result<Vec<_>, _>>()?)
+            let pushed: Result<Vec<_>, _> = pushed.collect();
+            pushed.map_err(|error| SqliteError::of_adding(connection, error))
         };
         let ids = self.file.add(push).await?;
         self.added.notify_waiters();
@@ -360,8 +388,10 @@ impl SqliteQueue {
         item: Item,
     ) -> Result<Option<i64>, SqliteError> {
         let (from, id, to) = (self.queue.clone(), id.to_owned(), to.to_owned());
-        let forward =
-            move |connection: &Connection| Ok(forward(connection, &from, &id, &to, &item)?);
+        let forward = move |connection: &Connection| {
+            forward(connection, &from, &id, &to, &item)
+                .map_err(|error| SqliteError::of_adding(connection, error))
+        };
         let new = self.file.call(forward, |_| {}).await?;
         // It may be the turn of the next item of its key.
         self.added.notify_waiters();
@@ -445,7 +475,8 @@ impl SqliteQueue {
     pub async fn replay(&self, id: i64) -> Result<Option<i64>, SqliteError> {
         let queue = self.queue.clone();
         let replay = move |connection: &Connection| {
-            if connection.execute(schema::REPLAY, params![&*queue, id, now_ms()])? == 0 {
+            let added = connection.execute(schema::REPLAY, params![&*queue, id, now_ms()]);
+            if added.map_err(|error| SqliteError::of_adding(connection, error))? == 0 {
                 return Ok(None);
             }
             // The triggers may have written other tables, but no other item.

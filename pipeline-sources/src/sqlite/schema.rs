@@ -1,11 +1,37 @@
 //! The tables of queues in a SQLite file, and the statements on them.
 
+use rusqlite::{Connection, ErrorCode};
+
 /// The time of an item that waits for an earlier one of its key.
 pub(super) const NEVER: i64 = i64::MAX;
 
 /// Whether the file has what [`TABLES`] creates.
 pub(super) const IS_CURRENT: &str =
-    "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'pipeline_items_turn')";
+    "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'pipeline_items_far')";
+
+/// From this id on, a program may choose none that is more than 2^32 above the last one, so that ids are left
+/// for later items.
+const HIGH: i64 = 1 << 61;
+
+/// The name of the check of ids, which is also in the error of the trigger.
+const NO_ROOM: &str = "pipeline_ids_leave_room_for_later_ones";
+
+/// The largest id that an item has or had.
+const LAST_ID: &str = "
+SELECT max(coalesce((SELECT max(id) FROM pipeline_items), 0),
+    coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'pipeline_items'), 0))";
+
+/// The largest id of all items that were there, if a new one has failed because none is left after it.
+pub(super) fn used_up_by(connection: &Connection, error: &rusqlite::Error) -> Option<i64> {
+    let rusqlite::Error::SqliteFailure(failure, text) = error else { return None };
+    // SQLite says of its own largest id what it says of a full disk.
+    let is_full = failure.code == ErrorCode::DiskFull;
+    if !is_full && !text.as_ref().is_some_and(|it| it.contains(NO_ROOM)) {
+        return None;
+    }
+    let last: i64 = connection.query_row(LAST_ID, [], |row| row.get(0)).ok()?;
+    (last == i64::MAX || !is_full && last >= HIGH).then_some(last)
+}
 
 /// Whether the items have a column. Parameters: its name.
 pub(super) const HAS_COLUMN: &str =
@@ -81,6 +107,12 @@ BEGIN
             SELECT 1 FROM pipeline_items
                 WHERE queue = NEW.queue AND key = NEW.key AND id < NEW.id
         );
+END;
+CREATE TRIGGER IF NOT EXISTS pipeline_items_far AFTER INSERT ON pipeline_items
+WHEN NEW.id >= 2305843009213693952 AND NEW.id > 4294967296
+    + coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'pipeline_items'), 0)
+BEGIN
+    SELECT RAISE(ABORT, 'pipeline_ids_leave_room_for_later_ones: the id is far above all others');
 END;
 CREATE TRIGGER IF NOT EXISTS pipeline_items_removed AFTER DELETE ON pipeline_items BEGIN
     UPDATE pipeline_queues SET items = items - 1 WHERE queue = OLD.queue;
