@@ -1,22 +1,80 @@
 //! How all dead letters of a queue are replayed.
 
+use crate::item::DeadLetter;
+
 /// How many are read at once.
 pub(crate) const PAGE: u32 = 100;
+
+/// The bytes with which a page is full.
+pub(crate) const PAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// How many are replayed in one call at most. Their ids are kept until then.
 pub(crate) const MOST: usize = 1_000_000;
 
-/// Replays the dead letters that a function chooses among those that are there. One that fails again comes to
-/// the dead letters as a new one, so all are chosen before the first is replayed.
+/// Up to so many dead letters, with no more bytes than a page may have.
+#[derive(Clone, Debug)]
+pub(crate) struct Page<Id> {
+    letters: Vec<DeadLetter<Id>>,
+    limit: usize,
+    bytes: usize,
+    most_bytes: usize,
+}
+
+impl<Id> Page<Id> {
+    /// A page that is bounded by its number alone, for a caller who has chosen it.
+    pub(crate) fn of(limit: u32) -> Self {
+        Self::bounded(limit, usize::MAX)
+    }
+
+    /// The next page of those that are replayed.
+    pub(crate) fn next() -> Self {
+        Self::bounded(PAGE, PAGE_BYTES)
+    }
+
+    fn bounded(limit: u32, most_bytes: usize) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Self { letters: Vec::new(), limit, bytes: 0, most_bytes }
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    pub(crate) fn most_bytes(&self) -> usize {
+        self.most_bytes
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.letters.len() >= self.limit || self.bytes >= self.most_bytes
+    }
+
+    /// Adds one. That with which it is full may be as large as an item can be.
+    pub(crate) fn push(&mut self, letter: DeadLetter<Id>) {
+        self.bytes = self.bytes.saturating_add(letter.item.bytes() + letter.reason.len());
+        self.letters.push(letter);
+    }
+
+    pub(crate) fn into_letters(self) -> Vec<DeadLetter<Id>> {
+        self.letters
+    }
+}
+
+/// Replays the dead letters that a function chooses among the first `most` of those that pages have. One that
+/// fails again comes to the dead letters as a new one, so all are chosen before the first is replayed.
 macro_rules! replay_all {
-    ($which:ident, $after:ident => $page:expr, $id:ident => $replay:expr) => {{
-        let (mut last, mut ids) = (None, Vec::new());
-        while ids.len() < $crate::replaying::MOST {
+    ($which:ident, $most:expr, $after:ident => $page:expr, $id:ident => $replay:expr) => {{
+        let (mut last, mut ids, mut left) = (None, Vec::new(), $most);
+        while left > 0 && ids.len() < $crate::replaying::MOST {
             let $after = last.as_ref();
             let page = $page.await?;
             let Some(end) = page.last() else { break };
             last = Some(end.id.clone());
-            ids.extend(page.iter().filter(|dead| $which(dead)).map(|dead| dead.id.clone()));
+            for dead in page.iter().take(left) {
+                if $which(dead) {
+                    ids.push(dead.id.clone());
+                }
+            }
+            left = left.saturating_sub(page.len());
         }
         let mut replayed = 0_u64;
         for $id in &ids {
@@ -27,3 +85,42 @@ macro_rules! replay_all {
 }
 
 pub(crate) use replay_all;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::item::Item;
+
+    fn letter(bytes: usize) -> DeadLetter {
+        DeadLetter {
+            id: 1,
+            item: Item::new(vec![0; bytes]),
+            enqueued_at: None,
+            given_up_at: None,
+            deliveries: 1,
+            reason: "no".into(),
+        }
+    }
+
+    #[test]
+    fn a_page_is_full_by_its_number_or_its_bytes() {
+        let mut page = Page::next();
+        for _ in 0..99 {
+            page.push(letter(1));
+            assert!(!page.is_full());
+        }
+        page.push(letter(1));
+        assert!(page.is_full());
+
+        let mut page = Page::next();
+        page.push(letter(10_000_000));
+        assert!(!page.is_full());
+        page.push(letter(10_000_000));
+        assert!(page.is_full());
+        assert_eq!(page.into_letters().len(), 2);
+
+        let mut page = Page::of(2);
+        page.push(letter(20_000_000));
+        assert!(!page.is_full());
+    }
+}

@@ -22,8 +22,8 @@ use pipeline_core::{
     subscription::SubscribeOptions,
 };
 use pipeline_sources::{
-    Backlog, Broker, BrokerError, Delivery, Fetch, Item, NotStored, Outcome, QueuedState, Settle,
-    Settlement, Source,
+    Backlog, Broker, BrokerError, DeadLetter, Delivery, Fetch, Item, NotStored, Outcome,
+    QueuedState, Settle, Settlement, Source,
     contract::{Subject, check},
     sqlite::{
         SqliteError, SqliteFetch, SqliteOptions, SqliteQueue, SqliteReceipt, SqliteSettle, push_in,
@@ -163,6 +163,36 @@ async fn all_dead_letters_are_replayed_once_although_they_fail_again_at_once() {
     pipeline.drain(PATIENCE).await;
     assert_eq!(seen.lock().len(), 2 * MANY - 1);
     assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(MANY as u64));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_that_are_there_are_replayed_whatever_their_ids_and_however_fast_others_come() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    let operator = Connection::open(&path).unwrap();
+    operator.busy_timeout(PATIENCE).unwrap();
+    let insert = "INSERT INTO pipeline_dead_letters
+            (id, queue, payload, enqueued_at, deliveries, reason, given_up_at)
+        VALUES (?1, 'numbers', zeroblob(?2), 0, 1, 'no', 0)";
+    operator.execute("INSERT INTO pipeline_queues (queue) VALUES ('numbers')", []).unwrap();
+    // Each is more than half of what a page may have.
+    for id in [-5, 0, 1, 7] {
+        operator.execute(insert, params![id, 10_000_000]).unwrap();
+    }
+    let (mut seen, mut next) = (Vec::new(), 7);
+    let which = |dead: &DeadLetter| {
+        seen.push(dead.id);
+        assert!(seen.len() < 1000, "it ends");
+        for _ in 0..2 {
+            next += 1;
+            operator.execute(insert, params![next, 1]).unwrap();
+        }
+        dead.id > 0
+    };
+    assert_eq!(timeout(PATIENCE, queue.replay_all(which)).await.unwrap().unwrap(), 2);
+    assert_eq!(seen, [-5, 0, 1, 7]);
+    assert_eq!(queue.backlog().await.unwrap().items, Some(2));
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(2 + 8));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,10 @@
 //! The topic of dead letters, for operators.
 
-use std::{collections::HashSet, ops::ControlFlow};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 use rdkafka::{
     Message, Offset, TopicPartitionList,
@@ -16,7 +20,7 @@ use super::{
 };
 use crate::{
     item::DeadLetter,
-    replaying::{PAGE, replay_all},
+    replaying::{MOST, Page, replay_all},
 };
 
 impl KafkaQueue {
@@ -32,22 +36,47 @@ impl KafkaQueue {
         after: Option<KafkaId>,
         limit: u32,
     ) -> Result<Vec<DeadLetter<KafkaId>>, KafkaError> {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        self.page(after, None, Page::of(limit)).await
+    }
+
+    /// The dead letters after an id, as far as they are on a page and before these ends of the partitions.
+    async fn page(
+        &self,
+        after: Option<KafkaId>,
+        ends: Option<Arc<BTreeMap<i32, i64>>>,
+        mut page: Page<KafkaId>,
+    ) -> Result<Vec<DeadLetter<KafkaId>>, KafkaError> {
         self.blocking(move |queue| {
             let reader = queue.dead_letter_reader()?;
-            let mut found = Vec::new();
             for partition in queue.partitions(reader.0.client(), &queue.0.dead_topic)? {
+                // A partition that was added since has no end.
+                let end = |ends: &BTreeMap<_, _>| ends.get(&partition).copied().unwrap_or(0);
+                let end = ends.as_deref().map_or(i64::MAX, end);
                 let from = match after {
                     Some(after) if partition < after.partition => continue,
                     Some(after) if partition == after.partition => after.offset.saturating_add(1),
                     _ => 0,
                 };
-                reader.list(partition, from, limit, &mut found)?;
-                if found.len() >= limit {
+                if from < end {
+                    reader.list(partition, from, end, &mut page)?;
+                }
+                if page.is_full() {
                     break;
                 }
             }
-            Ok(found)
+            Ok(page.into_letters())
+        })
+        .await
+    }
+
+    /// The ends of the partitions of the dead letters.
+    async fn ends(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        self.blocking(|queue| {
+            let reader = queue.dead_letter_reader()?;
+            let (topic, time) = (&queue.0.dead_topic, queue.0.options.call_timeout);
+            let end =
+                |partition| Ok((partition, reader.0.fetch_watermarks(topic, partition, time)?.1));
+            queue.partitions(reader.0.client(), topic)?.into_iter().map(end).collect()
         })
         .await
     }
@@ -83,7 +112,12 @@ impl KafkaQueue {
         &self,
         mut which: impl FnMut(&DeadLetter<KafkaId>) -> bool,
     ) -> Result<u64, KafkaError> {
-        replay_all!(which, after => self.dead_letters(after.copied(), PAGE), id => self.replay(*id))
+        let ends = Arc::new(self.ends().await?);
+        replay_all!(
+            which, MOST,
+            after => self.page(after.copied(), Some(ends.clone()), Page::next()),
+            id => self.replay(*id)
+        )
     }
 
     /// Drops an item that was given up: it is no longer listed. Returns whether there was one with this id.
@@ -138,13 +172,13 @@ impl KafkaQueue {
 struct Reader(BaseConsumer<Quiet>, KafkaQueue);
 
 impl Reader {
-    /// Lists the dead letters of a partition from an offset on.
+    /// Lists the dead letters of a partition from an offset on, before another.
     fn list(
         &self,
         partition: i32,
         from: i64,
-        limit: usize,
-        found: &mut Vec<DeadLetter<KafkaId>>,
+        end: i64,
+        page: &mut Page<KafkaId>,
     ) -> Result<(), KafkaError> {
         let mut dropped = HashSet::new();
         self.scan(partition, from, |_, record| {
@@ -152,11 +186,11 @@ impl Reader {
             ControlFlow::Continue(())
         })?;
         self.scan(partition, from, |offset, record| {
-            if found.len() >= limit {
+            if page.is_full() || offset >= end {
                 return ControlFlow::Break(());
             }
             if !record.is_tombstone() && !dropped.contains(&offset) {
-                found.push(read_dead_letter(&record, KafkaId { partition, offset }));
+                page.push(read_dead_letter(&record, KafkaId { partition, offset }));
             }
             ControlFlow::Continue(())
         })

@@ -86,7 +86,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
     options::SourceOptions,
-    replaying::{PAGE, replay_all},
+    replaying::{MOST, Page, replay_all},
     source::Source,
 };
 
@@ -480,7 +480,17 @@ impl NatsQueue {
         after: u64,
         limit: u32,
     ) -> Result<Vec<DeadLetter<u64>>, NatsError> {
-        on_link!(self.shared, link => self.shared.dead_letters(&link, after, limit))
+        self.page(after, u64::MAX, Page::of(limit)).await
+    }
+
+    /// The dead letters after an id, up to another, as far as they are on a page.
+    async fn page(
+        &self,
+        after: u64,
+        last: u64,
+        page: Page<u64>,
+    ) -> Result<Vec<DeadLetter<u64>>, NatsError> {
+        on_link!(self.shared, link => self.shared.dead_letters(&link, after, last, page.clone()))
     }
 
     /// Adds an item that was given up to the queue again, as a new item whose age begins now. Returns its new
@@ -511,7 +521,12 @@ impl NatsQueue {
         &self,
         mut which: impl FnMut(&DeadLetter<u64>) -> bool,
     ) -> Result<u64, NatsError> {
-        replay_all!(which, after => self.dead_letters(after.copied().unwrap_or(0), PAGE), id => self.replay(*id))
+        let last = on_link!(self.shared, link => self.shared.last_dead_letter(&link))?;
+        replay_all!(
+            which, MOST,
+            after => self.page(after.copied().unwrap_or(0), last, Page::next()),
+            id => self.replay(*id)
+        )
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id.
@@ -588,17 +603,26 @@ impl Shared {
         &self,
         link: &Link,
         mut after: u64,
-        limit: u32,
+        last: u64,
+        mut page: Page<u64>,
     ) -> Result<Vec<DeadLetter<u64>>, NatsError> {
-        let mut dead = Vec::new();
-        while dead.len() < usize::try_from(limit).unwrap_or(usize::MAX) {
+        while !page.is_full() && after < last {
             let wanted = json!({ "seq": after + 1, "next_by_subj": self.dead_subject });
             let stored = link.stored(&self.dead_stream, &wanted).await?;
-            let Some(stored) = stored else { break };
+            let Some(stored) = stored.filter(|stored| stored.sequence <= last) else { break };
             after = stored.sequence;
-            dead.push(dead_letter(stored));
+            page.push(dead_letter(stored));
         }
-        Ok(dead)
+        Ok(page.into_letters())
+    }
+
+    /// The sequence of the last message in the stream of dead letters.
+    async fn last_dead_letter(&self, link: &Link) -> Result<u64, NatsError> {
+        let (what, api) =
+            ("asking for the dead letters", format!("STREAM.INFO.{}", self.dead_stream));
+        let stream = link.api::<Value>(what, &api, &json!({})).await?;
+        let last = stream["state"]["last_seq"].as_u64();
+        last.ok_or_else(|| NatsError::Unexpected(what, stream.to_string().into()))
     }
 
     async fn replay(&self, link: &Link, id: u64) -> Result<Option<u64>, NatsError> {

@@ -91,7 +91,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item, QueuedItem},
     options::SourceOptions,
-    replaying::{PAGE, replay_all},
+    replaying::{MOST, Page, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -444,8 +444,7 @@ impl PostgresQueue {
         after: i64,
         limit: u32,
     ) -> Result<Vec<DeadLetter>, PostgresError> {
-        let rows = self.page(schema::DEAD_LETTERS, after, limit).await?;
-        rows.iter().map(row::dead_letter).collect()
+        self.dead_letter_page(after, i64::MAX, Page::of(limit)).await
     }
 
     /// Adds an item that was given up to the queue again, as a new item, whose age begins now. Returns its
@@ -465,7 +464,8 @@ impl PostgresQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    /// it begins, up to a million, and not those that fail again meanwhile. Of others that are given up while it
+    /// chooses, it takes those with a lower id than the last one. Returns how many there were.
     ///
     /// ```no_run
     /// # async fn replay(queue: pipeline_sources::postgres::PostgresQueue) -> Result<(), Box<dyn std::error::Error>> {
@@ -481,7 +481,16 @@ impl PostgresQueue {
         &self,
         mut which: impl FnMut(&DeadLetter) -> bool,
     ) -> Result<u64, PostgresError> {
-        replay_all!(which, after => self.dead_letters(after.copied().unwrap_or(0), PAGE), id => self.replay(*id))
+        let name = [(&self.0.name as _, Type::TEXT)];
+        let last =
+            self.call(async |link| link.query(schema::LAST_DEAD_LETTER, &name).await).await?;
+        let last = last.first().map(|row| row.try_get::<_, Option<i64>>(0)).transpose()?;
+        let Some(last) = last.flatten() else { return Ok(0) };
+        replay_all!(
+            which, MOST,
+            after => self.dead_letter_page(after.copied().unwrap_or(i64::MIN), last, Page::next()),
+            id => self.replay(*id)
+        )
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id.
@@ -498,6 +507,26 @@ impl PostgresQueue {
     }
 
     /// The rows of a statement with the parameters queue, id and limit.
+    /// The dead letters after an id, up to another, as far as they are on a page.
+    async fn dead_letter_page(
+        &self,
+        after: i64,
+        last: i64,
+        page: Page<i64>,
+    ) -> Result<Vec<DeadLetter>, PostgresError> {
+        let limit = i64::try_from(page.limit()).unwrap_or(i64::MAX);
+        let most_bytes = i64::try_from(page.most_bytes()).unwrap_or(i64::MAX);
+        let rows = self.call(async |link| {
+            let name = (&self.0.name as _, Type::TEXT);
+            let ids =
+                [(&after as _, Type::INT8), (&limit as _, Type::INT8), (&last as _, Type::INT8)];
+            let [after, limit, last] = ids;
+            let parameters = [name, after, limit, last, (&most_bytes as _, Type::INT8)];
+            link.query(schema::DEAD_LETTERS, &parameters).await
+        });
+        rows.await?.iter().map(row::dead_letter).collect()
+    }
+
     async fn page(
         &self,
         statement: &str,

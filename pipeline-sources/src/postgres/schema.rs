@@ -476,11 +476,25 @@ SELECT
 
 /// Dead letters of a queue after an id. Parameters: queue, id, limit.
 pub(super) const DEAD_LETTERS: &str = "
-SELECT id, key, payload, headers::text, trace,
-        CASE WHEN isfinite(enqueued_at) THEN (extract(epoch FROM enqueued_at) * 1000)::int8 END,
-        deliveries, reason,
-        CASE WHEN isfinite(given_up_at) THEN (extract(epoch FROM given_up_at) * 1000)::int8 END
-    FROM pipeline_dead_letters WHERE queue = $1 AND id > $2 ORDER BY id LIMIT $3";
+SELECT id, key, payload, headers, trace, enqueued_at, deliveries, reason, given_up_at FROM (
+    SELECT *, sum(coalesce(octet_length(payload), 0)::int8 + coalesce(octet_length(headers), 0))
+            OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM (
+            SELECT id, key, payload, headers::text AS headers, trace,
+                    CASE WHEN isfinite(enqueued_at)
+                        THEN (extract(epoch FROM enqueued_at) * 1000)::int8 END AS enqueued_at,
+                    deliveries, reason,
+                    CASE WHEN isfinite(given_up_at)
+                        THEN (extract(epoch FROM given_up_at) * 1000)::int8 END AS given_up_at
+                FROM pipeline_dead_letters WHERE queue = $1 AND id > $2 AND id <= $4
+                ORDER BY id LIMIT $3
+        ) AS page
+    ) AS page
+    WHERE coalesce(before, 0) < $5 ORDER BY id";
+
+/// The last dead letter of a queue. Parameters: queue.
+pub(super) const LAST_DEAD_LETTER: &str =
+    "SELECT max(id) FROM pipeline_dead_letters WHERE queue = $1";
 
 /// Items of a queue after an id, what they wait for, and until when. Parameters: queue, id, limit.
 pub(super) const ITEMS: &str = "

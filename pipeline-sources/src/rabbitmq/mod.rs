@@ -126,7 +126,7 @@ use crate::{
     clock::now,
     item::{DeadLetter, Item},
     options::SourceOptions,
-    replaying::{PAGE, replay_all},
+    replaying::{Page, replay_all},
     source::Source,
 };
 
@@ -469,25 +469,33 @@ impl RabbitQueue {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<DeadLetter<Arc<str>>>, RabbitError> {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        self.page(after, Page::of(limit)).await
+    }
+
+    /// The dead letters after an id, as far as they are on a page.
+    async fn page(
+        &self,
+        after: Option<&str>,
+        mut page: Page<Arc<str>>,
+    ) -> Result<Vec<DeadLetter<Arc<str>>>, RabbitError> {
         let publisher = self.shared.publisher().await?;
         // They are given back when it is closed.
         let channel = self.shared.channel(&publisher).await?;
-        let (mut dead, mut skip) = (Vec::new(), after.is_some());
+        let mut skip = after.is_some();
         for _ in 0..MOST_DEAD {
-            if dead.len() >= limit {
+            if page.is_full() {
                 break;
             }
             let Some(got) = self.shared.get_dead(&channel).await? else { break };
             let properties = &got.delivery.properties;
             if !skip {
-                dead.push(format::dead_letter(properties, got.delivery.data.into()));
+                page.push(format::dead_letter(properties, got.delivery.data.into()));
             } else if after == Some(&*format::dead_id(properties)) {
                 skip = false;
             }
         }
         self.shared.close(channel).await?;
-        Ok(dead)
+        Ok(page.into_letters())
     }
 
     /// Adds an item that was given up to the queue again, as a new item whose age begins now. Returns its id, or `None` if there
@@ -516,7 +524,8 @@ impl RabbitQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    /// it begins, the first 10,000 at most, and not those that fail again meanwhile. If another program takes dead
+    /// letters at the same time, later ones may be among them. Returns how many there were.
     ///
     /// ```no_run
     /// # async fn replay(queue: pipeline_sources::rabbitmq::RabbitQueue) -> Result<(), Box<dyn std::error::Error>> {
@@ -532,7 +541,14 @@ impl RabbitQueue {
         &self,
         mut which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
     ) -> Result<u64, RabbitError> {
-        replay_all!(which, after => self.dead_letters(after.map(|id: &Arc<str>| &**id), PAGE), id => self.replay(id))
+        // They have no order but that of the queue.
+        let there = self.backlog().await?.dead_letters.unwrap_or_default();
+        let there = usize::try_from(there).unwrap_or(usize::MAX);
+        replay_all!(
+            which, there,
+            after => self.page(after.map(|id: &Arc<str>| &**id), Page::next()),
+            id => self.replay(id)
+        )
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id. It looks for it as

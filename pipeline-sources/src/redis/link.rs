@@ -18,19 +18,21 @@ pub(super) enum Script {
     Trim,
     Push,
     Replay,
+    Dead,
     Open,
     Backlog,
 }
 
 impl Script {
     /// In the order in which they are declared.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Take,
         Self::Settle,
         Self::Renew,
         Self::Trim,
         Self::Push,
         Self::Replay,
+        Self::Dead,
         Self::Open,
         Self::Backlog,
     ];
@@ -43,6 +45,7 @@ impl Script {
             Self::Trim => [scripts::TRIM, scripts::TRIM_NOW].concat(),
             Self::Push => [scripts::TRIM, scripts::PUSH].concat(),
             Self::Replay => scripts::REPLAY.to_owned(),
+            Self::Dead => scripts::DEAD.to_owned(),
             Self::Open => scripts::OPEN.to_owned(),
             Self::Backlog => scripts::BACKLOG.to_owned(),
         }

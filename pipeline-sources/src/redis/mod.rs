@@ -86,7 +86,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
     options::SourceOptions,
-    replaying::{PAGE, replay_all},
+    replaying::{MOST, PAGE, PAGE_BYTES, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -396,7 +396,31 @@ impl RedisQueue {
         &self,
         mut which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
     ) -> Result<u64, RedisQueueError> {
-        replay_all!(which, after => self.dead_letters(after.map_or("", |id: &Arc<str>| id), PAGE), id => self.replay(id))
+        let mut last = String::new();
+        replay_all!(
+            which, MOST,
+            after => self.next_page(after.map(|id: &Arc<str>| &**id), &mut last),
+            id => self.replay(id)
+        )
+    }
+
+    /// The next dead letters of those that were there when the first page was read.
+    async fn next_page(
+        &self,
+        after: Option<&str>,
+        last: &mut String,
+    ) -> Result<Vec<DeadLetter<Arc<str>>>, RedisQueueError> {
+        let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
+        let (limit, bytes) = (PAGE, PAGE_BYTES);
+        let end = last.clone();
+        let (end, entries): (String, Vec<Entry>) = self
+            .call(async |link| {
+                let mut read = link.script(Script::Dead, &[&self.0.dead]);
+                link.query(read.arg(&from).arg(&end).arg(limit).arg(bytes)).await
+            })
+            .await?;
+        *last = end;
+        Ok(entries.into_iter().map(entry::dead_letter).collect())
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id.

@@ -220,6 +220,28 @@ redis.call('XDEL', KEYS[2], ARGV[1])
 return id
 ";
 
+/// Dead letters up to one, as many as have so many bytes. Keys: dead letters. Arguments: where they begin, the last
+/// one or nothing if it is the last that there is, the most, and the bytes.
+///
+/// Returns the id of the last one and the dead letters.
+pub(super) const DEAD: &str = "
+local from, last = ARGV[1], ARGV[2]
+if last == '' then
+    local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+    if not newest then return {'', {}} end
+    last = newest[1]
+end
+local found, bytes = {}, 0
+while #found < tonumber(ARGV[3]) and bytes < tonumber(ARGV[4]) do
+    local entry = redis.call('XRANGE', KEYS[1], from, last, 'COUNT', 1)[1]
+    if not entry then break end
+    for _, value in ipairs(entry[2]) do bytes = bytes + #value end
+    found[#found + 1] = entry
+    from = '(' .. entry[1]
+end
+return {last, found}
+";
+
 /// Creates the consumer group unless it is there, and removes consumers that have nothing in work and have not
 /// been seen for a while. Keys: stream. Arguments: group, and how long in milliseconds.
 pub(super) const OPEN: &str = "

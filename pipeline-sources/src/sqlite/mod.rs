@@ -67,7 +67,7 @@ use crate::{
     options::SourceOptions,
     random::random_i64,
     reason::cut,
-    replaying::{PAGE, replay_all},
+    replaying::{MOST, Page, replay_all},
     source::Source,
     unix_ms::{from_ms, ms, now_ms},
 };
@@ -457,11 +457,27 @@ impl SqliteQueue {
         after: i64,
         limit: u32,
     ) -> Result<Vec<DeadLetter>, SqliteError> {
+        self.page(after, i64::MAX, Page::of(limit)).await
+    }
+
+    /// Fills a page with the dead letters after an id, up to another.
+    async fn page(
+        &self,
+        after: i64,
+        last: i64,
+        mut page: Page<i64>,
+    ) -> Result<Vec<DeadLetter>, SqliteError> {
         let queue = self.queue.clone();
         let read = move |connection: &Connection| {
             let mut statement = connection.prepare_cached(schema::DEAD_LETTERS)?;
-            let rows = statement.query_map(params![&*queue, after, limit], row::dead_letter)?;
-            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+            let limit = i64::try_from(page.limit()).unwrap_or(i64::MAX);
+            let mut rows = statement.query(params![&*queue, after, limit, last])?;
+            while !page.is_full()
+                && let Some(row) = rows.next()?
+            {
+                page.push(row::dead_letter(row)?);
+            }
+            Ok(page.into_letters())
         };
         self.file.call(read, |_| {}).await
     }
@@ -490,7 +506,8 @@ impl SqliteQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    /// it begins, up to a million, and not those that fail again meanwhile. Of others that are given up while it
+    /// chooses, it takes those with a lower id than the last one. Returns how many there were.
     ///
     /// ```no_run
     /// # async fn replay(queue: pipeline_sources::sqlite::SqliteQueue) -> Result<(), Box<dyn std::error::Error>> {
@@ -506,7 +523,17 @@ impl SqliteQueue {
         &self,
         mut which: impl FnMut(&DeadLetter) -> bool,
     ) -> Result<u64, SqliteError> {
-        replay_all!(which, after => self.dead_letters(after.copied().unwrap_or(0), PAGE), id => self.replay(*id))
+        let queue = self.queue.clone();
+        let read = move |connection: &Connection| {
+            let mut statement = connection.prepare_cached(schema::LAST_DEAD_LETTER)?;
+            Ok(statement.query_row([&*queue], |row| row.get::<_, Option<i64>>(0))?)
+        };
+        let Some(last) = self.file.call(read, |_| {}).await? else { return Ok(0) };
+        replay_all!(
+            which, MOST,
+            after => self.page(after.copied().unwrap_or(i64::MIN), last, Page::next()),
+            id => self.replay(*id)
+        )
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id.

@@ -286,10 +286,14 @@ UPDATE pipeline_items SET available_at = 0 WHERE id IN (
     SELECT id FROM pipeline_items WHERE queue = ?1 AND available_at = 9223372036854775807 LIMIT ?2
 )";
 
-/// Dead letters of a queue after an id. Parameters: queue, id, limit.
+/// Dead letters of a queue after an id. Parameters: queue, id, limit, and the last id.
 pub(super) const DEAD_LETTERS: &str = "
 SELECT id, key, payload, headers, trace, enqueued_at, deliveries, reason, given_up_at
-    FROM pipeline_dead_letters WHERE queue = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+    FROM pipeline_dead_letters WHERE queue = ?1 AND id > ?2 AND id <= ?4 ORDER BY id LIMIT ?3";
+
+/// The last dead letter of a queue. Parameters: queue.
+pub(super) const LAST_DEAD_LETTER: &str =
+    "SELECT max(id) FROM pipeline_dead_letters WHERE queue = ?1";
 
 /// Items of a queue after an id. Parameters: queue, id, limit.
 pub(super) const ITEMS: &str = "
