@@ -172,8 +172,8 @@ pub struct Backlog {
     pub oldest: Option<SystemTime>,
     /// The items that were given up and are kept.
     pub dead_letters: Option<u64>,
-    /// How many items have waited for a time that a clock had set which was ahead, and were made to wait no
-    /// longer than they were to, since the last call.
+    /// How many items have waited for a time that a clock had set which was ahead of the one now, and were made
+    /// available when they had waited as long as they were to, since the last call.
     pub brought_forward: u64,
 }
 

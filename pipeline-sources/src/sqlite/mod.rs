@@ -34,6 +34,7 @@
 //! item in its own transaction, with [`push_in`] or with a plain `INSERT`: the queue and the payload are
 //! enough.
 
+mod ahead;
 mod file;
 mod room;
 mod row;
@@ -51,6 +52,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Row, ToSql, Transaction, params, types::Value,
 };
@@ -60,7 +62,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::file::File;
+use self::{ahead::Clock, file::File};
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     item::{DeadLetter, Delivery, Item, QueuedItem},
@@ -95,6 +97,7 @@ pub struct SqliteQueue {
     options: SqliteOptions,
     /// Wakes sources in this process.
     added: Arc<Notify>,
+    clock: Arc<Mutex<Clock>>,
 }
 
 /// The options of a queue in a SQLite file.
@@ -123,7 +126,8 @@ impl SqliteOptions {
     /// renewed while an item is handled.
     ///
     /// Leases and delays are measured by the wall clock: if it is set forward, items may be delivered twice. If
-    /// it is set back, what it had set while it was ahead is shortened to the time that it was to take.
+    /// it is set back, what it had set while it was ahead ends when it has taken as long as it was to take since
+    /// then. A clock that is behind for a while makes nothing end sooner.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.max(Duration::from_millis(100));
         self
@@ -300,7 +304,8 @@ impl SqliteQueue {
         options: SqliteOptions,
     ) -> Result<Self, SqliteError> {
         let file = File::open(path.into()).await?;
-        let queue = Self { file, queue: queue.into(), options, added: Arc::default() };
+        let clock = Arc::new(Mutex::new(Clock::new(now_ms(), Instant::now())));
+        let queue = Self { file, queue: queue.into(), options, added: Arc::default(), clock };
         let Some(ordered) = options.ordered else { return Ok(queue) };
         let name = queue.queue.clone();
         let declare = move |connection: &Connection| {
@@ -606,9 +611,6 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// At how many keys or items a sweep looks.
 const SWEPT: usize = 500;
 
-/// By how much the clock that has set a time may be ahead of the one now, in milliseconds.
-const AHEAD: i64 = 1000;
-
 impl Fetch for SqliteFetch {
     type Receipt = SqliteReceipt;
 
@@ -703,15 +705,19 @@ type BroughtForward = (Option<(Value, i64)>, u64);
 
 impl SqliteQueue {
     /// Looks at some of the items that are available later, from this one on to earlier ones. One that waits
-    /// since a time that is still to come was leased or postponed by a clock that was ahead. It waits as long as it
-    /// was to wait, from now on.
+    /// since a time that is still to come is available once it has waited as long as it was to wait.
     async fn bring_forward(
         &self,
         before: Option<(Value, i64)>,
     ) -> Result<BroughtForward, SqliteError> {
         let queue = self.queue.clone();
-        let bring = move |connection: &Connection| {
+        let (now, clock) = {
+            let mut clock = self.clock.lock();
             let now = now_ms();
+            clock.read(now, Instant::now());
+            (now, *clock)
+        };
+        let bring = move |connection: &Connection| {
             let (at, id) = before.unwrap_or((Value::Integer(schema::NEVER), i64::MIN));
             let limit = i64::try_from(SWEPT).unwrap_or(i64::MAX);
             let mut later = connection.prepare_cached(schema::LATER)?;
@@ -720,8 +726,10 @@ impl SqliteQueue {
             let found = found.collect::<rusqlite::Result<Vec<(i64, Value, Value)>>>()?;
             let mut brought = 0;
             for (id, at, since) in &found {
-                if let Some(at) = sooner(at, since, now) {
-                    connection.prepare_cached(schema::WAIT_UNTIL)?.execute([*id, at, now])?;
+                if let (Value::Integer(at), Value::Integer(since)) = (at, since)
+                    && clock.is_over(*at, *since)
+                {
+                    connection.prepare_cached(schema::WAIT_UNTIL)?.execute([*id, now, now])?;
                     brought += 1;
                 }
             }
@@ -731,18 +739,6 @@ impl SqliteQueue {
         };
         self.file.call(bring, |_| {}).await
     }
-}
-
-/// Until when an item waits in truth that has waited for `at` since a time, if a clock that was ahead has set
-/// both.
-fn sooner(at: &Value, since: &Value, now: i64) -> Option<i64> {
-    let (Value::Integer(at), Value::Integer(since)) = (at, since) else { return None };
-    if *since <= now.saturating_add(AHEAD) {
-        return None;
-    }
-    // A program of an older version may have set the first alone.
-    let wait = at.checked_sub(*since).filter(|wait| *wait >= 0);
-    Some(wait.map_or(*at, |wait| now.saturating_add(wait)))
 }
 
 fn is_ordered(connection: &Connection, queue: &str) -> rusqlite::Result<bool> {
