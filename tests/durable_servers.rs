@@ -243,7 +243,7 @@ async fn pushes_in_kafka_reach_their_user_and_survive_a_restart() {
 
     let example = start(&[]).await;
     let mut ada = user(&example, 1).await;
-    // A member of the group that has died keeps its partitions for 45 seconds.
+    // The first has left the group, but the mock cluster lets the next member wait for 44 seconds all the same.
     while seen.len() < usize::try_from(MANY).unwrap() {
         let message = timeout(PATIENCE * 4, ada.stream.next()).await.unwrap().unwrap().unwrap();
         let Message::Text(text) = message else { continue };

@@ -48,6 +48,13 @@ pub trait Broker: Send + Sync + 'static {
     fn outlives_sessions(&self) -> bool {
         true
     }
+
+    /// Gives up what the source has at the server beyond its sessions, such as its place in a group. It is the
+    /// last call: the source has ended, and no outcome is left. A drain waits for it, five seconds at most. By
+    /// default it does nothing.
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// The half of a session that takes items.

@@ -51,6 +51,9 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// How many groups of outcomes are taken at once.
 const OUTCOMES_AT_ONCE: usize = 64;
 
+/// How long the end of a source waits for its broker.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// A session has worked when so many calls in a row were answered, or when it has fetched an item.
 const HEALTHY_CALLS: u32 = 3;
 
@@ -146,8 +149,16 @@ impl Served {
     }
 }
 
-/// Runs the task of a source until it was stopped and has stored all outcomes.
+/// Runs the task of a source until it was stopped, has stored all outcomes and has closed its broker.
 pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
+    run(&worker).await;
+    let closing = timeout(CLOSING, worker.broker.close());
+    // What it could not say, its server notices.
+    let _ = AssertUnwindSafe(closing).catch_unwind().await;
+}
+
+/// Runs sessions until the source was stopped and all outcomes are stored.
+async fn run<B: Broker>(worker: &Worker<B>) {
     #[expect(clippy::disallowed_methods, reason = "no more items are held than the options say")]
     let (sender, arriving) = mpsc::unbounded_channel();
     let (options, stopped) = (worker.options, worker.stopped.clone());
@@ -173,7 +184,7 @@ pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
                 number += 1;
                 let (renewing, served) = (Mutex::new(()), Served::default());
                 let (held, shared) = (&held, &*shared);
-                let session = Session { worker: &worker, number, held, shared, renewing, served };
+                let session = Session { worker, number, held, shared, renewing, served };
                 state.unsettled.session_begins(begun, reconnects.good());
                 let ended = session.run(fetch, settle, &mut state, &mut fetcher);
                 let ended = AssertUnwindSafe(ended).catch_unwind().await;

@@ -174,6 +174,10 @@ impl<B: Broker> Broker for Faulty<B> {
     fn outlives_sessions(&self) -> bool {
         self.broker.outlives_sessions()
     }
+
+    async fn close(&self) {
+        self.broker.close().await;
+    }
 }
 
 impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {

@@ -22,8 +22,10 @@ const BURIAL: Duration = Duration::from_secs(1);
 
 /// A consumer of the queue's group: what a [`Source`](crate::Source) reads from.
 ///
-/// It joins the group when it connects, and leaves it when it is dropped. When a call has failed, and the
-/// source connects again, it is still the same member and has the same partitions.
+/// It joins the group when it connects. When a call has failed, and the source connects again, it is still the
+/// same member and has the same partitions. A drain of the pipeline waits until it has left the group, so a process
+/// that ends after it leaves its partitions to others at once. One that is dropped without a drain leaves soon after,
+/// if the process continues.
 #[derive(Debug)]
 pub struct KafkaBroker {
     queue: KafkaQueue,
@@ -39,8 +41,7 @@ impl KafkaBroker {
 
 impl Drop for KafkaBroker {
     fn drop(&mut self) {
-        self.shared.state.lock().stopped = true;
-        self.shared.wake();
+        self.shared.stop();
     }
 }
 
@@ -68,6 +69,28 @@ impl Broker for KafkaBroker {
 
     fn lease(&self) -> Option<Duration> {
         None
+    }
+
+    async fn close(&self) {
+        let shared = self.shared.clone();
+        let stop = move |_| {
+            shared.stop();
+            // A call that starts the thread may have been left behind.
+            drop(shared.starting.lock());
+            Ok(())
+        };
+        // It fails when the runtime ends, and with it all that waits.
+        let _ = self.queue.blocking(stop).await;
+        loop {
+            // Before the look, so that no change is missed.
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.shared.state.lock().running {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -220,5 +243,47 @@ impl KafkaQueue {
             }
         }
         self.write(&self.0.dead_topic, None, &of(Kept::Nothing)).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipeline_core::{
+        Pipeline,
+        processing::{Message, Processors},
+    };
+    use rdkafka::mocking::MockCluster;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::{Item, Source, SourceOptions, kafka::KafkaOptions};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// The thread of the consumer ends when it has left. A process may end right after the drain.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_drain_waits_until_the_consumer_has_left_its_group() {
+        let cluster = MockCluster::new(1).unwrap();
+        for topic in ["numbers", "numbers.dead-letters"] {
+            cluster.create_topic(topic, 1, 1).unwrap();
+        }
+        let options = KafkaOptions::new().set("group.protocol", "consumer");
+        let queue = KafkaQueue::new(cluster.bootstrap_servers(), "numbers", "test", options);
+        let broker = queue.broker();
+        let shared = broker.shared.clone();
+        let pipeline = Pipeline::of_messages("test")
+            .source(Source::new(broker, SourceOptions::new()))
+            .processors(Processors::from_fn(async |_: &mut Message<Item>| Ok(())))
+            .start()
+            .unwrap();
+        let is_member = async {
+            while shared.assigned().0.is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, is_member).await.unwrap();
+        assert!(shared.state.lock().running);
+        assert!(pipeline.drain(PATIENCE).await.is_clean());
+        assert!(!shared.state.lock().running, "it is still a member");
     }
 }

@@ -71,7 +71,8 @@ pub(super) struct Shared {
     /// The dead letters that are being written, of deliveries without an outcome.
     pub(super) burials: Mutex<HashMap<KafkaReceipt, Burial>>,
     wake: Wake,
-    starting: Mutex<()>,
+    /// Held while the thread is being started.
+    pub(super) starting: Mutex<()>,
 }
 
 /// Whether a dead letter was written.
@@ -161,6 +162,12 @@ impl Shared {
         let state = self.state.lock();
         let oldest = state.tracker.oldest().filter_map(|record| record.enqueued_at).min();
         (state.tracker.assigned().collect(), oldest)
+    }
+
+    /// Has the thread end, and none begin any more.
+    pub(super) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.wake();
     }
 
     /// Wakes the thread.
@@ -275,7 +282,14 @@ pub(super) fn start(
     shared: &Arc<Shared>,
 ) -> Result<(), KafkaError> {
     let starting = shared.starting.lock();
-    if shared.state.lock().running {
+    let (running, stopped) = {
+        let state = shared.state.lock();
+        (state.running, state.stopped)
+    };
+    if stopped {
+        return Err(KafkaError::Ended);
+    }
+    if running {
         return Ok(());
     }
     let mut consumer = BaseConsumer::from_config_and_context(config, Context::default())?;

@@ -53,7 +53,10 @@
 //! change nothing: the other source delivers the items again.
 //!
 //! There is no lease. A source has its partitions as long as its process lives, also while a handler takes
-//! hours. When a process dies, others get its partitions after the group's session timeout.
+//! hours. A drain waits until it has left the group, five seconds at most, and others get its partitions at once. When
+//! a process dies, or ends without a drain, they get them after the group's session timeout, which is 45 seconds by
+//! default. (The mock cluster of the client library lets the next member wait for as long, also when the last one has
+//! left.)
 //!
 //! # Records
 //!
