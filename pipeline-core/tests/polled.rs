@@ -168,6 +168,69 @@ async fn a_drain_waits_for_a_call_whose_consumer_has_left() {
     assert_eq!(report.unprocessed(), 3, "they are not forgotten: {report}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_continues_when_its_consumer_has_left_and_the_next_one_gets_what_it_returns() {
+    let (permits, returned) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (waits, returns) = (permits.clone(), returned.clone());
+    let rows = from_poll(SECOND, async move |limit: usize| {
+        waits.acquire().await.unwrap().forget();
+        returns.fetch_add(1, SeqCst);
+        Ok::<_, io::Error>(vec![7_u32; limit])
+    });
+    let mut graph = Graph::new("test");
+    let rows = graph.producer("rows", rows);
+    let pipeline = graph.start().unwrap();
+    let subscribe = || {
+        let mut consumer = EventStream::new();
+        consumer.subscribe(&rows, SubscribeOptions::new().max_demand(3)).unwrap();
+        consumer
+    };
+    let mut consumer = subscribe();
+    assert!(timeout(SECOND, consumer.next()).await.is_err());
+    drop(consumer);
+    sleep(SECOND).await;
+    permits.add_permits(1);
+    sleep(SECOND).await;
+    assert_eq!(returned.load(SeqCst), 1, "nothing stands still");
+    let mut consumer = subscribe();
+    for _ in 0..3 {
+        assert_eq!(timeout(SECOND, consumer.next()).await.unwrap().unwrap().unwrap(), 7);
+    }
+    drop(consumer);
+    assert!(pipeline.drain(SECOND).await.is_clean());
+}
+
+/// A stage that fails during the drain stops the others. The call never returns.
+#[tokio::test(start_paused = true)]
+async fn a_stop_during_a_drain_does_not_wait_for_a_call() {
+    let (called, fails) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (calls, waits) = (called.clone(), fails.clone());
+    let rows = from_poll(SECOND, async move |_: usize| {
+        if calls.fetch_add(1, SeqCst) > 0 {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, io::Error>(vec![7_u32])
+    });
+    let failing = for_each(async move |_: u32| {
+        waits.acquire().await.unwrap().forget();
+        assert!(waits.is_closed(), "it fails");
+    });
+    let pipeline = Pipeline::builder("test")
+        .producer(rows)
+        .consumer(failing, SubscribeOptions::new().max_demand(3))
+        .stop_within(600 * SECOND)
+        .start()
+        .unwrap();
+    sleep(10 * SECOND).await;
+    assert_eq!(called.load(SeqCst), 2);
+    let draining = tokio::spawn(pipeline.drain(3600 * SECOND));
+    sleep(10 * SECOND).await;
+    let begun = Instant::now();
+    fails.add_permits(1);
+    assert!(!draining.await.unwrap().is_clean());
+    assert!(begun.elapsed() < 60 * SECOND, "{:?}", begun.elapsed());
+}
+
 #[test]
 #[should_panic = "the interval of a function that is polled must be longer than 0"]
 fn an_interval_of_0_is_refused() {

@@ -1158,6 +1158,27 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
     assert!(matches!(newer, PostgresError::Version { version: 5 }), "{newer}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_is_ordered_again_when_what_was_said_of_it_is_gone() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue =
+        PostgresQueue::open_with(&server.url(), "a", options().ordered_by_key(true)).unwrap();
+    let (_fetch, settle) = queue.connect().await.unwrap();
+    let program = client(&server.url()).await;
+    for gone in ["DELETE FROM pipeline_queues", "DROP TABLE pipeline_queues"] {
+        program.batch_execute(gone).await.unwrap();
+        // A source counts its backlog once a second, and connects for it again.
+        until("it is counted", async || settle.backlog().await.is_ok()).await;
+        let ordered = "SELECT ordered FROM pipeline_queues WHERE queue = 'a'";
+        assert!(program.query_one(ordered, &[]).await.unwrap().get::<_, bool>(0), "{gone}");
+    }
+    // What an operator says stays.
+    program.batch_execute("UPDATE pipeline_queues SET ordered = false").await.unwrap();
+    settle.backlog().await.unwrap();
+    let ordered = program.query_one("SELECT ordered FROM pipeline_queues", &[]).await.unwrap();
+    assert!(!ordered.get::<_, bool>(0));
+}
+
 /// How many connections programs have to the server.
 async fn connections(observer: &Client) -> i64 {
     let count = "SELECT count(*) FROM pg_stat_activity

@@ -5,7 +5,9 @@
 mod common;
 
 use std::{
+    io::Write,
     path::PathBuf,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -1122,4 +1124,51 @@ async fn what_a_clock_that_was_ahead_has_leased_or_postponed_waits_no_longer_tha
         // Its time stays what it is, until it has waited for a day.
         assert!(at > std::time::SystemTime::now() + 24 * HOUR, "{at:?}");
     }
+}
+
+/// The test runs once more in a process of its own, which has a small disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_was_closed_opens_again_although_the_disk_has_become_full() {
+    const SMALL_DISK: &str = "SMALL_DISK";
+    let test = "a_file_that_was_closed_opens_again_although_the_disk_has_become_full";
+    let Some(disk) = std::env::var_os(SMALL_DISK) else {
+        let folder = tempfile::tempdir().unwrap();
+        // In a namespace of its own: nothing is left of it.
+        let with_disk = |program: &std::ffi::OsStr| {
+            let mut command = Command::new("unshare");
+            command.args(["--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]);
+            command.args(["sh", "-c", r#"mount -t tmpfs -o size=12m tmpfs "$0" && exec "$@""#]);
+            command.arg(folder.path()).arg(program).env(SMALL_DISK, folder.path());
+            command
+        };
+        if !with_disk("true".as_ref()).status().is_ok_and(|it| it.success()) {
+            println!("SKIPPED: the system does not mount a disk for a user");
+            return;
+        }
+        let program = std::env::current_exe().unwrap();
+        let mut again = with_disk(program.as_ref());
+        assert!(again.args(["--exact", test, "--nocapture"]).status().unwrap().success());
+        return;
+    };
+    let path = PathBuf::from(disk).join("queue.db");
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    drop(queue);
+    // What has it open last removes both.
+    let is_there = |suffix: &str| path.with_extension(format!("db-{suffix}")).exists();
+    until("it is closed", async || !is_there("shm") && !is_there("wal")).await;
+    assert!(is_there("reserve"));
+
+    let mut other = std::fs::File::create(path.with_file_name("other")).unwrap();
+    let full = loop {
+        if let Err(error) = other.write_all(&[1; 4096]) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("it is done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(*seen.lock(), ["1"]);
 }

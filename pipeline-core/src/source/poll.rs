@@ -1,6 +1,13 @@
 //! A producer of what a function returns, such as the rows of a query.
 
-use std::{fmt, future::Future, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, pending},
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::ConsumerCount;
 use crate::{
@@ -23,15 +30,15 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// capacity are discarded and counted.
 ///
 /// An error ends nothing: it is logged, and the function is called again after `every`, then twice as
-/// long and so on, up to a minute, each delay shortened by up to half at random. A function that should end the stage can panic; a stage that should
+/// long and so on, up to a minute, each delay shortened by up to half at random, the first one too. A function that should end the stage can panic; a stage that should
 /// end by itself is one of [`from_stream`](super::from_stream).
 ///
 /// The stage calls a clone of the function each time, because an async closure with captures can be
 /// called only once. So its captures have to be `Clone`, such as a pool, and a position is kept in an
 /// `Arc`. The returned future runs while the stage handles its messages, and is not dropped by them: a
 /// query that deletes what it returns loses nothing, as long as the stage runs. A call that has begun
-/// stands still while its consumers have left or the pipeline is paused. A drain waits for it, as long as
-/// the drain may take.
+/// continues when its consumers have left, and stands still while the pipeline is paused. A drain waits for it, as long
+/// as the drain may take.
 ///
 /// # Panics
 ///
@@ -80,6 +87,7 @@ where
         next_call: None,
         running: None,
         returned: None,
+        drains: false,
         consumers: ConsumerCount::default(),
         events: PhantomData,
     }
@@ -100,6 +108,8 @@ pub struct FromPoll<T, F, Fut> {
     running: Option<(usize, Pin<Box<Fut>>)>,
     /// What a call has returned, with the number that was asked for.
     returned: Option<(usize, Result<Vec<T>, ExitReason>)>,
+    /// Whether no call may begin any more.
+    drains: bool,
     consumers: ConsumerCount,
     events: PhantomData<fn() -> T>,
 }
@@ -164,10 +174,13 @@ where
             return;
         }
         if self.running.is_none() {
+            if self.drains {
+                return pending().await;
+            }
             if let Some(next_call) = self.next_call {
                 next_call.passed().await;
             }
-            // `ready` is awaited only while there is demand.
+            // Without a call, `ready` is awaited only while there is demand.
             let asked = self.owed.max(1);
             self.running = Some((asked, Box::pin((self.function.clone())(asked))));
         }
@@ -183,7 +196,14 @@ where
             self.settle(asked, result, |events| out.emit_all(events));
         }
         self.owed = out.owed();
+        if self.drains {
+            out.finish();
+        }
         Ok(())
+    }
+
+    fn has_begun(&self) -> bool {
+        self.running.is_some() || self.returned.is_some()
     }
 
     async fn handle_subscribe(
@@ -206,15 +226,11 @@ where
         self.consumers.left()
     }
 
-    /// What a call has taken from a table is not there any more, so a call that has begun is waited for,
-    /// although its consumer may have left.
+    /// What a call has taken from a table is not there any more, so a call that has begun is waited for, although
+    /// its consumer may have left. It is awaited by `ready`, where the stage sees that it has to stop.
     async fn handle_drain(&mut self, out: &mut Emitter<'_, T>) -> Result<(), ExitReason> {
-        if self.running.is_some() {
-            self.ready().await;
-        }
-        self.handle_ready(out).await?;
-        out.finish();
-        Ok(())
+        self.drains = true;
+        if self.running.is_some() { Ok(()) } else { self.handle_ready(out).await }
     }
 
     fn pending(&self) -> usize {

@@ -87,8 +87,9 @@ pub trait Producer: Sized + Send + 'static {
 
     /// Completes when a waiting source has events, or has ended.
     ///
-    /// Awaited only while demand is owed and a consumer would take the events, and followed by
-    /// [`handle_ready`](Self::handle_ready). The default never completes.
+    /// Awaited only while demand is owed and a consumer would take the events, or while
+    /// [`has_begun`](Self::has_begun), and followed by [`handle_ready`](Self::handle_ready). The default never
+    /// completes.
     ///
     /// # Cancel safety
     ///
@@ -98,6 +99,12 @@ pub trait Producer: Sized + Send + 'static {
     /// being passed on.
     fn ready(&mut self) -> impl Future<Output = ()> + Send {
         pending()
+    }
+
+    /// Whether [`ready`](Self::ready) is to be awaited although no demand is owed, because of something that has
+    /// begun and is to end. What is emitted then waits in the stage's buffer. The default is `false`.
+    fn has_begun(&self) -> bool {
+        false
     }
 
     /// Called when [`ready`](Self::ready) has completed, to emit up to
@@ -240,7 +247,7 @@ impl<P: Producer> Behaviour for AsProducer<P> {
     }
 
     fn awaits_ready(&self, owed: usize) -> bool {
-        owed > 0
+        owed > 0 || self.0.has_begun()
     }
 
     fn ready(&mut self) -> impl Future<Output = ()> + Send {

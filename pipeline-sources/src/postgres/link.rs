@@ -67,12 +67,21 @@ impl Link {
     /// again.
     async fn prepare_schema(&self, creates: bool) -> Result<(), PostgresError> {
         loop {
-            let version = self.version().await?;
+            let (found, is_whole) = self.version().await?;
+            let version = if is_whole { found } else { 0 };
             match version {
                 schema::VERSION => return Ok(()),
                 newer if newer > schema::VERSION => return Err(PostgresError::Version { version }),
                 _ if !creates => return Err(PostgresError::Version { version }),
-                _ if self.change_schema().await? => return Ok(()),
+                _ if self.change_schema().await? => {
+                    if found == schema::VERSION {
+                        tracing::error!(
+                            "a table of the queues in PostgreSQL was missing and is made again, empty: queues are \
+                             ordered by key where their programs or an operator say so again"
+                        );
+                    }
+                    return Ok(());
+                }
                 _ => sleep(LOOK_AGAIN).await,
             }
         }
@@ -96,17 +105,17 @@ impl Link {
         Ok(false)
     }
 
-    /// The version of the schema, or 0 if there is none, or if a table of it is missing.
-    async fn version(&self) -> Result<i32, PostgresError> {
+    /// The version of the schema, or 0 if there is none, and whether all of its tables are there.
+    async fn version(&self) -> Result<(i32, bool), PostgresError> {
         let has_one = self.one(schema::HAS_VERSION, &[]).await?.try_get::<_, bool>(0)?;
         if !has_one {
-            return Ok(0);
+            return Ok((0, true));
         }
         let row = self.one(schema::READ_VERSION, &[]).await?;
         let version = row.try_get::<_, Option<i32>>(0)?.unwrap_or(0);
         // What a newer version has is not known.
         let is_whole = version > schema::VERSION || row.try_get(1)?;
-        Ok(if is_whole { version } else { 0 })
+        Ok((version, is_whole))
     }
 
     /// Executes statements without parameters.

@@ -76,6 +76,7 @@ mod session;
 
 use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
 
+use pipeline_core::shown::shown;
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 /// The client library. A program that calls [`push_in`] needs it in this version.
@@ -506,7 +507,6 @@ impl PostgresQueue {
         Ok(dropped.await? > 0)
     }
 
-    /// The rows of a statement with the parameters queue, id and limit.
     /// The dead letters after an id, up to another, as far as they are on a page.
     async fn dead_letter_page(
         &self,
@@ -527,6 +527,7 @@ impl PostgresQueue {
         rows.await?.iter().map(row::dead_letter).collect()
     }
 
+    /// The rows of a statement with the parameters queue, id and limit.
     async fn page(
         &self,
         statement: &str,
@@ -577,6 +578,24 @@ impl Inner {
             }
         }
         Ok(link)
+    }
+
+    /// Makes the queue ordered again if this program says so and what is said of it is gone.
+    async fn declare_again(&self, link: &Link) -> Result<(), PostgresError> {
+        if self.options.ordered != Some(true) {
+            return Ok(());
+        }
+        let name = (&self.name as _, Type::TEXT);
+        let is_declared = link.one(schema::IS_DECLARED, std::slice::from_ref(&name)).await?;
+        if !is_declared.try_get::<_, bool>(0)? {
+            link.change(schema::DECLARE, &[name, (&true, Type::BOOL)]).await?;
+            tracing::error!(
+                queue = shown(&self.name),
+                "a queue in PostgreSQL was not ordered by key any more, because its row in pipeline_queues \
+                 was gone, and is ordered again"
+            );
+        }
+        Ok(())
     }
 
     /// The connection for what is not of a source.

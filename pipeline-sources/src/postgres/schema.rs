@@ -416,6 +416,10 @@ SELECT pg_advisory_xact_lock(hashtext('pipeline_schema'));",
 pub(super) const IS_ORDERED: &str = "
 SELECT EXISTS (SELECT FROM pipeline_queues WHERE queue = $1 AND ordered)";
 
+/// Whether it is said of a queue whether it is ordered by key. Parameters: queue.
+pub(super) const IS_DECLARED: &str = "
+SELECT EXISTS (SELECT FROM pipeline_queues WHERE queue = $1)";
+
 /// Makes a queue ordered by key or not. Parameters: queue, ordered.
 pub(super) const DECLARE: &str = "
 INSERT INTO pipeline_queues (queue, ordered) VALUES ($1, $2)

@@ -282,6 +282,7 @@ impl Settle for PostgresSettle {
             Some(link) => link,
             None => self.session.queue.link(|_| {}).await?,
         };
+        self.session.queue.declare_again(&link).await?;
         let backlog = self.session.queue.backlog(&link).await?;
         *counting = Some(link);
         Ok(backlog)

@@ -35,8 +35,8 @@ const LOOK: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 /// Whether there is room for more items.
 #[derive(Debug)]
 pub(super) struct Room {
-    /// The file that holds the reserve. It has no content of use.
-    reserve: PathBuf,
+    /// The file that holds the reserve, which has no content of use. A database without a file has none.
+    reserve: Option<PathBuf>,
     has_reserve: bool,
     /// Whether only leases and outcomes are stored, as far as no page of the file is free.
     is_used_up: bool,
@@ -50,9 +50,11 @@ impl Room {
     /// The room of an open file.
     pub(super) fn of(connection: &Connection, path: &Path) -> Self {
         // That with which SQLite names its log: the reserve has to be on the same disk.
-        let path = connection.path().filter(|path| !path.is_empty()).map_or(path, Path::new);
+        let path = connection.path().map_or(path, Path::new);
+        let has_file = !path.as_os_str().is_empty() && path != Path::new(":memory:");
+        let reserve = has_file.then(|| reserve_of(path));
         let mut room = Self {
-            reserve: reserve_of(path),
+            reserve,
             has_reserve: false,
             is_used_up: false,
             look: Instant::now(),
@@ -60,7 +62,7 @@ impl Room {
             lines: LineLimit::default(),
         };
         match room.make() {
-            Ok(()) => room.has_reserve = true,
+            Ok(()) => room.has_reserve = room.reserve.is_some(),
             Err(error) if is_full(&error) => room.use_up(connection),
             Err(_) => {}
         }
@@ -78,17 +80,18 @@ impl Room {
 
     /// Gives up the reserve, because something could not be written.
     pub(super) fn use_up(&mut self, connection: &Connection) {
+        self.use_up_for(connection, "the disk of a SQLite queue is full");
+    }
+
+    fn use_up_for(&mut self, connection: &Connection, why: &str) {
         if !self.is_used_up {
             self.is_used_up = true;
             self.pause = LOOK[0];
             if let Some(skipped) = self.lines.line(Instant::now()) {
-                tracing::warn!(
-                    skipped,
-                    "the disk of a SQLite queue is full, no items are added until there is room"
-                );
+                tracing::warn!(why, skipped, "no items are added until there is room");
             }
             // It may be gone.
-            let _ = fs::remove_file(&self.reserve);
+            let _ = self.reserve.as_ref().map(fs::remove_file);
             self.has_reserve = false;
             grow_to(connection, pages(connection).saturating_add(FREE_PAGES));
             // Not again at each failure: a program that tries often would never get room.
@@ -100,8 +103,9 @@ impl Room {
     /// Looks whether there is room again, if it is time, or whether there is still room.
     pub(super) fn look(&mut self, connection: &Connection) {
         // Another process may have found that there is none, and has given up the reserve.
-        if self.has_reserve && !self.reserve.exists() {
-            return self.use_up(connection);
+        if self.has_reserve && !self.reserve.as_ref().is_some_and(|it| it.exists()) {
+            let why = "the reserve of a SQLite queue is gone: another process may have found its disk full";
+            return self.use_up_for(connection, why);
         }
         if !self.is_used_up || Instant::now() < self.look {
             return;
@@ -109,7 +113,7 @@ impl Room {
         self.pause = self.pause.saturating_mul(2).min(LOOK[1]);
         self.look = later(self.pause);
         match self.make() {
-            Ok(()) => self.has_reserve = true,
+            Ok(()) => self.has_reserve = self.reserve.is_some(),
             // Such as a limit of each file's size. Only the next item tells.
             Err(error) if !is_full(&error) => {}
             Err(_) => return,
@@ -120,19 +124,19 @@ impl Room {
 
     /// Makes the reserve, or finds it.
     fn make(&self) -> io::Result<()> {
+        let Some(reserve) = &self.reserve else { return Ok(()) };
         let size = RESERVE as u64;
-        if fs::metadata(&self.reserve).is_ok_and(|it| it.is_file() && it.len() == size) {
+        if fs::metadata(reserve).is_ok_and(|it| it.is_file() && it.len() == size) {
             return Ok(());
         }
         // To fill the disk as a trial would be at the cost of others.
-        if available(&self.reserve)?.is_some_and(|bytes| bytes < size + SLACK) {
+        if available(reserve)?.is_some_and(|bytes| bytes < size + SLACK) {
             return Err(ErrorKind::StorageFull.into());
         }
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(false).open(&self.reserve)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(reserve)?;
         let made = file.write_all(&incompressible(RESERVE));
         if made.is_err() {
-            let _ = fs::remove_file(&self.reserve);
+            let _ = fs::remove_file(reserve);
         }
         made
     }
@@ -170,6 +174,10 @@ fn is_full(error: &io::Error) -> bool {
 fn available(file: &Path) -> io::Result<Option<u64>> {
     let folder = file.parent().filter(|it| !it.as_os_str().is_empty());
     let of = rustix::fs::statvfs(folder.unwrap_or(Path::new(".")))?;
+    // Some file systems do not say how large they are.
+    if of.f_blocks == 0 {
+        return Ok(None);
+    }
     Ok(Some(of.f_bavail.saturating_mul(of.f_frsize)))
 }
 
@@ -279,6 +287,22 @@ mod tests {
         fs::remove_file(folder.path().join("queue.db-reserve")).unwrap();
         room.look(&connection);
         assert!(!room.takes_items(&connection) && room.is_used_up());
+    }
+
+    #[test]
+    fn a_database_without_a_file_leaves_none() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE items (payload BLOB)").unwrap();
+        let mut room = Room::of(&connection, Path::new(":memory:"));
+        assert_eq!(room.reserve, None);
+        room.look(&connection);
+        assert!(room.takes_items(&connection));
+        room.use_up(&connection);
+        assert!(!room.takes_items(&connection));
+        room.look = Instant::now();
+        room.look(&connection);
+        assert!(room.takes_items(&connection) && !room.is_used_up());
+        assert!(!Path::new(":memory:-reserve").exists());
     }
 
     #[test]
