@@ -8,6 +8,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -16,7 +17,12 @@ use pipeline::{
     serve,
     statsd::{StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
     telemetry::Telemetry,
-    ws::{Endpoint, Mount, listen},
+    ws::{
+        Endpoint, Mount,
+        endpoint::EndpointBuilder,
+        listen,
+        pubsub::{Adapter, AdapterError, Broadcast, LocalNode},
+    },
 };
 use pipeline_test_support::{AnyChannel, AnySocket};
 use serde::Serialize;
@@ -45,8 +51,38 @@ struct Server {
     runtime: Runtime,
     endpoint: Endpoint,
     clients: Vec<TcpStream>,
+    /// Another node, if its broadcasts are counted.
+    other: Option<Endpoint>,
     /// Deliveries are timed, and the times are kept until they are flushed.
     _statsd: StatsdFlusher,
+}
+
+/// A node that receives broadcasts, and one that sends them there.
+#[derive(Clone)]
+struct Cable {
+    name: &'static str,
+    here: Arc<OnceLock<LocalNode>>,
+}
+
+impl Adapter for Cable {
+    fn node_name(&self) -> &str {
+        self.name
+    }
+
+    fn start(&self, node: LocalNode) {
+        if self.name == "here" {
+            self.here.set(node).unwrap();
+        }
+    }
+
+    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        self.here.get().unwrap().deliver(broadcast)?;
+        Ok(())
+    }
+
+    fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
 }
 
 /// The pace of broadcasts.
@@ -60,13 +96,18 @@ enum Pace {
 
 impl Server {
     fn start(sockets: usize) -> Self {
+        Self::start_with(sockets, |builder| builder)
+    }
+
+    fn start_with(sockets: usize, more: impl FnOnce(EndpointBuilder) -> EndpointBuilder) -> Self {
         let runtime =
             Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let statsd = StatsdRecorder::sink(NopMetricSink).flush_every(Duration::from_secs(3600));
         let (recorder, statsd) = statsd.build().unwrap();
         let mount = Mount::new(AnySocket).channel::<AnyChannel>("room:*");
         let builder = Endpoint::builder().mount("/socket", mount);
-        let endpoint = builder.telemetry(Telemetry::with_recorder(recorder)).build().unwrap();
+        let builder = more(builder.telemetry(Telemetry::with_recorder(recorder)));
+        let endpoint = runtime.block_on(async { builder.build() }).unwrap();
         let clients = runtime.block_on(async {
             let listener = listen("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
@@ -75,14 +116,25 @@ impl Server {
             let joining = move || (0..sockets).map(|_| join(address)).collect();
             spawn_blocking(joining).await.unwrap()
         });
-        Self { runtime, endpoint, clients, _statsd: statsd }
+        Self { runtime, endpoint, clients, other: None, _statsd: statsd }
+    }
+
+    /// The same, and what is broadcast comes from another node.
+    fn with_other_node(sockets: usize) -> Self {
+        let here = Cable { name: "here", here: Arc::default() };
+        let there = Cable { name: "there", ..here.clone() };
+        let mut server = Self::start_with(sockets, |builder| builder.adapter(here));
+        let _runtime = server.runtime.enter();
+        server.other = Some(Endpoint::builder().adapter(there).build().unwrap());
+        server
     }
 
     fn broadcast(&self, count: u64, pace: Pace) {
         self.runtime.block_on(async {
             for n in 0..count {
                 let message = Message { text: "hello", n };
-                self.endpoint.broadcast_timed(Instant::now(), TOPIC, "said", message).unwrap();
+                let by = self.other.as_ref().unwrap_or(&self.endpoint);
+                by.broadcast_timed(Instant::now(), TOPIC, "said", message).unwrap();
                 let at_once = match pace {
                     Pace::Slow => 1,
                     Pace::TenAtOnce => 10,
@@ -147,6 +199,16 @@ fn a_broadcast_does_not_allocate_per_socket() {
     let [one, many] = [1, 101].map(|sockets| Server::start(sockets).allocations(Pace::Slow));
     assert!(one <= 10 * BROADCASTS, "{one} for {BROADCASTS} broadcasts to one socket");
     // Timers and the like allocate, too, but less than once per hundred frames.
+    let frames = 100 * BROADCASTS;
+    assert!(many < one + frames / 100, "{one} for one socket, {many} for {frames} frames more");
+}
+
+/// It is put in a frame once for the node, too.
+#[test]
+fn a_broadcast_of_another_node_does_not_allocate_per_socket() {
+    let allocations = |sockets| Server::with_other_node(sockets).allocations(Pace::Slow);
+    let [one, many] = [1, 101].map(allocations);
+    assert!(one <= 20 * BROADCASTS, "{one} for {BROADCASTS} broadcasts to one socket");
     let frames = 100 * BROADCASTS;
     assert!(many < one + frames / 100, "{one} for one socket, {many} for {frames} frames more");
 }

@@ -104,3 +104,13 @@ async fn a_join_is_answered_although_the_server_does_not_answer_or_is_away() {
 async fn what_waits_during_an_outage_arrives_at_nodes_that_come_back_later() {
     nodes::outage(KIND).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applications_with_prefixes_of_their_own_share_nothing() {
+    nodes::applications(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_no_is_no_older_than_a_period() {
+    nodes::faults::age(KIND).await;
+}

@@ -4,16 +4,22 @@ use std::{process::Child, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_cluster::Gap;
-use pipeline_test_support::servers::{Kind, Server};
+use pipeline_test_support::{
+    Way,
+    servers::{Kind, Server},
+};
 use pipeline_ws_sink::{
     Endpoint, Presence,
     presence::{PresenceDiff, PresenceGuard, TrackerOptions},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::{Node, T, eventually, next, options, proxy::Proxy, spawn, tracker, within};
+use super::{
+    Node, T, eventually, next, noticed, options, options_of, patient_tracker, spawn, tracker,
+    within,
+};
 
 /// A node with a user, whose key is its name.
 struct Present {
@@ -63,7 +69,7 @@ impl Present {
 /// One node is cut off from the server, and comes back.
 pub async fn netsplit(kind: Kind) {
     let Some(server) = Server::start(kind).await else { return };
-    let (proxy, direct) = (Proxy::start(server.port()).await, server.url());
+    let (proxy, direct) = (Way::to(server.port()).await, server.url());
     let through = direct.replace(&server.port().to_string(), &proxy.port.to_string());
     let one = Present::start(&direct, "one", tracker()).await;
     let two = Present::start(&direct, "two", tracker()).await;
@@ -251,21 +257,53 @@ pub async fn restarted_server(kind: Kind) {
 /// counts as subscribed.
 pub async fn listening(kind: Kind) {
     let Some(server) = Server::start(kind).await else { return };
-    let proxy = Proxy::start(server.port()).await;
+    let proxy = Way::to(server.port()).await;
     let through = server.url().replace(&server.port().to_string(), &proxy.port.to_string());
-    let synced = || Endpoint::builder().sync_subscriptions(tracker());
-    let left = Node::at(&server.url(), options("left"), synced()).await;
-    let right = Node::at(&through, options("right"), synced()).await;
-    let has = |topic: &str| left.endpoint.pubsub().has_subscribers(topic);
+    let synced = |options| Endpoint::builder().sync_subscriptions(options);
+    let left = Node::at(&server.url(), options("left"), synced(tracker())).await;
+    let patient = Node::at(&server.url(), options("patient"), synced(patient_tracker())).await;
+    let right = Node::at(&through, options("right"), synced(tracker())).await;
+    let knows = |node: &Node, topic: &str| node.endpoint.pubsub().has_subscribers(topic);
+    let has = |topic: &str| knows(&left, topic);
     assert!(has("user:1"), "the other node is not known yet");
     let user = right.endpoint.subscribe("user:1");
     eventually(async || has("user:1") && !has("user:2")).await;
     drop(user);
-    eventually(async || !has("user:1")).await;
+    eventually(async || !has("user:1") && !knows(&patient, "user:2")).await;
     // What the node that is cut off says now is not known.
     proxy.cut();
-    eventually(async || has("user:2")).await;
+    noticed(async || has("user:2"), async || knows(&patient, "user:2")).await;
     let _user = right.endpoint.subscribe("user:3");
     proxy.heal();
     eventually(async || has("user:3") && !has("user:2")).await;
+}
+
+/// A "no" is at most a period old: it is wrong for longer with a longer period.
+pub async fn age(kind: Kind) {
+    const ROUNDS: usize = 5;
+    let Some(server) = Server::start(kind).await else { return };
+    let mut ages = Vec::new();
+    for (prefix, period) in [("often", 50), ("seldom", 1_000)] {
+        let period = Duration::from_millis(period);
+        let builder = || {
+            let tracker = TrackerOptions::new().broadcast_period(period);
+            Endpoint::builder().sync_subscriptions(tracker)
+        };
+        let left = Node::with(&server, options_of(prefix, "left"), builder()).await;
+        let right = Node::with(&server, options_of(prefix, "right"), builder()).await;
+        let has = |topic: &str| left.endpoint.pubsub().has_subscribers(topic);
+        eventually(async || !has("user:1")).await;
+        let since = Instant::now();
+        let mut users = Vec::new();
+        for n in 0..ROUNDS {
+            let user = format!("user:{n}");
+            assert!(!has(&user));
+            users.push(right.endpoint.subscribe(&user));
+            eventually(async || has(&user)).await;
+        }
+        ages.push(since.elapsed() / u32::try_from(ROUNDS).unwrap());
+    }
+    let [often, seldom] = ages[..] else { panic!("two") };
+    println!("a no is {often:?} old with a period of 50 ms, and {seldom:?} with one of 1 s");
+    assert!(2 * often < seldom, "{often:?}, and {seldom:?} with twenty times the period");
 }

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 pub mod faults;
-mod proxy;
 
 use std::{
     collections::HashMap,
@@ -50,7 +49,12 @@ fn has_default_times() -> bool {
 
 /// Options with short times.
 fn options(name: &str) -> ClusterOptions {
-    let options = ClusterOptions::new("test").node(name);
+    options_of("test", name)
+}
+
+/// The same, of an application with this prefix.
+fn options_of(prefix: &str, name: &str) -> ClusterOptions {
+    let options = ClusterOptions::new(prefix).node(name);
     if has_default_times() {
         return options;
     }
@@ -268,6 +272,15 @@ impl Channel for Room {
     async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
         Ok(Self)
     }
+}
+
+/// The address of the clients of a node. They are served to the end of the test.
+async fn served(node: &Node) -> String {
+    let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app: axum::Router = axum::Router::new().fallback_service(node.endpoint.clone());
+    tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+    format!("ws://{address}/socket/websocket?vsn=2.0.0&name=ada")
 }
 
 /// A node with clients, and the address of their socket.
@@ -647,6 +660,32 @@ fn tracker() -> TrackerOptions {
         .permdown_period(Duration::from_millis(3_000))
 }
 
+/// The same, of a node that waits four times as long for others. It is the control of what others notice in time.
+fn patient_tracker() -> TrackerOptions {
+    let times = tracker();
+    if has_default_times() {
+        return times.down_period(Duration::from_secs(120));
+    }
+    times.down_period(Duration::from_secs(4)).permdown_period(Duration::from_secs(12))
+}
+
+/// How long it takes until the condition holds, and until that of the control does.
+async fn noticed(mut so: impl AsyncFnMut() -> bool, mut control: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    let (took, control) = tokio::join!(
+        async {
+            eventually(&mut so).await;
+            since.elapsed()
+        },
+        async {
+            eventually(&mut control).await;
+            since.elapsed()
+        }
+    );
+    println!("noticed after {took:?}, and by one that waits four times as long after {control:?}");
+    assert!(2 * took < control, "{took:?}, and {control:?} with four times the period");
+}
+
 /// Presences of all nodes are one list; a node that says goodbye leaves at once, and one that dies later;
 /// each leaves once.
 pub async fn presence(kind: Kind, test: &str) {
@@ -665,41 +704,105 @@ pub async fn presence(kind: Kind, test: &str) {
     let builder = Endpoint::builder().presence(&presence);
     let here = Node::with(&server, options("here"), builder).await;
     within(here.cluster.connected()).await;
+    let patient = Presence::builder().tracker(patient_tracker()).build();
+    let builder = Endpoint::builder().presence(&patient);
+    let control = Node::with(&server, options("patient"), builder).await;
+    within(control.cluster.connected()).await;
     let _ada = presence.track_detached(T, "ada", &json!({})).unwrap();
     let mut said = here.subscribe(T).await;
     let mut nodes: Vec<Child> = (0..4).map(|n| spawn(&server, test, n)).collect();
+    // Each of the others broadcasts that it has heard, and whom it lists.
+    let mut are_listed_by = async |users: &[&str], others: &[u64]| {
+        eventually(async || {
+            here.say(T, 1);
+            let (mut heard, mut alike) = (Vec::new(), true);
+            while heard.len() < others.len() {
+                let (event, payload) = next(&mut said).await;
+                if event == "heard" {
+                    heard.push(payload["node"].as_u64().unwrap());
+                    alike &= payload["users"] == json!(users);
+                }
+            }
+            heard.sort_unstable();
+            assert_eq!(heard, others);
+            let own = presence.list(T).await;
+            alike && own.keys().eq(users.iter().copied())
+        })
+        .await;
+    };
     eventually(async || presence.list(T).await.len() == 5).await;
+    are_listed_by(&["ada", "user 0", "user 1", "user 2", "user 3"], &[0, 1, 2, 3]).await;
+    eventually(async || patient.list(T).await.len() == 5).await;
     assert_eq!(leaves.load(SeqCst), 0);
-
-    // Each of the others broadcasts what it has received.
-    here.say(T, 1);
-    let mut heard = Vec::new();
-    while heard.len() < 4 {
-        let (event, payload) = next(&mut said).await;
-        if event == "heard" {
-            heard.push(payload["node"].as_u64().unwrap());
-        }
-    }
-    heard.sort_unstable();
-    assert_eq!(heard, [0, 1, 2, 3]);
 
     // A process that is killed, and one that ends.
     let mut killed = nodes.remove(0);
     killed.kill().unwrap();
     killed.wait().unwrap();
-    eventually(async || leaves.load(SeqCst) == 1).await;
-    assert_eq!(presence.list(T).await.len(), 4);
+    let has_left = async || leaves.load(SeqCst) == 1;
+    noticed(has_left, async || patient.list(T).await.len() == 4).await;
+    are_listed_by(&["ada", "user 1", "user 2", "user 3"], &[1, 2, 3]).await;
     here.endpoint.broadcast("control", "end", json!({ "node": 1 })).unwrap();
     assert!(nodes.remove(0).wait().unwrap().success());
     eventually(async || leaves.load(SeqCst) == 2).await;
-    assert_eq!(presence.list(T).await.len(), 3);
+    are_listed_by(&["ada", "user 2", "user 3"], &[2, 3]).await;
     // Longer than the permanent-down period: nothing leaves twice.
     sleep(Duration::from_millis(3_500)).await;
-    assert_eq!((leaves.load(SeqCst), presence.list(T).await.len()), (2, 3));
+    are_listed_by(&["ada", "user 2", "user 3"], &[2, 3]).await;
+    assert_eq!(leaves.load(SeqCst), 2);
     for mut node in nodes {
         node.kill().unwrap();
         node.wait().unwrap();
     }
+}
+
+/// Two applications with prefixes of their own share a server, and nothing else, although their nodes, topics
+/// and users have the same names.
+pub async fn applications(kind: Kind) {
+    // Of the clients, who are told nothing of presences there.
+    const TALK: &str = "room:talk";
+    let Some(server) = Server::start(kind).await else { return };
+    let mut applications = Vec::new();
+    for prefix in ["shop", "shop2"] {
+        let mut nodes = Vec::new();
+        for name in ["left", "right"] {
+            let presence = Presence::builder().tracker(tracker()).build();
+            let mount = Mount::new(NamedSocket).channel::<Room>("room:*");
+            let builder = Endpoint::builder().presence(&presence).mount("/socket", mount);
+            let node = Node::with(&server, options_of(prefix, name), builder).await;
+            within(node.cluster.connected()).await;
+            let user = format!("{name} of {prefix}");
+            let user = presence.track_detached(T, &user, &json!({})).unwrap();
+            nodes.push((node, presence, user));
+        }
+        let (right, ..) = &nodes[1];
+        let url = served(right).await;
+        let mut ada = connect(&url).await.unwrap();
+        ada.join("1", TALK).await;
+        within(right.cluster.receives(TALK)).await;
+        applications.push((prefix, nodes, ada));
+    }
+    for (prefix, nodes, _) in &applications {
+        for (node, presence, _) in nodes {
+            let both = [format!("left of {prefix}"), format!("right of {prefix}")];
+            eventually(async || presence.list(T).await.keys().eq(both.iter())).await;
+            assert_eq!(node.count("pipeline.cluster.gaps"), 0);
+        }
+    }
+    // The first application disconnects its client. The other's client gets its own broadcasts alone.
+    let [(_, shop, gone), (_, other, stays)] = &mut applications[..] else { panic!("two") };
+    for (nodes, n) in [(&*shop, 1), (&*other, 2)] {
+        nodes[0].0.say(TALK, n);
+    }
+    for (client, n) in [(&mut *gone, 1), (&mut *stays, 2)] {
+        let said = json!({ "from": "left", "n": n });
+        client.expect([json!([null, null, TALK, "said", said])]).await;
+    }
+    shop[0].0.endpoint.disconnect("named:ada");
+    let closed = within(gone.next()).await;
+    assert!(closed.is_close(), "{closed:?}");
+    other[0].0.say(TALK, 3);
+    stays.expect([json!([null, null, TALK, "said", { "from": "left", "n": 3 }])]).await;
 }
 
 fn spawn(server: &Server, test: &str, n: usize) -> Child {
@@ -732,7 +835,8 @@ async fn inside(url: &str) {
     loop {
         tokio::select! {
             said = next(&mut said) => if said.0 == "said" {
-                endpoint.broadcast(T, "heard", json!({ "node": n })).unwrap();
+                let users: Vec<_> = presence.list(T).await.keys().map(str::to_owned).collect();
+                endpoint.broadcast(T, "heard", json!({ "node": n, "users": users })).unwrap();
             },
             control = next(&mut control) => if control.1["node"] == n {
                 break;

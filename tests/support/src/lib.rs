@@ -25,6 +25,7 @@ mod schedule;
 pub mod servers;
 #[cfg(feature = "ws")]
 mod sockets;
+mod way;
 
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub use self::{
     log::{Log, Spans},
     recorded::{Recorded, Series},
     schedule::{Schedule, on_any_schedule},
+    way::Way,
 };
 
 /// A timeout that is longer than any operation. A test that exceeds it has failed.
