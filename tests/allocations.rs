@@ -203,7 +203,7 @@ fn a_broadcast_does_not_allocate_per_socket() {
     assert!(many < one + frames / 100, "{one} for one socket, {many} for {frames} frames more");
 }
 
-/// It is put in a frame once for the node, too.
+/// A broadcast of another node is put in a frame once for this node, too.
 #[test]
 fn a_broadcast_of_another_node_does_not_allocate_per_socket() {
     let allocations = |sockets| Server::with_other_node(sockets).allocations(Pace::Slow);

@@ -759,7 +759,7 @@ pub async fn presence(kind: Kind, test: &str) {
 /// Two applications with prefixes of their own share a server, and nothing else, although their nodes, topics
 /// and users have the same names.
 pub async fn applications(kind: Kind) {
-    // Of the clients, who are told nothing of presences there.
+    // Of the clients, who get nothing of presences there.
     const TALK: &str = "room:talk";
     let Some(server) = Server::start(kind).await else { return };
     let mut applications = Vec::new();

@@ -16,9 +16,9 @@ use tokio::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Open,
-    /// It closes connections, and takes no more.
+    /// Connections are closed, and no more are taken.
     Cut,
-    /// It forwards nothing and closes nothing, as a network does that loses each packet.
+    /// Nothing is forwarded and nothing is closed, as by a network that loses each packet.
     Silent,
     /// So many bytes in a second, of each connection and direction.
     Slow(usize),
