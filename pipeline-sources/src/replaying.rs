@@ -1,4 +1,8 @@
 //! How all dead letters of a queue are replayed.
+#![cfg_attr(
+    not(all(feature = "postgres", feature = "sqlite")),
+    allow(dead_code, reason = "each queue uses a part of it")
+)]
 
 use crate::item::DeadLetter;
 

@@ -24,9 +24,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // A secret has no default, and is the same on all nodes.
     let secret = env::var("SECRET").map_err(|_| "SECRET is missing: 20 random bytes or more")?;
     let endpoint = Endpoint::builder()
-        .mount("/socket", sockets(Signer::new(secret, "user socket")?))
+        .mount("/socket", sockets(Signer::new(&secret, "user socket")?))
         // The name in the browser's address bar. Pages of other names are refused.
-        .host(setting("HOST", "localhost"))
+        .host(&setting("HOST", "localhost"))
         .build()?;
     let (pushes, pipeline) = start(&endpoint)?;
 
