@@ -199,7 +199,8 @@ async fn joins_come_at_the_rate_and_those_beyond_are_refused() {
     let joined = timeout(Duration::from_secs(10), joined).await.unwrap();
     let accepted: usize = joined.iter().map(|(accepted, _)| accepted).sum();
     assert!((200..=215).contains(&accepted), "{accepted}");
-    assert!(begun.elapsed() >= Duration::from_millis(1_900), "{:?}", begun.elapsed());
+    // After a pause, those of a tenth of a second and one more come at once.
+    assert!(begun.elapsed() >= Duration::from_millis(1_850), "{:?}", begun.elapsed());
     assert_eq!(sum(&server, "channel.joins_over_rate"), 400 - accepted as u64);
     assert_eq!(server.endpoint.snapshot().channels[0].open, accepted);
 }
