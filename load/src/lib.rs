@@ -2,7 +2,6 @@
 //! resource usage, the client's side of the protocol, percentiles, and a chart.
 
 pub mod chart;
-pub mod descriptors;
 pub mod error;
 pub mod frame;
 pub mod latency;
@@ -10,6 +9,8 @@ pub mod server;
 pub mod usage;
 
 use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use pipeline_test_support::descriptors;
 
 /// The Unix time, in microseconds.
 #[must_use]

@@ -24,6 +24,9 @@ pub(crate) const REPEATED: u32 = 512;
 /// How many in a row it takes of numbers that have not arrived before.
 const FEW: u32 = 3;
 
+/// How many ranges of numbers that have arrived are kept above a count that was taken.
+const RANGES: usize = 8;
+
 /// After how many numbers above it a gap is a true one, and is forgotten.
 const CERTAIN: u64 = 1_024;
 
@@ -83,9 +86,9 @@ struct Origin {
 struct Doubt {
     /// The latest gap: the last number before it, and the first one after it.
     gap: (u64, u64),
-    /// The first and the last number of those that have arrived, although they are greater than the last
-    /// one of the count that was taken.
-    above: (u64, u64),
+    /// The first and the last numbers of those that have arrived, although they are greater than the last
+    /// one of the count that was taken. They ascend, and do not touch.
+    above: Vec<(u64, u64)>,
     /// The last number that was not new.
     late: u64,
     /// How many of those in a row have grown, and how many of them in the gap.
@@ -111,13 +114,21 @@ impl Doubt {
     fn take(&mut self, number: u64, last: u64) {
         let (before, behind) = self.gap;
         let is_in_gap = number > before && number < behind;
-        // Nothing of what had arrived before an earlier count was taken may arrive again.
-        let (first, end) = self.above;
-        let above = match is_in_gap {
-            true => (behind, last.max(end)),
-            false if number < first => (first, end),
-            false => (0, 0),
-        };
+        let mut above = Vec::new();
+        if is_in_gap {
+            above.push((behind, last));
+            // Nothing of what had arrived before an earlier count was taken may arrive again.
+            for (first, end) in std::mem::take(&mut self.above) {
+                let is_full = above.len() == RANGES;
+                match above.last_mut() {
+                    // Of more ranges the last ones are one. What is missing among them counts as arrived.
+                    Some((_, last)) if is_full || first <= last.saturating_add(1) => {
+                        *last = end.max(*last);
+                    }
+                    _ => above.push((first, end)),
+                }
+            }
+        }
         *self = Self { above, ..Self::default() };
     }
 
@@ -125,18 +136,18 @@ impl Doubt {
     /// are missing before it.
     fn rise(&mut self, number: u64, before: u64) -> (bool, u64) {
         (self.late, self.grown, self.in_gap) = (0, 0, 0);
-        let (first, end) = self.above;
-        if (first..=end).contains(&number) {
+        if self.above.iter().any(|(first, end)| (*first..=*end).contains(&number)) {
             return (true, 0);
         }
         let (mut missing, mut since) = (number - before - 1, before);
-        if number > end {
-            if end > before {
-                missing -= end + 1 - first.max(before + 1);
-                since = end;
+        self.above.retain(|(first, end)| {
+            let is_passed = *end < number;
+            if is_passed && *end > before {
+                missing -= *end + 1 - (*first).max(before + 1);
+                since = *end;
             }
-            self.above = (0, 0);
-        }
+            !is_passed
+        });
         if number > since + 1 {
             self.gap = (since, number);
         } else if number.saturating_sub(self.gap.1) > CERTAIN {
@@ -146,7 +157,7 @@ impl Doubt {
     }
 
     fn is_over(&self) -> bool {
-        (self.gap, self.above) == ((0, 0), (0, 0))
+        self.gap == (0, 0) && self.above.is_empty()
     }
 }
 
@@ -434,6 +445,27 @@ mod tests {
             assert_eq!(arrive(copy), Arrival::Repeated, "{copy}");
         }
         assert_eq!(arrive(16), Arrival::Expected);
+    }
+
+    #[test]
+    fn what_lies_between_two_counts_that_were_taken_has_not_arrived() {
+        let mut arrived = Arrived::default();
+        arrived.follow(ONE);
+        let mut arrive = |number| arrived.arrive("left", 1, ONE, number);
+        for number in [1, 2].into_iter().chain(20..=30) {
+            assert_ne!(arrive(number), Arrival::Repeated);
+        }
+        assert_eq!([3, 4, 5].map(&mut arrive)[2], Arrival::CountsAnew("left".into()));
+        assert_eq!(arrive(10), Arrival::After(4, "left".into()));
+        assert_eq!([6, 7, 8].map(&mut arrive)[2], Arrival::CountsAnew("left".into()));
+        assert_eq!((arrive(9), arrive(10)), (Arrival::Expected, Arrival::Repeated));
+        for number in 11..=19 {
+            assert_eq!(arrive(number), Arrival::Expected, "{number}");
+        }
+        for copy in 20..=30 {
+            assert_eq!(arrive(copy), Arrival::Repeated, "{copy}");
+        }
+        assert_eq!(arrive(33), Arrival::After(2, "left".into()));
     }
 
     proptest! {

@@ -53,6 +53,7 @@ async fn the_sockets_of_an_id_are_found_with_what_they_have_joined() {
     assert_eq!(topics(&only(operator.find(ADA).await)), ["room:attic", T, "slow:1"]);
     // A second device.
     let _phone = server.connect("name=ada").await;
+    server.open_sockets(3).await;
     let found = operator.find(ADA).await;
     assert_eq!(found.sockets.len(), 2);
     assert_eq!(found.sockets[0].number, socket.number, "the oldest first");

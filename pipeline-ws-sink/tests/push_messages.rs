@@ -615,6 +615,29 @@ async fn a_drain_gives_back_pushes_whose_turn_has_not_come() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_gives_back_pushes_for_which_no_confirmation_is_free() {
+    let mount = Mount::new(NamedSocket).channel::<User>("user:*");
+    let server =
+        MemoryServer::start(Endpoint::builder().mount("/socket", mount).max_confirmations(1));
+    let mut client = ada(&server, 1 << 16).await;
+    let to = pushing(&server).acknowledge(Acknowledge::Confirmed { within: 10 * SECOND });
+    let acks = Arc::new(Acks::default());
+    let pipeline = Pipeline::of_messages("tickets")
+        .source(from_iter(numbered(&acks, 4)))
+        .processors(Processors::new(to).concurrency(4))
+        .start()
+        .unwrap();
+    client.receive().await;
+    tokio::time::sleep(SECOND).await;
+    assert!(pipeline.drain(HOUR).await.is_clean());
+    let fates = fates(&acks).into_iter().map(|(_, fate)| fate).collect::<Vec<_>>();
+    let count = |wanted| fates.iter().filter(|fate| **fate == wanted).count();
+    assert_eq!((count(Fate::Failed), count(Fate::Later(Duration::ZERO))), (1, 3));
+    client.expect_nothing_else().await;
+    assert_eq!(counted(&server.recorded), outcomes(&[("given_back", 3), ("unconfirmed", 1)]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_push_that_waits_in_a_place_for_its_turn_does_not_take_that_of_the_one_before() {
     let server = server(|mount| mount);
     let mut client = ada(&server, 1 << 16).await;

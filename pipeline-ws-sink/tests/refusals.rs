@@ -7,7 +7,7 @@ use std::{process::Stdio, time::Duration};
 
 use futures::{StreamExt, future::join_all};
 use http::StatusCode;
-use pipeline_test_support::{Client, PATIENCE, eventually, interop};
+use pipeline_test_support::{Client, PATIENCE, descriptors, eventually, interop};
 use pipeline_ws_sink::{
     Endpoint, Mount, Socket,
     endpoint::EndpointBuilder,
@@ -140,6 +140,8 @@ async fn a_refused_client_that_never_reads_or_closes_gives_its_place_back() {
 
 #[tokio::test]
 async fn more_than_a_thousand_refused_clients_at_once_are_answered_with_a_status() {
+    // Both ends of the connections are in this process.
+    descriptors::raise();
     let server = Server::start(endpoint().tell_refused(Duration::from_secs(60))).await;
     // All of them wait to be told, and stay.
     let mut waiting = Vec::new();

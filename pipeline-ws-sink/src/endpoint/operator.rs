@@ -104,8 +104,13 @@ impl EndpointOperator {
     }
 
     /// Ends the channel of a topic that a socket has joined: with `phx_close`, so that the official client
-    /// does not join again by itself. Its `terminate` gets `shutdown: ended by an operator`. Returns
-    /// whether it was joined. The channel ends when it has handled the messages before.
+    /// does not join again by itself. Its `terminate` gets `shutdown: ended by an operator`. The channel ends
+    /// when it has handled the messages before. Returns false if it was not joined, and if its socket was
+    /// too busy to look within a second or has too many questions: then it stays.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the channel may have ended or not, which is not logged.
     pub async fn end_channel(&self, id: &str, number: u64, topic: &str) -> bool {
         let Some(inner) = self.0.upgrade() else { return false };
         let found = inner.state.sockets.find_one(id, number);

@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, fmt, marker::PhantomData, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use futures::poll;
+use futures::{future::BoxFuture, poll};
 use pipeline_core::{
     backoff::{Backoff, Jitter},
     processing::{AsyncMut, Failure, Message, Processor, Redelivery},
@@ -431,7 +431,23 @@ impl<F> PushMessages<F> {
     }
 
     /// Sends a push. If it has to wait, it leaves its work place, as far as there is room for it.
-    async fn send_apart<T, P>(
+    ///
+    /// The future is boxed, because the callers' futures, each of which has room for the one within twice, would
+    /// be dozens of times as large, for each push that waits.
+    fn send_apart<'a, T, P>(
+        &'a self,
+        push: Push<P>,
+        message: &'a mut Message<T>,
+    ) -> BoxFuture<'a, Result<Delivered, Failure>>
+    where
+        F: Sync,
+        T: Send + Sync,
+        P: IntoPayload + Send + 'a,
+    {
+        Box::pin(self.send_in_turn(push, message))
+    }
+
+    async fn send_in_turn<T, P>(
         &self,
         push: Push<P>,
         message: &mut Message<T>,
@@ -513,7 +529,16 @@ impl<F> PushMessages<F> {
             return Err(self.given_back(Stuck::Confirmations, message));
         }
         begun.keep_place();
-        let confirmation = self.pubsub.confirmation_once_free(topic).await?;
+        let place = message.place();
+        let confirmation = tokio::select! {
+            biased;
+            // It has not begun either.
+            () = place.draining() => {
+                self.metrics.given_back.increment(1);
+                return Err(Failure::from(Stuck::Confirmations).later(Duration::ZERO));
+            }
+            confirmation = self.pubsub.confirmation_once_free(topic) => confirmation?,
+        };
         if !message.is_current() {
             return Err(self.given_back(Stuck::Old, message));
         }

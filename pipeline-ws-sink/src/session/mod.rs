@@ -286,6 +286,10 @@ impl<S: Socket> Session<S> {
                 let _ = answer.send(joined.map(|(topic, _)| topic.clone()).collect());
             }
             Question::End(topic, answer) => {
+                // The operator has the answer that it did not end.
+                if answer.is_closed() {
+                    return;
+                }
                 let entry = self.channels.get(&*topic).filter(|entry| entry.pending.is_none());
                 if let Some(entry) = entry {
                     entry.mailbox.stop();

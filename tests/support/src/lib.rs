@@ -13,6 +13,7 @@
 mod chromium;
 mod client;
 mod clock;
+pub mod descriptors;
 mod example;
 mod gate;
 mod http;

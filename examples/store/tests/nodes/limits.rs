@@ -147,7 +147,7 @@ async fn p_016_a_burst_leaves_idle_shoppers_as_small_as_they_were() {
         most = most.max(memory(&node));
         join_all(shoppers.iter_mut().map(|shopper| change(shopper, "remove_item"))).await;
     }
-    let each = (idle - empty) / sockets() as u64;
+    let each = idle.saturating_sub(empty) / sockets() as u64;
     println!("P-016: {each} KiB a shopper; {idle} KiB idle, {most} KiB in a burst");
     eventually(async || memory(&node) * 10 <= idle * 12).await;
     println!("P-016: {} KiB after it", memory(&node));
