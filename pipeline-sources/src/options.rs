@@ -136,6 +136,10 @@ impl SourceOptions {
     /// when the broker stores outcomes more slowly than it delivers items, or refuses them. Default 10,000.
     /// Those whose outcome it refuses are among them as long as it does.
     ///
+    /// It is also how many handled items are delivered again at most when the process dies, for those with a
+    /// stored outcome are done. With Kafka it is this and, of each partition, what was done beyond
+    /// the committed offset, which `KafkaOptions::max_uncommitted` bounds.
+    ///
     /// # Panics
     ///
     /// If it is 0.

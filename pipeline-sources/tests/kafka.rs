@@ -806,11 +806,20 @@ async fn many_pushers_share_the_way_to_the_broker() {
     assert!(together < one_by_one * 10, "{together:?} and {one_by_one:?}");
 }
 
+/// How many items of a partition are read beyond the first one that is not done, while processes are killed.
+const UNCOMMITTED: usize = 100;
+
+/// How many partitions the topic has, while processes are killed.
+const PARTITIONS: usize = 4;
+
 impl kills::Queue for KafkaQueue {
     type Broker = KafkaBroker;
 
     // After each, the mock cluster lets the next process wait for some seconds.
     const KILLS: usize = 2;
+
+    // What was done beyond the committed offset comes again, of each of the partitions.
+    const HELD: usize = kills::MAX_UNSETTLED + PARTITIONS * UNCOMMITTED;
 
     async fn open(address: &str) -> Self {
         // With the newer protocol, the mock cluster notices a death after half a minute.
@@ -818,6 +827,7 @@ impl kills::Queue for KafkaQueue {
             .set("session.timeout.ms", "3500")
             .set("heartbeat.interval.ms", "300")
             .set("partition.assignment.strategy", "range")
+            .max_uncommitted(UNCOMMITTED)
             .ordered_by_key(true);
         Self::new(address, "numbers", "test", options)
     }
@@ -841,7 +851,7 @@ async fn a_process_that_is_killed_loses_no_item() {
         return;
     }
     let cluster = Cluster::start();
-    cluster.topic("numbers", 4);
+    cluster.topic("numbers", PARTITIONS.try_into().unwrap());
     let test = "a_process_that_is_killed_loses_no_item";
     kills::handling::<KafkaQueue>(test, &cluster.servers, kills::Order::OfFirsts).await;
 }
@@ -852,7 +862,7 @@ async fn an_item_whose_push_has_returned_is_delivered_although_its_process_was_k
         return;
     }
     let cluster = Cluster::start();
-    cluster.topic("numbers", 4);
+    cluster.topic("numbers", PARTITIONS.try_into().unwrap());
     let test = "an_item_whose_push_has_returned_is_delivered_although_its_process_was_killed";
     kills::pushing::<KafkaQueue>(test, &cluster.servers).await;
 }

@@ -1,7 +1,6 @@
 //! A process that is killed again and again while it adds or handles the items of a queue loses none.
 //!
-//! `KILLS=50 ITEMS=20000 cargo test -p pipeline-sources --all-features --test kill -- --nocapture` prints
-//! the figures of a longer run.
+//! `cargo xtask kills --source sqlite` makes a longer run and prints its figures.
 #![cfg(all(feature = "sqlite", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 

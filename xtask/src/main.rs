@@ -4,6 +4,7 @@ mod book;
 mod cases;
 mod fuzz;
 mod guarantees;
+mod kills;
 mod load;
 mod packages;
 mod run;
@@ -35,6 +36,8 @@ Usage: cargo xtask COMMAND
                  freezes it for that many seconds instead
   overload       offer up to 20 times what can be delivered, and print what becomes of it
   pushes         push a great number of items, and account for every one
+  kills          kill the processes and the servers of durable sources while items flow, and account for
+                 every item: --source NAME, or all; --kills 50, --restarts 10 of a server, --items 20000
   book           build the guide into target/book, and check its links
   template       copy the template out of the project, and run its tests
   setup          install the tools of the tests: npm packages, Chromium, netdata, mdBook, cargo-deny
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Some(soak @ ("soak" | "signals" | "overload" | "pushes")) => {
             soak::run(soak, arguments.collect())
         }
+        Some("kills") => kills::run(arguments.collect()),
         Some("tidy") => tidy::all(),
         Some("help") | None => {
             print!("{HELP}");
