@@ -104,6 +104,10 @@ pub struct BetweenView {
     pub sent_per_second: f64,
     /// Broadcasts received per second.
     pub received_per_second: f64,
+    /// Bytes sent per second.
+    pub sent_bytes_per_second: f64,
+    /// Bytes received per second.
+    pub received_bytes_per_second: f64,
     /// The mean time from a broadcast on another node to its delivery on this one, in milliseconds, if
     /// one has arrived.
     pub lag_ms: Option<f64>,
@@ -420,8 +424,9 @@ mod tests {
         );
         assert_eq!(
             fields(&node["between"]),
-            "dropped gaps is_connected lag_micros lag_ms lost received received_bytes received_per_second \
-             sent sent_bytes sent_per_second waiting"
+            "dropped gaps is_connected lag_micros lag_ms lost received received_bytes \
+             received_bytes_per_second received_per_second sent sent_bytes sent_bytes_per_second \
+             sent_per_second waiting"
         );
     }
 }

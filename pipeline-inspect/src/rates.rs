@@ -87,6 +87,8 @@ fn of_endpoint(endpoint: &mut EndpointView, before: &EndpointView, seconds: f64)
         let (now, was) = (&between.snapshot, &before.snapshot);
         between.sent_per_second = per_second(now.sent, was.sent);
         between.received_per_second = per_second(now.received, was.received);
+        between.sent_bytes_per_second = per_second(now.sent_bytes, was.sent_bytes);
+        between.received_bytes_per_second = per_second(now.received_bytes, was.received_bytes);
         let received = now.received.saturating_sub(was.received);
         let lag = for_each_of(now.lag_micros, was.lag_micros, received);
         between.lag_ms = (received > 0).then_some(lag / 1e3);
@@ -114,7 +116,7 @@ fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::EdgeView;
+    use crate::model::{BetweenView, EdgeView};
 
     fn stage(events: u64, busy: f64, events_wait: f64, demand_wait: f64) -> StageView {
         let mut stage = StageView::default();
@@ -155,6 +157,31 @@ mod tests {
         let mut now = view(stage(0, 0.0, 0.0, 0.0), 10);
         fill(&mut now, &before, Duration::from_secs(1));
         assert_eq!(now.pipelines[0].edges[0].per_second, 10.0);
+    }
+
+    #[test]
+    fn what_a_node_sends_and_receives_has_rates_and_a_mean_lag() {
+        let endpoint = |times: u64| {
+            let mut between = BetweenView::default();
+            let snapshot = &mut between.snapshot;
+            (snapshot.sent, snapshot.sent_bytes) = (10 * times, 1_000 * times);
+            (snapshot.received, snapshot.received_bytes) = (4 * times, 600 * times);
+            snapshot.lag_micros = 6_000 * times;
+            EndpointView { between: Some(between), ..EndpointView::default() }
+        };
+        let view = |times| View { endpoint: Some(endpoint(times)), ..View::default() };
+        let rates = |mut now: View, before: &View| {
+            fill(&mut now, before, Duration::from_secs(2));
+            now.endpoint.unwrap().between.unwrap()
+        };
+        let between = rates(view(5), &view(1));
+        assert_eq!((between.sent_per_second, between.received_per_second), (20.0, 8.0));
+        assert_eq!(between.sent_bytes_per_second, 2_000.0);
+        assert_eq!(between.received_bytes_per_second, 1_200.0);
+        assert_eq!(between.lag_ms, Some(1.5), "24 ms for 16 broadcasts");
+        // Without broadcasts there is no lag, and a node that has just come has no rates.
+        assert_eq!(rates(view(5), &view(5)).lag_ms, None);
+        assert_eq!(rates(view(5), &View::default()), endpoint(5).between.unwrap());
     }
 
     #[test]

@@ -78,6 +78,17 @@ async fn the_page_shows_all_nodes_what_they_do_and_which_are_gone() {
     // The page itself is no socket of the endpoint.
     let all = [row("<b>three</b>", "up", "0"), row("one (this)", "up", "0"), row("two", "up", "1")];
     until(&browser, |rows| rows == all).await;
+    // Nodes report to each other, so each sends and receives, and knows how long that takes.
+    let traffic = "
+        const rows = [...document.querySelectorAll('#node-table tbody tr')]
+        return rows.every(row => [6, 7].every(at => /[1-9].*, .*[1-9].*[KMi ]*B.s/.test(row.cells[at].innerText))
+            && /[0-9]/.test(row.cells[8].innerText))";
+    let shows = timeout(2 * PATIENCE, async {
+        while browser.client.execute(traffic, vec![]).await.unwrap() != json!(true) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    shows.await.expect("the page shows the traffic between the nodes");
     let own = browser.client.execute("return document.querySelector('#node-table b')", vec![]);
     assert_eq!(own.await.unwrap(), json!(null), "the name of a node is text");
 

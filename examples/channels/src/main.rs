@@ -24,7 +24,7 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use clap::Parser;
 #[cfg(feature = "cluster")]
-use pipeline::cluster::{Cluster, ClusterOptions};
+use pipeline::cluster::{Cluster, ClusterError, ClusterOptions};
 use pipeline::{
     health::Health,
     serve, shutdown_signal,
@@ -45,10 +45,15 @@ struct Args {
     #[arg(long, env = "SECRET_KEY_BASE", default_value = "a secret for trying things out only")]
     secret: String,
 
-    /// The server of Redis that connects this node with others: `redis://127.0.0.1:6379/`
+    /// The server of Redis or NATS that connects this node with others: `redis://127.0.0.1:6379/`
     #[cfg(feature = "cluster")]
-    #[arg(long)]
-    redis: Option<String>,
+    #[arg(long, value_name = "URL")]
+    cluster: Option<String>,
+
+    /// Not ready while this node is not connected with others
+    #[cfg(feature = "cluster")]
+    #[arg(long, requires = "cluster")]
+    requires_cluster: bool,
 
     /// The name of this node
     #[cfg(feature = "cluster")]
@@ -72,6 +77,10 @@ struct Args {
     close_within: u64,
 }
 
+/// How long the end waits for the server between the nodes.
+#[cfg(feature = "cluster")]
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     log_to_stderr("warn");
@@ -83,10 +92,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         None => builder,
     };
     #[cfg(feature = "cluster")]
-    let endpoint = match &args.redis {
-        Some(url) => {
-            let options = ClusterOptions::new("channels").node(&args.node);
-            let cluster = Cluster::redis(url, options).await?;
+    let cluster = match &args.cluster {
+        Some(url) => Some(join(url, ClusterOptions::new("channels").node(&args.node)).await?),
+        None => None,
+    };
+    #[cfg(feature = "cluster")]
+    let endpoint = match &cluster {
+        Some(cluster) => {
             let endpoint = builder.adapter(cluster.clone()).cluster_secret(&args.secret).build()?;
             cluster.connected().await;
             endpoint
@@ -108,6 +120,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     let health = Health::new().endpoint(endpoint.observer());
+    #[cfg(feature = "cluster")]
+    let health = match cluster.clone().filter(|_| args.requires_cluster) {
+        Some(cluster) => health.requires("cluster", move || cluster.is_connected()),
+        None => health,
+    };
     let mut server = serve(listener, app)
         .health(&health)
         .endpoint(endpoint)
@@ -118,7 +135,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
         server = server.admin(listen(("127.0.0.1", port)).await?, health.router());
     }
     let report = server.await?;
+    // What this node has said last may wait for the server.
+    #[cfg(feature = "cluster")]
+    if let Some(cluster) = cluster {
+        cluster.flush(LAST_WORDS).await;
+    }
     say(report.to_string());
     finish();
     Ok(())
+}
+
+#[cfg(feature = "cluster")]
+async fn join(url: &str, options: ClusterOptions) -> Result<Cluster, ClusterError> {
+    if url.starts_with("nats:") {
+        Cluster::nats(url, options).await
+    } else {
+        Cluster::redis(url, options).await
+    }
 }

@@ -158,6 +158,7 @@ function showSources(pipelines) {
 }
 
 function showNodes(nodes) {
+  const traffic = (broadcasts, size) => `${rate(broadcasts)}, ${bytes(Math.round(size))}/s`
   const state = (node) => {
     if (node.is_gone) return `gone for ${age(node.silent_seconds)}`
     if (node.between && !node.between.is_connected) return 'cut off'
@@ -169,7 +170,8 @@ function showNodes(nodes) {
     return [
       node.is_this ? `${node.name} (this)` : node.name, state(node), count(node.sockets), count(node.channels),
       rate(node.frames_out_per_second), milliseconds(node.delivered_p99),
-      between ? rate(between.sent_per_second) : '–', between ? rate(between.received_per_second) : '–',
+      between ? traffic(between.sent_per_second, between.sent_bytes_per_second) : '–',
+      between ? traffic(between.received_per_second, between.received_bytes_per_second) : '–',
       between ? milliseconds(between.lag_ms) : '–', between ? `${count(between.gaps)}, ${count(between.lost)} lost` : '–',
       between ? count(between.waiting) : '–', node.bottlenecks.join(', ') || '–',
     ]
