@@ -138,6 +138,48 @@ async fn a_refused_client_that_never_reads_or_closes_gives_its_place_back() {
     drop(silent);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn refused_clients_that_leave_give_their_places_back_at_once() {
+    let minute = Duration::from_secs(60);
+    let server = Server::start(endpoint().max_sockets(8).tell_refused(minute)).await;
+    for number in 0..20 {
+        let mut client = server.try_connect(&of("banned")).await.unwrap();
+        // What it sends does not hide that it leaves.
+        client.send(json!(["1", "1", "room:1", "phx_join", {}])).await;
+        drop(client);
+        // The eighth of the places for such clients is one, so the next one would be told nothing.
+        eventually(|| server.recorded.counters("socket.refusals").contains(&gone())).await;
+        assert_eq!(server.try_connect(&of("welcome")).await.map(drop), Ok(()), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn refused_clients_take_an_eighth_of_the_places_at_most() {
+    let minute = Duration::from_secs(60);
+    let server = Server::start(endpoint().max_sockets(16).tell_refused(minute)).await;
+    let waiting = [
+        server.try_connect(&of("banned")).await.unwrap(),
+        server.try_connect(&of("banned")).await.unwrap(),
+    ];
+    assert_eq!(server.try_connect(&of("banned")).await.unwrap_err(), 403);
+    let connects = join_all((0..14).map(|_| server.try_connect("vsn=2.0.0&name=welcome"))).await;
+    assert!(connects.iter().all(Result::is_ok));
+    drop(waiting);
+}
+
+#[tokio::test]
+async fn a_refused_client_that_closes_during_the_delay_is_answered_at_once() {
+    let server = Server::start(endpoint().tell_refused(Duration::from_secs(60))).await;
+    let mut client = server.try_connect(&of("banned")).await.unwrap();
+    client.stream.close(None).await.unwrap();
+    assert_eq!(told(&mut client).await, (4403, "banned".to_owned()));
+}
+
+/// One client that left before it was told, since the last look.
+fn gone() -> (String, u64) {
+    ("outcome=gone".to_owned(), 1)
+}
+
 #[tokio::test]
 async fn more_than_a_thousand_refused_clients_at_once_are_answered_with_a_status() {
     // Both ends of the connections are in this process.

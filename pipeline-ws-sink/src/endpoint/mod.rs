@@ -718,8 +718,9 @@ impl EndpointBuilder {
     /// ```
     ///
     /// A client that is to learn why counts as a socket in [`max_sockets`](Self::max_sockets), for the delay and
-    /// five seconds at most; once the endpoint drains, for a second. At most 1,000 do so at the same
-    /// time; beyond that they are answered with their status. All are counted in `socket.refusals`.
+    /// five seconds at most, and until it leaves; once the endpoint drains, for a second. At most 1,000 do so at
+    /// the same time, and no more than an eighth of `max_sockets`; beyond that they are answered with their
+    /// status. All are counted in `socket.refusals`.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -97,7 +97,7 @@ impl EndpointState {
             metrics,
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),
-            refusals: Arc::new(Refusals::new(limits.tell_refused, telemetry)),
+            refusals: Arc::new(Refusals::new(limits.tell_refused, limits.sockets, telemetry)),
             connects: Arrivals::connects(limits.connects, telemetry),
             relay: Arc::new(Relay::new(telemetry, outboxes.clone(), cluster_key)),
             outboxes,

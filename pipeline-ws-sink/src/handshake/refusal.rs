@@ -16,11 +16,18 @@ use crate::{
     outbox::Outbox,
     protocol::frame::Frame,
     socket::{Close, ConnectError},
-    transport::{io::Io, websocket},
+    transport::{
+        io::Io,
+        websocket::{self, Parting},
+    },
 };
 
-/// How many refused clients may be told at the same time. Each holds a place among the sockets.
+/// How many refused clients may be told at the same time, at most.
 const AT_ONCE: usize = 1000;
+
+/// One of so many sockets, at most, is a client that learns why it is refused. The others are left to clients
+/// that are welcome.
+const SHARE: usize = 8;
 
 /// How long a refused client may take to read the answer and the close frame, besides the delay.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
@@ -33,6 +40,7 @@ pub(crate) struct Refusals {
     room: Arc<Semaphore>,
     told: Counter,
     late: Counter,
+    gone: Counter,
     crowded: Counter,
 }
 
@@ -41,11 +49,11 @@ pub(super) struct Refusal {
     refusals: Arc<Refusals>,
     delay: Duration,
     close: Close,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Refusals {
-    pub(crate) fn new(delay: Option<Duration>, telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(delay: Option<Duration>, max_sockets: usize, telemetry: &Telemetry) -> Self {
         let count = |outcome: &str| {
             telemetry.counter(
                 "socket.refusals",
@@ -53,8 +61,9 @@ impl Refusals {
                 [("outcome", outcome.to_owned())],
             )
         };
-        let room = Arc::new(Semaphore::new(AT_ONCE));
-        Self { delay, room, told: count("told"), late: count("late"), crowded: count("crowded") }
+        let room = Arc::new(Semaphore::new((max_sockets / SHARE).clamp(1, AT_ONCE)));
+        let (told, late) = (count("told"), count("late"));
+        Self { delay, room, told, late, gone: count("gone"), crowded: count("crowded") }
     }
 
     /// How a client that is refused for this reason learns it. None if it is answered by a status: by
@@ -66,7 +75,7 @@ impl Refusals {
             self.crowded.increment(1);
             return None;
         };
-        Some(Refusal { refusals: self.clone(), delay, close, _permit: permit })
+        Some(Refusal { refusals: self.clone(), delay, close, permit })
     }
 }
 
@@ -79,36 +88,40 @@ impl Refusal {
         upgrading: OnUpgrade,
         options: &MountOptions,
     ) {
-        let Self { refusals, delay, close, .. } = &self;
+        let Self { refusals, delay, close, permit } = self;
         let late = async {
             tokio::select! {
                 () = time::sleep(delay.saturating_add(TOLD_WITHIN)) => {}
+                () = state.abort.cancelled() => {}
                 () = async {
                     state.sockets.closed().await;
                     time::sleep(LAST_UPGRADES).await;
                 } => {}
             }
         };
-        let telling = async {
-            let Ok(upgraded) = upgrading.await else { return false };
+        let due = async {
             tokio::select! {
-                () = time::sleep(*delay) => {}
+                () = time::sleep(delay) => {}
                 () = state.sockets.closed() => {}
             }
+        };
+        let telling = async {
+            let Ok(upgraded) = upgrading.await else { return Parting::Gone };
             let Io { reader, writer, received } = Io::of(upgraded);
-            let outbox = Outbox::new(writer, options.outbox, state.metrics.clone());
+            let outbox = Arc::new(Outbox::new(writer, options.outbox, state.metrics.clone()));
             let last = Frame::close_because(close.code, &close.reason);
-            websocket::refuse(reader, received, &Arc::new(outbox), &last, options).await
+            websocket::refuse(reader, received, &outbox, &last, options, due).await
         };
-        let told = tokio::select! {
+        let parting = tokio::select! {
             biased;
-            told = telling => told,
-            () = late => false,
+            parting = telling => parting,
+            () = late => Parting::Late,
         };
-        if told {
-            refusals.told.increment(1);
-        } else {
-            refusals.late.increment(1);
+        drop(permit);
+        match parting {
+            Parting::Told => refusals.told.increment(1),
+            Parting::Late => refusals.late.increment(1),
+            Parting::Gone => refusals.gone.increment(1),
         }
     }
 }

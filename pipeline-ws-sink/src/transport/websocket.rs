@@ -103,24 +103,54 @@ pub(crate) async fn live<S: Socket>(
     tokio::join!(closing, Box::pin(endings.in_turn(session.end(&reason)))).0
 }
 
-/// Closes a connection that is no socket: sends this frame, and waits for the client to close its side
-/// too. Returns false if the client has not taken it.
+/// The end of a connection that became no socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parting {
+    /// The frame has been written.
+    Told,
+    /// The client did not take it in time.
+    Late,
+    /// The client was gone before.
+    Gone,
+}
+
+/// Closes a connection that is no socket: skips what the client sends until `due`, sends this frame, and
+/// waits for the client to close its side too.
 pub(crate) async fn refuse(
     reader: Reader,
     received: Bytes,
     outbox: &Arc<Outbox>,
     last: &Frame,
     options: &MountOptions,
-) -> bool {
+    due: impl Future<Output = ()>,
+) -> Parting {
     let mut stream = Stream { reader, outbox };
-    let pace = ReadPace::new(options.frame_rate_limit, Instant::now());
-    let rest = Decoder::new(options.limits, received).into_rest();
+    let mut pace = ReadPace::new(options.frame_rate_limit, Instant::now());
+    let mut rest = Decoder::new(options.limits, received).into_rest();
+    // A client that leaves gives its place back at once, so its side is read from meanwhile.
+    let heard = tokio::select! {
+        biased;
+        heard = skip(&mut stream.reader, &mut rest, &mut pace, outbox) => Some(heard),
+        () = due => None,
+    };
+    if heard == Some(Heard::End) {
+        return Parting::Gone;
+    }
     outbox.finish(SocketEnd::Refused, last);
-    let mut is_taken = false;
-    let end = SocketEnd::Refused;
-    let closed = close(&mut stream.reader, rest, pace, outbox, end, &mut is_taken);
+    let mut parting = Parting::Late;
+    let closed = async {
+        if poll_fn(|cx| outbox.poll_close(cx)).await.is_err() {
+            parting = Parting::Gone;
+            return;
+        }
+        parting = Parting::Told;
+        if heard != Some(Heard::Close) {
+            let understood = heard != Some(Heard::Nonsense);
+            hear_close(&mut stream.reader, rest, pace, outbox, understood).await;
+        }
+    };
     let _ = time::timeout(CLOSING, closed).await;
-    is_taken
+    parting
 }
 
 /// Handles the client's messages, one after the other.
@@ -275,8 +305,8 @@ pub(super) async fn silence(due: impl Fn() -> Deadline) {
 /// to close its side too, unless it has.
 async fn close(
     reader: &mut Reader,
-    mut rest: Rest,
-    mut pace: ReadPace,
+    rest: Rest,
+    pace: ReadPace,
     outbox: &Outbox,
     end: SocketEnd,
     is_taken: &mut bool,
@@ -289,28 +319,50 @@ async fn close(
     }
     // Data after a protocol error cannot be decoded.
     let understood = !matches!(end, SocketEnd::Protocol(_));
-    if !(understood && close_is_heard(reader, &mut rest, &mut pace, outbox).await) {
-        linger(reader, &mut pace, outbox).await;
-    }
+    hear_close(reader, rest, pace, outbox, understood).await;
 }
 
-/// Waits until the client has closed its side, or is gone. Returns false if its data cannot be
-/// decoded any more.
-async fn close_is_heard(
+/// Waits for the client to close its side, after the close frame has been written.
+async fn hear_close(
     reader: &mut Reader,
-    rest: &mut Rest,
-    pace: &mut ReadPace,
+    mut rest: Rest,
+    mut pace: ReadPace,
     outbox: &Outbox,
-) -> bool {
+    understood: bool,
+) {
+    if understood && skip(reader, &mut rest, &mut pace, outbox).await != Heard::Nonsense {
+        return;
+    }
+    linger(reader, &mut pace, outbox).await;
+}
+
+/// What ends the data that is skipped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// The client's close frame.
+    Close,
+    /// The end of the stream.
+    End,
+    /// Data that cannot be decoded.
+    Nonsense,
+}
+
+/// Skips what the client sends, until it has closed its side or is gone, or its data cannot be decoded any
+/// more.
+///
+/// # Cancel safety
+///
+/// Cancel safe: the next call continues with the same frame.
+async fn skip(reader: &mut Reader, rest: &mut Rest, pace: &mut ReadPace, outbox: &Outbox) -> Heard {
     loop {
         match rest.next() {
-            Ok(Some(Passed::Close)) => return true,
+            Ok(Some(Passed::Close)) => return Heard::Close,
             Ok(Some(Passed::Frame)) => keep_pace(pace, cost(0), outbox).await,
             Ok(None) => match reader.read(rest.buffer(), CHUNK).await {
-                Ok(0) | Err(_) => return true,
+                Ok(0) | Err(_) => return Heard::End,
                 Ok(bytes) => keep_pace(pace, cost(bytes), outbox).await,
             },
-            Err(_) => return false,
+            Err(_) => return Heard::Nonsense,
         }
     }
 }
