@@ -10,6 +10,7 @@ use super::{connection::TestConnection, inbox::TestInbox, socket::TestSocket, to
 use crate::{
     endpoint::{Endpoint, mount::Mount},
     handshake::{Connected, Mounted, connect_info::ConnectInfo, params::Params},
+    session::expiry::Expiry,
     socket::{ConnectError, Socket},
 };
 
@@ -168,8 +169,9 @@ impl TestEndpoint {
         let mounted = mounts.find_map(|mount| mount.clone().any().downcast::<Mounted<S>>().ok());
         let Some(mounted) = mounted else { panic!("no {} is mounted", std::any::type_name::<S>()) };
         let (connection, number, commands) = TestConnection::new(&self.inbox);
-        let expires_at = mounted.socket.expires_at(&assigns);
-        let connected = Connected { assigns, id: id.clone(), expires_at };
+        let end = mounted.socket.expires_at(&assigns);
+        let expiry = Expiry::new(end, mounted.options.expiry_warning);
+        let connected = Connected { assigns, id: id.clone(), expiry };
         connection.run(mounted, &inner.state, inner.state.sockets.enter(), connected);
         let (inbox, endpoint) = (self.inbox.clone(), self.endpoint.clone());
         TestSocket::new(inbox, number, commands, endpoint, id)

@@ -12,7 +12,7 @@ pub(crate) mod subprotocol;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -39,7 +39,6 @@ use self::{
     path::BadSegment,
 };
 use crate::{
-    clock,
     endpoint::{
         arrivals::TooMany,
         drainer::MountDrainer,
@@ -77,7 +76,7 @@ pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
 pub(crate) struct Identity<S: Socket> {
     pub(crate) assigns: S::Assigns,
     pub(crate) id: Option<String>,
-    pub(crate) expires_at: Option<SystemTime>,
+    pub(crate) expiry: Expiry,
     pub(crate) version: Version,
     pub(crate) transport: &'static str,
 }
@@ -86,13 +85,13 @@ pub(crate) struct Identity<S: Socket> {
 pub(crate) struct Connected<S: Socket> {
     pub(crate) assigns: S::Assigns,
     pub(crate) id: Option<String>,
-    pub(crate) expires_at: Option<SystemTime>,
+    pub(crate) expiry: Expiry,
 }
 
 impl<S: Socket> Connected<S> {
     pub(crate) fn by(self, transport: &'static str, version: Version) -> Identity<S> {
-        let Self { assigns, id, expires_at } = self;
-        Identity { assigns, id, expires_at, version, transport }
+        let Self { assigns, id, expiry } = self;
+        Identity { assigns, id, expiry, version, transport }
     }
 }
 
@@ -189,13 +188,9 @@ impl<S: Socket> Mounted<S> {
                 let Some(refusal) = refusal else { return error.into_answer().map(Full::from) };
                 drop(entrant);
                 let upgrading = hyper::upgrade::on(request);
-                let (tasks, abort) = (state.tasks.clone(), state.abort.clone());
+                let tasks = state.tasks.clone();
                 tasks.spawn(async move {
-                    tokio::select! {
-                        biased;
-                        () = abort.cancelled() => {}
-                        () = refusal.tell(&state, upgrading, &self.options) => {}
-                    }
+                    refusal.tell(&state, upgrading, &self.options).await;
                     drop(admission);
                 });
                 return switching;
@@ -241,11 +236,12 @@ impl<S: Socket> Mounted<S> {
         let connecting = async {
             let assigns = self.socket.connect(params, info).await?;
             let id = self.socket.id(&assigns)?;
-            let expires_at = self.socket.expires_at(&assigns);
-            if expires_at.is_some_and(|end| clock::remaining(end).is_zero()) {
+            let end = self.socket.expires_at(&assigns);
+            let expiry = Expiry::new(end, self.options.expiry_warning);
+            if expiry.remaining().is_some_and(|left| left.is_zero()) {
                 return Err(ConnectError::because("the socket's end has passed"));
             }
-            Ok(Connected { assigns, id, expires_at })
+            Ok(Connected { assigns, id, expiry })
         };
         let outcome = InSpan::new(&connect, AssertUnwindSafe(connecting).catch_unwind()).await;
         let took = begun.elapsed();
@@ -348,7 +344,7 @@ impl<S: Socket> Mounted<S> {
         outbox: &Arc<Outbox>,
         identity: Identity<S>,
     ) -> Session<S> {
-        let Identity { assigns, id, expires_at, version, transport } = identity;
+        let Identity { assigns, id, expiry, version, transport } = identity;
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
             assigns,
@@ -359,7 +355,7 @@ impl<S: Socket> Mounted<S> {
             inbox: Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone())),
             pubsub: state.pubsub.clone(),
             events: SessionEvents::default(),
-            expiry: Expiry::new(expires_at, self.options.expiry_warning),
+            expiry,
             metrics: state.metrics.clone(),
         });
         Session::new(connection, self.routes.clone())

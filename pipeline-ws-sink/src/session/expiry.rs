@@ -9,6 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use pipeline_core::Deadline;
 use tokio::time::{self, Instant, Sleep};
 
 use super::term::{Due, Term};
@@ -62,6 +63,12 @@ impl Expiry {
         let state = self.state.lock();
         let told = state.term.as_ref().filter(|term| term.was_warned());
         told.map(|term| term.remaining(Instant::now()))
+    }
+
+    /// The end that the client has been warned of, if it has.
+    pub(super) fn warned_of(&self) -> Option<Deadline> {
+        let state = self.state.lock();
+        state.term.as_ref().filter(|term| term.was_warned()).map(|term| term.end())
     }
 
     /// Waits until the end has come. Meanwhile it calls `warn` when the client is to be warned: once

@@ -168,9 +168,19 @@ struct Entry {
     task: JoinHandle<()>,
     /// The messages that wait for the join, while it runs.
     pending: Option<WaitingMessages>,
+    /// The end that the channel was warned of last.
+    warned_of: Option<Deadline>,
 }
 
 impl Entry {
+    /// Warns the channel of an end, unless it was warned of this one.
+    fn warn(&mut self, end: Option<Deadline>) {
+        if end.is_some() && end != self.warned_of {
+            self.warned_of = end;
+            self.mailbox.warn_of_end();
+        }
+    }
+
     /// Drops the messages that have not been handled. Returns their number.
     fn drop_pending(&mut self) -> usize {
         let waiting = self.pending.take().map_or(0, |waiting| waiting.len());
@@ -243,8 +253,9 @@ impl<S: Socket> Session<S> {
         while let Some(event) = self.connection.events.take() {
             let (topic, waiting) = match event {
                 SessionEvent::Expiring => {
-                    let joined = self.channels.values().filter(|entry| entry.pending.is_none());
-                    joined.for_each(|entry| entry.mailbox.warn_of_end());
+                    let end = self.connection.expiry.warned_of();
+                    let joined = self.channels.values_mut().filter(|it| it.pending.is_none());
+                    joined.for_each(|entry| entry.warn(end));
                     continue;
                 }
                 SessionEvent::Asked(question) => {
@@ -253,9 +264,8 @@ impl<S: Socket> Session<S> {
                 }
                 SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
                     Some(entry) if entry.instance.id() == id => {
-                        if self.connection.expiry.warning().is_some() {
-                            entry.mailbox.warn_of_end();
-                        }
+                        // The same end may have come between: its event then follows this one.
+                        entry.warn(self.connection.expiry.warned_of());
                         let waiting = entry.pending.take();
                         (topic, waiting)
                     }
@@ -626,7 +636,8 @@ impl<S: Socket> Session<S> {
             tokio::spawn(InSpan::new(span, living))
         };
         let join_ref = message.join_ref();
-        let entry = Entry { join_ref, instance, mailbox, task, pending: Some(VecDeque::new()) };
+        let pending = Some(VecDeque::new());
+        let entry = Entry { join_ref, instance, mailbox, task, pending, warned_of: None };
         self.channels.insert(topic.shared().clone(), entry);
         self.count_channels();
     }

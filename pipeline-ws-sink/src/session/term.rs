@@ -54,6 +54,10 @@ impl Term {
         self.was_warned
     }
 
+    pub(super) fn end(&self) -> Deadline {
+        self.end
+    }
+
     /// The time until the end.
     pub(super) fn remaining(&self, now: Instant) -> Duration {
         self.end.remaining(now)

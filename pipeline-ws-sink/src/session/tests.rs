@@ -1,14 +1,15 @@
 //! A client without WebSocket and HTTP: the tests pass messages to its session, and fetch frames.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, time::SystemTime};
 
 use pipeline_test_support::{Recorded, reply, settle};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{inbox::Inbox, *};
 use crate::{
     channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
+    clock::Clock,
     endpoint::{
         mount::Mount,
         state::{EndpointLimits, EndpointState},
@@ -21,6 +22,8 @@ use crate::{
 };
 
 const T: &str = "room:lobby";
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 struct Lobby;
 
@@ -114,7 +117,7 @@ impl House {
             inbox: Arc::new(Inbox::new(self.inbox, self.state.inboxes.clone())),
             pubsub: self.state.pubsub.clone(),
             events: SessionEvents::default(),
-            expiry: Expiry::new(None, Duration::ZERO),
+            expiry: Expiry::new(None, MINUTE),
             metrics,
         });
         let session = Session::new(connection, self.routes.clone());
@@ -231,6 +234,25 @@ async fn messages_behind_a_join_are_handled_although_the_socket_ends_while_they_
     assert_eq!(answers, 1 + 200, "to the join and the messages");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_channel_is_warned_once_of_each_end() {
+    let house = House::new();
+    let mut ada = house.enter("ada", Version::V2);
+    ada.join("ada").await;
+    let connection = ada.session.connection().clone();
+    let mut expired = Box::pin(connection.expired());
+    for _ in 0..2 {
+        let now = SystemTime::UNIX_EPOCH + Clock::start().since_1970();
+        connection.expiry.set(Some(now + 10 * MINUTE));
+        assert!(timeout(9 * MINUTE + MINUTE / 2, &mut expired).await.is_err());
+        assert_eq!(ada.next().await[3], "socket_expiring");
+        // As it comes once more where the channel joined at the same moment.
+        connection.events.send(SessionEvent::Expiring);
+        ada.session.catch_up().await;
+        ada.expect_nothing_else().await;
+    }
+}
+
 #[tokio::test]
 async fn an_invalid_message_is_an_error() {
     let house = House::new();
@@ -324,7 +346,7 @@ async fn decoded_of(messages: usize, message: impl Fn(usize) -> Value) -> usize 
         let decoded = ada.session.decoded;
         assert!(decoded <= 3 * at, "{decoded} times, after {at} messages");
     }
-    let mut answered = std::pin::pin!(time::timeout(PATIENCE * 6, reading));
+    let mut answered = std::pin::pin!(timeout(PATIENCE * 6, reading));
     loop {
         tokio::select! {
             () = ada.session.changed() => ada.session.catch_up().await,

@@ -68,6 +68,13 @@ pub struct VerifiedToken<T> {
     pub expires_at: Option<SystemTime>,
 }
 
+impl<T> VerifiedToken<T> {
+    /// Data of a token that was verified elsewhere, or of none, as in a test.
+    pub fn new(data: T, expires_at: Option<SystemTime>) -> Self {
+        Self { data, expires_at }
+    }
+}
+
 /// Signs and verifies tokens that identify a client.
 ///
 /// Compatible with `Phoenix.Token.sign` and `verify`, for data that JSON can express: numbers,
