@@ -166,9 +166,8 @@ async fn the_original_daemon_understands_every_line() {
         ada.receive().await;
     }
     let delivered = daemon.timer("pipeline.push_delivered", PUSHES).await;
-    let worked = daemon
-        .timer("pipeline.worker.process_time;pipeline=push;stage=consumer_supervisor", PUSHES)
-        .await;
+    let worked =
+        daemon.timer("pipeline.worker.process_time;pipeline=push;stage=push", PUSHES).await;
     assert_eq!((delivered.len(), worked.len()), (PUSHES, PUSHES));
     assert!(delivered.iter().chain(&worked).all(|ms| *ms > 0.0), "fractions are kept");
 

@@ -29,7 +29,7 @@ async fn a_frame_shows_the_stages_of_a_running_program() {
             }
         });
         let text = text.await.unwrap();
-        for part in [" push running", "producer", "consumer_supervisor", "user:*", "last 300 s"] {
+        for part in [" push running", "queue", "push", "user:*", "last 300 s"] {
             assert!(text.contains(part), "{part:?} in {text}");
         }
     }

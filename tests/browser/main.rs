@@ -107,12 +107,12 @@ async fn the_inspector_shows_the_stages_on_a_phone() {
         let script =
             "return [...document.querySelectorAll('.stage')].map(stage => stage.dataset.stage)";
         let stages = browser.client.execute(script, vec![]).await.unwrap();
-        assert_eq!(stages, json!(["producer", "consumer_supervisor"]), "{path}");
+        assert_eq!(stages, json!(["queue", "push"]), "{path}");
     }
     assert_eq!(browser.text("#channels td").await, "user:*");
     browser.narrow().await;
     browser.client.refresh().await.unwrap();
-    let stage = Locator::Css(".stage[data-stage=producer]");
+    let stage = Locator::Css(".stage[data-stage=queue]");
     browser.client.wait().at_most(PATIENCE).for_element(stage).await.unwrap();
     let script = "
         const boxes = [...document.querySelectorAll('.stage .box')].map(box => box.getBoundingClientRect())

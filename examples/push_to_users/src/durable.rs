@@ -84,7 +84,7 @@ pub fn start<B: Broker>(source: Source<B>, pushing: Pushing) -> Result<Pipeline,
     Pipeline::builder("push")
         .producer_with(Stage::new(source).named("source"))
         .producer_consumer_with(Stage::new(map(Accepted::new)).named("parse"), demand.clone())
-        .consumer_supervisor(supervisor, demand)
+        .consumer_supervisor_with(Stage::new(supervisor).named("push"), demand)
         .start()
 }
 

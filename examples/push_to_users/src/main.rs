@@ -35,6 +35,7 @@ use pipeline::{
     inspect::Inspector,
     serve,
     source::{QueueOptions, timed_queue},
+    stage::Stage,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
     ws::{Endpoint, Mount, listen, token::Signer},
@@ -140,8 +141,11 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         let demand = SubscribeOptions::new().max_demand(max_demand).min_demand(min_demand);
         let (pushes, producer) = timed_queue(QueueOptions::new().capacity(args.queue));
         let pipeline = Pipeline::builder("push")
-            .producer(producer)
-            .consumer_supervisor(ConsumerSupervisor::new(worker), demand)
+            .producer_with(Stage::new(producer).named("queue"))
+            .consumer_supervisor_with(
+                Stage::new(ConsumerSupervisor::new(worker)).named("push"),
+                demand,
+            )
             .start()?;
         (Intake::Memory(pushes), pipeline)
     };

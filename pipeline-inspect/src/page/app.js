@@ -89,7 +89,7 @@ function showDelivered({windows, history, legs}) {
   // The first point of the history comes after five seconds.
   const delivered = windows.some((window) => window.count > 0)
   const empty = delivered ? 'measuring' : 'nothing delivered yet'
-  put(byId('peak'), most > 0 ? `the top is ${milliseconds(most)}` : empty)
+  put(byId('peak'), most > 0 ? milliseconds(most) : empty)
   const spark = byId('spark')
   spark.setAttribute('viewBox', '0 0 59 100')
   spark.setAttribute('preserveAspectRatio', 'none')
