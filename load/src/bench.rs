@@ -3,6 +3,8 @@
 
 use std::{env, path::PathBuf, process::Command, thread, time::Duration};
 
+use clap::ValueEnum;
+
 use crate::{
     client::{Client, Crowd},
     error::LoadError,
@@ -52,6 +54,18 @@ pub(crate) struct Bench {
     pub(crate) size: Size,
     /// The maximum number of sockets in a process.
     pub(crate) descriptors: usize,
+    /// The only broker whose sources are measured, if not all are.
+    pub(crate) broker: Option<Broker>,
+}
+
+/// A broker whose sources are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Broker {
+    Postgres,
+    Redis,
+    Nats,
+    Rabbitmq,
+    Kafka,
 }
 
 /// The topics that a load's sockets join.

@@ -23,7 +23,7 @@ use pipeline_load::{descriptors, error, server, usage};
 use tokio::{runtime::Runtime, time::Instant};
 
 use self::{
-    bench::{Bench, Size},
+    bench::{Bench, Broker, Size},
     error::LoadError,
     rows::Rows,
     usage::Machine,
@@ -103,6 +103,9 @@ struct Table {
     /// Only these rows
     #[arg(long, value_delimiter = ',')]
     rows: Vec<Rows>,
+    /// Of the rows of brokers, only those of this one
+    #[arg(long)]
+    broker: Option<Broker>,
     /// Also write all figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -136,13 +139,13 @@ impl How {
             _ => Size::Full,
         };
         let rounds = if size == Size::Full { self.rounds.max(1) } else { 1 };
-        Bench { target: self.target.clone(), rounds, size, descriptors }
+        Bench { target: self.target.clone(), rounds, size, descriptors, broker: None }
     }
 }
 
 fn table(asked: &Table) -> Result<(), LoadError> {
     let (began, before) = (Instant::now(), Machine::now()?);
-    let bench = asked.how.bench();
+    let bench = Bench { broker: asked.broker, ..asked.how.bench() };
     let all = Rows::value_variants();
     let rows = if asked.rows.is_empty() { all } else { &asked.rows };
     let mut lines = Vec::new();

@@ -5,7 +5,7 @@ use tokio::runtime::Runtime;
 
 use super::sources::TARGETS;
 use crate::{
-    bench::{Bench, Size},
+    bench::{Bench, Broker, Size},
     error::LoadError,
     rows::stages::line,
     sources::{kafka::Cluster, nats, postgres, rabbitmq, redis},
@@ -18,11 +18,14 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
         Size::Quick => 10_000,
         Size::Tiny => 640,
     };
+    let is_asked_for = |broker| bench.broker.is_none_or(|only| only == broker);
     let mut lines = Vec::new();
     macro_rules! rows {
-        ($name:literal, $kind:expr, $of:ident) => {
+        ($name:literal, $broker:expr, $kind:expr, $of:ident) => {
             // One that is not installed has no rows.
-            if let Some(server) = Runtime::new()?.block_on(Server::start($kind)) {
+            if is_asked_for($broker)
+                && let Some(server) = Runtime::new()?.block_on(Server::start($kind))
+            {
                 let url = server.url();
                 for target in TARGETS {
                     lines.push(compared(
@@ -36,10 +39,13 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             }
         };
     }
-    rows!("PostgreSQL", Kind::Postgres, postgres);
-    rows!("Redis", Kind::Redis, redis);
-    rows!("NATS", Kind::Nats, nats);
-    rows!("RabbitMQ", Kind::RabbitMq, rabbitmq);
+    rows!("PostgreSQL", Broker::Postgres, Kind::Postgres, postgres);
+    rows!("Redis", Broker::Redis, Kind::Redis, redis);
+    rows!("NATS", Broker::Nats, Kind::Nats, nats);
+    rows!("RabbitMQ", Broker::Rabbitmq, Kind::RabbitMq, rabbitmq);
+    if !is_asked_for(Broker::Kafka) {
+        return Ok(lines);
+    }
     let cluster = Cluster::start()?;
     for target in TARGETS {
         lines.push(compared(
