@@ -76,6 +76,13 @@ pub trait Fetch: Send + 'static {
         &mut self,
         max: usize,
     ) -> impl Future<Output = Result<Vec<Delivery<Self::Receipt>>, BrokerError>> + Send;
+
+    /// Gives back what it has taken from the server and has not returned, because the source fetches nothing more.
+    /// It is the last call, made when the source stops, while outcomes are still stored. By default it does
+    /// nothing.
+    fn stop(&mut self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// The half of a session that says what became of items.

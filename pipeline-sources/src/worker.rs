@@ -279,8 +279,8 @@ impl<B: Broker> Session<'_, B> {
         }
     }
 
-    /// Fetches what is asked for, until the source is stopped, and waits then. Returns the error of a
-    /// call that has failed.
+    /// Fetches what is asked for, until the source is stopped. Then it gives back what was taken ahead, and waits.
+    /// Returns the error of a call that has failed.
     async fn fetch(
         &self,
         fetch: &mut B::Fetch,
@@ -293,6 +293,12 @@ impl<B: Broker> Session<'_, B> {
             }
         }
         *fetcher = None;
+        let given_back = async {
+            fetch.stop().await;
+            Ok(())
+        };
+        // What it could not give back is so when the session ends.
+        let _ = self.worker.limited("giving back items", given_back).await;
         pending().await
     }
 

@@ -591,9 +591,141 @@ async fn a_backlog_costs_nothing_until_it_is_asked_for() {
     assert_eq!(items().await, ITEMS - 10);
     opened.add_permits(500);
     until("it fetches on", async || faults.fetched() == 510).await;
-    assert_eq!(items().await, ITEMS - 510);
+    // It has no more ahead than are in work.
+    until("they are acknowledged", async || items().await <= ITEMS - 510).await;
+    sleep(Duration::from_millis(300)).await;
+    assert!(items().await >= ITEMS - 520, "{}", items().await);
     opened.add_permits(ITEMS);
     pipeline.drain(PATIENCE).await;
+}
+
+/// The names of the consumers of a queue. Those that are cancelled are not among them.
+fn consumers(server: &Server, queue: &str) -> Vec<String> {
+    let listed = server.rabbitmqctl(&["-q", "list_consumers", "queue_name", "consumer_tag"]);
+    let pairs = listed.lines().filter_map(|line| line.split_once('\t'));
+    pairs.filter(|(of, _)| *of == queue).map(|(_, tag)| tag.trim().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_stays_open_over_many_fetches_and_keeps_the_order() {
+    const ITEMS: usize = 400;
+    let server = server!();
+    for kind in [RabbitQueueKind::Quorum, RabbitQueueKind::Classic] {
+        let name = format!("open{kind:?}");
+        let queue = RabbitQueue::with(&server.url(), &name, short().kind(kind)).unwrap();
+        for n in 0..ITEMS {
+            queue.push(Item::new(n.to_string())).await.unwrap();
+        }
+        let seen = Seen::default();
+        let log = seen.clone();
+        let handle = async move |message: &mut Message<Item>| {
+            let text = String::from_utf8(message.payload.to_vec())?;
+            log.lock().push((text, message.metadata().clone()));
+            Ok(())
+        };
+        let (broker, faults) = Faulty::new(queue.clone());
+        let pipeline = Pipeline::of_messages("test")
+            // The first fetches are for fewer than are asked for, so the prefetch has to grow.
+            .source(Source::new(broker, quick().fetch_at_once(4)))
+            .processors(Processors::from_fn(handle).concurrency(1).max_demand(20))
+            .start()
+            .unwrap();
+        let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+        until("all are done", async || source().done == ITEMS as u64).await;
+        assert_eq!(faults.fetched(), ITEMS, "none was delivered twice");
+        let tags = consumers(&server, &name);
+        assert_eq!(tags.len(), 1, "{tags:?}");
+        let opened = tags[0].strip_prefix("pipeline-").unwrap();
+        // There were a hundred fetches.
+        assert!(opened.parse::<u32>().unwrap() < 20, "{opened} consumers were opened");
+        assert!(texts(&seen).iter().cloned().eq((0..ITEMS).map(|n| n.to_string())));
+        assert!(pipeline.drain(PATIENCE).await.is_clean());
+        until("it has no consumer", async || consumers(&server, &name).is_empty()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_gives_back_at_once_what_was_taken_ahead() {
+    const ITEMS: usize = 60;
+    let server = server!();
+    for kind in [RabbitQueueKind::Quorum, RabbitQueueKind::Classic] {
+        let name = format!("ahead{kind:?}");
+        let queue = RabbitQueue::with(&server.url(), &name, short().kind(kind)).unwrap();
+        for n in 0..ITEMS {
+            queue.push(Item::new(n.to_string())).await.unwrap();
+        }
+        let items =
+            async || usize::try_from(queue.backlog().await.unwrap().items.unwrap()).unwrap();
+        let (broker, faults) = Faulty::new(queue.clone());
+        let (gate, handled) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (opened, count) = (gate.clone(), handled.clone());
+        let handle = async move |_: &mut Message<Item>| {
+            gate.acquire().await?.forget();
+            count.fetch_add(1, SeqCst);
+            Ok(())
+        };
+        let pipeline = Pipeline::of_messages("test")
+            // Each fetch is for one, so the prefetch has to grow again and again.
+            .source(Source::new(broker, quick().fetch_at_once(1)))
+            .processors(Processors::from_fn(handle).concurrency(1).max_demand(10).min_demand(9))
+            .start()
+            .unwrap();
+        until("it fetches what is asked for", async || faults.fetched() == 10).await;
+        until("some more were delivered", async || items().await < ITEMS - 10).await;
+        assert_eq!(faults.fetched(), 10);
+        let mut pipeline = pipeline;
+        pipeline.begin_drain(PATIENCE);
+        // Those that were asked for are handled.
+        until("the others are given back", async || items().await == ITEMS - 10).await;
+        until("it has no consumer", async || consumers(&server, &name).is_empty()).await;
+        assert_eq!(handled.load(SeqCst), 0);
+        opened.add_permits(ITEMS);
+        assert!(pipeline.join().await.completed);
+        assert_eq!(handled.load(SeqCst), 10);
+        let (pipeline, seen) = keep(&queue, quick());
+        until("the others are handled", async || seen.lock().len() >= ITEMS - 10).await;
+        pipeline.drain(PATIENCE).await;
+        assert_eq!(seen.lock().len(), ITEMS - 10, "none is handled twice");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_takes_no_more_ahead_than_it_has_in_work() {
+    const ITEMS: usize = 200;
+    const ASKED: usize = 40;
+    let server = server!();
+    for kind in [RabbitQueueKind::Quorum, RabbitQueueKind::Classic] {
+        let name = format!("prefetch{kind:?}");
+        let queue = RabbitQueue::with(&server.url(), &name, short().kind(kind)).unwrap();
+        for n in 0..ITEMS {
+            queue.push(Item::new(n.to_string())).await.unwrap();
+        }
+        let (broker, faults) = Faulty::new(queue.clone());
+        let gate = Arc::new(Semaphore::new(0));
+        let opened = gate.clone();
+        let handle = async move |_: &mut Message<Item>| {
+            gate.acquire().await?.forget();
+            Ok(())
+        };
+        let pipeline = Pipeline::of_messages("test")
+            .source(Source::new(broker, quick().fetch_at_once(6)))
+            .processors(Processors::from_fn(handle).concurrency(4).max_demand(ASKED / 4))
+            .start()
+            .unwrap();
+        // None of them is done, so each fetch needs a larger prefetch, or another consumer.
+        until("all that is asked for is fetched", async || faults.fetched() == ASKED).await;
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(faults.fetched(), ASKED);
+        let items = queue.backlog().await.unwrap().items.unwrap();
+        assert!(items >= (ITEMS - 2 * ASKED) as u64, "{items}");
+        // One that is too small may be cancelled already.
+        let tags = consumers(&server, &name);
+        assert!(tags.len() <= 1, "{tags:?}");
+        opened.add_permits(ITEMS);
+        until("all are fetched", async || faults.fetched() == ITEMS).await;
+        assert!(pipeline.drain(PATIENCE).await.is_clean());
+        until("it has no consumer", async || consumers(&server, &name).is_empty()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -789,6 +921,16 @@ async fn an_item_whose_retry_is_confirmed_late_is_added_again_once() {
 /// How often the bad item was handled.
 fn source_errors(seen: &Seen) -> usize {
     texts(seen).iter().filter(|text| *text == "bad").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_calls_share_a_connection() {
+    let server = server!();
+    // The server closes the channels on which it is asked for what is missing yet. It allows 2047 at a time.
+    let queue = queue(&server, "channels");
+    for _ in 0..2100 {
+        assert_eq!(queue.backlog().await.unwrap().items, Some(0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -194,6 +194,10 @@ impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {
         shared.fetched.fetch_add(fetched.len(), SeqCst);
         Ok(fetched)
     }
+
+    async fn stop(&mut self) {
+        self.0.stop().await;
+    }
 }
 
 impl<S: Settle<Receipt: Clone + Send + Sync>> Settle for FaultySettle<S> {

@@ -28,6 +28,9 @@ const LARGEST_PROPERTIES: usize = 100 * 1024;
 /// How much of it is kept free for what a retry or a dead letter adds.
 const RESERVED: usize = 4 * 1024;
 
+/// How many channels in a row the library may refuse.
+const MOST_REFUSED: usize = 16;
+
 /// What a push that ends with an error was at.
 pub(super) const ADDING: &str = "adding an item";
 
@@ -47,6 +50,23 @@ pub(super) async fn within<T>(
         Ok(answered) => answered.map_err(|error| RabbitError::new(what, error)),
         Err(_) => Err(RabbitError::Timeout(what)),
     }
+}
+
+/// Opens a channel.
+pub(super) async fn open_channel(
+    connection: &Connection,
+    limit: Duration,
+) -> Result<Channel, RabbitError> {
+    let open = || within(limit, "opening a channel", connection.create_channel());
+    for _ in 0..MOST_REFUSED {
+        match open().await {
+            // The library gives numbers to channels, and begins again after the last one. It refuses those of channels
+            // that the server had closed.
+            Err(RabbitError::Client { .. }) if connection.status().connected() => {}
+            opened => return opened,
+        }
+    }
+    open().await
 }
 
 /// Opens connections.
@@ -152,7 +172,7 @@ pub(super) async fn prepare(
     let limit = options.timeout;
     let Names { queue, dead } = names;
     // The server closes a channel on which something is missing.
-    let open = || within(limit, "opening a channel", connection.create_channel());
+    let open = || open_channel(connection, limit);
     let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     let kind = ExchangeKind::Direct;
     let there = open().await?;
@@ -246,7 +266,7 @@ impl Publisher {
         let connection = dialer.connect().await?;
         prepare(&connection, names, options).await?;
         let limit = options.timeout;
-        let channel = within(limit, "opening a channel", connection.create_channel()).await?;
+        let channel = open_channel(&connection, limit).await?;
         let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
         within(limit, "asking for confirmations", confirmed).await?;
         let (kind, has_limit) = (options.kind, options.max_items.is_some());
@@ -360,8 +380,7 @@ impl Publisher {
         let kept = group_ms.saturating_mul(2).saturating_add(unused);
         arguments.insert("x-expires".into(), number(kept));
         // The server closes the channel if a queue of this name has other arguments.
-        let channel = within(self.limit, "opening a channel", self.connection.create_channel());
-        let channel = channel.await?;
+        let channel = open_channel(&self.connection, self.limit).await?;
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let made = channel.queue_declare(name.clone(), durable, arguments);
         within(self.limit, "making a queue of retries", made).await?;

@@ -32,14 +32,15 @@
 //!
 //! # How it works
 //!
-//! - A source consumes as many items as are asked for, and then stops to consume. There is no lease: the
-//!   items of a connection that is closed are delivered again at once.
+//! - A source has one consumer, which stays open while it fetches. Its prefetch is as large as what is in work when
+//!   the pipeline has got all that it asks for, so each acknowledgement lets the next item come. There is no
+//!   lease: the items of a connection that is closed are delivered again at once.
 //! - An item that is to be delivered again later waits in a queue `<name>.retry.<n>ms`, from where the server
 //!   moves it back when its time is over. There is such a queue for each power of two, so an item waits for at
 //!   most twice its delay. It is then behind the other items.
 //! - An item that is given up is added to the exchange of dead letters, with headers that say why. The server
 //!   itself adds those that were delivered [too often](RabbitOptions::delivery_limit).
-//! - Each outcome is stored on its own. An item whose headers are so large that those of a retry do not fit
+//! - Each outcome is stored on its own, but items that are done one after the other are acknowledged together. An item whose headers are so large that those of a retry do not fit
 //!   is given up, and of a dead letter that is too large, the largest headers are left out. The reason says so.
 //! - Pushes, retries and dead letters are persistent, and are confirmed by the server. They have a connection
 //!   of their own, for a server that is short of memory or disk takes nothing from it: a push waits then, and
@@ -66,6 +67,12 @@
 //!
 //! - Items are delivered in the order in which they were added, unless they are delivered again. A queue that has
 //!   just been made may refuse an item for a moment. It is added again, behind others that were added at the same time.
+//! - The prefetch follows what is asked for: it is raised when it is too small, and lowered when less than half of it
+//!   was of use for ten seconds. A server fixes the prefetch of a consumer when this is opened (it can change that
+//!   of a whole channel, but not with quorum queues), so another one is opened then, after the last item of the one
+//!   before. This is why items may be delivered before they are asked for: as many as were in work at one time, at most.
+//!   They wait in the source, other sources do not get them meanwhile, and a drain gives them back at once. What
+//!   [`max_unsettled_bytes`](crate::SourceOptions::max_unsettled_bytes) allows does not count them.
 //! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
 //!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for them. One that was
 //!   [postponed](pipeline_core::processing::Failure::later) is not counted. A classic queue that is
@@ -94,6 +101,7 @@
 //! queues are there: three at the first start. What concerns a program is returned, or logged by the source, so
 //! a filter may leave out the target `lapin`, such as `RUST_LOG=info,lapin=off`.
 
+mod flow;
 mod format;
 mod link;
 mod session;
@@ -119,7 +127,7 @@ use lapin::{
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 
-use self::link::{Dialer, Names, Publisher, declared, prepare, within};
+use self::link::{Dialer, Names, Publisher, declared, open_channel, prepare, within};
 pub use self::session::{RabbitFetch, RabbitReceipt, RabbitSettle};
 use crate::{
     broker::{Backlog, BrokerError},
@@ -589,8 +597,7 @@ impl Shared {
     }
 
     async fn channel(&self, publisher: &Publisher) -> Result<Channel, RabbitError> {
-        let opened = publisher.connection().create_channel();
-        within(self.options.timeout, "opening a channel", opened).await
+        open_channel(publisher.connection(), self.options.timeout).await
     }
 
     async fn close(&self, channel: Channel) -> Result<(), RabbitError> {

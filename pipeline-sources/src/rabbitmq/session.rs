@@ -1,4 +1,4 @@
-//! A session of a source: a consumer for as many items as are asked for, and outcomes.
+//! A session of a source: a consumer that stays open, and outcomes.
 
 use std::{
     borrow::Cow,
@@ -8,6 +8,7 @@ use std::{
     },
     fmt,
     hash::{Hash, Hasher},
+    mem::replace,
     sync::{Arc, OnceLock, atomic::Ordering::SeqCst},
     time::Duration,
 };
@@ -26,12 +27,18 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use parking_lot::Mutex as Lock;
-use tokio::{runtime::Handle, sync::Mutex, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, Notify},
+    task::yield_now,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     RabbitError, RabbitQueue, Shared,
+    flow::Flow,
     format::{self, Counts, Death},
-    link::{ADDING, Publisher, declared, prepare, within},
+    link::{ADDING, Publisher, declared, open_channel, prepare, within},
     random_id,
 };
 use crate::{
@@ -40,8 +47,13 @@ use crate::{
     item::Delivery,
 };
 
-/// How long a consumer that has got items waits for more of those that are there.
+/// How long a fetch that has got items waits for more of those that are there.
 const GATHER: Duration = Duration::from_millis(3);
+
+/// How long a fetch waits for an acknowledgement when the server may deliver nothing more to the consumer.
+const FULL: Duration = Duration::from_millis(100);
+
+const CONSUMING: &str = "consuming items";
 
 /// How many fetches are for one item after a connection was lost while items were delivered.
 const CAREFUL: usize = 20;
@@ -99,6 +111,10 @@ struct Session {
     number: u64,
     /// What items are delivered and acknowledged on.
     channel: Channel,
+    /// What the server has delivered and was told nothing of.
+    flow: Lock<Flow>,
+    /// Says that items were acknowledged.
+    acknowledged: Notify,
     /// What the server is asked on. It closes it if a queue is missing, and then another is opened.
     asking: Mutex<Channel>,
     /// The messages that are added again, by the tags of their deliveries. One whose confirmation takes long
@@ -135,19 +151,27 @@ impl Broker for RabbitQueue {
         let shared = self.shared.clone();
         let connection = shared.dialer.connect().await?;
         prepare(&connection, &shared.names, &shared.options).await?;
-        let open =
-            || within(shared.options.timeout, "opening a channel", connection.create_channel());
+        let open = || open_channel(&connection, shared.options.timeout);
         let (channel, asking) = (open().await?, open().await?);
         let number = shared.sessions.fetch_add(1, SeqCst);
         let session = Arc::new(Session {
             shared,
             number,
             channel,
+            flow: Lock::new(Flow::new(Instant::now())),
+            acknowledged: Notify::new(),
             asking: Mutex::new(asking),
             adding: Lock::default(),
             connection: Some(connection),
         });
-        Ok((RabbitFetch { session: session.clone(), consumers: 0 }, RabbitSettle(session)))
+        let fetch = RabbitFetch {
+            session: session.clone(),
+            consumers: 0,
+            feed: Feed::Closed,
+            least: 0,
+            taken: Vec::new(),
+        };
+        Ok((fetch, RabbitSettle(session)))
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -160,11 +184,39 @@ impl Broker for RabbitQueue {
 }
 
 /// Takes items from a queue.
-#[derive(Debug)]
 pub struct RabbitFetch {
     session: Arc<Session>,
     /// How many consumers there were in this session.
     consumers: u64,
+    feed: Feed,
+    /// The least prefetch of the next consumer.
+    least: u16,
+    /// What was taken and not returned yet.
+    taken: Vec<Delivered>,
+}
+
+/// What items are delivered to. It is kept between fetches, and nothing is lost when one is dropped.
+enum Feed {
+    Closed,
+    Opening(BoxFuture<'static, Result<Consumer, RabbitError>>),
+    Open(Consumer),
+    /// The server has been told to deliver nothing more. What it had delivered before is still to be taken.
+    Cancelled(Consumer),
+}
+
+impl fmt::Debug for RabbitFetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitFetch").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+impl Drop for RabbitFetch {
+    fn drop(&mut self) {
+        let is_lost = !self.session.is_connected();
+        if is_lost && matches!(self.feed, Feed::Open(_) | Feed::Cancelled(_)) {
+            self.session.shared.careful.store(CAREFUL, SeqCst);
+        }
+    }
 }
 
 impl Fetch for RabbitFetch {
@@ -175,8 +227,7 @@ impl Fetch for RabbitFetch {
         // One of the items may be what the client library cannot read. The others are not delivered with it.
         let careful = session.shared.careful.load(SeqCst);
         let max = if careful > 0 { 1 } else { max };
-        self.consumers += 1;
-        let taken = session.consume(max, self.consumers).await;
+        let taken = self.take(max, careful > 0).await;
         let taken = taken.map_err(|error| session.explained(error));
         match &taken {
             Ok(_) if careful > 0 => session.shared.careful.store(careful - 1, SeqCst),
@@ -185,99 +236,176 @@ impl Fetch for RabbitFetch {
         }
         Ok(taken?)
     }
+
+    async fn stop(&mut self) {
+        // What cannot be given back now is so when the connection is closed.
+        let _ = timeout(self.session.shared.options.timeout, self.give_back()).await;
+    }
 }
 
-/// A consumer that is open. If it is dropped, it is cancelled, and what arrives yet is given back.
-struct OpenConsumer<'a> {
-    session: &'a Arc<Session>,
-    consumer: Option<Consumer>,
-    taken: Vec<Delivered>,
-}
+impl RabbitFetch {
+    /// Takes up to `max` items, and waits until there is at least one.
+    async fn take(
+        &mut self,
+        max: usize,
+        is_careful: bool,
+    ) -> Result<Vec<Delivery<RabbitReceipt>>, RabbitError> {
+        let session = self.session.clone();
+        if !session.channel.status().connected() {
+            return Err(RabbitError::Closed);
+        }
+        if !is_careful {
+            // The task of the source sees outcomes that have come before the demand.
+            for _ in 0..2 {
+                yield_now().await;
+            }
+            let better = session.flow.lock().better_prefetch(max, Instant::now());
+            if let (Some(better), Feed::Open(_)) = (better, &self.feed) {
+                self.least = better;
+                self.cancel().await?;
+            }
+        }
+        let mut enough = None;
+        while self.taken.len() < max {
+            let first = self.taken.is_empty();
+            let consumer = match &mut self.feed {
+                Feed::Closed if !first => break,
+                Feed::Closed => {
+                    let prefetch = session.flow.lock().prefetch_for(max);
+                    let least = replace(&mut self.least, 0);
+                    self.open(if is_careful { 1 } else { prefetch.max(least) });
+                    continue;
+                }
+                Feed::Opening(_) => {
+                    self.opened().await?;
+                    continue;
+                }
+                Feed::Cancelled(consumer) => {
+                    // The server confirms it behind what it has delivered.
+                    let next = timeout(session.shared.options.timeout, consumer.next()).await;
+                    let next = next.map_err(|_| RabbitError::Timeout(CONSUMING))?;
+                    self.taken(next)?;
+                    continue;
+                }
+                Feed::Open(consumer) => consumer,
+            };
+            let next = match consumer.next().now_or_never() {
+                Some(next) => next,
+                None if session.flow.lock().is_full() => {
+                    if !first {
+                        break;
+                    }
+                    // Items that are done are acknowledged soon. If not, more than before are in work.
+                    if timeout(FULL, session.acknowledged.notified()).await.is_err() {
+                        self.cancel().await?;
+                    }
+                    continue;
+                }
+                None if first => consumer.next().await,
+                None => {
+                    let enough = *enough.get_or_insert_with(|| Instant::now() + GATHER);
+                    let Ok(next) = timeout_at(enough, consumer.next()).await else { break };
+                    next
+                }
+            };
+            self.taken(next)?;
+        }
+        if is_careful && matches!(self.feed, Feed::Open(_)) {
+            self.cancel().await?;
+        }
+        let count = self.taken.len().min(max);
+        Ok(self.taken.drain(..count).map(|delivered| session.delivery(delivered)).collect())
+    }
 
-impl Drop for OpenConsumer<'_> {
-    fn drop(&mut self) {
-        let (Some(mut consumer), Ok(runtime)) = (self.consumer.take(), Handle::try_current())
-        else {
-            return;
+    /// Begins to open a consumer.
+    fn open(&mut self, prefetch: u16) {
+        self.consumers += 1;
+        let tag = ShortString::from(format!("pipeline-{}", self.consumers));
+        let Session { shared, channel, flow, .. } = &*self.session;
+        flow.lock().opened(prefetch, Instant::now());
+        let (limit, queue, channel) =
+            (shared.options.timeout, shared.names.queue.clone(), channel.clone());
+        self.feed = Feed::Opening(Box::pin(async move {
+            // The limit is sent first, and its answer is not waited for before the consumer is opened.
+            let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
+            let options = BasicConsumeOptions::default();
+            let consumer = channel.basic_consume(queue, tag, options, FieldTable::default());
+            let (_, consumer) = within(limit, CONSUMING, try_join(qos, consumer)).await?;
+            Ok(consumer)
+        }));
+    }
+
+    /// Waits until a consumer that is being opened is open.
+    async fn opened(&mut self) -> Result<(), RabbitError> {
+        if let Feed::Opening(opening) = &mut self.feed {
+            let opened = opening.await;
+            self.feed = Feed::Closed;
+            self.feed = Feed::Open(opened?);
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more is to be delivered to the open consumer.
+    async fn cancel(&mut self) -> Result<(), RabbitError> {
+        self.feed = match replace(&mut self.feed, Feed::Closed) {
+            Feed::Open(consumer) => Feed::Cancelled(consumer),
+            other => other,
         };
-        let (session, taken) = (self.session.clone(), std::mem::take(&mut self.taken));
-        let limit = session.shared.options.timeout;
-        let give_back = async move {
-            let tag = consumer.tag();
-            let cancelled = session.channel.basic_cancel(tag, BasicCancelOptions::default());
-            if cancelled.await.is_err() {
-                return;
+        let Feed::Cancelled(consumer) = &self.feed else { return Ok(()) };
+        let Session { shared, channel, .. } = &*self.session;
+        let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        within(shared.options.timeout, CONSUMING, cancelled).await
+    }
+
+    /// Something was delivered, or nothing more is.
+    fn taken(&mut self, next: Option<lapin::Result<Delivered>>) -> Result<(), RabbitError> {
+        match next {
+            Some(Ok(delivered)) => {
+                self.session.flow.lock().delivered(delivered.delivery_tag);
+                self.taken.push(delivered);
+                Ok(())
             }
-            let mut taken: Vec<_> = taken.into_iter().map(|it| it.delivery_tag).collect();
-            while let Some(Ok(delivered)) = consumer.next().await {
-                taken.push(delivered.delivery_tag);
+            Some(Err(error)) => Err(RabbitError::new(CONSUMING, error)),
+            None => match replace(&mut self.feed, Feed::Closed) {
+                Feed::Cancelled(_) => Ok(()),
+                // The queue was deleted, or the server ends.
+                _ => Err(RabbitError::Closed),
+            },
+        }
+    }
+
+    /// Closes the consumer, and gives back what was delivered and not returned.
+    async fn give_back(&mut self) -> Result<(), RabbitError> {
+        loop {
+            match &mut self.feed {
+                Feed::Closed => break,
+                Feed::Opening(_) => self.opened().await?,
+                Feed::Open(_) => self.cancel().await?,
+                Feed::Cancelled(consumer) => {
+                    let next = consumer.next().await;
+                    self.taken(next)?;
+                }
             }
-            for tag in taken {
-                let _ = session.channel.basic_nack(tag, REQUEUE).await;
-            }
-        };
-        runtime.spawn(async move { timeout(limit, give_back).await });
+        }
+        let tags: Vec<_> = self.taken.drain(..).map(|it| it.delivery_tag).collect();
+        self.session.tell(Vec::new(), tags).await
     }
 }
 
 const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: true };
 
 impl Session {
+    fn is_connected(&self) -> bool {
+        self.connection.as_ref().is_some_and(|it| it.status().connected())
+    }
+
     /// The error of a call of the channel, or why it was closed while the connection is still there.
     fn explained(&self, error: RabbitError) -> RabbitError {
-        let is_there = self.connection.as_ref().is_some_and(|it| it.status().connected());
         let is_closed = !self.channel.status().connected();
-        if is_there && is_closed && error.is_of_a_closed_channel() {
+        if self.is_connected() && is_closed && error.is_of_a_closed_channel() {
             return RabbitError::ConsumerTimeout;
         }
         error
-    }
-
-    /// Consumes up to `max` items, and waits until there is at least one.
-    ///
-    /// Items that are acknowledged while a consumer is open are of others before it, so the server delivers
-    /// no more to it than its limit.
-    async fn consume(
-        self: &Arc<Self>,
-        max: usize,
-        nth: u64,
-    ) -> Result<Vec<Delivery<RabbitReceipt>>, RabbitError> {
-        const WHAT: &str = "consuming items";
-        let limit = self.shared.options.timeout;
-        // 0 would be no limit.
-        let prefetch = u16::try_from(max).unwrap_or(u16::MAX).max(1);
-        let tag = ShortString::from(format!("pipeline-{nth}"));
-        // The limit is sent first, and its answer is not waited for before the consumer is opened.
-        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
-        let options = BasicConsumeOptions::default();
-        let queue = self.shared.names.queue.clone();
-        let consumer =
-            self.channel.basic_consume(queue, tag.clone(), options, FieldTable::default());
-        let (_, consumer) = within(limit, WHAT, try_join(qos, consumer)).await?;
-        let mut open = OpenConsumer { session: self, consumer: Some(consumer), taken: Vec::new() };
-        let OpenConsumer { consumer: Some(consumer), taken, .. } = &mut open else {
-            return Ok(Vec::new());
-        };
-        let delivered = |delivered: Option<lapin::Result<Delivered>>| match delivered {
-            Some(Ok(delivered)) => Ok(delivered),
-            Some(Err(error)) => Err(RabbitError::new(WHAT, error)),
-            // The queue was deleted, or the server ends.
-            None => Err(RabbitError::Closed),
-        };
-        taken.push(delivered(consumer.next().await)?);
-        while taken.len() < usize::from(prefetch) {
-            let Ok(next) = timeout(GATHER, consumer.next()).await else { break };
-            taken.push(delivered(next)?);
-        }
-        let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions::default());
-        within(limit, WHAT, cancelled).await?;
-        // The server confirms it behind what it has delivered.
-        while let Some(last) = timeout(limit, consumer.next()).await.unwrap_or_default() {
-            taken.push(delivered(Some(last))?);
-        }
-        open.consumer = None;
-        let taken = std::mem::take(&mut open.taken);
-        Ok(taken.into_iter().map(|delivered| self.delivery(delivered)).collect())
     }
 
     fn delivery(&self, delivered: Delivered) -> Delivery<RabbitReceipt> {
@@ -464,10 +592,25 @@ impl Settle for RabbitSettle {
         let Session { shared, asking, connection, .. } = &*self.0;
         let mut asking = asking.lock().await;
         if let (false, Some(connection)) = (asking.status().connected(), connection) {
-            let opened = connection.create_channel();
-            *asking = within(shared.options.timeout, "opening a channel", opened).await?;
+            *asking = open_channel(connection, shared.options.timeout).await?;
         }
         Ok(shared.backlog(&asking).await?)
+    }
+}
+
+/// Outcomes are being stored as long as it is there.
+struct Settling<'a>(&'a Session);
+
+impl<'a> Settling<'a> {
+    fn begin(session: &'a Session) -> Self {
+        session.flow.lock().is_settling = true;
+        Self(session)
+    }
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.0.flow.lock().is_settling = false;
     }
 }
 
@@ -477,8 +620,7 @@ impl Session {
         &self,
         settlements: &[Settlement<RabbitReceipt>],
     ) -> Result<Vec<NotStored>, RabbitError> {
-        const WHAT: &str = "storing outcomes";
-        let limit = self.shared.options.timeout;
+        let _settling = Settling::begin(self);
         // The server has delivered those of other sessions again.
         let known = settlements
             .iter()
@@ -490,29 +632,47 @@ impl Session {
                 Outcome::Done => acked.push(receipt.tag),
                 Outcome::Release { after: Duration::ZERO } => again.push(receipt.tag),
                 Outcome::Retry { .. } | Outcome::Release { .. } | Outcome::GiveUp { .. } => {
+                    self.flow.lock().has_outcome(receipt.tag);
                     failed.push(Failed { index, receipt, outcome });
                 }
             }
         }
-        // A server that takes no messages reads these nevertheless.
-        let ack = |tag| self.channel.basic_ack(tag, BasicAckOptions::default());
-        within(limit, WHAT, try_join_all(acked.into_iter().map(ack))).await?;
-        let nacks = again.into_iter().map(|tag| self.channel.basic_nack(tag, REQUEUE));
-        within(limit, WHAT, try_join_all(nacks)).await?;
         let mut not_stored = Vec::new();
         if !failed.is_empty() {
+            // A server that takes no messages reads these nevertheless.
+            self.tell(acked, again).await?;
+            (acked, again) = (Vec::with_capacity(failed.len()), Vec::new());
             let added = self.add_again(&failed).await;
-            let mut acked = Vec::with_capacity(added.len());
             for (Failed { index, receipt, .. }, added) in failed.iter().zip(added) {
                 match added {
                     Ok(()) => acked.push(receipt.tag),
                     Err(error) => not_stored.push(NotStored::new(*index, error)),
                 }
             }
-            within(limit, WHAT, try_join_all(acked.into_iter().map(ack))).await?;
         }
+        let Shared { names, options, .. } = &*self.shared;
         // Its answer comes behind what was sent before, so the server has read it.
-        declared(&self.channel, &self.shared.names.queue, limit).await?;
+        let read = declared(&self.channel, &names.queue, options.timeout);
+        try_join(self.tell(acked, again), read).await?;
         Ok(not_stored)
+    }
+
+    /// Tells the server which items are done and which are given back. It does not answer.
+    async fn tell(&self, done: Vec<u64>, again: Vec<u64>) -> Result<(), RabbitError> {
+        let acknowledged = {
+            let mut flow = self.flow.lock();
+            again.iter().for_each(|tag| flow.forget(*tag));
+            flow.acknowledge(done)
+        };
+        self.acknowledged.notify_one();
+        let acks = acknowledged.into_iter().map(|(tag, multiple)| {
+            self.channel.basic_ack(tag, BasicAckOptions { multiple }).left_future()
+        });
+        let nacks = again.into_iter().map(|tag| {
+            let given_back = self.channel.basic_nack(tag, REQUEUE);
+            given_back.right_future()
+        });
+        let told = try_join_all(acks.chain(nacks));
+        within(self.shared.options.timeout, "storing outcomes", told).await.map(drop)
     }
 }

@@ -167,15 +167,17 @@ impl Server {
         assert!(up.is_ok(), "it does not start: {}", fs::read_to_string(&path).unwrap());
     }
 
-    /// Runs `rabbitmqctl` with the server.
+    /// Runs `rabbitmqctl` with the server, and returns what it says.
     ///
     /// # Panics
     ///
     /// If it fails.
-    pub fn rabbitmqctl(&self, arguments: &[&str]) {
+    #[expect(clippy::must_use_candidate, reason = "most commands are to change something")]
+    pub fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         assert_eq!(self.kind, Kind::RabbitMq);
         let ran = self.of_rabbitmq("rabbitmqctl").args(arguments).output().unwrap();
         assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).into_owned()
     }
 
     /// A file or folder of the server.
