@@ -427,7 +427,8 @@ async fn nothing_is_fetched_without_demand<S: Subject>(subject: Arc<S>) {
     sleep(Duration::from_millis(50)).await;
     assert_eq!(faults.fetched(), 10, "two processors ask for five each");
     opened.add_permits(60);
-    until("all are fetched", async || faults.fetched() == 60).await;
+    // On a busy machine a lease may be over before it is renewed, and its item is fetched again.
+    until("all are fetched", async || faults.fetched() >= 60).await;
     pipeline.drain(PATIENCE).await;
 }
 
