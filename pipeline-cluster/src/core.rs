@@ -505,7 +505,7 @@ impl Core {
         }
         self.metrics.received.increment(1);
         self.metrics.received_bytes.increment(bytes.len() as u64);
-        self.metrics.delivered(lag);
+        self.metrics.delivered(lag, frame.age.is_some());
         Ok(())
     }
 }

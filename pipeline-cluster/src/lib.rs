@@ -31,6 +31,10 @@
 //! and the payload as it was encoded on the first node. Broadcasts to one channel that wait at the same
 //! time are one message of the server, of up to 16 KiB.
 //!
+//! JSON is parsed once on each node that receives it, to check that it is JSON before it is put in the frames of
+//! clients: nothing is built from it, and it is not encoded again. The frame is made once for all sockets of the
+//! node. Bytes are not looked at.
+//!
 //! # What is promised
 //!
 //! - A broadcast arrives **at most once** on each node. The broadcasts of one node to one topic arrive in
@@ -60,9 +64,10 @@
 //!
 //! `pipeline.cluster.lag` is the time from a broadcast on one node to its delivery on another, and a timed push
 //! that comes from another node is recorded in `pipeline.push_delivered` with the whole way since it was
-//! enqueued there. Both need a clock that the nodes share. With Redis it is the server's: each node asks
+//! enqueued there. The part of it between the nodes is `pipeline.cluster.push_lag`, which has a sample for each
+//! timed push and none for other broadcasts. All need a clock that the nodes share. With Redis it is the server's: each node asks
 //! for its time at every ping, and the error is at most half of the time that the answer took. With
-//! NATS it is the wall clock of each node, so both times are wrong by the difference between these
+//! NATS it is the wall clock of each node, so these times are wrong by the difference between these
 //! clocks, and a negative lag counts as 0.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]

@@ -64,6 +64,7 @@ pub(crate) struct ClusterMetrics {
     pub(crate) joins_early: Counter,
     join_waited: Histogram,
     lag: Histogram,
+    push_lag: Histogram,
     /// The sum of the recorded lags, in microseconds.
     lag_micros: AtomicU64,
     pub(crate) connected: Gauge,
@@ -131,6 +132,11 @@ impl ClusterMetrics {
                 "Time from a broadcast on another node to its delivery on this one",
                 [],
             ),
+            push_lag: telemetry.timer(
+                "pipeline.cluster.push_lag",
+                "Time from the broadcast of a timed push on another node to its delivery on this one",
+                [],
+            ),
             lag_micros: AtomicU64::new(0),
             connected: gauge("pipeline.cluster.connected", "1 while the node is connected, else 0"),
             nodes: gauge(
@@ -166,9 +172,12 @@ impl ClusterMetrics {
         self.join_waited.record(milliseconds(time));
     }
 
-    /// A broadcast of another node was delivered this long after it.
-    pub(crate) fn delivered(&self, lag: Duration) {
+    /// A broadcast of another node, which may be a timed push, was delivered this long after it.
+    pub(crate) fn delivered(&self, lag: Duration, is_timed: bool) {
         self.lag.record(milliseconds(lag));
+        if is_timed {
+            self.push_lag.record(milliseconds(lag));
+        }
         self.lag_micros.fetch_add(micros(lag), Relaxed);
     }
 

@@ -23,6 +23,11 @@ async fn clients_of_other_nodes_are_pushed_to_timed_and_disconnected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_of_a_pipeline_is_timed_on_all_nodes_and_one_for_here_stays() {
+    nodes::pushes(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_and_each_topic_of_each_node_keeps_its_order() {
     nodes::order(KIND).await;
 }

@@ -16,7 +16,14 @@ use std::{
 };
 
 use pipeline_cluster::{Cluster, ClusterOptions, Gap};
-use pipeline_core::backoff::Backoff;
+use pipeline_core::{
+    Pipeline,
+    backoff::Backoff,
+    source::{QueueOptions, timed_queue},
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    timed::Timed,
+};
 use pipeline_test_support::{
     PATIENCE, Recorded, connect, request,
     servers::{Kind, Server},
@@ -27,7 +34,7 @@ use pipeline_ws_sink::{
     endpoint::EndpointBuilder,
     mount::LongPoll,
     presence::TrackerOptions,
-    pubsub::TopicSubscription,
+    pubsub::{PreparedBroadcast, TopicSubscription},
     socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
@@ -395,6 +402,70 @@ pub async fn clients(kind: Kind) {
     assert_eq!(left.endpoint.disconnect("named:ada"), 0, "the socket is on another node");
     assert_eq!(ada.closed().await, 1001);
     serving.abort();
+}
+
+/// A pipeline on one node pushes to clients of both, and is timed on both. What its worker says is for here only stays on
+/// its node.
+pub async fn pushes(kind: Kind) {
+    let Some(server) = Server::start(kind).await else { return };
+    let mut nodes = Vec::new();
+    for name in ["left", "right"] {
+        let (telemetry, recorded) = Recorded::new();
+        let mount = Mount::new(NamedSocket).channel::<Room>("room:*");
+        let builder = Endpoint::builder().mount("/socket", mount).telemetry(telemetry);
+        let node = Node::with(&server, options(name), builder).await;
+        within(node.cluster.connected()).await;
+        let url = served(&node).await;
+        let mut client = connect(&url).await.unwrap();
+        client.join("1", T).await;
+        within(node.cluster.receives(T)).await;
+        nodes.push((node, client, recorded));
+    }
+    let [(left, ada, at_left), (right, eve, at_right)] = &mut nodes[..] else { panic!("two") };
+    let (queue, producer) = timed_queue(QueueOptions::new());
+    let worker = left.endpoint.pubsub().broadcast_worker(|n: &Timed<u64>| {
+        let push = PreparedBroadcast::new(T, "news", json!({ "n": **n }))?;
+        let push = if **n % 2 == 1 { push.here_only() } else { push };
+        Ok(push.timed(n))
+    });
+    for n in 0..4 {
+        queue.push_timed(n).await.unwrap();
+    }
+    sleep(Duration::from_millis(250)).await;
+    let _pipeline = Pipeline::builder("news")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    for (client, numbers) in [(ada, &[0, 1, 2, 3][..]), (eve, &[0, 2])] {
+        let news = numbers.iter().map(|n| json!([null, null, T, "news", { "n": n }]));
+        client.expect(news).await;
+    }
+    // A frame may arrive before its write is recorded.
+    let mut samples = async |recorded: &Recorded, name: &str, count: usize| {
+        let mut samples = Vec::new();
+        eventually(async || {
+            samples.extend(recorded.samples(name));
+            samples.len() >= count
+        })
+        .await;
+        assert_eq!(samples.len(), count, "{name}");
+        samples
+    };
+    samples(at_left, "pipeline.push_delivered", 4).await;
+    let delivered = samples(at_right, "pipeline.push_delivered", 2).await;
+    let written = samples(at_right, "pipeline.push_written", 2).await;
+    let between = samples(&right.recorded, "pipeline.cluster.push_lag", 2).await;
+    println!("{kind:?}: delivered {delivered:?}, written {written:?}, between {between:?}");
+    for ((delivered, written), between) in delivered.iter().zip(&written).zip(&between) {
+        assert!(*delivered >= 250.0, "the time in the queue of the other node is a part of it");
+        assert!(between + written + 249.0 <= *delivered, "the whole way has more than these parts");
+    }
+    // What is not timed is no push.
+    left.say(T, 9);
+    right.has_received(3).await;
+    right.has_lags(3).await;
+    assert_eq!(right.recorded.samples("pipeline.cluster.push_lag"), [0.0; 0]);
 }
 
 /// A long-polling client whose requests take turns between two nodes.

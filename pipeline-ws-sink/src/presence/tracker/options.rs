@@ -10,6 +10,12 @@ use thiserror::Error;
 /// The defaults are those of `Phoenix.Tracker`: a change on one node is known on the others within
 /// 1.5 seconds, and the entries of a node that falls silent leave after 30.
 ///
+/// There is no `pool_size`. In Phoenix, each shard is a process that all changes of its topics pass, one by one. Here,
+/// the task that tracks a user makes the change itself: a user who joins and leaves takes the lock of the list
+/// twice, for 5 µs together, and callbacks and broadcasts run outside of it. Shards would add heartbeats of their own. They
+/// would help in one case: a node that is sent the whole list of another, as after a start, holds the lock while it
+/// merges it.
+///
 /// ```
 /// use std::time::Duration;
 ///
