@@ -90,8 +90,8 @@ impl Cluster {
         Self::join(crate::nats::Nats::new(urls)?, options).await
     }
 
-    #[cfg(any(feature = "redis", feature = "nats"))]
-    async fn join(
+    #[cfg(any(feature = "redis", feature = "nats", test))]
+    pub(crate) async fn join(
         server: impl driver::Server,
         options: ClusterOptions,
     ) -> Result<Self, ClusterError> {

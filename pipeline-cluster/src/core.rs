@@ -3,7 +3,10 @@
 use std::{
     future::Future,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -46,6 +49,8 @@ pub(crate) struct Core {
     /// Wakes the task when there is something to send.
     pub(crate) wake: Notify,
     arrived: Mutex<Arrived>,
+    /// How many messages have arrived from the server.
+    heard: AtomicU64,
     receiving: Arc<Receiving>,
     node: OnceLock<LocalNode>,
     /// Wakes the task when the endpoint is built.
@@ -150,6 +155,7 @@ impl Core {
             outbound: Mutex::new(outbound),
             wake: Notify::new(),
             arrived: Mutex::new(arrived),
+            heard: AtomicU64::new(0),
             receiving: Arc::default(),
             node: OnceLock::new(),
             started: Notify::new(),
@@ -412,9 +418,15 @@ impl Core {
         let _ = self.gaps.send(gap);
     }
 
+    /// How many messages have arrived from the server.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
+    }
+
     /// A message has arrived from the server.
     pub(crate) fn receive(&self, message: &Bytes) {
         let now = Instant::now();
+        self.heard.fetch_add(1, Relaxed);
         for frame in frame::frames(message) {
             let received = frame.map_err(Malformed::from);
             if let Err(error) = received.and_then(|frame| self.try_receive(&frame, now)) {

@@ -28,6 +28,12 @@ const CHANNELS: usize = 512;
 /// How long the task still sends after the cluster was dropped.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// A timeout that is noticed this much later means that the process stood still.
+const LATE: Duration = Duration::from_secs(1);
+
+/// How many times the timeout an answer may take behind messages that arrive.
+const BEHIND: u32 = 6;
+
 /// How often the number of nodes is asked for after an outage.
 const COUNT_NODES: Duration = Duration::from_millis(50);
 
@@ -230,11 +236,29 @@ impl Task {
 }
 
 /// A step that the server has to answer in time.
+///
+/// It has the time again if this process has stood still meanwhile, when the answer may be there and not read, and if
+/// messages arrive, behind which the answer may be. Otherwise a node that is slow would lose its connection, and what
+/// others send until it has a new one.
 async fn within<T>(
     core: &Core,
     step: impl Future<Output = Result<T, SessionError>>,
 ) -> Result<T, SessionError> {
-    timeout(core.options.timeout, step).await.unwrap_or(Err(SessionError::Timeout))
+    let limit = core.options.timeout;
+    let (mut step, began) = (pin!(step), Instant::now());
+    loop {
+        let (since, heard) = (Instant::now(), core.heard());
+        if let Ok(ended) = timeout(limit, &mut step).await {
+            return ended;
+        }
+        let now = Instant::now();
+        let stood_still = now.saturating_duration_since(since) >= limit.saturating_add(LATE);
+        let is_behind = core.heard() > heard
+            && now.saturating_duration_since(began) < limit.saturating_mul(BEHIND);
+        if !stood_still && !is_behind {
+            return Err(SessionError::Timeout);
+        }
+    }
 }
 
 /// Subscribes to the channels of this node, and to all others that it had on an earlier connection.
@@ -473,12 +497,22 @@ async fn ping(core: &Core, session: &impl Session) -> SessionError {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::{HashMap, HashSet},
+        future::pending,
+        sync::LazyLock,
+    };
+
+    use bytes::Bytes;
     use parking_lot::Mutex;
-    use pipeline_ws_sink::pubsub::Broadcast;
+    use pipeline_core::backoff::Backoff;
+    use pipeline_ws_sink::{Endpoint, pubsub::Broadcast};
+    use proptest::{collection::vec, prelude::*};
     use serde_json::json;
+    use tokio::{runtime::Builder, sync::Notify, time::advance};
 
     use super::*;
-    use crate::ClusterOptions;
+    use crate::{Cluster, ClusterOptions};
 
     /// A server that says these numbers of nodes one after the other, and the last one again and again.
     struct Says(Mutex<Vec<u64>>);
@@ -510,7 +544,7 @@ mod tests {
         }
 
         async fn receive(&self, _: &Core) -> SessionError {
-            std::future::pending().await
+            pending().await
         }
     }
 
@@ -573,5 +607,237 @@ mod tests {
         // Later, they are no nodes of this cluster any more.
         nodes.counted(1, Instant::now());
         assert!(settled(&core, &[1], nodes).await < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_has_stood_still_waits_for_its_answer_again() {
+        let (core, answered) = (core(), Notify::new());
+        let limit = core.options.timeout;
+        let since = Instant::now();
+        let never = within::<()>(&core, pending()).await;
+        assert!(matches!(never, Err(SessionError::Timeout)));
+        assert!(since.elapsed() < limit + LATE, "{:?}", since.elapsed());
+        let step = within(&core, async {
+            answered.notified().await;
+            Ok(())
+        });
+        let suspended = async {
+            advance(limit + 10 * LATE).await;
+            sleep(limit / 2).await;
+            answered.notify_one();
+        };
+        let (answer, ()) = tokio::join!(step, suspended);
+        answer.unwrap();
+    }
+
+    /// The answer of a server that takes this long.
+    async fn late(time: Duration) -> Result<(), SessionError> {
+        sleep(time).await;
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_be_behind_messages_that_arrive_for_a_while() {
+        let core = core();
+        let limit = core.options.timeout;
+        let messages = async {
+            loop {
+                core.receive(&Bytes::from_static(b"any"));
+                sleep(limit / 4).await;
+            }
+        };
+        let steps = async {
+            within(&core, late(3 * limit)).await.unwrap();
+            let since = Instant::now();
+            let never = within::<()>(&core, pending()).await;
+            assert!(matches!(never, Err(SessionError::Timeout)));
+            let took = since.elapsed();
+            assert!(took >= BEHIND * limit && took < (BEHIND + 1) * limit, "{took:?}");
+        };
+        tokio::select! {
+            () = steps => {}
+            () = messages => {}
+        }
+        let silent = within(&core, late(3 * limit)).await;
+        assert!(matches!(silent, Err(SessionError::Timeout)));
+    }
+
+    /// What becomes of a request to subscribe or to unsubscribe.
+    #[derive(Clone, Copy, Debug)]
+    enum Fate {
+        /// The server does it, and its answer arrives, after as many milliseconds each.
+        Done(u64, u64),
+        /// The server refuses it.
+        Refused,
+        /// The server does it, and its answer is lost with the connection.
+        Unanswered,
+        /// The server hears nothing of it, and says nothing.
+        Unheard,
+    }
+
+    /// What happens in a simulation.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// A topic gets a subscriber, or one more.
+        Subscribe(usize),
+        /// A topic loses a subscriber, if it has one.
+        Unsubscribe(usize),
+        /// So many milliseconds pass.
+        Wait(u64),
+        /// The connection is lost.
+        Break,
+    }
+
+    /// A server that knows what is subscribed to over its present connection.
+    #[derive(Default)]
+    struct Simulated {
+        /// Of the next requests. Later ones are done at once.
+        fates: Mutex<Vec<Fate>>,
+        present: Mutex<Arc<Line>>,
+    }
+
+    /// A connection to it.
+    #[derive(Default)]
+    struct Line {
+        subscribed: Mutex<HashSet<String>>,
+        lost: Notify,
+    }
+
+    #[derive(Clone)]
+    struct Simulation(Arc<Simulated>);
+
+    struct SimulatedSession {
+        server: Arc<Simulated>,
+        line: Arc<Line>,
+    }
+
+    impl SimulatedSession {
+        async fn ask(&self, change: impl FnOnce(&mut HashSet<String>)) -> Result<(), SessionError> {
+            let fate = self.server.fates.lock().pop().unwrap_or(Fate::Done(0, 0));
+            match fate {
+                Fate::Done(there, back) => {
+                    sleep(Duration::from_millis(there)).await;
+                    change(&mut self.line.subscribed.lock());
+                    sleep(Duration::from_millis(back)).await;
+                    Ok(())
+                }
+                Fate::Refused => Err(SessionError::Refused("no".to_owned())),
+                Fate::Unanswered => {
+                    change(&mut self.line.subscribed.lock());
+                    Err(SessionError::Lost("it has ended".to_owned()))
+                }
+                Fate::Unheard => pending().await,
+            }
+        }
+    }
+
+    impl Server for Simulation {
+        type Session = SimulatedSession;
+
+        async fn connect(&self, _: &Arc<Core>) -> Result<SimulatedSession, SessionError> {
+            let line = Arc::<Line>::default();
+            *self.0.present.lock() = line.clone();
+            Ok(SimulatedSession { server: self.0.clone(), line })
+        }
+    }
+
+    impl Session for SimulatedSession {
+        fn max_message(&self) -> usize {
+            usize::MAX
+        }
+
+        async fn publish(&self, _: &Core, _: &[Message]) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn subscribe(&self, names: &[String]) -> Result<(), SessionError> {
+            self.ask(|subscribed| subscribed.extend(names.iter().cloned())).await
+        }
+
+        async fn unsubscribe(&self, names: &[String]) -> Result<(), SessionError> {
+            self.ask(|subscribed| subscribed.retain(|name| !names.contains(name))).await
+        }
+
+        async fn ping(&self, _: &Core) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn nodes(&self, _: &Core) -> Result<Option<u64>, SessionError> {
+            Ok(None)
+        }
+
+        async fn receive(&self, _: &Core) -> SessionError {
+            self.line.lost.notified().await;
+            SessionError::Lost("it is broken".to_owned())
+        }
+    }
+
+    /// Topics, of which the first two have the same channel.
+    static TOPICS: LazyLock<[String; 4]> = LazyLock::new(|| {
+        let topic = |n: u64| format!("user:{n}");
+        let mut seen = HashMap::new();
+        let (one, other) = (0..)
+            .find_map(|n| seen.insert(Channel::of_topic(&topic(n)), n).map(|it| (it, n)))
+            .unwrap();
+        [topic(one), topic(other), "room:1".to_owned(), "room:2".to_owned()]
+    });
+
+    async fn simulate(steps: Vec<Step>, fates: Vec<Fate>) {
+        let linger = Duration::from_millis(100);
+        let server = Simulation(Arc::default());
+        *server.0.fates.lock() = fates;
+        let options = ClusterOptions::new("test")
+            .node("one")
+            .linger(linger)
+            .timeout(Duration::from_millis(500))
+            .backoff(Backoff::new(Duration::from_millis(10), Duration::from_millis(100)));
+        let cluster = Cluster::join(server.clone(), options).await.unwrap();
+        let endpoint = Endpoint::builder().adapter(cluster.clone()).build().unwrap();
+        let mut subscribers = [(); 4].map(|()| Vec::new());
+        for step in steps {
+            match step {
+                Step::Subscribe(topic) => {
+                    subscribers[topic].push(endpoint.subscribe(TOPICS[topic].as_str()));
+                }
+                Step::Unsubscribe(topic) => drop(subscribers[topic].pop()),
+                Step::Wait(ms) => sleep(Duration::from_millis(ms)).await,
+                Step::Break => server.0.present.lock().lost.notify_one(),
+            }
+        }
+        // Longer than it takes until each fate has come true.
+        sleep(Duration::from_secs(20)).await;
+        let wanted: Vec<_> =
+            TOPICS.iter().zip(&subscribers).filter(|(_, it)| !it.is_empty()).collect();
+        let name = |channel: Channel| channel.name("test");
+        let channels = wanted.iter().map(|(topic, _)| Channel::of_topic(topic));
+        let own = [Channel::All, Channel::of_node("one")];
+        let expected: HashSet<_> = channels.chain(own).map(name).collect();
+        let present = server.0.present.lock().clone();
+        assert_eq!(*present.subscribed.lock(), expected);
+        assert!(cluster.is_connected());
+        for (topic, _) in wanted {
+            timeout(Duration::ZERO, cluster.receives(topic)).await.expect("joins need not wait");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_server_knows_in_the_end_what_this_node_wants(
+            steps in vec(prop_oneof![
+                4 => (0..4usize).prop_map(Step::Subscribe),
+                4 => (0..4usize).prop_map(Step::Unsubscribe),
+                4 => (0..150u64).prop_map(Step::Wait),
+                1 => Just(Step::Break),
+            ], 0..40),
+            fates in vec(prop_oneof![
+                8 => (0..100u64, 0..100u64).prop_map(|(there, back)| Fate::Done(there, back)),
+                1 => Just(Fate::Refused),
+                1 => Just(Fate::Unanswered),
+                1 => Just(Fate::Unheard),
+            ], 0..12),
+        ) {
+            let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.unwrap().block_on(simulate(steps, fates));
+        }
     }
 }

@@ -65,10 +65,10 @@
 //! `pipeline.cluster.lag` is the time from a broadcast on one node to its delivery on another, and a timed push
 //! that comes from another node is recorded in `pipeline.push_delivered` with the whole way since it was
 //! enqueued there. The part of it between the nodes is `pipeline.cluster.push_lag`, which has a sample for each
-//! timed push and none for other broadcasts. All need a clock that the nodes share. With Redis it is the server's: each node asks
-//! for its time at every ping, and the error is at most half of the time that the answer took. With
-//! NATS it is the wall clock of each node, so these times are wrong by the difference between these
-//! clocks, and a negative lag counts as 0.
+//! timed push and none for other broadcasts. All need a clock that the nodes share. With Redis it is the
+//! server's: each node asks for its time at every ping, and the error is at most half of the time that the
+//! answer took. With NATS it is the wall clock of each node, so these times are wrong by the difference
+//! between these clocks, and a negative lag counts as 0.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(

@@ -124,7 +124,9 @@ impl ClusterOptions {
         self
     }
 
-    /// How long the server may take to answer. Then the connection is made anew. Default 5 s.
+    /// How long the server may take to answer. Then the connection is made anew. Default 5 s. A process that was
+    /// suspended meanwhile waits as long again, and one to which messages arrive for up to six times as long: the answer may be
+    /// behind them.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

@@ -64,6 +64,11 @@ async fn a_node_that_is_cut_off_serves_its_own_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_receives_slowly_keeps_its_connection_and_misses_nothing() {
+    nodes::faults::slow(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_of_a_frozen_node_leave_once_and_join_once_when_it_runs_again() {
     let test = "users_of_a_frozen_node_leave_once_and_join_once_when_it_runs_again";
     nodes::faults::frozen_node(KIND, test).await;

@@ -442,7 +442,7 @@ pub async fn pushes(kind: Kind) {
         client.expect(news).await;
     }
     // A frame may arrive before its write is recorded.
-    let mut samples = async |recorded: &Recorded, name: &str, count: usize| {
+    let samples = async |recorded: &Recorded, name: &str, count: usize| {
         let mut samples = Vec::new();
         eventually(async || {
             samples.extend(recorded.samples(name));
