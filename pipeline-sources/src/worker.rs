@@ -597,6 +597,8 @@ mod tests {
         is_away: Lock<bool>,
         /// The backlogs that are counted, or that counting fails.
         backlogs: Lock<VecDeque<Option<Backlog>>>,
+        /// How often it was told that nothing more is fetched.
+        stops: Lock<usize>,
     }
 
     impl Broker for Scripted {
@@ -644,6 +646,12 @@ mod tests {
                 failures: None,
                 malformed: None,
             }])
+        }
+
+        async fn stop(&mut self) {
+            *self.0.stops.lock() += 1;
+            // It never answers.
+            pending().await
         }
     }
 
@@ -756,6 +764,19 @@ mod tests {
         }
         assert!(*broker.0.connected.lock() > 20, "no session has ended");
         assert!(connected > 12 * 60, "connected in {connected} of 1200 seconds");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_lets_a_broker_give_back_what_it_has_taken_and_stores_outcomes_meanwhile() {
+        let broker = Scripted::default();
+        let pipeline = start(&broker, SourceOptions::new());
+        broker.0.deliveries.lock().extend([1, 2, 3]);
+        while broker.0.outcomes.lock().len() < 3 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(*broker.0.stops.lock(), 0);
+        assert!(pipeline.drain(Duration::from_secs(60)).await.completed);
+        assert_eq!(*broker.0.stops.lock(), 1);
     }
 
     #[tokio::test(start_paused = true)]
