@@ -651,7 +651,7 @@ mod tests {
         async fn stop(&mut self) {
             *self.0.stops.lock() += 1;
             // It never answers.
-            pending().await
+            pending::<()>().await;
         }
     }
 
