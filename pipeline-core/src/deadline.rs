@@ -40,6 +40,12 @@ impl Deadline {
         self.0
     }
 
+    /// The same deadline, later by this time.
+    #[must_use]
+    pub(crate) fn later(self, by: Duration) -> Self {
+        Self(self.0.and_then(|at| at.checked_add(by)))
+    }
+
     /// Whether the deadline has passed at `now`. At the moment itself it has.
     #[must_use]
     pub fn has_passed(self, now: Instant) -> bool {

@@ -17,7 +17,7 @@ use pipeline_core::{
     report::PipelineReport,
     source::from_iter,
     subscription::SubscribeOptions,
-    supervisor::{ConsumerSupervisor, TimedOut, Worker},
+    supervisor::{ChildContext, ConsumerSupervisor, TimedOut, Worker},
 };
 use tokio::{
     task::coop,
@@ -104,6 +104,32 @@ async fn each_try_has_the_limit_and_one_in_time_is_no_failure() {
     assert_eq!(report.stages[1].given_up, 0);
     assert_eq!(tries.load(SeqCst), 3);
     assert_eq!(since.elapsed().as_millis(), 50 + 10 + 50 + 10 + 45);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_of_a_worker_for_its_turn_is_not_counted() {
+    struct WaitsForTurn;
+
+    impl Worker<u64> for WaitsForTurn {
+        async fn run(&self, n: &u64, context: ChildContext) -> Result<(), ExitReason> {
+            sleep(ms(20)).await;
+            context.place().without_limit(sleep(LONG / 2)).await;
+            sleep(ms(if *n == 0 { 20 } else { 40 })).await;
+            Ok(())
+        }
+    }
+
+    for may_leave in [false, true] {
+        let (lost, on_given_up) = given_up();
+        let supervisor = ConsumerSupervisor::<u64, _>::new(WaitsForTurn)
+            .run_within(ms(50))
+            .tries(1)
+            .on_given_up(on_given_up);
+        let supervisor = if may_leave { supervisor.may_leave() } else { supervisor };
+        let report = run(supervisor, 2, 2).await;
+        assert_eq!(report.stages[1].given_up, 1);
+        assert_eq!(*lost.lock(), [(1, "failed: a worker took longer than 50ms".to_owned())]);
+    }
 }
 
 #[tokio::test]

@@ -7,18 +7,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    task::coop,
-    time::{Instant, sleep_until},
-};
+use tokio::time::Instant;
 
 use super::{
     acknowledge::acknowledge, failure::Failure, message::Message, metrics::MessageMetrics,
 };
 use crate::{
-    deadline::Deadline,
     shown::shown,
-    stage::{Place, catch_panic, catch_panic_now},
+    stage::{Place, TimeLimit, catch_panic, catch_panic_now},
 };
 
 /// Calls an async callback. A panic is a failure.
@@ -53,26 +49,11 @@ pub(super) async fn contained_in<R>(
 
 /// Nothing if the time of a callback is over.
 async fn limited<F: Future>(place: &Place, within: Duration, callback: F) -> Option<F::Output> {
-    let Some(at) = Deadline::from_now(within).instant() else { return Some(callback.await) };
     let mut callback = pin!(callback);
-    let mut timer = pin!(sleep_until(at));
-    let mut waits_since = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = callback.as_mut().poll(cx) {
-            return Poll::Ready(Some(done));
-        }
-        if place.poll_without_limit(cx) {
-            waits_since.get_or_insert_with(Instant::now);
-            return Poll::Pending;
-        }
-        if let Some(waits_since) = waits_since.take()
-            && let Some(later) = timer.deadline().checked_add(waits_since.elapsed())
-        {
-            timer.as_mut().reset(later);
-        }
-        // Also if the callback has used up the budget of its task.
-        let timer = pin!(coop::unconstrained(poll_fn(|cx| timer.as_mut().poll(cx))));
-        timer.poll(cx).map(|()| None)
+    let mut limit = TimeLimit::new(Instant::now(), within);
+    poll_fn(|cx| match callback.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => limit.poll(place, cx).map(|()| None),
     })
     .await
 }

@@ -5,6 +5,7 @@ use std::{
     future::{Future, poll_fn},
     sync::Arc,
     task::Poll,
+    time::Duration,
 };
 
 use futures::FutureExt;
@@ -127,6 +128,15 @@ impl<T, P: Processor<T>> Work<T, P> {
         handled
     }
 
+    /// Gives messages places that they cannot leave: that of their processor, or, if their time is limited, one of
+    /// its own to each, since only its own waits are not counted.
+    fn place_in(&self, place: &Place, messages: &mut [Message<T>]) {
+        let is_limited = self.tries.within < Duration::MAX;
+        for message in messages {
+            message.set_place(if is_limited { place.next_fixed() } else { place.clone() });
+        }
+    }
+
     /// Handles a message, as often as it may be tried.
     async fn handle(&self, message: &mut Message<T>) -> Result<P::Output, Failure> {
         if let Some(partition_by) = &self.partition_by {
@@ -225,37 +235,26 @@ fn drop_contained<T>(message: Message<T>) {
 pub(super) struct ProcessorStage<T, P: Processor<T>> {
     work: Work<T, P>,
     route: Route<P::Output>,
-    phase: Option<PhaseOfPlace>,
+    place: Place,
 }
 
 impl<T, P: Processor<T>> ProcessorStage<T, P> {
     pub(super) fn new(work: Work<T, P>, route: Route<P::Output>) -> Self {
-        Self { work, route, phase: None }
-    }
-}
-
-/// Messages in places that they cannot leave. They need none if they do not wait for long.
-fn in_fixed_places<T, P: Processor<T>>(
-    messages: Vec<Message<T>>,
-    phase: Option<&PhaseOfPlace>,
-) -> Vec<Message<T>> {
-    match phase.filter(|_| P::ONE_AT_A_TIME) {
-        Some(phase) => messages.into_iter().map(|it| it.with_place(Place::fixed(phase))).collect(),
-        None => messages,
+        Self { work, route, place: Place::default() }
     }
 }
 
 /// A processor in the last layer.
 pub(super) struct LastProcessorStage<T, P> {
     work: Work<T, P>,
-    phase: Option<PhaseOfPlace>,
+    place: Place,
     /// The handling of messages that have left their place. Dropping it drops them, as failed.
     waiting: JoinSet<()>,
 }
 
 impl<T, P> LastProcessorStage<T, P> {
     pub(super) fn new(work: Work<T, P>) -> Self {
-        Self { work, phase: None, waiting: JoinSet::new() }
+        Self { work, place: Place::default(), waiting: JoinSet::new() }
     }
 }
 
@@ -283,17 +282,17 @@ where
         &mut self,
         context: &StageContext<ProducerConsumerHandle<Self>>,
     ) -> Result<(), ExitReason> {
-        self.phase = Some(PhaseOfPlace::new(&context.phase));
+        self.place = Place::fixed(&PhaseOfPlace::new(&context.phase));
         Ok(())
     }
 
     async fn handle_events(
         &mut self,
-        messages: Vec<Message<T>>,
+        mut messages: Vec<Message<T>>,
         _from: &Subscription,
         out: &mut Emitter<'_, Self::Out>,
     ) -> Result<(), ExitReason> {
-        let messages = in_fixed_places::<T, P>(messages, self.phase.as_ref());
+        self.work.place_in(&self.place, &mut messages);
         let span = span_of_chunk!(self.work, messages);
         let chunk = async {
             let mut handled = self.work.handle_chunk(messages, &*self.route).await;
@@ -361,25 +360,25 @@ where
     }
 
     fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
-        self.phase = Some(PhaseOfPlace::new(&context.phase));
+        self.place = Place::fixed(&PhaseOfPlace::new(&context.phase));
         Ok(())
     }
 
     async fn handle_events(
         &mut self,
-        messages: Vec<Message<T>>,
+        mut messages: Vec<Message<T>>,
         _from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        let (Some(places), Some(phase)) = (&self.work.places, &self.phase) else {
-            let messages = in_fixed_places::<T, P>(messages, self.phase.as_ref());
+        let Some(places) = &self.work.places else {
+            self.work.place_in(&self.place, &mut messages);
             self.work.handle_to_the_end(messages).await;
             return Ok(());
         };
         for message in messages {
             // One that had left may be tried again now. The semaphore is never closed.
             let Ok(permit) = places.clone().acquire_owned().await else { break };
-            let place = Place::holding(permit, phase);
+            let place = self.place.next_holding(permit);
             let message = message.with_place(place.clone());
             let mut handling = Box::pin(self.work.handle_to_the_end(vec![message]));
             if until_left(&mut handling, &place).await {

@@ -26,6 +26,7 @@ mod runtime;
 mod runtime_tests;
 mod slot;
 mod spec;
+mod time_limit;
 mod timers;
 mod times;
 
@@ -50,6 +51,7 @@ pub(crate) use self::{
     restart::RestartBudget,
     slot::{Occupant, Origin, Slot, Target, next_id},
     spec::{Observed, PipelineShared, Prepared, StageSpec, TypedStageSpec},
+    time_limit::TimeLimit,
 };
 pub use self::{
     buffer::BufferKeep,

@@ -111,6 +111,11 @@ impl Place {
         Self::with(State::default(), false, phase)
     }
 
+    /// Another place of the same stage that cannot be left.
+    pub(crate) fn next_fixed(&self) -> Self {
+        self.0.as_ref().map(|inner| Self::fixed(&inner.phase)).unwrap_or_default()
+    }
+
     fn with(state: State, may_leave: bool, phase: &PhaseOfPlace) -> Self {
         let (state, phase) = (Mutex::new(state), phase.clone());
         Self(Some(Arc::new(Inner { state, may_leave, phase })))
@@ -144,9 +149,10 @@ impl Place {
     /// Completes when its stage drains: what has begun is done to its end, and nothing new is taken. Work that only
     /// waits for its turn can be given back to its source then, so that a drain takes no longer than what is in work.
     ///
-    /// It completes for messages of a processor that handles [one at a time](crate::processing::Processor::ONE_AT_A_TIME),
-    /// and for a child that [may leave](crate::supervisor::ConsumerSupervisor::may_leave). Other work has a place of which
-    /// nothing is known, and it never completes.
+    /// It completes for messages of processors, and for a child that [may
+    /// leave](crate::supervisor::ConsumerSupervisor::may_leave) or that has a [limit of
+    /// time](crate::supervisor::ConsumerSupervisor::run_within). Of the place of another child nothing is known, and it
+    /// never completes.
     ///
     /// ```
     /// use std::{sync::Arc, time::Duration};
@@ -189,8 +195,9 @@ impl Place {
         let _ = phase.wait_for(|phase| *phase >= Phase::Drain).await;
     }
 
-    /// Awaits a future whose time is not counted by [`handle_within`](crate::processing::Processors::handle_within): for
-    /// the wait of a message for its turn. Such a wait needs an end of its own.
+    /// Awaits a future whose time is not counted by [`handle_within`](crate::processing::Processors::handle_within) in
+    /// `handle_message`, or by [`run_within`](crate::supervisor::ConsumerSupervisor::run_within): for the wait for a turn.
+    /// Such a wait needs an end of its own.
     ///
     /// # Cancel safety
     ///
@@ -227,7 +234,7 @@ impl Place {
 
     /// Calls a function when it is left. Returns whether it has been left, and then it does not.
     pub(crate) fn on_leave(&self, call: impl FnOnce() + Send + 'static) -> bool {
-        let Some(inner) = &self.0 else { return false };
+        let Some(inner) = self.0.as_ref().filter(|inner| inner.may_leave) else { return false };
         let mut state = inner.state.lock();
         if !state.left {
             state.on_leave = Some(Box::new(call));

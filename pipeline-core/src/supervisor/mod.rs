@@ -333,8 +333,8 @@ where
     /// failed with [`TimedOut`]: its event is tried again like that of any other failure, each time with this limit,
     /// and given up after the last. Default no limit.
     ///
-    /// A worker that has left its [place](ChildContext::place) has the same limit. One that blocks its thread is
-    /// not interrupted.
+    /// A worker that has left its [place](ChildContext::place) has the same limit. Its wait for a turn is [not
+    /// counted](crate::stage::Place::without_limit). One that blocks its thread is not interrupted.
     ///
     /// ```
     /// use std::{future::pending, time::Duration};

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     mem,
-    pin::{Pin, pin},
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
@@ -13,11 +13,8 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    task::{
-        self,
-        coop::{Unconstrained, unconstrained},
-    },
-    time::{self, Instant, Sleep},
+    task,
+    time::{self, Instant},
 };
 
 use super::{
@@ -39,7 +36,7 @@ use crate::{
     snapshot::StageKind,
     stage::{
         Behaviour, Emitter, Gauges, HandleOf, Phase, PhaseOfPlace, Place, RestartBudget,
-        StageContext, catch_panic_now, poll_contained, random,
+        StageContext, TimeLimit, catch_panic_now, poll_contained, random,
     },
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription, SubscriptionId},
     telemetry::{WorkerMetrics, milliseconds},
@@ -481,8 +478,12 @@ where
     fn context(&self, restarts: u32) -> ChildContext {
         let stopping = self.stopping.0.clone();
         let spare = self.slots.spare().min(self.limit().saturating_sub(1));
-        let phase = self.phase.as_ref().filter(|_| self.options.may_leave);
-        let place = phase.map(Place::new).unwrap_or_default();
+        let place = match &self.phase {
+            Some(phase) if self.options.may_leave => Place::new(phase),
+            Some(phase) if self.options.run_within < Duration::MAX => Place::fixed(phase),
+            // It costs nothing.
+            _ => Place::default(),
+        };
         ChildContext { stopping, restarts, reserved: None, spare, place }
     }
 
@@ -494,7 +495,7 @@ where
         started: Option<Instant>,
     ) -> impl Future<Output = Finished<E>> + Send + use<E, W> {
         let (shared, restarts) = (self.shared.clone(), context.restarts);
-        let within = self.options.run_within;
+        let (within, place) = (self.options.run_within, context.place());
         async move {
             let Shared { worker, metrics } = &*shared;
             let started = started.unwrap_or_else(Instant::now);
@@ -513,7 +514,12 @@ where
                             let running = Running::since(started);
                             let polled = poll_contained(run.as_mut(), context);
                             drop(running);
-                            if polled.is_pending() { limit.poll(context) } else { polled }
+                            if polled.is_pending() {
+                                let late = || Err(TimedOut::new(within).into());
+                                limit.poll(&place, context).map(|()| late())
+                            } else {
+                                polled
+                            }
                         })
                         .await
                     }
@@ -780,28 +786,6 @@ where
         if !matches!(ended, Ok((_, Finished { outcome: Ok(()), .. }))) {
             self.in_progress += 1;
         }
-    }
-}
-
-/// The time limit of a worker's run. It is no timer yet for a run that ends at once.
-struct TimeLimit {
-    within: Duration,
-    at: Deadline,
-    timer: Option<Pin<Box<Unconstrained<Sleep>>>>,
-}
-
-impl TimeLimit {
-    fn new(started: Instant, within: Duration) -> Self {
-        Self { within, at: Deadline::after(started, within), timer: None }
-    }
-
-    /// Ready with the failure of a run that waits when its time is over.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ExitReason>> {
-        let Some(at) = self.at.instant() else { return Poll::Pending };
-        // A worker that has used up its turn would hide that its time is over.
-        let timer =
-            self.timer.get_or_insert_with(|| Box::pin(unconstrained(time::sleep_until(at))));
-        timer.as_mut().poll(context).map(|()| Err(TimedOut::new(self.within).into()))
     }
 }
 

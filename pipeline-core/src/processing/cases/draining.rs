@@ -208,14 +208,14 @@ async fn x_039_a_drain_begins_although_a_stage_is_busy() {
 }
 
 /// Waits for a turn that never comes, until its stage drains.
-struct WaitsForTurn {
+struct WaitsForTurn<const ALONE: bool> {
     leaves: bool,
 }
 
-impl Processor<u64> for WaitsForTurn {
+impl<const ALONE: bool> Processor<u64> for WaitsForTurn<ALONE> {
     type Output = u64;
 
-    const ONE_AT_A_TIME: bool = true;
+    const ONE_AT_A_TIME: bool = ALONE;
 
     async fn handle_message(&self, message: &mut Message<u64>) -> Result<u64, Failure> {
         let place = message.place();
@@ -230,24 +230,29 @@ impl Processor<u64> for WaitsForTurn {
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_its_turn_sees_that_its_stage_drains_and_can_be_given_back() {
     for (leaves, has_batcher) in [(true, false), (false, false), (false, true)] {
-        let (producer, source) = Source::new();
-        let pipeline = Pipeline::of_messages("test")
-            .source(producer)
-            .processors(Processors::new(WaitsForTurn { leaves }).concurrency(2));
-        let pipeline = if has_batcher {
-            pipeline.batcher(keep(&Log::default())).start().unwrap()
-        } else {
-            pipeline.start().unwrap()
-        };
-        source.push(1..=10).await;
-        sleep(ms(5_000)).await;
-        assert_eq!(source.acks(), []);
-        let report = pipeline.drain(FOREVER).await;
-        assert!(report.completed);
-        // What is still in the source comes to a stage that drains already.
-        let failed = source.acks().into_iter().flat_map(|(_, failed)| failed).collect();
-        super::assert_same(failed, (1..=10).collect());
+        gives_back(WaitsForTurn::<true> { leaves }, has_batcher).await;
+        gives_back(WaitsForTurn::<false> { leaves }, has_batcher).await;
     }
+}
+
+async fn gives_back(processor: impl Processor<u64, Output = u64>, has_batcher: bool) {
+    let (producer, source) = Source::new();
+    let pipeline = Pipeline::of_messages("test")
+        .source(producer)
+        .processors(Processors::new(processor).concurrency(2));
+    let pipeline = if has_batcher {
+        pipeline.batcher(keep(&Log::default())).start().unwrap()
+    } else {
+        pipeline.start().unwrap()
+    };
+    source.push(1..=10).await;
+    sleep(ms(5_000)).await;
+    assert_eq!(source.acks(), []);
+    let report = pipeline.drain(FOREVER).await;
+    assert!(report.completed);
+    // What is still in the source comes to a stage that drains already.
+    let failed = source.acks().into_iter().flat_map(|(_, failed)| failed).collect();
+    super::assert_same(failed, (1..=10).collect());
 }
 
 #[tokio::test(start_paused = true)]

@@ -372,12 +372,13 @@ async fn messages_of_a_partition_wait_for_one_that_has_left_its_place() {
 }
 
 /// Waits for its turn for as many milliseconds as a message says, and then works for two seconds.
-struct WaitsForTurn;
+#[derive(Clone)]
+struct WaitsForTurn<const ALONE: bool>;
 
-impl Processor<u64> for WaitsForTurn {
+impl<const ALONE: bool> Processor<u64> for WaitsForTurn<ALONE> {
     type Output = u64;
 
-    const ONE_AT_A_TIME: bool = true;
+    const ONE_AT_A_TIME: bool = ALONE;
 
     async fn handle_message(&self, message: &mut Message<u64>) -> Result<u64, Failure> {
         let place = message.place();
@@ -390,25 +391,37 @@ impl Processor<u64> for WaitsForTurn {
 
 #[tokio::test(start_paused = true)]
 async fn the_wait_for_a_turn_does_not_count_as_time_of_a_try() {
-    let waits = [0, 1_000, 60_000];
     for is_partitioned in [false, true] {
-        for (limit, expected) in [(1_999, 0), (2_100, waits.len())] {
-            let (producer, source) = Source::new();
-            let processors = Processors::new(WaitsForTurn).concurrency(1).handle_within(ms(limit));
-            let processors =
-                if is_partitioned { processors.partition_by(|_| 0) } else { processors };
-            let _pipeline = Pipeline::of_messages("test")
-                .source(producer)
-                .processors(processors)
-                .start()
-                .unwrap();
-            source.push(waits).await;
-            sleep(ms(120_000)).await;
-            let acks = source.acks();
-            let done: usize = acks.iter().map(|(done, _)| done.len()).sum();
-            let failed: usize = acks.iter().map(|(_, failed)| failed.len()).sum();
-            assert_eq!((done, failed), (expected, waits.len() - expected), "{limit}");
+        for limit in [1_999, 2_100] {
+            wait_for_turns(WaitsForTurn::<true>, is_partitioned, limit).await;
+            wait_for_turns(WaitsForTurn::<false>, is_partitioned, limit).await;
         }
+    }
+}
+
+/// Messages of a processor, in the last layer and in another, whose tries may take so many milliseconds.
+async fn wait_for_turns<P>(processor: P, is_partitioned: bool, limit: u64)
+where
+    P: Processor<u64, Output = u64> + Clone,
+{
+    let waits = [0, 1_000, 60_000];
+    let expected = if limit < 2_000 { 0 } else { waits.len() };
+    for has_batcher in [false, true] {
+        let (producer, source) = Source::new();
+        let processors = Processors::new(processor.clone()).concurrency(1).handle_within(ms(limit));
+        let processors = if is_partitioned { processors.partition_by(|_| 0) } else { processors };
+        let pipeline = Pipeline::of_messages("test").source(producer).processors(processors);
+        let _pipeline = if has_batcher {
+            pipeline.batcher(keep(&Log::default())).start().unwrap()
+        } else {
+            pipeline.start().unwrap()
+        };
+        source.push(waits).await;
+        sleep(ms(120_000)).await;
+        let acks = source.acks();
+        let done: usize = acks.iter().map(|(done, _)| done.len()).sum();
+        let failed: usize = acks.iter().map(|(_, failed)| failed.len()).sum();
+        assert_eq!((done, failed), (expected, waits.len() - expected), "{limit}");
     }
 }
 
