@@ -108,7 +108,8 @@ pub enum WhenCrowded {
     GiveBackBusyTopics,
     /// The message is pushed as soon as it may be, and occupies its processor or worker until its outcome is known:
     /// its source is asked for less. One topic may have all of the room then, and all processors. It is for a source
-    /// that delivers nothing again.
+    /// that delivers nothing again; with [`in_order`](PushMessages::in_order) or [`Acknowledge::Confirmed`], a drain gives
+    /// back what waits for its turn or for a confirmation all the same, and such a source loses it.
     KeepPlace,
     /// Its source has it back in both cases.
     GiveBack,

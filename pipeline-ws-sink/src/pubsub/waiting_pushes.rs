@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem,
     sync::Arc,
 };
 
@@ -43,6 +44,17 @@ struct State {
     topics: HashMap<Arc<str>, OfTopic>,
     /// The number of the last push.
     last: u64,
+    /// What has not been recorded yet.
+    changes: Changes,
+}
+
+/// What is recorded when the lock is free, as a program's recorder may take long.
+#[derive(Default)]
+struct Changes {
+    /// The sizes of pushes that begin to wait, and of those that wait no more.
+    waits: Option<usize>,
+    waits_no_more: Option<usize>,
+    crowded: u64,
 }
 
 /// The pushes of a topic.
@@ -58,7 +70,7 @@ struct OfTopic {
     current: Option<u64>,
     /// Whether it waits for its next try.
     rests: bool,
-    /// Those whose turn has not come, in their order.
+    /// Those whose turn has not come, in their order, which is that of their numbers.
     turns: VecDeque<(u64, oneshot::Sender<()>)>,
 }
 
@@ -142,14 +154,34 @@ impl Limits {
 }
 
 impl OfTopic {
-    /// The next push has its turn. Those that were dropped before theirs are passed over.
+    /// The next push has its turn.
     fn pass_on(&mut self) {
         (self.current, self.rests) = (None, false);
-        while let Some((number, next)) = self.turns.pop_front() {
-            if next.send(()).is_ok() {
-                self.current = Some(number);
-                break;
-            }
+        if let Some((number, next)) = self.turns.pop_front() {
+            self.current = Some(number);
+            // One that is dropped leaves the line before it stops listening.
+            let _ = next.send(());
+        }
+    }
+
+    /// A push whose turn has not come is dropped.
+    fn leave_line(&mut self, number: u64) {
+        if let Ok(at) = self.turns.binary_search_by_key(&number, |(number, _)| *number) {
+            self.turns.remove(at);
+        }
+    }
+}
+
+impl Changes {
+    fn record(self, metrics: &PushMetrics) {
+        if let Some(bytes) = self.waits {
+            metrics.waits(bytes);
+        }
+        if let Some(bytes) = self.waits_no_more {
+            metrics.waits_no_more(bytes);
+        }
+        if self.crowded > 0 {
+            metrics.crowded.increment(self.crowded);
         }
     }
 }
@@ -157,6 +189,16 @@ impl OfTopic {
 impl WaitingPushes {
     pub(super) fn new(limits: Limits, metrics: Arc<PushMetrics>) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), limits, metrics })
+    }
+
+    /// Changes the state, and records the changes afterwards.
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.state.lock();
+        let result = change(&mut state);
+        let changes = mem::take(&mut state.changes);
+        drop(state);
+        changes.record(&self.metrics);
+        result
     }
 
     /// Begins a push, which waits for its turn if the pushes of its topic are to be in order and there is one
@@ -170,8 +212,18 @@ impl WaitingPushes {
         in_order: bool,
         when: WhenCrowded,
     ) -> Result<BegunPush, Crowded> {
-        let mut state = self.state.lock();
-        let State { waiting, topics, last } = &mut *state;
+        self.change(|state| self.begin_in(state, topic, bytes, in_order, when))
+    }
+
+    fn begin_in(
+        self: &Arc<Self>,
+        state: &mut State,
+        topic: &str,
+        bytes: usize,
+        in_order: bool,
+        when: WhenCrowded,
+    ) -> Result<BegunPush, Crowded> {
+        let State { waiting, topics, last, .. } = state;
         let known = topics.get_key_value(topic);
         let of_topic = known.map(|(_, known)| known.waiting).unwrap_or_default();
         self.limits.allow(*waiting, of_topic, bytes, when)?;
@@ -201,7 +253,7 @@ impl WaitingPushes {
             turn,
         };
         if !push.has_turn()
-            && !push.wait_in(&mut state)
+            && !push.wait_in(state)
             && let Some(of_topic) = state.topics.get_mut(&push.topic)
         {
             of_topic.in_place = of_topic.in_place.saturating_add(1);
@@ -210,7 +262,6 @@ impl WaitingPushes {
                 of_topic.pass_on();
             }
         }
-        drop(state);
         Ok(push)
     }
 
@@ -255,12 +306,12 @@ impl BegunPush {
             // Whatever is before it says so when it ends.
             let _ = turn.await;
             self.turn = Turn::Own;
-            self.waits_in_place_no_more(&mut self.all.clone().state.lock());
+            self.all.clone().change(|state| self.waits_in_place_no_more(state));
         }
     }
 
     fn waits_in_place_no_more(&mut self, state: &mut State) {
-        if std::mem::take(&mut self.waits_in_place)
+        if mem::take(&mut self.waits_in_place)
             && let Some(of_topic) = state.topics.get_mut(&self.topic)
         {
             of_topic.in_place = of_topic.in_place.saturating_sub(1);
@@ -282,8 +333,15 @@ impl BegunPush {
     /// Begins with the next try of the same push, which may have another size. Returns whether it still has its
     /// turn.
     fn resume(&mut self, bytes: usize, when: WhenCrowded) -> Result<bool, Crowded> {
-        let all = self.all.clone();
-        let mut state = all.state.lock();
+        self.all.clone().change(|state| self.resume_in(state, bytes, when))
+    }
+
+    fn resume_in(
+        &mut self,
+        state: &mut State,
+        bytes: usize,
+        when: WhenCrowded,
+    ) -> Result<bool, Crowded> {
         if matches!(self.turn, Turn::Own) {
             let Some(of_topic) = state.topics.get_mut(&self.topic) else { return Ok(false) };
             if of_topic.current != Some(self.number) {
@@ -292,18 +350,17 @@ impl BegunPush {
             of_topic.rests = false;
         }
         if self.bytes != bytes {
-            self.leave_room(&mut state);
+            self.leave_room(state);
             self.bytes = bytes;
             let of_topic = state.topics.get(&self.topic).map(|known| known.waiting);
-            all.limits.allow(state.waiting, of_topic.unwrap_or_default(), bytes, when)?;
+            self.all.limits.allow(state.waiting, of_topic.unwrap_or_default(), bytes, when)?;
         }
         Ok(true)
     }
 
     /// Counts it as waiting. Returns whether there is room for it outside its work place.
     pub(super) fn wait(&mut self) -> bool {
-        let all = self.all.clone();
-        self.wait_in(&mut all.state.lock())
+        self.all.clone().change(|state| self.wait_in(state))
     }
 
     fn wait_in(&mut self, state: &mut State) -> bool {
@@ -311,7 +368,7 @@ impl BegunPush {
         if !*has_room && all.limits.have_room(state.waiting, *bytes) {
             state.waiting.add(*bytes);
             *has_room = true;
-            all.metrics.waits(*bytes);
+            state.changes.waits = Some(*bytes);
         }
         self.count(state);
         self.has_room
@@ -319,29 +376,28 @@ impl BegunPush {
 
     /// Counts it as waiting in its work place.
     pub(super) fn keep_place(&mut self) {
-        let all = self.all.clone();
-        self.count(&mut all.state.lock());
+        self.all.clone().change(|state| self.count(state));
     }
 
     fn count(&mut self, state: &mut State) {
-        let Self { all, topic, bytes, is_waiting, has_room, .. } = self;
+        let Self { topic, bytes, is_waiting, has_room, .. } = self;
         if !*is_waiting && let Some(of_topic) = state.topics.get_mut(topic) {
             of_topic.waiting.add(*bytes);
             *is_waiting = true;
             if !*has_room {
-                all.metrics.crowded.increment(1);
+                state.changes.crowded = 1;
             }
         }
     }
 
     /// Counts it as waiting no more.
     fn leave_room(&mut self, state: &mut State) {
-        let Self { all, topic, bytes, is_waiting, has_room, .. } = self;
-        if std::mem::take(has_room) {
+        let Self { topic, bytes, is_waiting, has_room, .. } = self;
+        if mem::take(has_room) {
             state.waiting.remove(*bytes);
-            all.metrics.waits_no_more(*bytes);
+            state.changes.waits_no_more = Some(*bytes);
         }
-        if std::mem::take(is_waiting)
+        if mem::take(is_waiting)
             && let Some(of_topic) = state.topics.get_mut(topic)
         {
             of_topic.waiting.remove(*bytes);
@@ -351,19 +407,21 @@ impl BegunPush {
 
 impl Drop for BegunPush {
     fn drop(&mut self) {
-        let all = self.all.clone();
-        let mut state = all.state.lock();
-        self.leave_room(&mut state);
-        self.waits_in_place_no_more(&mut state);
-        if let Turn::Later(turn) = &mut self.turn {
-            // Nothing is sent to it from now on.
-            turn.close();
-        }
+        self.all.clone().change(|state| self.end_in(state));
+    }
+}
+
+impl BegunPush {
+    fn end_in(&mut self, state: &mut State) {
+        self.leave_room(state);
+        self.waits_in_place_no_more(state);
         let Some(of_topic) = state.topics.get_mut(&self.topic) else { return };
         of_topic.begun = of_topic.begun.saturating_sub(1);
         // Its turn may have come without being noticed.
         if of_topic.current == Some(self.number) {
             of_topic.pass_on();
+        } else if matches!(self.turn, Turn::Later(_)) {
+            of_topic.leave_line(self.number);
         }
         if of_topic.begun == 0 {
             state.topics.remove(&self.topic);
@@ -378,9 +436,14 @@ mod tests {
     use tokio::pin;
 
     use super::*;
+    use crate::telemetry::LockProbe;
 
     fn room(pushes: usize, bytes: usize) -> Arc<WaitingPushes> {
-        let metrics = Arc::new(PushMetrics::register(&Telemetry::global()));
+        recorded(&Telemetry::global(), pushes, bytes)
+    }
+
+    fn recorded(telemetry: &Telemetry, pushes: usize, bytes: usize) -> Arc<WaitingPushes> {
+        let metrics = Arc::new(PushMetrics::register(telemetry));
         WaitingPushes::new(Limits { pushes, bytes }, metrics)
     }
 
@@ -472,8 +535,9 @@ mod tests {
             drop(first);
             turn.await;
         }
-        // One that is dropped before its turn is passed over.
+        // One that is dropped before its turn leaves the line.
         drop(third);
+        assert_eq!(all.state.lock().topics["one"].turns.len(), 1);
         assert_eq!(last.turn().now_or_never(), None);
         drop(second);
         last.turn().await;
@@ -485,6 +549,50 @@ mod tests {
         after.turn().await;
         drop(after);
         assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
+    }
+
+    #[test]
+    fn pushes_that_are_dropped_before_their_turn_leave_the_line_at_once() {
+        let all = room(90, 1000);
+        let begin = || all.begin("one", 1, true, WhenCrowded::KeepPlace).unwrap();
+        let line = || all.state.lock().topics["one"].turns.len();
+        let first = begin();
+        // A worker whose time is over begins again while the one before it waits.
+        (0..1000).for_each(|_| drop(begin()));
+        assert_eq!(line(), 0);
+        let mut others: Vec<_> = (0..9).map(|_| begin()).collect();
+        assert_eq!(line(), 9);
+        for (at, left) in [(4, 8), (7, 7), (0, 6)] {
+            drop(others.remove(at));
+            assert_eq!(line(), left);
+        }
+        drop(first);
+        for mut next in others {
+            assert_eq!(next.turn().now_or_never(), Some(()));
+        }
+        assert_eq!((size(&all), all.state.lock().topics.len()), (Size::default(), 0));
+    }
+
+    #[test]
+    fn metrics_are_recorded_without_the_lock() {
+        let recorder = LockProbe::default();
+        let all = recorded(&Telemetry::with_recorder(recorder.clone()), 2, 1000);
+        let watched = Arc::downgrade(&all);
+        recorder.watch(move || watched.upgrade().is_some_and(|all| all.state.try_lock().is_none()));
+        let keeps = WhenCrowded::KeepPlace;
+        let mut pushes: Vec<_> =
+            (0..4).map(|n| all.begin("one", n, true, keeps).unwrap()).collect();
+        let outside: Vec<_> = pushes.iter_mut().map(BegunPush::wait).collect();
+        assert_eq!(outside, [false, true, true, false]);
+        drop(pushes.pop());
+        let first = pushes.remove(0);
+        assert!(first.rest());
+        let again = all.begin_again(Some(first), "one", 900, true, keeps);
+        drop((again, pushes));
+        assert_eq!(size(&all), Size::default());
+        let names =
+            ["socket.messages_crowded", "socket.messages_waiting", "socket.messages_waiting_bytes"];
+        assert_eq!(Vec::from_iter(recorder.names()), names);
     }
 
     #[tokio::test]
@@ -570,6 +678,9 @@ mod tests {
                 }
                 let with_turn = pushes.iter().filter(|push| push.has_turn()).count();
                 let in_place = pushes.iter().any(|push| push.waits_in_place);
+                let later = pushes.iter().filter(|push| !push.has_turn()).count();
+                let line = all.state.lock().topics.get("one").map_or(0, |one| one.turns.len());
+                proptest::prop_assert_eq!(line, later);
                 let rests = all.state.lock().topics.get("one").is_some_and(|one| one.rests);
                 proptest::prop_assert_eq!(with_turn, usize::from(!pushes.is_empty() && !rests));
                 proptest::prop_assert!(!(in_place && rests));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use metrics::{
-    Counter, CounterFn, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
     SharedString, Unit,
 };
 use parking_lot::Mutex;
@@ -59,6 +59,20 @@ impl CounterFn for Watched {
     fn absolute(&self, _: u64) {}
 }
 
+impl GaugeFn for Watched {
+    fn increment(&self, _: f64) {
+        self.look();
+    }
+
+    fn decrement(&self, _: f64) {
+        self.look();
+    }
+
+    fn set(&self, _: f64) {
+        self.look();
+    }
+}
+
 impl HistogramFn for Watched {
     fn record(&self, _: f64) {
         self.look();
@@ -78,8 +92,8 @@ impl Recorder for LockProbe {
         Counter::from_arc(Arc::new(Watched(name, self.clone())))
     }
 
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::new(Watched(key.name().to_owned(), self.clone())))
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
