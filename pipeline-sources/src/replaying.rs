@@ -12,8 +12,11 @@ pub(crate) const PAGE: u32 = 100;
 /// The bytes with which a page is full.
 pub(crate) const PAGE_BYTES: usize = 16 * 1024 * 1024;
 
-/// How many are replayed in one call at most. Their ids are kept until then.
-pub(crate) const MOST: usize = 1_000_000;
+/// How many are chosen before the first of them is replayed. Their ids are kept until then.
+pub(crate) const CHOSEN: usize = 1_000_000;
+
+/// The number of those that are looked at in a queue that knows which is the last.
+pub(crate) const ALL: usize = usize::MAX;
 
 /// Up to so many dead letters, with no more bytes than a page may have.
 #[derive(Clone, Debug)]
@@ -64,27 +67,36 @@ impl<Id> Page<Id> {
 }
 
 /// Replays the dead letters that a function chooses among the first `most` of those that pages have. One that
-/// fails again comes to the dead letters as a new one, so all are chosen before the first is replayed.
+/// fails again comes to the dead letters as a new one, behind the last page, so all are chosen before the first is
+/// replayed, or, if there are very many, a part of them after the other.
 macro_rules! replay_all {
     ($which:ident, $most:expr, $after:ident => $page:expr, $id:ident => $replay:expr) => {{
-        let (mut last, mut ids, mut left) = (None, Vec::new(), $most);
-        while left > 0 && ids.len() < $crate::replaying::MOST {
-            let $after = last.as_ref();
-            let page = $page.await?;
-            let Some(end) = page.last() else { break };
-            last = Some(end.id.clone());
-            for dead in page.iter().take(left) {
-                if $which(dead) {
-                    ids.push(dead.id.clone());
+        let (mut last, mut left, mut replayed) = (None, $most, 0_u64);
+        loop {
+            let mut ids = Vec::new();
+            let mut is_end = false;
+            while ids.len() < $crate::replaying::CHOSEN {
+                let $after = last.as_ref();
+                let page = if left > 0 { $page.await? } else { Vec::new() };
+                let Some(end) = page.last() else {
+                    is_end = true;
+                    break;
+                };
+                last = Some(end.id.clone());
+                for dead in page.iter().take(left) {
+                    if $which(dead) {
+                        ids.push(dead.id.clone());
+                    }
                 }
+                left = left.saturating_sub(page.len());
             }
-            left = left.saturating_sub(page.len());
+            for $id in &ids {
+                replayed += u64::from($replay.await?.is_some());
+            }
+            if is_end {
+                break Ok(replayed);
+            }
         }
-        let mut replayed = 0_u64;
-        for $id in &ids {
-            replayed += u64::from($replay.await?.is_some());
-        }
-        Ok(replayed)
     }};
 }
 
@@ -104,6 +116,33 @@ mod tests {
             deliveries: 1,
             reason: "no".into(),
         }
+    }
+
+    /// Replays those that a function chooses among so many, each of which fails again at once.
+    async fn replayed(letters: i64, mut which: impl FnMut(&DeadLetter) -> bool) -> u64 {
+        let (last, mut others, mut replays) = (letters, letters, 0_u64);
+        let page = async |after: Option<&i64>| {
+            let after = after.copied().unwrap_or(0);
+            let page = after..last.min(after + i64::from(PAGE));
+            Ok::<_, ()>(page.map(|id| DeadLetter { id: id + 1, ..letter(0) }).collect::<Vec<_>>())
+        };
+        let mut replay = async |_: &i64| {
+            (others, replays) = (others + 1, replays + 1);
+            Ok::<_, ()>(Some(others))
+        };
+        let replayed: Result<u64, ()> =
+            async { replay_all!(which, ALL, after => page(after), id => replay(id)) }.await;
+        assert_eq!(replayed, Ok(replays));
+        replays
+    }
+
+    #[tokio::test]
+    async fn those_behind_a_million_others_are_replayed_too() {
+        let many = i64::try_from(CHOSEN).unwrap() + 250;
+        assert_eq!(replayed(many, |dead| dead.id > many - 120).await, 120);
+        assert_eq!(replayed(many, |_| true).await, many.unsigned_abs());
+        assert_eq!(replayed(0, |_| true).await, 0);
+        assert_eq!(replayed(100, |dead| dead.id % 2 == 0).await, 50);
     }
 
     #[test]

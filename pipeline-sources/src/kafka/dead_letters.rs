@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     item::DeadLetter,
-    replaying::{MOST, Page, replay_all},
+    replaying::{ALL, Page, replay_all},
 };
 
 impl KafkaQueue {
@@ -96,7 +96,7 @@ impl KafkaQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    /// it begins, however many, and not those that fail again meanwhile. Returns how many there were.
     ///
     /// ```no_run
     /// # async fn replay(queue: pipeline_sources::kafka::KafkaQueue) -> Result<(), Box<dyn std::error::Error>> {
@@ -114,7 +114,7 @@ impl KafkaQueue {
     ) -> Result<u64, KafkaError> {
         let ends = Arc::new(self.ends().await?);
         replay_all!(
-            which, MOST,
+            which, ALL,
             after => self.page(after.copied(), Some(ends.clone()), Page::next()),
             id => self.replay(*id)
         )

@@ -86,7 +86,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
     options::SourceOptions,
-    replaying::{MOST, Page, replay_all},
+    replaying::{ALL, Page, replay_all},
     source::Source,
 };
 
@@ -505,7 +505,7 @@ impl NatsQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    /// it begins, however many, and not those that fail again meanwhile. Returns how many there were.
     ///
     /// ```no_run
     /// # async fn replay(queue: pipeline_sources::nats::NatsQueue) -> Result<(), Box<dyn std::error::Error>> {
@@ -523,7 +523,7 @@ impl NatsQueue {
     ) -> Result<u64, NatsError> {
         let last = on_link!(self.shared, link => self.shared.last_dead_letter(&link))?;
         replay_all!(
-            which, MOST,
+            which, ALL,
             after => self.page(after.copied().unwrap_or(0), last, Page::next()),
             id => self.replay(*id)
         )

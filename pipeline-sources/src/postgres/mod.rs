@@ -92,7 +92,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item, QueuedItem},
     options::SourceOptions,
-    replaying::{MOST, Page, replay_all},
+    replaying::{ALL, Page, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -465,7 +465,7 @@ impl PostgresQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Of others that are given up while it
+    /// it begins, however many, and not those that fail again meanwhile. Of others that are given up while it
     /// chooses, it takes those with a lower id than the last one. Returns how many there were.
     ///
     /// ```no_run
@@ -488,7 +488,7 @@ impl PostgresQueue {
         let last = last.first().map(|row| row.try_get::<_, Option<i64>>(0)).transpose()?;
         let Some(last) = last.flatten() else { return Ok(0) };
         replay_all!(
-            which, MOST,
+            which, ALL,
             after => self.dead_letter_page(after.copied().unwrap_or(i64::MIN), last, Page::next()),
             id => self.replay(*id)
         )

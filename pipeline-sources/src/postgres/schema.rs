@@ -478,7 +478,8 @@ SELECT
     (SELECT reltuples::int8 FROM pg_class WHERE oid = 'pipeline_items'::regclass),
     (SELECT reltuples::int8 FROM pg_class WHERE oid = 'pipeline_dead_letters'::regclass)";
 
-/// Dead letters of a queue after an id. Parameters: queue, id, limit.
+/// Dead letters of a queue after an id, as far as they are on a page. Parameters: queue, id, limit, the last id, and the
+/// bytes with which the page is full.
 pub(super) const DEAD_LETTERS: &str = "
 SELECT id, key, payload, headers, trace, enqueued_at, deliveries, reason, given_up_at FROM (
     SELECT *, sum(coalesce(octet_length(payload), 0)::int8 + coalesce(octet_length(headers), 0))

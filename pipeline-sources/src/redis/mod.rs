@@ -86,7 +86,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
     options::SourceOptions,
-    replaying::{MOST, PAGE, PAGE_BYTES, replay_all},
+    replaying::{ALL, PAGE, PAGE_BYTES, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -380,7 +380,7 @@ impl RedisQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Returns how many there were.
+    /// it begins, however many, and not those that fail again meanwhile. Returns how many there were.
     ///
     /// ```no_run
     /// # async fn replay(queue: pipeline_sources::redis::RedisQueue) -> Result<(), Box<dyn std::error::Error>> {
@@ -398,7 +398,7 @@ impl RedisQueue {
     ) -> Result<u64, RedisQueueError> {
         let mut last = String::new();
         replay_all!(
-            which, MOST,
+            which, ALL,
             after => self.next_page(after.map(|id: &Arc<str>| &**id), &mut last),
             id => self.replay(id)
         )

@@ -69,7 +69,7 @@ use crate::{
     options::SourceOptions,
     random::random_i64,
     reason::cut,
-    replaying::{MOST, Page, replay_all},
+    replaying::{ALL, Page, replay_all},
     source::Source,
     unix_ms::{from_ms, ms, now_ms},
 };
@@ -511,7 +511,7 @@ impl SqliteQueue {
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, up to a million, and not those that fail again meanwhile. Of others that are given up while it
+    /// it begins, however many, and not those that fail again meanwhile. Of others that are given up while it
     /// chooses, it takes those with a lower id than the last one. Returns how many there were.
     ///
     /// ```no_run
@@ -535,7 +535,7 @@ impl SqliteQueue {
         };
         let Some(last) = self.file.call(read, |_| {}).await? else { return Ok(0) };
         replay_all!(
-            which, MOST,
+            which, ALL,
             after => self.page(after.copied().unwrap_or(i64::MIN), last, Page::next()),
             id => self.replay(*id)
         )
