@@ -58,6 +58,14 @@ pub enum LoadError {
     /// A file has no table to replace.
     #[error("{0} has no table of this kind")]
     NoTable(PathBuf),
+    /// Targets are not met.
+    #[error("{missed} of {of} targets are not met")]
+    NotMet {
+        /// The number of rows whose targets are not met.
+        missed: usize,
+        /// The number of rows with a target.
+        of: usize,
+    },
     /// The figures could not be serialized.
     #[error(transparent)]
     Json(#[from] serde_json::Error),

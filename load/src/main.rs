@@ -112,6 +112,9 @@ struct Table {
     /// Also replace the table in this file
     #[arg(long)]
     write: Option<PathBuf>,
+    /// Say of each target whether it is met, and fail if one is not
+    #[arg(long)]
+    require: bool,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -174,6 +177,11 @@ fn table(asked: &Table) -> Result<(), LoadError> {
         let before = fs::read_to_string(file)?;
         let after = table::replaced(&before, &text);
         fs::write(file, after.ok_or_else(|| LoadError::NoTable(file.clone()))?)?;
+    }
+    if asked.require {
+        let (text, met) = table::require(&lines);
+        print!("\n{text}");
+        met?;
     }
     Ok(())
 }

@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::figure::{Figure, Short};
+use crate::{
+    error::LoadError,
+    figure::{Figure, Short},
+};
 
 /// The table is between these lines of a text.
 const BEGIN: &str = "<!-- printed by `cargo xtask load` -->\n";
@@ -107,6 +110,20 @@ pub(crate) fn markdown(lines: &[Line]) -> String {
     text
 }
 
+/// Says of each row with a target whether it is met. Fails if one is not.
+pub(crate) fn require(lines: &[Line]) -> (String, Result<(), LoadError>) {
+    let with_target = lines.iter().filter(|line| !line.target.words.is_empty());
+    let (mut text, mut missed, mut of) = (String::new(), 0, 0);
+    for Line { work, ours, target, .. } in with_target {
+        let met = if target.met { "met" } else { "NOT met" };
+        writeln!(text, "{met}: {work}: {}, target {}", Short(ours.median), target.words)
+            .expect("a String takes any text");
+        of += 1;
+        missed += usize::from(!target.met);
+    }
+    (text, if missed == 0 { Ok(()) } else { Err(LoadError::NotMet { missed, of }) })
+}
+
 /// The text with its table replaced. None if it has no table.
 pub(crate) fn replaced(text: &str, table: &str) -> Option<String> {
     let (before, rest) = text.split_once(BEGIN)?;
@@ -129,6 +146,19 @@ mod tests {
         let text = markdown(&[line]);
         let last = text.lines().last().unwrap();
         assert_eq!(last, "| burst | 12.8 | – | 2.00 | 0.30 | – | 0.15 × | ≤ 0.4, ≥ 1 | **no** |");
+    }
+
+    #[test]
+    fn a_target_that_is_not_met_is_an_error_where_all_are_required() {
+        let fast = || Line::new("fast", figure(3.0)).at_least(1.0, "≥ 1");
+        let without = || Line::new("any", figure(0.1));
+        let (text, required) = require(&[fast(), without()]);
+        assert_eq!(text, "met: fast: 3.00, target ≥ 1\n");
+        assert!(required.is_ok());
+        let slow = Line::new("slow", figure(0.3)).at_least(1.0, "≥ 1").at_most(0.4, "≤ 0.4");
+        let (text, required) = require(&[fast(), slow, without()]);
+        assert!(text.ends_with("NOT met: slow: 0.30, target ≥ 1, ≤ 0.4\n"), "{text}");
+        assert_eq!(required.unwrap_err().to_string(), "1 of 2 targets are not met");
     }
 
     #[test]
