@@ -17,7 +17,7 @@ use pipeline_core::{
     ExitReason, Graph, Pipeline, backoff::Backoff, source::from_iter,
     subscription::SubscribeOptions, supervisor::ConsumerSupervisor,
 };
-use pipeline_test_support::{Client, settle};
+use pipeline_test_support::{Client, Log, settle};
 use pipeline_ws_sink::{
     Channel, Endpoint, Payload, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Stop},
@@ -103,6 +103,7 @@ async fn a_pipeline_takes_no_more_than_its_limits_however_slow_a_client_is() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_stays_slow_is_closed_and_counted_and_blocks_no_other_for_good() {
+    let (log, _guard) = Log::keep();
     let server = server(Duration::from_secs(5));
     let (mut fast, mut slow) = (server.connect(64).await, server.connect(64).await);
     fast.join("1", T).await;
@@ -118,6 +119,9 @@ async fn a_client_that_stays_slow_is_closed_and_counted_and_blocks_no_other_for_
     }
     assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+    let lines = log.take();
+    let slow_line = "INFO channels=1 message=closing socket: its client reads too slowly";
+    assert_eq!(lines.iter().filter(|line| *line == slow_line).count(), 1, "{lines:#?}");
     assert_eq!(slow.closed().await, 1011);
 }
 

@@ -54,7 +54,7 @@ use crate::{
     },
     pubsub::PubSub,
     socket::Socket,
-    telemetry::{InSpan, SocketMetrics, limited, log, shown},
+    telemetry::{InSpan, SocketMetrics, limited, log, log_line, shown},
 };
 
 /// The overhead of a waiting message in the inbox, besides its own bytes: approximately its memory.
@@ -658,6 +658,21 @@ impl<S: Socket> Session<S> {
         let frame = address.reply(&message.reference(), status, response);
         let frame = frame.expect("every version can carry JSON");
         self.connection.outbox.send(&frame, None);
+    }
+
+    /// Logs that the socket closes. One whose client reads too slowly may have held up others, so it is
+    /// logged without debugging, with its span's id.
+    pub(crate) fn is_closing(&self, end: SocketEnd) {
+        if end == SocketEnd::Overflow {
+            limited!(
+                self.routes.limited.lines,
+                INFO,
+                channels = self.channels.len(),
+                "closing socket: its client reads too slowly"
+            );
+        } else {
+            log_line!(DEBUG, ?end, "closing socket");
+        }
     }
 
     /// Ends all channels, because the socket is gone. Their pending messages are handled for a

@@ -34,7 +34,6 @@ use crate::{
         pay,
     },
     socket::Socket,
-    telemetry::log_line,
     token::Signer,
 };
 
@@ -463,7 +462,7 @@ pub(super) async fn live<S: Socket>(
         let _ = unconstrained(delivering).now_or_never();
         end
     };
-    log_line!(DEBUG, ?end, "closing socket");
+    session.is_closing(end);
     let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
     // From here on no request finds the session, so pending frames cannot be fetched.
     drop((entry, posts, polls, released));

@@ -23,7 +23,6 @@ use crate::{
     },
     session::{PATIENCE, Session, cost, end::SocketEnd, inbox::Inbox, pay},
     socket::Socket,
-    telemetry::log_line,
 };
 
 /// How long closing a connection may take: writing the pending frames, and waiting for the client's
@@ -79,7 +78,7 @@ pub(crate) async fn live<S: Socket>(
         () = silence(due) => SocketEnd::Idle,
     };
     drop(connection);
-    log_line!(DEBUG, ?end, "closing socket");
+    session.is_closing(end);
     // Pushes of channels fail from here on.
     outbox.end(end);
     let reason = end.reason();
