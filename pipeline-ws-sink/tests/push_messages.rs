@@ -4,7 +4,10 @@
 mod support;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::Poll,
     time::{Duration, SystemTime},
 };
@@ -22,8 +25,12 @@ use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
     mount::WhenFull,
-    pubsub::{Acknowledge, Delivered, Expired, NoSubscribers, Push, PushMessages, WhenCrowded},
+    pubsub::{
+        Acknowledge, Delivered, Expired, NoSubscribers, PreparedBroadcast, Push, PushMessages,
+        WhenCrowded,
+    },
 };
+use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, json};
 use support::{channels::NamedSocket, memory::MemoryServer};
 use tokio::{io::DuplexStream, time::Instant};
@@ -193,6 +200,64 @@ async fn a_message_that_is_to_be_confirmed_is_done_when_a_client_has_confirmed_i
         pushed.await.unwrap();
     }
     assert_eq!(counted(&server.recorded), outcomes(&[("confirmed", 3)]));
+}
+
+/// Counts how often it is encoded.
+struct Counted(Arc<AtomicUsize>);
+
+impl Serialize for Counted {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.fetch_add(1, SeqCst);
+        serializer.serialize_map(Some(0))?.end()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_whose_outcome_is_counted_is_encoded_once_for_all_sockets() {
+    const CLIENTS: usize = 20;
+    let server = server(|mount| mount);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(ada(&server, 1 << 16).await);
+    }
+    let pubsub = server.endpoint.pubsub();
+    let encoded = Arc::new(AtomicUsize::new(0));
+    let counts = encoded.clone();
+    let pushing = || {
+        let counts = counts.clone();
+        let push = move |_: &Message<Value>| Ok(Push::new(T, "ticket", Counted(counts.clone())));
+        pubsub.push_messages(push)
+    };
+    for level in ALL {
+        let to = pushing().acknowledge(level);
+        let mut message = message(Duration::ZERO, 1);
+        let mut pushed = std::pin::pin!(to.handle_message(&mut message));
+        let at_once = poll!(&mut pushed);
+        let mut id = Value::Null;
+        for client in &mut clients {
+            let received = client.receive().await;
+            assert_eq!(received[3], "ticket");
+            id = received[4]["ack"].clone();
+        }
+        let pushed = match at_once {
+            Poll::Ready(pushed) => pushed,
+            Poll::Pending => {
+                if level == CONFIRMED {
+                    clients[0].send(json!(["1", "2", T, "ack", { "id": id }])).await;
+                    assert_eq!(clients[0].receive().await[4]["status"], "ok");
+                }
+                pushed.await
+            }
+        };
+        assert_eq!(pushed.unwrap().dropped, 0);
+        assert_eq!(encoded.swap(0, SeqCst), 1, "{level:?}");
+    }
+    let push = PreparedBroadcast::new(T, "news", Counted(counts.clone())).unwrap();
+    assert_eq!(pubsub.deliver(push).await.unwrap().await.written, CLIENTS);
+    for client in &mut clients {
+        client.expect([json!([null, null, T, "news", {}])]).await;
+    }
+    assert_eq!(encoded.load(SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
