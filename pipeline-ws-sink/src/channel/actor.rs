@@ -47,6 +47,10 @@ const TERMINATE: Duration = Duration::from_secs(5);
 /// How often it is checked whether a client that waits to join is still there.
 const IS_THERE: Duration = Duration::from_secs(1);
 
+/// Why a channel ends whose mailbox has no room for an intercepted broadcast. It says what to do.
+const TOO_MANY_BROADCASTS: &str = "too many broadcasts to handle; do not intercept an event that comes in bursts, \
+    or send it with a `broadcast_worker` and set `WhenFull::Block`";
+
 /// A client's request to join.
 pub(crate) struct Join<S: Socket> {
     pub(crate) connection: Arc<Connection<S>>,
@@ -371,7 +375,7 @@ impl<C: Channel> RunningChannel<C> {
                 Some(Ok(message)) => message,
                 Some(Err(Overflow { dropped })) => {
                     self.context.connection.metrics.dropped_by_mailbox.increment(dropped);
-                    return End::Stopped(ExitReason::failed("too many broadcasts to handle"));
+                    return End::Stopped(ExitReason::failed(TOO_MANY_BROADCASTS));
                 }
                 None => continue,
             };

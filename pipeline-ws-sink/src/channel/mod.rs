@@ -107,6 +107,10 @@ pub trait Channel: Send + Sized + 'static {
 
     /// Broadcasts of these events are passed to [`handle_out`](Self::handle_out) instead of the
     /// client. None by default.
+    ///
+    /// A channel that has not handled 256 of them, or 16 MiB, crashes with the next one. With
+    /// [`WhenFull::Block`](crate::mount::WhenFull::Block), a
+    /// [`broadcast_worker`](crate::PubSub::broadcast_worker) waits instead.
     const INTERCEPT: &'static [&'static str] = &[];
 
     /// The channel's name in metrics. Default: the name of the type.
