@@ -223,6 +223,8 @@ async fn a_stream_keeps_the_contract() {
 impl outages::Queue for NatsQueue {
     type Broker = Self;
 
+    const FORGETS: bool = true;
+
     fn broker(&self) -> Self {
         self.clone()
     }

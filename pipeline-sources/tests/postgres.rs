@@ -126,6 +126,8 @@ async fn a_queue_in_postgres_keeps_the_contract() {
 impl outages::Queue for PostgresQueue {
     type Broker = Self;
 
+    const IS_ORDERED: bool = true;
+
     fn broker(&self) -> Self {
         self.clone()
     }
@@ -138,7 +140,7 @@ impl outages::Queue for PostgresQueue {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_and_started_again_loses_no_item() {
     let Some(mut server) = Server::start(Kind::Postgres).await else { return };
-    let queue = open(&server, options()).await;
+    let queue = open(&server, options().ordered_by_key(true)).await;
     outages::killed(&mut server, queue.clone()).await;
     until("all are done", async || is_empty(&queue).await).await;
     assert!(queue.dead_letters(0, 10).await.unwrap().is_empty());

@@ -243,6 +243,8 @@ async fn a_queue_keeps_the_contract() {
 impl outages::Queue for RabbitQueue {
     type Broker = Self;
 
+    const FORGETS: bool = true;
+
     fn broker(&self) -> Self {
         self.clone()
     }

@@ -53,7 +53,7 @@
 //!   synchronized (`sync_interval`, two minutes): it survives the death of the server, and a loss of power
 //!   with [replicas](NatsOptions::replicas) on other machines.
 //! - An outcome is taken over when it is confirmed. The server writes outcomes to its disk a little later:
-//!   one that is killed may deliver again what was done in its last moments.
+//!   one that is killed may deliver again what was done in its last seconds.
 //! - Items are delivered in the order in which they were added; after a retry or a lease that is over, later
 //!   ones may have been handled before.
 //! - A dead letter that cannot be stored, as when the server has no space, is tried again and holds up nothing
