@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -33,7 +33,10 @@ use pipeline_sources::{
 };
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::yield_now,
+    time::{sleep, timeout},
+};
 
 use self::common::{Numbers, PATIENCE, assert_dead, keep, quick, stuck, text, until};
 
@@ -46,6 +49,17 @@ fn file() -> (TempDir, PathBuf) {
 
 async fn is_empty(queue: &SqliteQueue) -> bool {
     queue.backlog().await.unwrap().items == Some(0)
+}
+
+/// The number of commits in the log of a file. Nothing else than a commit says how large the file is after it.
+fn commits(path: &Path) -> usize {
+    let log = std::fs::read(format!("{}-wal", path.display())).unwrap();
+    let number = |at: &[u8]| u32::from_be_bytes(at.try_into().unwrap());
+    let (header, frames) = log.split_at(32);
+    let page = number(&header[8..12]) as usize;
+    let is_current = |frame: &&[u8]| frame[8..16] == header[16..24];
+    let is_commit = |frame: &&[u8]| number(&frame[4..8]) > 0;
+    frames.chunks_exact(24 + page).take_while(is_current).filter(is_commit).count()
 }
 
 /// A queue in a folder of its own.
@@ -149,6 +163,48 @@ async fn an_item_that_fails_is_delivered_again_and_then_given_up() {
     assert_eq!(queue.backlog().await.unwrap().items, Some(1));
     assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(0));
     assert!(!queue.drop_dead_letter(id).await.unwrap());
+}
+
+#[tokio::test]
+async fn pushes_at_the_same_time_share_a_commit() {
+    const PUSHERS: usize = 64;
+    const ROUNDS: usize = 5;
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    queue.push(Item::new("first")).await.unwrap();
+    let open = || {
+        let connection = Connection::open(&path).unwrap();
+        connection.busy_timeout(PATIENCE).unwrap();
+        connection
+    };
+    // While it reads, the log grows only.
+    let reader = open();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM pipeline_items").unwrap();
+    let other = open();
+    let before = commits(&path);
+    for _ in 0..ROUNDS {
+        // The first commit waits for another program, and the pushes wait for the first.
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let pushes: Vec<_> = (0..PUSHERS)
+            .map(|n| {
+                let queue = queue.clone();
+                tokio::spawn(async move { queue.push(Item::new(n.to_string())).await })
+            })
+            .collect();
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        other.execute_batch("ROLLBACK").unwrap();
+        for push in pushes {
+            timeout(PATIENCE, push).await.unwrap().unwrap().unwrap();
+        }
+    }
+    let count = "SELECT count(*) FROM pipeline_items";
+    let items: i64 = other.query_row(count, [], |row| row.get(0)).unwrap();
+    assert_eq!(usize::try_from(items).unwrap(), 1 + ROUNDS * PUSHERS);
+    let commits = commits(&path) - before;
+    assert!((ROUNDS..=4 * ROUNDS).contains(&commits), "{commits} for {} pushes", items - 1);
+    drop(reader);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
