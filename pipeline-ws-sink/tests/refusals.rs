@@ -135,6 +135,9 @@ async fn a_refused_client_that_never_reads_or_closes_gives_its_place_back() {
         }
     };
     timeout(PATIENCE, free).await.unwrap();
+    // It has got the close frame, although it did not answer.
+    let told = ("outcome=told".to_owned(), 1);
+    assert_eq!(server.recorded.counters("socket.refusals"), [told]);
     drop(silent);
 }
 

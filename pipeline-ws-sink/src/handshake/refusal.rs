@@ -105,18 +105,22 @@ impl Refusal {
                 () = state.sockets.closed() => {}
             }
         };
+        let mut parting = Parting::Late;
         let telling = async {
-            let Ok(upgraded) = upgrading.await else { return Parting::Gone };
+            let Ok(upgraded) = upgrading.await else {
+                parting = Parting::Gone;
+                return;
+            };
             let Io { reader, writer, received } = Io::of(upgraded);
             let outbox = Arc::new(Outbox::new(writer, options.outbox, state.metrics.clone()));
             let last = Frame::close_because(close.code, &close.reason);
-            websocket::refuse(reader, received, &outbox, &last, options, due).await
+            websocket::refuse(reader, received, &outbox, &last, options, due, &mut parting).await;
         };
-        let parting = tokio::select! {
+        tokio::select! {
             biased;
-            parting = telling => parting,
-            () = late => Parting::Late,
-        };
+            () = telling => {}
+            () = late => {}
+        }
         drop(permit);
         match parting {
             Parting::Told => refusals.told.increment(1),

@@ -1,6 +1,11 @@
 //! The task of one WebSocket.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use pipeline_core::Deadline;
@@ -113,8 +118,8 @@ pub(crate) enum Parting {
     Gone,
 }
 
-/// Closes a connection that is no socket: skips what the client sends until `due`, sends this frame, and
-/// waits for the client to close its side too.
+/// Closes a connection that is no socket: skips what the client sends until `due`, sends this frame, sets
+/// `parting`, and waits for the client to close its side too.
 pub(crate) async fn refuse(
     reader: Reader,
     received: Bytes,
@@ -122,34 +127,40 @@ pub(crate) async fn refuse(
     last: &Frame,
     options: &MountOptions,
     due: impl Future<Output = ()>,
-) -> Parting {
+    parting: &mut Parting,
+) {
     let mut stream = Stream { reader, outbox };
     let mut pace = ReadPace::new(options.frame_rate_limit, Instant::now());
     let mut rest = Decoder::new(options.limits, received).into_rest();
     // A client that leaves gives its place back at once, so its side is read from meanwhile.
+    let mut due = pin!(due);
     let heard = tokio::select! {
         biased;
         heard = skip(&mut stream.reader, &mut rest, &mut pace, outbox) => Some(heard),
-        () = due => None,
+        () = &mut due => None,
     };
-    if heard == Some(Heard::End) {
-        return Parting::Gone;
-    }
-    outbox.finish(SocketEnd::Refused, last);
-    let mut parting = Parting::Late;
-    let closed = async {
-        if poll_fn(|cx| outbox.poll_close(cx)).await.is_err() {
-            parting = Parting::Gone;
+    match heard {
+        Some(Heard::End) => {
+            *parting = Parting::Gone;
             return;
         }
-        parting = Parting::Told;
+        // Such a client would come again without a pause.
+        Some(Heard::Nonsense) => due.await,
+        Some(Heard::Close) | None => {}
+    }
+    outbox.finish(SocketEnd::Refused, last);
+    let closed = async {
+        if poll_fn(|cx| outbox.poll_close(cx)).await.is_err() {
+            *parting = Parting::Gone;
+            return;
+        }
+        *parting = Parting::Told;
         if heard != Some(Heard::Close) {
             let understood = heard != Some(Heard::Nonsense);
             hear_close(&mut stream.reader, rest, pace, outbox, understood).await;
         }
     };
     let _ = time::timeout(CLOSING, closed).await;
-    parting
 }
 
 /// Handles the client's messages, one after the other.
