@@ -45,6 +45,21 @@ async fn until(example: &Example, what: &str, holds: impl Fn(&Value) -> bool) {
     timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
+/// Waits until an inspector shows that the source is so.
+async fn until_inspected(example: &Example, what: &str, holds: impl Fn(&Value) -> bool) {
+    let waiting = async {
+        loop {
+            let view = example.request("GET", "/inspect/data.json", "", "").await.json();
+            if holds(&view["pipelines"][0]["stages"][0]["source"]) {
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    // The delays before a source connects again have grown to half a minute after a long outage.
+    timeout(PATIENCE * 4, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
 /// Adds an item as another program does.
 async fn add(kind: Kind, url: &str, payload: &str) {
     let item = Item::new(payload.to_owned()).key("1");
@@ -122,6 +137,8 @@ async fn pushes_survive_the_process(kind: Kind) {
     let (done, printed) = dead_letters(&url, &["drop", "--all"]).await;
     assert!(done && printed.contains("1 dropped"), "{printed}");
 
+    until_inspected(&example, "the source is connected", |source| source["connected"] == true)
+        .await;
     // What the server has not confirmed is not accepted, and says so.
     server.kill();
     let response = example.push(&lines(0..1)).await;
@@ -129,6 +146,16 @@ async fn pushes_survive_the_process(kind: Kind) {
     let error = response.json()["errors"][0]["error"].as_str().unwrap().to_owned();
     assert!(error.starts_with("the queue cannot store it: "), "{error}");
     assert!(!error.contains("guest"), "{error}");
+    until_inspected(&example, "the outage is shown", |source| {
+        let errors = source["connection_errors"].as_u64();
+        source["connected"] == false && errors > Some(0) && source["last_error"].is_string()
+    })
+    .await;
+    // A queue of this RabbitMQ may have no leader after its death.
+    if kind != Kind::RabbitMq {
+        server.start_again().await;
+        until_inspected(&example, "it is over", |source| source["connected"] == true).await;
+    }
 }
 
 #[tokio::test]
