@@ -149,6 +149,11 @@ async fn refused_clients_that_leave_give_their_places_back_at_once() {
         let mut client = server.try_connect(&of("banned")).await.unwrap();
         // What it sends does not hide that it leaves.
         client.send(json!(["1", "1", "room:1", "phx_join", {}])).await;
+        if number % 2 == 1 {
+            // Nor does what is no frame.
+            let tcp = client.stream.get_mut();
+            tcp.write_all(b"\xff nonsense").await.unwrap();
+        }
         drop(client);
         // The eighth of the places for such clients is one, so the next one would be told nothing.
         eventually(|| server.recorded.counters("socket.refusals").contains(&gone())).await;

@@ -134,19 +134,25 @@ pub(crate) async fn refuse(
     let mut rest = Decoder::new(options.limits, received).into_rest();
     // A client that leaves gives its place back at once, so its side is read from meanwhile.
     let mut due = pin!(due);
+    let mut parted = false;
     let heard = tokio::select! {
         biased;
         heard = skip(&mut stream.reader, &mut rest, &mut pace, outbox) => Some(heard),
         () = &mut due => None,
     };
     match heard {
-        Some(Heard::End) => {
-            *parting = Parting::Gone;
-            return;
-        }
-        // Such a client would come again without a pause.
-        Some(Heard::Nonsense) => due.await,
+        Some(Heard::End) => parted = true,
+        // Such a client would come again without a pause. It may leave meanwhile.
+        Some(Heard::Nonsense) => tokio::select! {
+            biased;
+            () = discard(&mut stream.reader, &mut pace, outbox) => parted = true,
+            () = &mut due => {}
+        },
         Some(Heard::Close) | None => {}
+    }
+    if parted {
+        *parting = Parting::Gone;
+        return;
     }
     outbox.finish(SocketEnd::Refused, last);
     let closed = async {
@@ -383,9 +389,13 @@ async fn skip(reader: &mut Reader, rest: &mut Rest, pace: &mut ReadPace, outbox:
 /// Where bytes are left unread when a connection is closed, the system resets it, and the client may
 /// lose the close frame that is on its way to it.
 async fn linger(reader: &mut Reader, pace: &mut ReadPace, outbox: &Outbox) {
-    if outbox.end_writing().is_err() {
-        return;
+    if outbox.end_writing().is_ok() {
+        discard(reader, pace, outbox).await;
     }
+}
+
+/// Reads on, and keeps nothing, until the client has closed its side or is gone.
+async fn discard(reader: &mut Reader, pace: &mut ReadPace, outbox: &Outbox) {
     let mut unread = BytesMut::new();
     while let Ok(bytes @ 1..) = reader.read(&mut unread, CHUNK).await {
         unread.clear();
