@@ -26,7 +26,7 @@ use pipeline_core::{
     processing::{Failure, Message, Metadata, Processors},
 };
 use pipeline_sources::{
-    Item, Source, SourceOptions,
+    Broker, Delivery, Fetch, Item, Outcome, Settle, Settlement, Source, SourceOptions,
     contract::{Faulty, Subject, check},
     rabbitmq::{RabbitError, RabbitOptions, RabbitQueue, RabbitQueueKind},
 };
@@ -648,6 +648,55 @@ async fn a_consumer_stays_open_over_many_fetches_and_keeps_the_order() {
         assert!(texts(&seen).iter().cloned().eq((0..ITEMS).map(|n| n.to_string())));
         assert!(pipeline.drain(PATIENCE).await.is_clean());
         until("it has no consumer", async || consumers(&server, &name).is_empty()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_is_given_back_is_not_done_with_those_behind_it() {
+    const ITEMS: usize = 60;
+    let server = server!();
+    for kind in [RabbitQueueKind::Quorum, RabbitQueueKind::Classic] {
+        let options = short().kind(kind);
+        let queue = RabbitQueue::with(&server.url(), &format!("back.{kind:?}"), options).unwrap();
+        let (mut fetch, settle) = queue.connect().await.unwrap();
+        for number in 0..ITEMS {
+            queue.push(Item::new(number.to_string())).await.unwrap();
+        }
+        let mut take = async |count: usize| {
+            let mut taken = Vec::new();
+            while taken.len() < count {
+                let fetched = timeout(PATIENCE, fetch.fetch(count - taken.len())).await.unwrap();
+                taken.extend(fetched.unwrap());
+            }
+            taken
+        };
+        // The first and every third of them is given back, in the same call as the others are done.
+        let taken = take(ITEMS).await;
+        let is_back = |at: usize| at.is_multiple_of(3);
+        let outcomes: Vec<_> = taken
+            .iter()
+            .enumerate()
+            .map(|(at, delivery)| {
+                let back = Outcome::Release { after: Duration::ZERO };
+                let outcome = if is_back(at) { back } else { Outcome::Done };
+                Settlement { receipt: delivery.receipt.clone(), outcome }
+            })
+            .collect();
+        // Two calls at once, as a source makes when it stops.
+        let (front, rear) = outcomes.split_at(ITEMS / 2);
+        let (front, rear) = tokio::join!(settle.settle(rear), settle.settle(front));
+        assert!(front.unwrap().is_empty() && rear.unwrap().is_empty());
+        let text =
+            |delivery: &Delivery<_>| String::from_utf8(delivery.item.payload.to_vec()).unwrap();
+        let again: HashSet<String> = take(ITEMS / 3).await.iter().map(text).collect();
+        let expected: HashSet<_> = taken
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| is_back(*at))
+            .map(|(_, it)| text(it))
+            .collect();
+        assert_eq!(again, expected);
+        assert!(timeout(Duration::from_millis(300), fetch.fetch(1)).await.is_err());
     }
 }
 

@@ -115,6 +115,8 @@ struct Session {
     flow: Lock<Flow>,
     /// Says that items were acknowledged.
     acknowledged: Notify,
+    /// Held while the server learns what became of items.
+    telling: Mutex<()>,
     /// What the server is asked on. It closes it if a queue is missing, and then another is opened.
     asking: Mutex<Channel>,
     /// The messages that are added again, by the tags of their deliveries. One whose confirmation takes long
@@ -160,6 +162,7 @@ impl Broker for RabbitQueue {
             channel,
             flow: Lock::new(Flow::new(Instant::now())),
             acknowledged: Notify::new(),
+            telling: Mutex::new(()),
             asking: Mutex::new(asking),
             adding: Lock::default(),
             connection: Some(connection),
@@ -659,20 +662,28 @@ impl Session {
 
     /// Tells the server which items are done and which are given back. It does not answer.
     async fn tell(&self, done: Vec<u64>, again: Vec<u64>) -> Result<(), RabbitError> {
-        let acknowledged = {
-            let mut flow = self.flow.lock();
-            again.iter().for_each(|tag| flow.forget(*tag));
-            flow.acknowledge(done)
+        let told = async {
+            // What is said of several items at once must not overtake what is said of one of them: an item
+            // that is given back would count as done.
+            let _turn = self.telling.lock().await;
+            let acknowledged = {
+                let mut flow = self.flow.lock();
+                // Those that are given back are still there, so no acknowledgement is for them too.
+                let acknowledged = flow.acknowledge(done);
+                again.iter().for_each(|tag| flow.forget(*tag));
+                acknowledged
+            };
+            self.acknowledged.notify_one();
+            let acks = acknowledged.into_iter().map(|(tag, multiple)| {
+                self.channel.basic_ack(tag, BasicAckOptions { multiple }).left_future()
+            });
+            let nacks = again.into_iter().map(|tag| {
+                let given_back = self.channel.basic_nack(tag, REQUEUE);
+                given_back.right_future()
+            });
+            // Each is on its way, in this order, as soon as it is polled.
+            try_join_all(nacks.chain(acks)).await
         };
-        self.acknowledged.notify_one();
-        let acks = acknowledged.into_iter().map(|(tag, multiple)| {
-            self.channel.basic_ack(tag, BasicAckOptions { multiple }).left_future()
-        });
-        let nacks = again.into_iter().map(|tag| {
-            let given_back = self.channel.basic_nack(tag, REQUEUE);
-            given_back.right_future()
-        });
-        let told = try_join_all(acks.chain(nacks));
         within(self.shared.options.timeout, "storing outcomes", told).await.map(drop)
     }
 }
