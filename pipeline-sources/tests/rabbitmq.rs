@@ -652,6 +652,41 @@ async fn a_consumer_stays_open_over_many_fetches_and_keeps_the_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_has_no_more_items_than_its_largest_prefetch() {
+    const ITEMS: usize = 100;
+    let server = server!();
+    let options = short().max_prefetch(10);
+    let queue = RabbitQueue::with(&server.url(), "ten at most", options).unwrap();
+    for number in 0..ITEMS {
+        queue.push(Item::new(number.to_string())).await.unwrap();
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    let (opened, done) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
+    let count = done.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        gate.acquire().await?.forget();
+        count.fetch_add(1, SeqCst);
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(50).max_demand(1))
+        .start()
+        .unwrap();
+    let waiting = async || usize::try_from(queue.backlog().await.unwrap().items.unwrap()).unwrap();
+    for finished in [0, 15, 40] {
+        opened.add_permits(finished - done.load(SeqCst));
+        until("they are done", async || done.load(SeqCst) == finished).await;
+        until("it takes what it may", async || waiting().await == ITEMS - 10 - finished).await;
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(waiting().await, ITEMS - 10 - finished);
+    }
+    opened.add_permits(ITEMS);
+    until("all are done", async || done.load(SeqCst) == ITEMS).await;
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_item_that_is_given_back_is_not_done_with_those_behind_it() {
     const ITEMS: usize = 60;
     let server = server!();

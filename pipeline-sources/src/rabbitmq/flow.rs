@@ -20,6 +20,7 @@ const USE: Duration = Duration::from_secs(10);
 pub(super) struct Flow {
     /// The items that the server was told nothing of, by their tags, and whether they have no outcome.
     items: BTreeMap<u64, bool>,
+    max_prefetch: u16,
     /// How many of them have no outcome.
     in_work: usize,
     /// Whether outcomes are being stored. More may wait behind them, and more seems to be in work then than is.
@@ -38,9 +39,11 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(now: Instant) -> Self {
+    /// The flow of a session that has nothing yet.
+    pub(super) fn new(max_prefetch: u16, now: Instant) -> Self {
         Self {
             items: BTreeMap::new(),
+            max_prefetch,
             in_work: 0,
             is_settling: false,
             prefetch: 0,
@@ -107,15 +110,28 @@ impl Flow {
         self.of_consumer >= self.prefetch
     }
 
+    /// Whether another consumer may be opened. Its prefetch does not count the items of those before it, so there
+    /// are less than twice as many items as the largest prefetch.
+    pub(super) fn may_open(&self) -> bool {
+        self.items.len() < self.max_prefetch.into()
+    }
+
+    /// Whether a consumer that delivers nothing more before something is acknowledged is replaced: more items
+    /// than its prefetch are asked for, and no acknowledgement is on its way.
+    pub(super) fn is_too_small(&self, more: usize) -> bool {
+        !self.is_settling && self.may_open() && usize::from(self.prefetch_for(more)) > self.prefetch
+    }
+
     /// The prefetch with which so many more items can be in work.
     pub(super) fn prefetch_for(&self, more: usize) -> u16 {
-        u16::try_from(self.in_work.saturating_add(more)).unwrap_or(u16::MAX).max(1)
+        let asked = u16::try_from(self.in_work.saturating_add(more)).unwrap_or(u16::MAX);
+        asked.clamp(1, self.max_prefetch)
     }
 
     /// So many more items are asked for. Returns another prefetch if that of the open consumer is too small
     /// or much too large.
     pub(super) fn better_prefetch(&mut self, more: usize, now: Instant) -> Option<u16> {
-        if self.is_settling {
+        if self.is_settling || !self.may_open() {
             return None;
         }
         let asked = self.prefetch_for(more);
@@ -146,7 +162,7 @@ mod tests {
 
     fn flow(prefetch: u16) -> (Flow, Instant) {
         let now = Instant::now();
-        let mut flow = Flow::new(now);
+        let mut flow = Flow::new(u16::MAX, now);
         flow.opened(prefetch, now);
         (flow, now)
     }
@@ -216,6 +232,27 @@ mod tests {
         assert_eq!(flow.better_prefetch(most, now), Some(u16::MAX));
         flow.opened(u16::MAX, now);
         assert_eq!(flow.better_prefetch(2 * most, now + USE), None);
+    }
+
+    #[test]
+    fn the_largest_prefetch_is_kept_to() {
+        let now = Instant::now();
+        let mut flow = Flow::new(10, now);
+        assert_eq!(flow.prefetch_for(100), 10);
+        flow.opened(4, now);
+        (1..=4).for_each(|tag| flow.delivered(tag));
+        assert!(flow.is_too_small(1) && !flow.is_too_small(0));
+        assert_eq!(flow.better_prefetch(100, now), Some(10));
+        flow.is_settling = true;
+        assert!(!flow.is_too_small(1));
+        flow.is_settling = false;
+        flow.opened(10, now);
+        // Those of the consumer before are not in its prefetch.
+        (5..=14).for_each(|tag| flow.delivered(tag));
+        assert!(!flow.may_open() && !flow.is_too_small(100));
+        done(&mut flow, 1..=5);
+        assert!(flow.may_open());
+        assert!(!flow.is_too_small(100), "it is as large as it may be");
     }
 
     proptest! {

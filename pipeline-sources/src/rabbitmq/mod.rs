@@ -70,9 +70,10 @@
 //! - The prefetch follows what is asked for: it is raised when it is too small, and lowered when less than half of it
 //!   was of use for ten seconds. A server fixes the prefetch of a consumer when this is opened (it can change that
 //!   of a whole channel, but not with quorum queues), so another one is opened then, after the last item of the one
-//!   before. This is why items may be delivered before they are asked for: as many as were in work at one time, at most.
-//!   They wait in the source, other sources do not get them meanwhile, and a drain gives them back at once. What
-//!   [`max_unsettled_bytes`](crate::SourceOptions::max_unsettled_bytes) allows does not count them.
+//!   before. This is why items may be delivered before they are asked for: as many as were in work at one time, at most,
+//!   and no more than [`max_prefetch`](RabbitOptions::max_prefetch) together with those in work. They wait in the
+//!   source, other sources do not get them meanwhile, the backlog does not count them, and a drain gives them back at
+//!   once. What [`max_unsettled_bytes`](crate::SourceOptions::max_unsettled_bytes) allows does not count them.
 //! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
 //!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for them. One that was
 //!   [postponed](pipeline_core::processing::Failure::later) is not counted. A classic queue that is
@@ -86,8 +87,9 @@
 //!
 //! The server closes the channel of a source when an item that it has delivered is not acknowledged within
 //! `consumer_timeout`, half an hour if its configuration does not say otherwise. The time begins with the
-//! delivery, so it has to be enough for the item and for those that wait before it
-//! ([`max_demand`](pipeline_core::processing::Processors::max_demand) says how many these are). Then
+//! delivery, so it has to be enough for the item and for those that wait before it: as many as
+//! [`max_demand`](pipeline_core::processing::Processors::max_demand) says, and as many again that were delivered
+//! before they were asked for. Then
 //! everything that the source has in work is delivered again, the outcomes of these deliveries are not stored,
 //! and the source shows [`RabbitError::ConsumerTimeout`]. Work that takes longer each time is given up after
 //! [`max_deliveries`](crate::SourceOptions::max_deliveries). There is nothing that a client could renew. So
@@ -196,6 +198,7 @@ pub struct RabbitOptions {
     max_items: Option<u64>,
     delivery_limit: u32,
     consumer_timeout: Option<Duration>,
+    max_prefetch: u16,
 }
 
 impl Default for RabbitOptions {
@@ -209,6 +212,7 @@ impl Default for RabbitOptions {
             max_items: None,
             delivery_limit: 100,
             consumer_timeout: None,
+            max_prefetch: 1000,
         }
     }
 }
@@ -250,6 +254,20 @@ impl RabbitOptions {
     /// configuration, and nothing else changes it. See [long work](self#long-work).
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.consumer_timeout = Some(timeout.max(Duration::from_secs(1)));
+        self
+    }
+
+    /// The largest prefetch of a source: how many items the server has delivered to it that are not acknowledged,
+    /// in work and before they are asked for. Default 1,000. It bounds the memory that they take, for the server
+    /// sends them whatever their size is: for large items take less. No more can be in work at the same time. For
+    /// a moment, when the prefetch is raised, a source may have up to twice as many.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn max_prefetch(mut self, items: u16) -> Self {
+        assert!(items > 0, "max_prefetch must be at least 1");
+        self.max_prefetch = items;
         self
     }
 

@@ -156,11 +156,12 @@ impl Broker for RabbitQueue {
         let open = || open_channel(&connection, shared.options.timeout);
         let (channel, asking) = (open().await?, open().await?);
         let number = shared.sessions.fetch_add(1, SeqCst);
+        let flow = Flow::new(shared.options.max_prefetch, Instant::now());
         let session = Arc::new(Session {
             shared,
             number,
             channel,
-            flow: Lock::new(Flow::new(Instant::now())),
+            flow: Lock::new(flow),
             acknowledged: Notify::new(),
             telling: Mutex::new(()),
             asking: Mutex::new(asking),
@@ -273,6 +274,13 @@ impl RabbitFetch {
             let first = self.taken.is_empty();
             let consumer = match &mut self.feed {
                 Feed::Closed if !first => break,
+                Feed::Closed if !session.flow.lock().may_open() => {
+                    let _ = timeout(FULL, session.acknowledged.notified()).await;
+                    if !session.channel.status().connected() {
+                        return Err(RabbitError::Closed);
+                    }
+                    continue;
+                }
                 Feed::Closed => {
                     let prefetch = session.flow.lock().prefetch_for(max);
                     let least = replace(&mut self.least, 0);
@@ -299,7 +307,8 @@ impl RabbitFetch {
                         break;
                     }
                     // Items that are done are acknowledged soon. If not, more than before are in work.
-                    if timeout(FULL, session.acknowledged.notified()).await.is_err() {
+                    let waited = timeout(FULL, session.acknowledged.notified()).await;
+                    if waited.is_err() && session.flow.lock().is_too_small(max) {
                         self.cancel().await?;
                     }
                     continue;
@@ -654,36 +663,49 @@ impl Session {
             }
         }
         let Shared { names, options, .. } = &*self.shared;
+        let _turn = self.telling.lock().await;
         // Its answer comes behind what was sent before, so the server has read it.
         let read = declared(&self.channel, &names.queue, options.timeout);
-        try_join(self.tell(acked, again), read).await?;
+        try_join(self.send(acked, again), read).await?;
         Ok(not_stored)
     }
 
     /// Tells the server which items are done and which are given back. It does not answer.
     async fn tell(&self, done: Vec<u64>, again: Vec<u64>) -> Result<(), RabbitError> {
-        let told = async {
-            // What is said of several items at once must not overtake what is said of one of them: an item
-            // that is given back would count as done.
-            let _turn = self.telling.lock().await;
-            let acknowledged = {
-                let mut flow = self.flow.lock();
-                // Those that are given back are still there, so no acknowledgement is for them too.
-                let acknowledged = flow.acknowledge(done);
-                again.iter().for_each(|tag| flow.forget(*tag));
-                acknowledged
-            };
-            self.acknowledged.notify_one();
-            let acks = acknowledged.into_iter().map(|(tag, multiple)| {
-                self.channel.basic_ack(tag, BasicAckOptions { multiple }).left_future()
-            });
-            let nacks = again.into_iter().map(|tag| {
-                let given_back = self.channel.basic_nack(tag, REQUEUE);
-                given_back.right_future()
-            });
-            // Each is on its way, in this order, as soon as it is polled.
-            try_join_all(nacks.chain(acks)).await
+        let _turn = self.telling.lock().await;
+        self.send(done, again).await
+    }
+
+    /// Sends which items are done and which are given back, as soon as it is polled. By one task at a time: what
+    /// is said of several items at once must not overtake what is said of one of them, or an item that is given
+    /// back would count as done.
+    async fn send(&self, done: Vec<u64>, again: Vec<u64>) -> Result<(), RabbitError> {
+        let acknowledged = {
+            let mut flow = self.flow.lock();
+            // Those that are given back are still there, so no acknowledgement is for them too.
+            let acknowledged = flow.acknowledge(done);
+            again.iter().for_each(|tag| flow.forget(*tag));
+            acknowledged
         };
-        within(self.shared.options.timeout, "storing outcomes", told).await.map(drop)
+        self.acknowledged.notify_one();
+        let nacks = again.into_iter().map(|tag| {
+            let given_back = self.channel.basic_nack(tag, REQUEUE);
+            given_back.left_future()
+        });
+        let acks = acknowledged.into_iter().map(|(tag, multiple)| {
+            self.channel.basic_ack(tag, BasicAckOptions { multiple }).right_future()
+        });
+        let sent = async {
+            // Each is on its way when it has been polled, so all are, in this order, before anything else.
+            let mut waiting = Vec::new();
+            for mut sending in nacks.chain(acks).map(Box::pin) {
+                match (&mut sending).now_or_never() {
+                    Some(sent) => sent?,
+                    None => waiting.push(sending),
+                }
+            }
+            try_join_all(waiting).await
+        };
+        within(self.shared.options.timeout, "storing outcomes", sent).await.map(drop)
     }
 }
