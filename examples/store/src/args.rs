@@ -4,7 +4,10 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::Parser;
 
-use store::{admins::Credentials, domain::moment::ReleaseAt};
+use store::{
+    admins::{Credentials, CredentialsError},
+    domain::moment::ReleaseAt,
+};
 
 /// A shop that sells limited shoes in drops
 #[derive(Debug, Parser)]
@@ -38,9 +41,17 @@ pub struct Args {
     #[arg(long, default_value_t = 23, value_name = "N")]
     pub seed: u64,
 
-    /// An admin; may be given several times. A build for debugging has admin:password by default
-    #[arg(long, env = "STORE_ADMIN", value_name = "USER:PASSWORD", value_delimiter = ',')]
-    pub admin: Vec<Credentials>,
+    /// An admin; may be given several times, or with commas between them, so a password has no comma. A build for debugging
+    /// has admin:password by default
+    // It is read later, because an error that clap finds repeats the value.
+    #[arg(
+        long,
+        env = "STORE_ADMIN",
+        hide_env_values = true,
+        value_name = "USER:PASSWORD",
+        value_delimiter = ','
+    )]
+    admin: Vec<String>,
 
     /// The secret that signs carts and tokens, at least 20 bytes, the same on all nodes. Default: a random one, which is
     /// kept in a file next to the database
@@ -137,16 +148,22 @@ fn parse_items(text: &str) -> Result<usize, String> {
 
 /// What is missing to start.
 #[derive(Debug, thiserror::Error)]
-#[error("--admin USER:PASSWORD is needed: only a build for debugging has a default")]
-pub struct NoAdmin;
+pub enum AdminsError {
+    /// There is none.
+    #[error("--admin USER:PASSWORD is needed: only a build for debugging has a default")]
+    None,
+    /// One cannot be read.
+    #[error("--admin: {0}, and no comma in them")]
+    Wrong(#[from] CredentialsError),
+}
 
 impl Args {
     /// The admins.
-    pub fn admins(&self) -> Result<Vec<Credentials>, NoAdmin> {
+    pub fn admins(&self) -> Result<Vec<Credentials>, AdminsError> {
         if !self.admin.is_empty() {
-            return Ok(self.admin.clone());
+            return Ok(self.admin.iter().map(|it| it.parse()).collect::<Result<_, _>>()?);
         }
-        default_admin(cfg!(debug_assertions)).map(|it| vec![it]).ok_or(NoAdmin)
+        default_admin(cfg!(debug_assertions)).map(|it| vec![it]).ok_or(AdminsError::None)
     }
 
     /// The port of the operator's listener.
@@ -163,6 +180,8 @@ fn default_admin(is_for_debugging: bool) -> Option<Credentials> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
@@ -171,7 +190,18 @@ mod tests {
         assert!(default_admin(false).is_none());
         let given = Args::try_parse_from(["store", "--admin", "ann:one", "--admin", "bob:two"]);
         assert_eq!(given.unwrap().admins().unwrap().len(), 2);
-        assert!(Args::try_parse_from(["store", "--admin", "ann"]).is_err());
+        assert!(Args::try_parse_from(["store", "--admin", "ann"]).unwrap().admins().is_err());
+    }
+
+    #[test]
+    fn no_help_and_no_error_says_a_password() {
+        let command = Args::command();
+        let from_outside = command.get_arguments().filter(|it| it.get_env().is_some());
+        let shown: Vec<_> = from_outside.filter(|it| !it.is_hide_env_values_set()).collect();
+        assert!(shown.is_empty(), "{shown:?}");
+        let given = Args::try_parse_from(["store", "--admin", "ann:pass,word"]).unwrap();
+        let error = given.admins().unwrap_err().to_string();
+        assert!(error.contains("comma") && !error.contains("word,") && !error.contains("pass,"));
     }
 
     #[test]
