@@ -30,7 +30,10 @@ use store::{
     shop::{Shop, ShopOptions},
     store::Store,
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use self::args::Args;
 
@@ -127,6 +130,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     say(format!("admin    http://{address}/admin"));
     say(format!("inspect  http://{operator_address}/inspect"));
     say(format!("database {}", args.db.display()));
+    let shop = store.shop.clone();
     let mut server = serve(listener, store.router).endpoint(store.endpoint).health(&store.health);
     for pipeline in store.pipelines {
         server = server.pipeline(pipeline);
@@ -137,6 +141,10 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         .drain_within(Duration::from_secs(args.drain_secs))
         .await?;
     drop(tasks);
+    // What has begun is said, also if its client is gone.
+    if timeout(Duration::from_secs(args.drain_secs), shop.settled()).await.is_err() {
+        tracing::warn!("some writes were not done in time");
+    }
     node.flush().await;
     drop(statsd);
     say(report.to_string());

@@ -1,11 +1,12 @@
 //! The shop: what its pages, channels and pipelines share.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use pipeline::{
     source::{FairQueueOptions, Queue, QueueOptions, TimedFairQueue, queue, timed_fair_queue},
     telemetry::Telemetry,
@@ -18,7 +19,11 @@ use pipeline::{
     },
 };
 use thiserror::Error;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinSet,
+    time::Instant,
+};
 
 use crate::{
     clock::Clock,
@@ -50,6 +55,9 @@ pub const DROPS_PAGE: &str = "page:drops";
 
 /// The most rows that wait to be told. There are no more rows than this, or their news waits for the next comparison.
 const MAX_ROWS: usize = 100_000;
+
+/// The most writes that have begun and have not ended. The next one is refused, and counts as failed.
+const MAX_WRITES: usize = 16_384;
 
 /// What a shop is made with.
 pub struct ShopOptions {
@@ -95,6 +103,8 @@ pub struct Shop {
     /// Notified when the copy may miss something.
     doubt: Notify,
     network: OnceLock<Network>,
+    /// The writes that have begun. They end with the shop, or in [`settled`](Self::settled).
+    writes: Mutex<JoinSet<()>>,
 }
 
 /// The entrances of the pipelines.
@@ -213,6 +223,7 @@ impl Shop {
             news: News { levels, alerts, totals },
             doubt: Notify::new(),
             network: OnceLock::new(),
+            writes: Mutex::default(),
         };
         let producers =
             Producers { levels: levels_producer, alerts: alerts_producer, totals: totals_producer };
@@ -225,17 +236,55 @@ impl Shop {
         let _ = self.network.set(Network { pubsub, own });
     }
 
+    /// Does a write in a task of its own. A request ends with its client, and what the database has committed by then has to
+    /// be told all the same.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        write: impl Future<Output = Result<T, DatabaseError>> + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut writes = self.writes.lock();
+            while writes.try_join_next().is_some() {}
+            if writes.len() >= MAX_WRITES {
+                self.metrics.failed.increment(1);
+                return Err(DatabaseError::Crowded);
+            }
+            writes.spawn(async move {
+                // The client may be gone.
+                let _ = answer.send(write.await);
+            });
+        }
+        let ended = || DatabaseError::Failed("its task has ended".to_owned());
+        answered.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// Waits until all writes that have begun are done and told. Those that are not done when this is dropped are ended.
+    pub async fn settled(&self) {
+        loop {
+            let mut writes = mem::take(&mut *self.writes.lock());
+            if writes.is_empty() {
+                return;
+            }
+            while writes.join_next().await.is_some() {}
+        }
+    }
+
     /// Releases a product: in the database, then in the copy, then on the other nodes, then for the clients.
     ///
     /// # Errors
     ///
     /// [`DatabaseError`] if the database has not released it. Then nothing has changed anywhere.
-    pub async fn release(&self, product: i64) -> Result<Release, DatabaseError> {
-        let release = self.database.release(product).await?;
-        if let Release::Released(change) = release {
-            self.committed(&[change]);
-        }
-        Ok(release)
+    pub async fn release(self: &Arc<Self>, product: i64) -> Result<Release, DatabaseError> {
+        let shop = self.clone();
+        self.to_its_end(async move {
+            let release = shop.database.release(product).await?;
+            if let Release::Released(change) = release {
+                shop.committed(&[change]);
+            }
+            Ok(release)
+        })
+        .await
     }
 
     /// Sets when a product is released by itself.
@@ -254,7 +303,12 @@ impl Shop {
     /// # Errors
     ///
     /// [`DatabaseError`] if the database has sold none.
-    pub async fn sell(&self, item: i64) -> Result<Sale, DatabaseError> {
+    pub async fn sell(self: &Arc<Self>, item: i64) -> Result<Sale, DatabaseError> {
+        let shop = self.clone();
+        self.to_its_end(async move { shop.sell_here(item).await }).await
+    }
+
+    async fn sell_here(&self, item: i64) -> Result<Sale, DatabaseError> {
         let sale = self.database.sell(item).await;
         match &sale {
             Ok(Sale::Sold(change)) => {
@@ -273,10 +327,18 @@ impl Shop {
     /// # Errors
     ///
     /// [`DatabaseError`] if the database has not changed it.
-    pub async fn stock(&self, item: i64, available_count: i64) -> Result<bool, DatabaseError> {
-        let change = self.database.stock(item, available_count).await?;
-        self.committed(change.as_slice());
-        Ok(change.is_some())
+    pub async fn stock(
+        self: &Arc<Self>,
+        item: i64,
+        available_count: i64,
+    ) -> Result<bool, DatabaseError> {
+        let shop = self.clone();
+        self.to_its_end(async move {
+            let change = shop.database.stock(item, available_count).await?;
+            shop.committed(change.as_slice());
+            Ok(change.is_some())
+        })
+        .await
     }
 
     /// Buys a cart, all or nothing. The cart is emptied in all its tabs.
@@ -284,28 +346,32 @@ impl Shop {
     /// # Errors
     ///
     /// [`DatabaseError`] if the database has sold nothing.
-    pub async fn check_out(&self, order: Order) -> Result<CheckOut, DatabaseError> {
+    pub async fn check_out(self: &Arc<Self>, order: Order) -> Result<CheckOut, DatabaseError> {
+        let shop = self.clone();
+        self.to_its_end(async move { shop.check_out_here(order).await }).await
+    }
+
+    async fn check_out_here(&self, order: Order) -> Result<CheckOut, DatabaseError> {
         let began = Instant::now();
-        let (cart, items) = (order.cart.clone(), order.items.clone());
-        let done = self.database.check_out(order).await;
+        let done = self.database.check_out(order.clone()).await;
         self.metrics.checkout_took(began.elapsed());
         match &done {
             Ok(CheckOut::Placed(changes)) => {
                 self.metrics.sold.increment(changes.len() as u64);
                 self.committed(changes);
-                self.empty(&cart, &items);
+                self.empty(&order);
             }
-            Ok(CheckOut::Repeated) => self.empty(&cart, &items),
+            Ok(CheckOut::Repeated) => self.empty(&order),
             Ok(CheckOut::Gone(_)) => self.metrics.out.increment(1),
-            Ok(CheckOut::NotForSale(_)) => {}
+            Ok(CheckOut::NotForSale(_) | CheckOut::OtherItems) => {}
             Err(_) => self.metrics.failed.increment(1),
         }
         done
     }
 
     /// Removes what was bought from the cart's tabs, on all nodes.
-    fn empty(&self, cart: &str, items: &[i64]) {
-        let payload = serde_json::json!({ "added": [], "removed": items });
+    fn empty(&self, Order { key, cart, items, .. }: &Order) {
+        let payload = serde_json::json!({ "added": [], "removed": items, "order": key });
         if let Some(Network { pubsub, .. }) = self.network.get() {
             // Should another node not hear of it, the queue of placed orders says it again.
             if let Err(error) = pubsub.broadcast(&format!("cart:{cart}"), "cart_updated", payload) {

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::{product::canonical_id, sockets::ShopperSocket};
 use crate::{
     domain::{
-        cart::{Cart, CartError},
+        cart::{Cart, CartError, Ordered},
         catalogue::Catalogue,
         ids::is_cart_id,
     },
@@ -69,6 +69,9 @@ struct Updated {
     added: Vec<i64>,
     #[serde(default)]
     removed: Vec<i64>,
+    /// The key of the order that has bought what is removed.
+    #[serde(default)]
+    order: Option<String>,
 }
 
 impl fmt::Debug for CartChannel {
@@ -104,7 +107,12 @@ impl Channel for CartChannel {
         let catalogue =
             shop.inventory.snapshot().ok_or_else(|| JoinError::reason("unavailable"))?;
         let is_known = |item| catalogue.item(item).is_some();
-        let cart = Cart::restore(text("serialized"), &shop.rules, now, is_known);
+        let mut cart = Cart::restore(text("serialized"), &shop.rules, now, is_known);
+        // The page that says what was bought.
+        let bought = shop.signers.ordered.verify_optional::<Ordered>(text("bought"), now).ok();
+        if let Some(Ordered { order, items, .. }) = bought.filter(|it| it.cart == id) {
+            cart.take_out(&order, &items);
+        }
         // It listens before it looks, so a sale in between is not missed.
         let hears: BTreeSet<i64> = cart.item_ids().collect();
         for item in &hears {
@@ -162,9 +170,14 @@ impl Channel for CartChannel {
         payload: Payload,
         cx: &ChannelContext<Self>,
     ) -> Result<(), Stop> {
-        let Updated { added, removed } = payload.parse()?;
+        let Updated { added, removed, order } = payload.parse()?;
         let before = self.cart.clone();
-        let left = self.cart.follow(&added, &removed, &self.shop.rules);
+        let left = if let Some(order) = order {
+            self.cart.take_out(&order, &removed);
+            Vec::new()
+        } else {
+            self.cart.follow(&added, &removed, &self.shop.rules)
+        };
         self.listen(cx);
         // A tab that has removed something since it has heard this has to hear what left for want of room.
         if !left.is_empty() {

@@ -88,6 +88,8 @@ pub enum CheckOut {
     Placed(Vec<Change>),
     /// The order was placed before, by the same key. Nothing has changed.
     Repeated,
+    /// The key is that of another order of this cart, which has other items. Nothing was sold.
+    OtherItems,
     /// These items are gone. Nothing was sold.
     Gone(Vec<i64>),
     /// These items are not released, or not sold here. Nothing was sold.
@@ -116,6 +118,9 @@ pub enum DatabaseError {
     /// The database is not there.
     #[error("the database is away: {0}")]
     Away(String),
+    /// Too many calls wait for it.
+    #[error("too many calls wait for the database")]
+    Crowded,
     /// The database refuses.
     #[error("the database has failed: {0}")]
     Failed(String),

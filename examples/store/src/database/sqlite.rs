@@ -290,6 +290,16 @@ fn sell_all(
     Ok(if gone.is_empty() { Ok(Sold { changes, prices }) } else { Err(Refused::Gone(gone)) })
 }
 
+/// The items that the key of this order has bought for its cart, ascending, if it has.
+fn bought_by(transaction: &Transaction<'_>, order: &Order) -> rusqlite::Result<Option<Vec<i64>>> {
+    let find = "SELECT id FROM orders WHERE cart = ? AND key = ?";
+    let placed = transaction.query_row(find, [&order.cart, &order.key], |row| row.get(0));
+    let Some(id): Option<i64> = placed.optional()? else { return Ok(None) };
+    let items = "SELECT item_id FROM order_items WHERE order_id = ? ORDER BY item_id";
+    let mut items = transaction.prepare_cached(items)?;
+    items.query_map([id], |row| row.get(0))?.collect::<Result<_, _>>().map(Some)
+}
+
 /// Whether the tables of queues are there. Until the pipeline of orders has made them, an order is confirmed only by the
 /// node that has taken it.
 fn has_queue(transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
@@ -348,11 +358,11 @@ impl Database for SqliteDatabase {
 
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {
         self.transact(move |transaction, options| {
-            let exists = "SELECT EXISTS (SELECT 1 FROM orders WHERE cart = ? AND key = ?)";
-            let was_placed =
-                transaction.query_row(exists, [&order.cart, &order.key], |row| row.get(0))?;
-            if was_placed {
-                return Ok(CheckOut::Repeated);
+            if let Some(bought) = bought_by(transaction, &order)? {
+                let mut items = order.items;
+                items.sort_unstable();
+                items.dedup();
+                return Ok(if bought == items { CheckOut::Repeated } else { CheckOut::OtherItems });
             }
             // Items that were sold before one that is gone are given back.
             transaction.execute_batch("SAVEPOINT sale")?;
@@ -377,7 +387,8 @@ impl Database for SqliteDatabase {
             }
             if options.confirm_orders && has_queue(transaction)? {
                 let items: Vec<i64> = prices.iter().map(|(item, _)| *item).collect();
-                let placed = json!({ "cart": order.cart, "items": items }).to_string();
+                let placed =
+                    json!({ "cart": order.cart, "items": items, "order": order.key }).to_string();
                 push_in(transaction, PLACED_ORDERS, &QueueItem::new(placed))?;
             }
             Ok(CheckOut::Placed(changes))

@@ -1,6 +1,9 @@
 //! The cart: a set of items, and its signed form. Pure; the time is an argument.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::SystemTime,
+};
 
 use pipeline::ws::token::{Signer, SignerError, TokenError};
 use serde::{Deserialize, Serialize};
@@ -12,6 +15,9 @@ pub const VALID_FOR: Duration = Duration::from_secs(604_800);
 
 /// The most bytes of a signed cart that are looked at.
 pub const MAX_TOKEN: usize = 4096;
+
+/// The orders that a cart remembers. An order is confirmed several times, and is taken out of the cart once.
+pub const MAX_ORDERS: usize = 4;
 
 /// How many items a cart may have, and how it is signed.
 #[derive(Clone, Debug)]
@@ -25,6 +31,19 @@ pub struct CartRules {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cart {
     items: BTreeSet<i64>,
+    /// The keys of the last orders that were taken out of it, oldest first.
+    orders: VecDeque<String>,
+}
+
+/// An order that was placed, as the page that says so brings it to its cart.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Ordered {
+    /// The id of the cart.
+    pub cart: String,
+    /// The key of the order.
+    pub order: String,
+    /// What was bought.
+    pub items: Vec<i64>,
 }
 
 /// Why a cart was not changed.
@@ -58,6 +77,9 @@ pub enum RestoreError {
 #[derive(Deserialize, Serialize)]
 struct Signed {
     items: Vec<i64>,
+    /// Carts of older versions have none.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    orders: VecDeque<String>,
 }
 
 impl CartRules {
@@ -135,13 +157,29 @@ impl Cart {
         left
     }
 
+    /// Takes out what an order has bought, unless the order was taken out before: what is in the cart again was put back
+    /// since.
+    pub fn take_out(&mut self, order: &str, items: &[i64]) {
+        if self.orders.iter().any(|known| known == order) {
+            return;
+        }
+        if self.orders.len() >= MAX_ORDERS {
+            self.orders.pop_front();
+        }
+        self.orders.push_back(order.to_owned());
+        for item in items {
+            self.items.remove(item);
+        }
+    }
+
     /// The signed cart, dated `now`.
     ///
     /// # Errors
     ///
     /// [`TokenError`] if it cannot be signed.
     pub fn serialize(&self, rules: &CartRules, now: SystemTime) -> Result<String, TokenError> {
-        rules.signer.sign(&Signed { items: self.items.iter().copied().collect() }, now)
+        let items = self.items.iter().copied().collect();
+        rules.signer.sign(&Signed { items, orders: self.orders.clone() }, now)
     }
 
     /// Reads a signed cart, with all items that it has.
@@ -157,8 +195,8 @@ impl Cart {
         if token.len() > MAX_TOKEN {
             return Err(RestoreError::TooLong);
         }
-        let Signed { items } = rules.signer.verify(token, now)?;
-        Ok(Self { items: items.into_iter().collect() })
+        let Signed { items, orders } = rules.signer.verify(token, now)?;
+        Ok(Self { items: items.into_iter().collect(), orders })
     }
 
     /// The cart of a shopper who brings this signed cart. It has the items that are known, the lowest ids first if they are
@@ -171,14 +209,15 @@ impl Cart {
         is_known: impl Fn(i64) -> bool,
     ) -> Self {
         let cart = token.and_then(|token| Self::deserialize(token, rules, now).ok());
-        let items = cart.unwrap_or_default().items.into_iter();
-        Self { items: items.filter(|item| is_known(*item)).take(rules.max_items).collect() }
+        let Self { items, orders } = cart.unwrap_or_default();
+        let items = items.into_iter().filter(|item| is_known(*item)).take(rules.max_items);
+        Self { items: items.collect(), orders }
     }
 }
 
 impl FromIterator<i64> for Cart {
     fn from_iter<I: IntoIterator<Item = i64>>(items: I) -> Self {
-        Self { items: items.into_iter().collect() }
+        Self { items: items.into_iter().collect(), orders: VecDeque::new() }
     }
 }
 
@@ -223,6 +262,24 @@ mod tests {
         assert_eq!(cart.remove(7), Ok(()));
         assert_eq!(cart.remove(7), Err(CartError::NotFound));
         assert_eq!(ids(&cart), [9]);
+    }
+
+    #[test]
+    fn an_order_is_taken_out_of_a_cart_once() {
+        let mut cart: Cart = [7, 9].into_iter().collect();
+        cart.take_out("one", &[7]);
+        assert_eq!(ids(&cart), [9]);
+        cart.add(7, &rules()).unwrap();
+        let token = cart.serialize(&rules(), at(0)).unwrap();
+        let mut cart = Cart::deserialize(&token, &rules(), at(0)).unwrap();
+        cart.take_out("one", &[7]);
+        assert_eq!(ids(&cart), [7, 9]);
+        cart.take_out("two", &[7]);
+        assert_eq!(ids(&cart), [9]);
+        for n in 0..100 {
+            cart.take_out(&n.to_string(), &[]);
+        }
+        assert_eq!(cart.orders.len(), MAX_ORDERS);
     }
 
     proptest! {

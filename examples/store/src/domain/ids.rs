@@ -2,7 +2,7 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 /// The length of a cart's id, in characters.
 pub const CART_ID: usize = 64;
@@ -18,15 +18,12 @@ pub fn cart_id() -> Result<String, getrandom::Error> {
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// A key of a purchase, which a form sends so that it buys once.
-///
-/// # Errors
-///
-/// If the system has no random source.
-pub fn purchase_key() -> Result<String, getrandom::Error> {
-    let mut bytes = [0; 18];
-    getrandom::fill(&mut bytes)?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
+/// The key of a purchase, which a form sends so that it buys once. It is made from the signed cart, so a checkout that is
+/// loaded again, or is open twice, has the same one.
+#[must_use]
+pub fn purchase_key(signed_cart: &str) -> String {
+    let hash = Sha256::digest(signed_cart.as_bytes());
+    URL_SAFE_NO_PAD.encode(hash.get(..18).unwrap_or_default())
 }
 
 /// Whether a text can be the id of a cart.

@@ -13,7 +13,11 @@ use serde::Deserialize;
 use super::{Failure, LATER, Site, session::Session};
 use crate::{
     database::{CheckOut, Order},
-    domain::{cart::Cart, catalogue::Catalogue, ids},
+    domain::{
+        cart::{Cart, Ordered},
+        catalogue::Catalogue,
+        ids,
+    },
     pages::{self, CheckoutLine, CheckoutView, Variant},
     shop::Shop,
 };
@@ -48,7 +52,7 @@ pub(super) async fn show(
     let session = Session::of(&headers, shop)?;
     let catalogue = shop.inventory.snapshot().ok_or(Failure::NotLoaded)?;
     let cart = restore(&token, &catalogue, shop);
-    let key = ids::purchase_key().map_err(|error| Failure::Internal(error.to_string().into()))?;
+    let key = ids::purchase_key(&token);
     page(&session, &cart, &catalogue, key, None, shop)
 }
 
@@ -75,6 +79,8 @@ pub(super) async fn buy(
         items: cart.item_ids().collect(),
         placed_at: shop.clock.now_ms(),
     };
+    let placed =
+        Ordered { cart: order.cart.clone(), order: key.clone(), items: order.items.clone() };
     let refused = |items: Vec<i64>, what: &str| {
         let names: Vec<String> = items.iter().filter_map(|item| name(&catalogue, *item)).collect();
         let problem =
@@ -91,8 +97,13 @@ pub(super) async fn buy(
     match shop.check_out(order).await {
         Ok(CheckOut::Placed(_) | CheckOut::Repeated) => {
             let mut response = Redirect::to("/checkout/complete").into_response();
-            session.note_order(&mut response, shop)?;
+            session.note_order(&mut response, &placed, shop)?;
             Ok(response)
+        }
+        Ok(CheckOut::OtherItems) => {
+            let problem = "This checkout has bought other pairs already. Nothing more was bought. Open the checkout of your cart again.";
+            let page = page(&session, &cart, &catalogue, key, Some(problem.to_owned()), shop)?;
+            Ok((StatusCode::CONFLICT, page).into_response())
         }
         Ok(CheckOut::Gone(items)) => refused(items, "gone meanwhile."),
         Ok(CheckOut::NotForSale(items)) => refused(items, "not for sale yet."),
@@ -112,10 +123,10 @@ pub(super) async fn complete(
 ) -> Result<Response, Failure> {
     let shop = &site.shop;
     let session = Session::of(&headers, shop)?;
-    if !session.has_ordered(&headers, shop) {
+    let Some(bought) = session.ordered(&headers, shop) else {
         return Ok(Redirect::to("/").into_response());
-    }
-    let html = pages::checkout_complete(&session.head(shop, Variant::Plain)?)?;
+    };
+    let html = pages::checkout_complete(&session.head(shop, Variant::Plain)?, &bought)?;
     session.set_on(Html(html), shop)
 }
 

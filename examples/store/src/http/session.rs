@@ -11,7 +11,7 @@ use pipeline::ws::token::Signer;
 
 use super::Failure;
 use crate::{
-    domain::ids,
+    domain::{cart::Ordered, ids},
     pages::{PageHead, Variant},
     shop::Shop,
 };
@@ -23,7 +23,7 @@ const SESSION: &str = "_store_session";
 const ORDERED: &str = "_store_ordered";
 
 /// The longest cookie that is looked at.
-const MAX_COOKIE: usize = 1024;
+const MAX_COOKIE: usize = 4096;
 
 /// A session.
 pub(super) struct Session {
@@ -65,9 +65,11 @@ impl Session {
         !self.is_new && token.is_ok_and(|of| of == self.cart_id)
     }
 
-    /// Whether an order was placed in this session.
-    pub(super) fn has_ordered(&self, headers: &HeaderMap, shop: &Shop) -> bool {
-        signed(headers, ORDERED, &shop.signers.ordered, shop).is_some_and(|of| of == self.cart_id)
+    /// The last order that was placed in this session, signed, as its page brings it to the cart.
+    pub(super) fn ordered(&self, headers: &HeaderMap, shop: &Shop) -> Option<String> {
+        let value = cookie(headers, ORDERED)?;
+        let ordered = shop.signers.ordered.verify::<Ordered>(value, shop.clock.now()).ok()?;
+        (ordered.cart == self.cart_id).then(|| value.to_owned())
     }
 
     /// The response, with the cookie if the session is new.
@@ -78,25 +80,30 @@ impl Session {
     ) -> Result<Response, Failure> {
         let mut response = response.into_response();
         if self.is_new {
-            self.add(&mut response, SESSION, &shop.signers.session, 365 * 86_400, shop)?;
+            let token = shop.signers.session.sign(&self.cart_id, shop.clock.now())?;
+            self.add(&mut response, SESSION, &token, 365 * 86_400)?;
         }
         Ok(response)
     }
 
     /// Notes that an order was placed.
-    pub(super) fn note_order(&self, response: &mut Response, shop: &Shop) -> Result<(), Failure> {
-        self.add(response, ORDERED, &shop.signers.ordered, 86_400, shop)
+    pub(super) fn note_order(
+        &self,
+        response: &mut Response,
+        ordered: &Ordered,
+        shop: &Shop,
+    ) -> Result<(), Failure> {
+        let token = shop.signers.ordered.sign(ordered, shop.clock.now())?;
+        self.add(response, ORDERED, &token, 86_400)
     }
 
     fn add(
         &self,
         response: &mut Response,
         name: &str,
-        signer: &Signer,
+        token: &str,
         max_age: u32,
-        shop: &Shop,
     ) -> Result<(), Failure> {
-        let token = signer.sign(&self.cart_id, shop.clock.now())?;
         let secure = if self.is_secure { "; Secure" } else { "" };
         let cookie =
             format!("{name}={token}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure}");
@@ -107,13 +114,15 @@ impl Session {
 
 /// The text that a cookie has signed.
 fn signed(headers: &HeaderMap, name: &str, signer: &Signer, shop: &Shop) -> Option<String> {
+    signer.verify(cookie(headers, name)?, shop.clock.now()).ok()
+}
+
+/// The value of a cookie, if it is one to be looked at.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     // A header that is no text has no cookie of ours.
     let cookies = headers.get_all(COOKIE).iter().filter_map(|header| header.to_str().ok());
     let mut pairs =
         cookies.flat_map(|header| header.split(';')).filter_map(|it| it.trim().split_once('='));
     let (_, value) = pairs.find(|(key, _)| *key == name)?;
-    if value.len() > MAX_COOKIE {
-        return None;
-    }
-    signer.verify(value, shop.clock.now()).ok()
+    (value.len() <= MAX_COOKIE).then_some(value)
 }

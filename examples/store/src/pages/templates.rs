@@ -49,9 +49,9 @@ pub fn checkout(head: &PageHead, view: &CheckoutView) -> Result<String, Error> {
     Checkout { head, view }.render()
 }
 
-/// The page after a purchase.
-pub fn checkout_complete(head: &PageHead) -> Result<String, Error> {
-    Complete { head }.render()
+/// The page after a purchase. `bought` is the signed order, which the page brings to the cart.
+pub fn checkout_complete(head: &PageHead, bought: &str) -> Result<String, Error> {
+    Complete { head, bought }.render()
 }
 
 /// The admin's dashboard.
@@ -107,6 +107,7 @@ struct Checkout<'a> {
 #[template(path = "complete.html")]
 struct Complete<'a> {
     head: &'a PageHead,
+    bought: &'a str,
 }
 
 #[derive(Template)]

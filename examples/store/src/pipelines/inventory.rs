@@ -108,7 +108,7 @@ async fn load(shop: &Shop) {
 }
 
 /// Releases what is due. The database releases a product once, whichever node is first.
-async fn release_due(shop: &Shop) {
+async fn release_due(shop: &Arc<Shop>) {
     let now = shop.clock.now_ms();
     let Some(catalogue) = shop.inventory.snapshot() else { return };
     for product in catalogue.products() {

@@ -1,7 +1,8 @@
 //! Placed orders, from the database to their carts.
 //!
 //! The transaction of a sale puts its order into a durable queue, so a node that is killed between the sale and the answer
-//! loses no cart's emptying: the order is confirmed once the sockets of the cart's tabs have taken it, or none is there.
+//! loses no cart's emptying: the order is confirmed once the socket of a tab of its cart has taken it, on whichever node, or
+//! when none has come for an hour. It may be confirmed more than once: a cart takes an order out once.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,7 +16,7 @@ use pipeline::{
     },
     ws::{
         PubSub,
-        pubsub::{NoSubscribers, Push},
+        pubsub::{ClientsElsewhere, Expired, NoSubscribers, Push},
     },
 };
 use serde::Deserialize;
@@ -24,11 +25,16 @@ use thiserror::Error;
 
 use crate::database::PLACED_ORDERS;
 
+/// How long an order waits for a tab of its cart.
+const KEPT: Duration = Duration::from_secs(3600);
+
 /// An order that was placed, as the queue has it.
 #[derive(Debug, Deserialize)]
 struct Placed {
     cart: String,
     items: Vec<i64>,
+    /// The key. Rows of older versions have none.
+    order: Option<String>,
 }
 
 /// The pipeline cannot be started.
@@ -51,13 +57,16 @@ pub enum OrdersError {
 pub async fn start(path: PathBuf, pubsub: &PubSub) -> Result<Pipeline, OrdersError> {
     let queue = SqliteQueue::open(path, PLACED_ORDERS).await?;
     let confirm = pubsub.push_messages(|placed: &Message<Placed>| {
-        let Placed { cart, items } = placed.data();
-        let removed = json!({ "added": [], "removed": items });
+        let Placed { cart, items, order } = placed.data();
+        let removed = json!({ "added": [], "removed": items, "order": order });
         Ok::<_, Failure>(Push::new(format!("cart:{cart}"), "cart_updated", removed))
     });
-    // A cart that no tab shows has been emptied in its session.
-    let confirm =
-        confirm.written_within(Duration::from_secs(10)).no_subscribers(NoSubscribers::Done);
+    // After a restart no tab is there yet. One that comes later than this is emptied by its own page, or was not there to buy.
+    let keep = NoSubscribers::Keep { keep_for: KEPT, then: Expired::Done };
+    let confirm = confirm
+        .written_within(Duration::from_secs(10))
+        .no_subscribers(keep)
+        .clients_elsewhere(ClientsElsewhere::GiveBack);
     Ok(Pipeline::of_messages("orders")
         .source(queue.source(SourceOptions::new()).json::<Placed>())
         .processors(Processors::new(confirm).concurrency(20))

@@ -7,9 +7,10 @@ use pipeline_test_support::{
     proxies::{Backend, Balancer, Proxy},
     servers::Kind,
 };
+use rusqlite::{Connection, OptionalExtension, types::Value as Cell};
 use serde_json::{Value, json};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
     process::Command,
     time::{sleep, timeout},
@@ -161,6 +162,54 @@ async fn p_010_a_node_that_is_asked_to_end_tells_what_it_has_sold_and_says_what_
     assert!(page.events.iter().any(emptied), "{:?}", page.events);
     assert!(timeout(LONG, node.process.wait()).await.unwrap().unwrap().success());
     eventually(async || node.said.lock().iter().any(|line| line.contains("telling"))).await;
+}
+
+/// A node is killed between the commit of an order and its answer, and no tab of the cart is open until another node has
+/// looked at the order: the tab that comes then is emptied all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("store.db");
+    // Answers of the database come late, so there is time between the commit and the answer.
+    let late = ["--release", "1", "--drill-database", "3000"];
+    let mut node = Node::start(&db, &late).await;
+    eventually(async || node.shows(1).await).await;
+    let [cookie, id, token, csrf] = node.shopper().await;
+    let topic = format!("cart:{id}");
+    let mut page = node.page().await;
+    page.join(&topic, json!({ "token": token, "page": "/" })).await;
+    let added = page.ask(&topic, "add_item", json!({ "item_id": 3 })).await;
+    let serialized = added["response"]["serialized"].as_str().unwrap().to_owned();
+    drop(page);
+    let database = Connection::open(&db).unwrap();
+    let row = || {
+        let find = "SELECT available_at FROM pipeline_items";
+        database.query_row(find, [], |row| row.get::<_, Cell>(0)).optional().unwrap()
+    };
+    // Until there is the queue, the order is not in it.
+    let has_queue = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'pipeline_items')";
+    eventually(async || database.query_row(has_queue, [], |row| row.get(0)).unwrap()).await;
+    let form = format!("serialized_cart={serialized}&csrf_token={csrf}&key=k");
+    let mut buying = TcpStream::connect(&node.address).await.unwrap();
+    let request = format!(
+        "POST /checkout HTTP/1.1\r\nhost: {}\r\n{cookie}\r\ncontent-type: application/x-www-form-urlencoded\r\n\
+         content-length: {}\r\n\r\n{form}",
+        node.address,
+        form.len()
+    );
+    buying.write_all(request.as_bytes()).await.unwrap();
+    let orders = "SELECT count(*) FROM orders";
+    eventually(async || database.query_row(orders, [], |row| row.get::<_, i64>(0)).unwrap() == 1)
+        .await;
+    node.process.kill().await.unwrap();
+    let left = row();
+    let node = Node::start(&db, &[]).await;
+    // The next node has looked at it. Its first look is later, if the one before had taken it.
+    eventually(async || row() != left || row().is_none()).await;
+    let mut page = node.page().await;
+    page.join(&topic, json!({ "token": token, "page": "/", "serialized": serialized })).await;
+    page.take(|it| it[3] == "cart" && it[4]["items"] == json!([])).await;
+    eventually(async || row().is_none()).await;
 }
 
 /// The server of the cluster is away. Nodes sell all the same, and pages are right a few seconds later. A metric says it.

@@ -1,10 +1,10 @@
 //! The checkout.
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use pipeline::ws::channel_test::assert_push;
-use serde_json::json;
+use pipeline::ws::{Payload, channel_test::assert_push};
+use serde_json::{Value, json};
 use store::{
     database::{CheckOut, Order},
     domain::cart::Cart,
@@ -145,6 +145,126 @@ async fn a_form_that_is_sent_twice_buys_once_and_says_twice_that_it_worked() {
     let now = node.store.shop.clock.now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     assert_eq!(u128::try_from(orders[0].placed_at).unwrap() / 60_000, now / 60_000);
     assert_eq!(orders[0].items, [(1, 101)]);
+}
+
+/// A checkout that is loaded again after the purchase, or is open in two tabs.
+#[tokio::test(start_paused = true)]
+async fn a_cart_that_was_bought_is_not_bought_again_by_a_checkout_that_is_shown_again() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let cart = signed(&node, &[1, 7]);
+    let path = format!("/checkout?serialized_cart={cart}");
+    for _ in 0..2 {
+        let page = node.get(&path, &shopper.cookies).await;
+        let field = |name: &str| page.after(&format!("name=\"{name}\" value=\""));
+        let [cart, csrf, key] = ["serialized_cart", "csrf_token", "key"].map(field);
+        let form = [("serialized_cart", &*cart), ("csrf_token", &*csrf), ("key", &*key)];
+        assert!(worked(&node.post("/checkout", &[("cookie", &shopper.cookies)], &form).await));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(node.store.shop.database.orders().await.unwrap().len(), 1);
+    assert_eq!([1, 7].map(|item| node.database.count(item)), [9, 9]);
+    // The same items in a cart of a later moment are another purchase.
+    let key = async || shopper.show(&node, &[1, 7]).await.after("name=\"key\" value=\"");
+    let first = key().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_ne!(first, key().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_key_of_an_order_is_no_success_for_another_cart() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    assert!(worked(&shopper.buy(&node, &[1], "k").await));
+    let tab = node.tab(&shopper.cart_id, &[2, 7]).await;
+    let answer = shopper.buy(&node, &[2, 7], "k").await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+    assert!(answer.body.contains("Nothing more was bought"), "{}", answer.body);
+    assert!(tab.has_no_cart().await);
+    assert_eq!([1, 2, 7].map(|item| node.database.count(item)), [9, 10, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_who_has_gone_has_bought_reaches_all_others() {
+    let node = Node::selling().await;
+    node.stock(7, 1).await;
+    node.settle().await;
+    let shopper = Shopper::come(&node).await;
+    let tab = node.tab(&shopper.cart_id, &[7]).await;
+    let socket = node.socket().await;
+    let product = socket.join("product:2", json!({})).await.unwrap();
+    let held = node.database.hold();
+    let buying = shopper.buy(&node, &[7], "k");
+    // The client goes away between the last write and the commit.
+    assert!(tokio::time::timeout(Duration::from_millis(100), buying).await.is_err());
+    held.send(Some(End::Commit)).unwrap();
+    assert_push!(product, "stock_change", { "item_id": 7, "level": "out" }, within: LONG);
+    assert_eq!(node.store.shop.inventory.snapshot().unwrap().item(7).unwrap().available_count, 0);
+    while !ids_of(&tab.cart().await).is_empty() {}
+    node.store.shop.settled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_confirmation_removes_nothing_that_was_put_back() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let tab = node.tab(&shopper.cart_id, &[1, 7]).await;
+    assert!(worked(&shopper.buy(&node, &[1, 7], "k").await));
+    assert_eq!(ids_of(&tab.cart().await), [0; 0]);
+    let stored = tab.add(7).await.unwrap()["serialized"].clone();
+    let topic = format!("cart:{}", shopper.cart_id);
+    let confirm = |order: &str| {
+        let confirmed = json!({ "added": [], "removed": [1, 7], "order": order });
+        node.store.endpoint.pubsub().broadcast(&topic, "cart_updated", confirmed).unwrap();
+    };
+    confirm("k");
+    assert!(tab.has_no_cart().await);
+    tab.cut().await;
+    // A tab that comes back knows the order by its cart.
+    let mut params = node.cart_params(&shopper.cart_id, &[]);
+    params["serialized"] = stored;
+    let socket = node.socket().await;
+    let back = socket.join(&topic, params).await.unwrap();
+    let carts = back.pushes("cart").within(LONG);
+    let ids = |payload: &Payload| payload.parse::<Value>().ok().map(|cart| ids_of(&cart));
+    assert_eq!(carts.find("cart", ids).await.unwrap(), [7]);
+    confirm("k");
+    confirm("another");
+    assert_eq!(back.pushes("cart").within(LONG).find("cart", ids).await.unwrap(), [0; 0]);
+}
+
+/// Back, after other pairs were put into the cart, loads the page that says what was bought again.
+#[tokio::test(start_paused = true)]
+async fn the_page_of_an_order_takes_what_was_bought_out_of_the_cart_once() {
+    let node = Node::selling().await;
+    let shopper = Shopper::come(&node).await;
+    let bought = shopper.buy(&node, &[1, 7], "k").await;
+    let cookies = format!("{}; {}", shopper.cookies, bought.cookies());
+    let page = node.get("/checkout/complete", &cookies).await;
+    let bought = page.after("name=\"cart-bought\" content=\"");
+    let join = async |id: &str, serialized: Value, bought: &str| {
+        let mut params = node.cart_params(id, &[]);
+        params["serialized"] = serialized;
+        params["bought"] = bought.into();
+        let socket = node.socket().await;
+        let channel = socket.join(&format!("cart:{id}"), params).await.unwrap();
+        let cart = channel.pushes("cart").within(LONG);
+        cart.find("cart", |payload| payload.parse::<Value>().ok()).await.unwrap()
+    };
+    let id = &shopper.cart_id;
+    let cart = join(id, signed(&node, &[1, 2, 7]).into(), &bought).await;
+    assert_eq!(ids_of(&cart), [2]);
+    let tab = {
+        let mut params = node.cart_params(id, &[]);
+        params["serialized"] = cart["serialized"].clone();
+        node.tab_with(id, params).await
+    };
+    let cart = tab.add(7).await.unwrap();
+    let again = join(id, cart["serialized"].clone(), &bought).await;
+    assert_eq!(ids_of(&again), [2, 7]);
+    // It is for this cart alone.
+    let other = join(&crate::support::cart_id(), signed(&node, &[1]).into(), &bought).await;
+    assert_eq!(ids_of(&other), [1]);
 }
 
 #[tokio::test(start_paused = true)]

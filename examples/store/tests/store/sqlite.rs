@@ -37,7 +37,7 @@ impl File {
 }
 
 fn order(items: &[i64]) -> Order {
-    let (key, cart) = (ids::purchase_key().unwrap(), ids::cart_id().unwrap());
+    let (key, cart) = (ids::cart_id().unwrap(), ids::cart_id().unwrap());
     Order { key, cart, items: items.to_vec(), placed_at: 1_700_000_000_000 }
 }
 
@@ -146,6 +146,8 @@ async fn a_096_the_same_form_buys_once() {
     assert_eq!(answers.iter().filter(|it| matches!(it, CheckOut::Placed(_))).count(), 1);
     assert_eq!(answers.iter().filter(|it| **it == CheckOut::Repeated).count(), 9);
     assert_eq!((file.count(1).await, file.database.orders().await.unwrap().len()), (9, 1));
+    let more = Order { items: vec![1, 2], ..form.clone() };
+    assert_eq!(file.database.check_out(more).await.unwrap(), CheckOut::OtherItems);
     let other = Order { cart: ids::cart_id().unwrap(), ..form };
     assert!(
         matches!(file.database.check_out(other).await.unwrap(), CheckOut::Placed(_)),

@@ -204,8 +204,9 @@ impl Database for Memory {
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {
         self.transact(|rows| {
             let same = |it: &PlacedOrder| it.cart == order.cart && it.key == order.key;
-            if rows.orders.iter().any(same) {
-                return CheckOut::Repeated;
+            if let Some(placed) = rows.orders.iter().find(|it| same(it)) {
+                let is_it = placed.items.iter().map(|(item, _)| *item).eq(order.items);
+                return if is_it { CheckOut::Repeated } else { CheckOut::OtherItems };
             }
             let (mut gone, mut not_for_sale, mut items) = (Vec::new(), Vec::new(), Vec::new());
             for id in &order.items {
@@ -409,12 +410,16 @@ impl Node {
         })
     }
 
+    /// A tab that joins its cart with these params.
+    pub async fn tab_with(&self, id: &str, params: Value) -> Tab {
+        let socket = self.socket().await;
+        let channel = socket.join(&format!("cart:{id}"), params).await.unwrap();
+        Tab { socket, channel }
+    }
+
     /// A tab of a cart.
     pub async fn tab(&self, id: &str, items: &[i64]) -> Tab {
-        let socket = self.socket().await;
-        let params = self.cart_params(id, items);
-        let channel = socket.join(&format!("cart:{id}"), params).await.unwrap();
-        let tab = Tab { socket, channel };
+        let tab = self.tab_with(id, self.cart_params(id, items)).await;
         let cart = tab.cart().await;
         assert_eq!(ids_of(&cart), items);
         tab

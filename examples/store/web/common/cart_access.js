@@ -4,7 +4,7 @@
  * `params` are those of each join, so a function: a rejoin sends the cart and the token of then, not those of the
  * page's load. `refused` is called with a refused join, and asks for a fresh token if the old one is too old.
  */
-export const cartAccess = ({cartId, token, stored, path, fetch = globalThis.fetch, reload}) => {
+export const cartAccess = ({cartId, token, bought, stored, path, fetch = globalThis.fetch, reload}) => {
   let current = token
   let asking = null
 
@@ -18,7 +18,8 @@ export const cartAccess = ({cartId, token, stored, path, fetch = globalThis.fetc
   }
 
   return {
-    params: () => ({serialized: stored.read(), page: path(), token: current}),
+    // What was bought leaves the cart once, also when its page is loaded again later.
+    params: () => ({serialized: stored.read(), page: path(), token: current, ...(bought && {bought})}),
     /** The channel joins again by itself, and then has the fresh token. */
     refused(reply) {
       if (reply?.reason !== 'expired') return Promise.resolve()

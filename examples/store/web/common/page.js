@@ -8,5 +8,5 @@ export const page = {
   csrfToken: meta('csrf-token'),
   variant: meta('variant'),
   adminToken: meta('admin-token'),
-  bought: meta('cart-bought') !== '',
+  bought: meta('cart-bought'),
 }

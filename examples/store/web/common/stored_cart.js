@@ -19,11 +19,5 @@ export const storedCart = (storage = globalThis.localStorage) => {
         storage.setItem(KEY, serialized)
       } catch {}
     },
-    forget() {
-      last = null
-      try {
-        storage.removeItem(KEY)
-      } catch {}
-    },
   }
 }

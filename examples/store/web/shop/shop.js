@@ -16,11 +16,10 @@ socket.connect()
 
 window.cartId = page.cartId
 const stored = storedCart()
-// What has been bought is not put back into the cart.
-if (page.bought) stored.forget()
 const access = cartAccess({
   cartId: page.cartId,
   token: page.cartToken,
+  bought: page.bought,
   stored,
   path: () => location.pathname,
   reload: () => location.reload(),
