@@ -431,23 +431,38 @@ async fn what_a_full_disk_has_taken_is_delivered_and_then_there_is_room_again() 
 #[tokio::test]
 async fn the_queue_is_shown_in_statsd_the_inspector_and_the_terminal() {
     let folder = Folder::new();
-    let flags = ["--statsd-lines", "--delay-ms", "3600000", "--drain-secs", "0"];
-    let mut example = folder.start(&flags).await;
+    let flags = ["--delay-ms", "3600000", "--drain-secs", "0", "--lease-secs", "2"];
+    let example = folder.start(&flags).await;
+    assert_eq!(example.push(&push(1, &json!({}))).await.status, 202);
+    let fetched = "SELECT count(*) FROM pipeline_items WHERE deliveries = 1";
+    until("it is delivered", || folder.count(fetched) == 1).await;
+    example.kill().await;
+    // It waits for an hour already, and is delivered again.
+    let age = "UPDATE pipeline_items SET enqueued_at = enqueued_at - 3600000";
+    folder.open().execute(age, []).unwrap();
+    let mut example = folder.start(&[&["--statsd-lines"], &flags[..]].concat()).await;
     let insert = "INSERT INTO pipeline_items (queue, payload) VALUES ('pushes', 'nonsense')";
     folder.open().execute(insert, []).unwrap();
-    assert_eq!(example.push(&push(1, &json!({}))).await.status, 202);
+    let is_age = |seconds: f64| (3600.0..7200.0).contains(&seconds);
     // In any order: a gauge is printed when it has changed.
-    let mut missing = vec!["dead_letters:1|g", "backlog:1|g"];
-    while !missing.is_empty() {
+    let mut missing = vec!["dead_letters:1|g", "backlog:1|g", "redelivered:1|c"];
+    let mut age = None;
+    while !missing.is_empty() || !age.is_some_and(is_age) {
         let line = example.line_with("pipeline.source.").await;
         let of_source = |gauge: &str| format!("source.{gauge}|#pipeline:push,stage:source");
         missing.retain(|gauge| !line.contains(&of_source(gauge)));
+        let shown = line.split_once("pipeline.source.oldest_age:");
+        age = shown.and_then(|(_, age)| age.split('|').next()?.parse().ok()).or(age);
     }
+    let queue = example.request("GET", "/queue", "", "").await.json();
+    assert_eq!(queue["redelivered"], 1);
+    assert!(is_age(queue["oldest_seconds"].as_f64().unwrap()), "{queue}");
     let view = example.request("GET", "/inspect/data.json", "", "").await.json();
     let seen = &view["pipelines"][0]["stages"][0]["source"];
     assert_eq!(seen["broker"], "the queue pushes in a SQLite file");
     let counts = ["fetched", "given_up", "redelivered", "connection_errors"];
-    assert_eq!(counts.map(|name| seen[name].as_u64().unwrap()), [2, 1, 0, 0]);
+    assert_eq!(counts.map(|name| seen[name].as_u64().unwrap()), [2, 1, 1, 0]);
+    assert!(is_age(seen["oldest_age_seconds"].as_f64().unwrap()), "{seen}");
 
     let url = format!("http://{}/inspect", example.address);
     let top =
