@@ -21,7 +21,7 @@ use pipeline::{
         Endpoint, Mount,
         endpoint::EndpointBuilder,
         listen,
-        pubsub::{Adapter, AdapterError, Broadcast, LocalNode},
+        pubsub::{Adapter, AdapterError, Broadcast, LocalNode, PreparedBroadcast},
     },
 };
 use pipeline_test_support::{AnyChannel, AnySocket};
@@ -53,6 +53,8 @@ struct Server {
     clients: Vec<TcpStream>,
     /// Another node, if its broadcasts are counted.
     other: Option<Endpoint>,
+    /// Whether the outcome of each is counted.
+    counts_outcomes: bool,
     /// Deliveries are timed, and the times are kept until they are flushed.
     _statsd: StatsdFlusher,
 }
@@ -116,7 +118,8 @@ impl Server {
             let joining = move || (0..sockets).map(|_| join(address)).collect();
             spawn_blocking(joining).await.unwrap()
         });
-        Self { runtime, endpoint, clients, other: None, _statsd: statsd }
+        let (other, counts_outcomes) = (None, false);
+        Self { runtime, endpoint, clients, other, counts_outcomes, _statsd: statsd }
     }
 
     /// The same, and what is broadcast comes from another node.
@@ -134,7 +137,13 @@ impl Server {
             for n in 0..count {
                 let message = Message { text: "hello", n };
                 let by = self.other.as_ref().unwrap_or(&self.endpoint);
-                by.broadcast_timed(Instant::now(), TOPIC, "said", message).unwrap();
+                if self.counts_outcomes {
+                    let push = PreparedBroadcast::new(TOPIC, "said", message).unwrap();
+                    let outcome = by.pubsub().deliver(push.timed(Instant::now())).await.unwrap();
+                    assert_eq!(outcome.await.written, self.clients.len());
+                } else {
+                    by.broadcast_timed(Instant::now(), TOPIC, "said", message).unwrap();
+                }
                 let at_once = match pace {
                     Pace::Slow => 1,
                     Pace::TenAtOnce => 10,
@@ -199,6 +208,19 @@ fn a_broadcast_does_not_allocate_per_socket() {
     let [one, many] = [1, 101].map(|sockets| Server::start(sockets).allocations(Pace::Slow));
     assert!(one <= 10 * BROADCASTS, "{one} for {BROADCASTS} broadcasts to one socket");
     // Timers and the like allocate, too, but less than once per hundred frames.
+    let frames = 100 * BROADCASTS;
+    assert!(many < one + frames / 100, "{one} for one socket, {many} for {frames} frames more");
+}
+
+#[test]
+fn a_push_whose_outcome_is_counted_does_not_allocate_per_socket() {
+    let allocations = |sockets| {
+        let mut server = Server::start(sockets);
+        server.counts_outcomes = true;
+        server.allocations(Pace::Slow)
+    };
+    let [one, many] = [1, 101].map(allocations);
+    assert!(one <= 15 * BROADCASTS, "{one} for {BROADCASTS} pushes to one socket");
     let frames = 100 * BROADCASTS;
     assert!(many < one + frames / 100, "{one} for one socket, {many} for {frames} frames more");
 }
