@@ -39,8 +39,8 @@ use crate::{
 /// Ctrl-C, SIGTERM or SIGHUP starts the shutdown. A second Ctrl-C or SIGTERM skips the rest of it:
 /// stages and sockets are stopped at once, and the report counts their work;
 /// SIGHUP never does, because a terminal sends it more than once when it is closed. If a pipeline ends
-/// by itself because a stage failed for good, everything else is stopped too, and the first signal after
-/// that is only logged. By default, an item whose worker fails does not end a pipeline. The order is:
+/// by itself, or one of its stages fails for good, everything else is stopped too, and the first signal after
+/// that is only logged. This also holds for a stage of a `Graph` whose other stages could run on. By default, an item whose worker fails does not end a pipeline. The order is:
 ///
 /// 1. [`Health`] reports that the process is not ready, and answers carry `connection: close`, so that
 ///    load balancers and clients switch to another server. Connections are still accepted for the time
@@ -406,7 +406,9 @@ impl Serve {
                 is_signalled = by_signal;
                 tracing::info!("stopping");
             }
-            () = first_to_end(&mut self.pipelines) => tracing::error!("a pipeline ended, stopping"),
+            () = first_to_end(&self.pipelines) => {
+                tracing::error!("a pipeline ended, or a stage failed for good, stopping");
+            }
             Some(ended) = server.join_next() => return Err(why_it_ended(ended)),
             Some(ended) = admin.join_next() => return Err(why_it_ended(ended)),
         }
@@ -573,12 +575,17 @@ async fn all_is_fetched(endpoint: &Endpoint) {
     }
 }
 
-/// Waits until a pipeline ends by itself; forever if there is none.
-async fn first_to_end(pipelines: &mut [Pipeline]) {
+/// Waits until a pipeline ends by itself, or a stage of one has failed for good; forever if there is no
+/// pipeline. The other stages of a graph may run on without the failed one, and the process may not.
+async fn first_to_end(pipelines: &[Pipeline]) {
     if pipelines.is_empty() {
         std::future::pending::<()>().await;
     }
-    select_all(pipelines.iter_mut().map(|pipeline| Box::pin(pipeline.join()))).await;
+    let ended = |pipeline: &Pipeline| {
+        let observer = pipeline.observer();
+        Box::pin(async move { observer.failed().await })
+    };
+    select_all(pipelines.iter().map(ended)).await;
 }
 
 /// The result of a shutdown: how each part stopped, and what was left unprocessed.

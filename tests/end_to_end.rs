@@ -13,8 +13,11 @@ use std::{
 use axum::Router;
 use futures::StreamExt;
 use pipeline::{
-    ExitReason, Pipeline, serve,
+    ExitReason, Graph, Pipeline,
+    dispatcher::PartitionDispatcher,
+    serve,
     source::{QueueOptions, TimedQueue, queue, timed_queue},
+    stage::Stage,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
     telemetry::Telemetry,
@@ -410,6 +413,42 @@ async fn a_failed_pipeline_stops_the_server_and_reports_the_reason() {
     let report = serving.await.unwrap();
     assert!(!report.is_clean());
     assert_eq!(report.pipelines[0].unprocessed(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_stage_of_a_graph_stops_the_server_although_the_others_could_run_on() {
+    let (pushes, producer) = queue(QueueOptions::new());
+    let dispatcher = || PartitionDispatcher::by_key(0..2u64, |push: &u64| Some(push % 2));
+    let mut graph = Graph::new("push");
+    let source = graph.producer_with(Stage::new(producer).named("source").dispatcher(dispatcher));
+    let handled = Arc::new(AtomicUsize::new(0));
+    let even = {
+        let handled = handled.clone();
+        async move |_: &u64| {
+            handled.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    };
+    let odd = async |_: &u64| Err(ExitReason::failed("no luck"));
+    let even = graph.consumer_supervisor("even", ConsumerSupervisor::new(even));
+    let odd = graph.consumer_supervisor("odd", ConsumerSupervisor::new(odd).max_restarts(0, DAY));
+    // A small demand, so that the events of the failed partition do not take all of it.
+    graph.subscribe(&even, &source, SubscribeOptions::new().max_demand(10).partition(0u64));
+    graph.subscribe(&odd, &source, SubscribeOptions::new().max_demand(10).partition(1u64));
+    let pipeline = graph.start().unwrap();
+    let observer = pipeline.observer();
+    let listener = listen("127.0.0.1:0").await.unwrap();
+    let serving = serve(listener, Router::new()).pipeline(pipeline).until(std::future::pending());
+    for push in [0, 2, 1] {
+        pushes.push(push).await.unwrap();
+    }
+    let report = tokio::time::timeout(DAY / 1000, serving).await.expect("it has stopped").unwrap();
+    assert!(observer.failed().await);
+    assert_eq!(handled.load(Ordering::SeqCst), 2);
+    assert!(report.pipelines[0].failure().is_some());
+    assert_eq!(report.pipelines[0].unprocessed(), 1);
+    let why = report.into_result().unwrap_err().to_string();
+    assert!(why.contains("too many restarts of odd"), "{why}");
 }
 
 #[tokio::test]

@@ -25,7 +25,9 @@ use crate::{
 /// The stages of a graph are independent: when one ends, the others are notified through their
 /// subscriptions, and continue or end as their [`Cancel`](crate::subscription::Cancel) modes say.
 /// The pipeline ends when all stages have ended. When a stage fails for good, the
-/// [`snapshot`](Pipeline::snapshot) shows it at once.
+/// [`snapshot`](Pipeline::snapshot) shows it at once, and
+/// [`PipelineObserver::failed`](crate::snapshot::PipelineObserver::failed) completes: the program that runs
+/// the pipeline decides what that means for the others. `serve` drains all, and ends.
 ///
 /// ```
 /// use pipeline_core::{

@@ -5,10 +5,7 @@ use std::{
     collections::HashMap,
     mem,
     panic::AssertUnwindSafe,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -50,7 +47,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// If a stage fails for good, the others are stopped too, while its `terminate` runs, and
 /// [`join`](Self::join) completes with the reason. The stages of a [`Graph`](crate::Graph) are
 /// stopped only when a [`restarting`](crate::stage::Stage::restarting) stage has failed too often;
-/// any failure for good shows at once in the [`snapshot`](Self::snapshot).
+/// any failure for good shows at once in the [`snapshot`](Self::snapshot), and completes
+/// [`PipelineObserver::failed`].
 ///
 /// ```
 /// # use pipeline_core::{
@@ -264,7 +262,7 @@ pub(crate) struct Stages {
     by_task: HashMap<Id, TaskChannels>,
     samples: Vec<(Observed, StageSamples)>,
     /// Whether a stage has failed for good.
-    failed: Arc<AtomicBool>,
+    failed: watch::Sender<bool>,
     /// The longest time that a supervisor gives its workers, which is added to the stop deadline.
     workers_stop_within: Duration,
     /// The deadline of the pipeline's current phase.
@@ -305,7 +303,7 @@ impl Stages {
             tasks: JoinSet::new(),
             by_task: HashMap::new(),
             samples: Vec::new(),
-            failed: Arc::default(),
+            failed: watch::Sender::new(false),
             workers_stop_within: Duration::ZERO,
             deadline: Deadline::NEVER,
             report,
@@ -329,7 +327,7 @@ impl Stages {
         self.samples =
             observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
         let phase = self.shared.phase.subscribe();
-        let observer = PipelineObserver::new(name, phase, self.failed.clone(), observed);
+        let observer = PipelineObserver::new(name, phase, self.failed.subscribe(), observed);
         let span = self.span.clone();
         let supervisor = tokio::spawn(self.supervise(draining).instrument(span));
         Pipeline { observer, drain, supervisor, report: None, slots }
@@ -355,7 +353,7 @@ impl Stages {
         if let Err(panic) = seen {
             let reason = ExitReason::from_panic(&*panic);
             tracing::error!(pipeline = %self.shared.pipeline, reason = shown(&reason), "the pipeline task panicked, killing its stages");
-            self.failed.store(true, Relaxed);
+            self.failed.send_replace(true);
             self.enter(Phase::Kill);
             self.abort().await;
             self.report.fail_as_a_whole(reason);
@@ -363,7 +361,9 @@ impl Stages {
         self.settle(&mut drain).await;
         self.record_gauges();
         // Set before the phase channel closes, which happens when `self` is dropped.
-        self.failed.fetch_or(self.report.failure().is_some(), Relaxed);
+        if self.report.failure().is_some() {
+            self.failed.send_replace(true);
+        }
         self.report.clone()
     }
 
@@ -491,7 +491,7 @@ impl Stages {
             tracing::error!(pipeline = %self.shared.pipeline, stage = %observed.name(), reason = shown(reason), "a stage failed, not restarting it");
         }
         observed.failed_for_good(reason);
-        self.failed.store(true, Relaxed);
+        self.failed.send_replace(true);
         let restarts = running.spec.restarts();
         self.record_gauges();
         if self.ends != Ends::Apart || restarts {

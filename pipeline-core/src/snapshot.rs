@@ -1,14 +1,6 @@
 //! Snapshots of a running pipeline, and the observer that takes them.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -330,7 +322,7 @@ struct Inner {
     /// Closed when the pipeline has ended.
     phase: watch::Receiver<Phase>,
     /// Set as soon as a stage has failed for good.
-    failed: Arc<AtomicBool>,
+    failed: watch::Receiver<bool>,
     stages: Vec<Observed>,
 }
 
@@ -338,7 +330,7 @@ impl PipelineObserver {
     pub(crate) fn new(
         name: Arc<str>,
         phase: watch::Receiver<Phase>,
-        failed: Arc<AtomicBool>,
+        failed: watch::Receiver<bool>,
         stages: Vec<Observed>,
     ) -> Self {
         Self(Arc::new(Inner { name, phase, failed, stages }))
@@ -356,7 +348,7 @@ impl PipelineObserver {
         PipelineSnapshot {
             pipeline: self.0.name.clone(),
             phase: self.phase(),
-            failed: self.0.failed.load(Relaxed),
+            failed: *self.0.failed.borrow(),
             stages: self.stages().iter().map(Observed::snapshot).collect(),
         }
     }
@@ -389,6 +381,44 @@ impl PipelineObserver {
     pub async fn draining(&self) {
         // An error means that the pipeline has ended.
         let _ = self.0.phase.clone().wait_for(|phase| *phase >= Phase::Drain).await;
+    }
+
+    /// Waits until a stage has failed for good, although others may still run, and returns true. Returns
+    /// false when the pipeline has ended without a failure.
+    ///
+    /// The stages of a [`Graph`](crate::Graph) are independent, so with one that has failed for good the
+    /// others continue. A program that is not to run on without it waits for this, and then
+    /// [drains](crate::Pipeline::drain) the pipeline.
+    ///
+    /// ```
+    /// # use pipeline_core::{
+    /// #     ExitReason, Graph, source::{QueueOptions, queue}, step::for_each,
+    /// #     subscription::SubscribeOptions,
+    /// # };
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, producer) = queue(QueueOptions::new());
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", producer);
+    /// let fails = graph.consumer("fails", for_each(async |_: u64| Err(ExitReason::failed("no luck"))));
+    /// graph.subscribe(&fails, &numbers, SubscribeOptions::new());
+    /// let pipeline = graph.start()?;
+    /// queue.push(7).await?;
+    /// if pipeline.observer().failed().await {
+    ///     let report = pipeline.drain(Duration::from_secs(10)).await;
+    ///     assert!(report.failure().is_some());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn failed(&self) -> bool {
+        // An error means that the pipeline has ended.
+        self.0.failed.clone().wait_for(|failed| *failed).await.is_ok()
     }
 
     pub(crate) fn shared_name(&self) -> Arc<str> {

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use pipeline_core::{
     ExitReason, Graph, Pipeline,
@@ -470,6 +471,32 @@ async fn a_stage_of_a_graph_whose_terminate_hangs_ends_and_the_others_continue()
     let seen = pipeline.snapshot();
     assert_eq!((seen.stages[2].restarts, seen.stages[2].failures), (1, 1));
     assert!(source.is_running() && restarts.is_running());
+    assert!(pipeline.observer().failed().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_waits_for_a_failure_or_for_the_end_without_one() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let fails =
+        graph.consumer("fails", for_each(async |_: u64| Err(ExitReason::failed("no luck"))));
+    graph.subscribe(&fails, &source, demand(1, 0));
+    let pipeline = graph.start().unwrap();
+    let observer = pipeline.observer();
+    settle().await;
+    assert_eq!(observer.failed().now_or_never(), None);
+    queue.push(1).await.unwrap();
+    assert!(observer.failed().await);
+    assert!(source.is_running(), "the others continue");
+    drop(pipeline);
+
+    let ends = Pipeline::builder("numbers")
+        .producer(from_iter(0..3))
+        .consumer(for_each(async |_: u64| ()), demand(1, 0))
+        .start()
+        .unwrap();
+    assert!(!ends.observer().failed().await);
 }
 
 #[tokio::test(start_paused = true)]
