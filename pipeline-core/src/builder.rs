@@ -359,7 +359,8 @@ pub enum StartError {
     /// `start` was called outside a tokio runtime.
     #[error("a pipeline must be started within a tokio runtime")]
     NoRuntime,
-    /// A stage's subscription has invalid options.
+    /// A stage's subscription has invalid options, or such that the producer's dispatcher would refuse it:
+    /// a partition that does not exist, or is taken.
     #[error("{stage} cannot subscribe")]
     Subscribe {
         /// The consumer's name.

@@ -192,7 +192,8 @@ impl Graph {
     /// # Errors
     ///
     /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
-    /// subscription is invalid, or if the `init` of a stage fails. Then no stage runs.
+    /// subscription is invalid or a producer's dispatcher would refuse it, or if the `init` of a stage
+    /// fails. Then no stage runs.
     pub fn start(self) -> Result<Pipeline, StartError> {
         self.start_with(Ends::Apart)
     }
@@ -214,9 +215,10 @@ impl Graph {
             stop_within: self.stop_within,
             settling: Arc::default(),
         };
+        let planned: Vec<_> = self.stages.iter().flat_map(|stage| stage.planned()).collect();
         let mut prepared = Vec::with_capacity(self.stages.len());
         let outcome = self.stages.iter_mut().try_for_each(|stage| {
-            prepared.push(stage.prepare(&shared)?);
+            prepared.push(stage.prepare(&shared, Some(&planned))?);
             Ok(())
         });
         let producers = || self.stages.iter().try_for_each(|stage| stage.check_producers());

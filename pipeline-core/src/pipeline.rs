@@ -525,7 +525,7 @@ impl Stages {
         if failed && phase < Phase::Stop && running.spec.may_restart(Instant::now()) {
             running.spec.vacate(true);
             tracing::error!(pipeline = %self.shared.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, restarting it");
-            match running.spec.prepare(&self.shared) {
+            match running.spec.prepare(&self.shared, None) {
                 Ok(prepared) => {
                     running.spec.observed().failed();
                     running.earlier = Some(ended);

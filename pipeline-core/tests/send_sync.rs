@@ -4,7 +4,7 @@ use pipeline_core::{
     ExitReason, Pipeline,
     backoff::Backoff,
     builder::StartError,
-    dispatcher::{BroadcastDispatcher, DemandDispatcher, PartitionDispatcher},
+    dispatcher::{BroadcastDispatcher, DemandDispatcher, PartitionDispatcher, Refusal},
     report::PipelineReport,
     snapshot::PipelineObserver,
     source::{
@@ -46,6 +46,7 @@ fn public_types_are_send_and_sync() {
         Queue<u64>,
         QueueProducer<u64>,
         RateLimit,
+        Refusal,
         SubscribeError,
         SubscribeOptions,
         StartError,

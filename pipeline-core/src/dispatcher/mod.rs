@@ -8,12 +8,14 @@ mod partition;
 
 use std::{borrow::Cow, collections::VecDeque, fmt};
 
+use thiserror::Error;
+
 pub use self::{
     broadcast::BroadcastDispatcher, demand::DemandDispatcher, partition::PartitionDispatcher,
 };
 use crate::{
     exit::ExitReason,
-    subscription::{StageId, SubscribeOptions, SubscriptionId},
+    subscription::{StageId, SubscribeError, SubscribeOptions, SubscriptionId},
 };
 
 /// A stage's strategy for distributing its events among its subscribers.
@@ -92,6 +94,18 @@ use crate::{
 /// ```
 #[diagnostic::on_unimplemented(message = "`{Self}` does not dispatch events of type `{E}`")]
 pub trait Dispatcher<E>: Send + 'static {
+    /// Checks the subscriptions that the stage's pipeline has planned, before any stage runs: what is wrong
+    /// with them is an error of [`start`](crate::Graph::start). Others may come later. Returned warnings are
+    /// logged. It is not called again when the stage is restarted. The default finds nothing wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] names a subscription that [`subscribe`](Self::subscribe) would refuse.
+    fn check(&self, planned: &[&SubscribeOptions]) -> Result<Vec<Cow<'static, str>>, Refusal> {
+        let _ = planned;
+        Ok(Vec::new())
+    }
+
     /// Registers a subscriber, with no demand.
     ///
     /// # Errors
@@ -128,6 +142,26 @@ pub trait Dispatcher<E>: Send + 'static {
     /// The number of events in queues of the dispatcher's own. The default has none.
     fn queued(&self) -> usize {
         0
+    }
+}
+
+/// A planned subscription that a [`Dispatcher`] would refuse.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("planned subscription {place} would be refused")]
+#[non_exhaustive]
+pub struct Refusal {
+    /// Its place among the planned ones.
+    pub place: usize,
+    /// Why it would be refused.
+    #[source]
+    pub source: SubscribeError,
+}
+
+impl Refusal {
+    /// A refusal of the subscription at this place.
+    #[must_use]
+    pub const fn new(place: usize, source: SubscribeError) -> Self {
+        Self { place, source }
     }
 }
 

@@ -3,15 +3,16 @@
 
 use std::{
     any::Any,
+    borrow::Cow,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
 use crate::{
-    dispatcher::{Deliveries, Dispatcher, Marker, Subscriber},
+    dispatcher::{Deliveries, Dispatcher, Marker, Refusal, Subscriber},
     exit::ExitReason,
     stage::buffer::Buffer,
-    subscription::SubscriptionId,
+    subscription::{SubscribeOptions, SubscriptionId},
 };
 
 /// Whether a producer receives its demand. These are GenStage's modes.
@@ -193,6 +194,14 @@ impl<E: 'static> Outlet<E> {
             lost: 0,
             allowance: usize::MAX,
         }
+    }
+
+    /// Checks planned subscriptions, and returns warnings.
+    pub(crate) fn check(
+        &self,
+        planned: &[&SubscribeOptions],
+    ) -> Result<Vec<Cow<'static, str>>, Refusal> {
+        self.dispatcher.check(planned)
     }
 
     pub(crate) fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {

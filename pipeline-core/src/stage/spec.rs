@@ -27,10 +27,12 @@ use super::{
 };
 use crate::{
     builder::StartError,
+    dispatcher::Refusal,
     exit::ExitReason,
     report::StageReport,
+    shown::shown,
     snapshot::{StageKind, StageSnapshot},
-    subscription::Cancel,
+    subscription::{Cancel, SubscribeOptions},
     telemetry::Telemetry,
 };
 
@@ -51,6 +53,15 @@ pub(crate) struct PipelineShared {
 /// Futures that complete when sources have stored what was acknowledged to them.
 pub(crate) type Settling = Arc<Mutex<Vec<BoxFuture<'static, ()>>>>;
 
+/// A subscription that a stage makes when it starts.
+pub(crate) struct Planned {
+    /// The subscribing stage.
+    pub(crate) stage: Arc<str>,
+    /// The stage that it subscribes to, of the same pipeline.
+    pub(crate) producer: Arc<str>,
+    pub(crate) options: SubscribeOptions,
+}
+
 /// A stage of a pipeline, of any type.
 pub(crate) trait StageSpec: Send {
     fn name(&self) -> &Arc<str>;
@@ -58,8 +69,16 @@ pub(crate) trait StageSpec: Send {
     /// The kind of stage.
     fn kind(&self) -> StageKind;
 
-    /// Runs the stage's `init`, and makes the task that runs the stage.
-    fn prepare(&mut self, shared: &PipelineShared) -> Result<Prepared, StartError>;
+    /// The subscriptions to stages of its own pipeline that it makes when it starts.
+    fn planned(&self) -> Vec<Planned>;
+
+    /// Runs the stage's `init`, and makes the task that runs the stage. At the start of the pipeline, its
+    /// dispatcher checks the subscriptions that are `planned`, those to this stage among them.
+    fn prepare(
+        &mut self,
+        shared: &PipelineShared,
+        planned: Option<&[Planned]>,
+    ) -> Result<Prepared, StartError>;
 
     /// Checks the options of its subscriptions.
     fn check_options(&self) -> Result<(), StartError>;
@@ -177,7 +196,25 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
         B::KIND
     }
 
-    fn prepare(&mut self, shared: &PipelineShared) -> Result<Prepared, StartError> {
+    fn planned(&self) -> Vec<Planned> {
+        let subscriptions = self.slot.subscriptions.lock();
+        let own = subscriptions.iter().filter(|it| it.target.pipeline() == self.slot.pipeline);
+        own.map(|planned| Planned {
+            stage: self.slot.name.clone(),
+            producer: planned.target.name().clone(),
+            options: planned.options.clone(),
+        })
+        .collect()
+    }
+
+    fn prepare(
+        &mut self,
+        shared: &PipelineShared,
+        planned: Option<&[Planned]>,
+    ) -> Result<Prepared, StartError> {
+        let name = self.slot.name.clone();
+        let is_here = |planned: &&Planned| planned.producer == name;
+        let planned: Option<Vec<_>> = planned.map(|all| all.iter().filter(is_here).collect());
         let context = StageContext {
             pipeline: shared.pipeline.clone(),
             stage: self.slot.name.clone(),
@@ -197,13 +234,32 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
             settling.retain_mut(|settled| settled.now_or_never().is_none());
             settling.extend(behaviour.settled());
             drop(settling);
-            // This calls the program's constructor of a dispatcher.
-            Ok((behaviour, self.options.outlet(B::KIND)))
+            // This calls the program's constructor of a dispatcher, and that dispatcher.
+            let outlet = self.options.outlet(B::KIND);
+            let checked = planned.as_ref().map(|all| {
+                let options: Vec<_> = all.iter().map(|planned| &planned.options).collect();
+                outlet.check(&options)
+            });
+            Ok((behaviour, outlet, checked))
         });
-        let (behaviour, outlet) = made.map_err(|reason| {
+        let (behaviour, outlet, checked) = made.map_err(|reason| {
             self.vacate(false);
             StartError::Init { stage: self.slot.name.clone(), reason }
         })?;
+        match checked.transpose() {
+            Ok(warnings) => {
+                for warning in warnings.into_iter().flatten() {
+                    tracing::warn!(pipeline = %shared.pipeline, stage = %self.slot.name, warning = shown(&warning), "dispatcher warning");
+                }
+            }
+            Err(Refusal { place, source }) => {
+                self.vacate(false);
+                // A dispatcher of the program may name a place that there is not.
+                let consumer = planned.and_then(|all| all.get(place).map(|it| it.stage.clone()));
+                let stage = consumer.unwrap_or_else(|| self.slot.name.clone());
+                return Err(StartError::Subscribe { stage, source });
+            }
+        }
         let workers_stop_within = behaviour.workers_stop_within();
         let mut phase = shared.phase.subscribe();
         if *phase.borrow() != Phase::Run {

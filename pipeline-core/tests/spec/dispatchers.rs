@@ -1,13 +1,17 @@
 //! Sections 5.10 and 5.11, as far as they need running stages. src/dispatcher/cases tests the
 //! dispatchers alone.
 
+use std::time::Duration;
+
 use pipeline_core::{
     Graph, Pipeline,
+    backoff::Backoff,
+    builder::StartError,
     dispatcher::{BroadcastDispatcher, PartitionDispatcher},
-    stage::{DemandMode, Stage},
+    stage::{DemandMode, ProducerHandle, Stage},
     step::map,
     subscription::{Cancel, SubscribeOptions},
-    testkit::{recording, scripted, settle},
+    testkit::{ScriptedProducer, recording, scripted, settle},
 };
 use pipeline_test_support::Log;
 
@@ -159,7 +163,73 @@ async fn x_014_events_of_an_unknown_partition_are_counted_and_reported() {
     settle().await;
     assert_eq!(recording.events(), [1, 1]);
     assert_eq!(pipeline.snapshot().stages[0].discarded, 2);
-    let warned = log.take().into_iter().find(|line| line.starts_with("WARN"));
+    let warned = log.take().into_iter().find(|line| line.contains("discarded="));
     let warned = warned.expect("the discard was reported");
-    assert!(warned.contains("discarded=2") && warned.contains("stage=producer"), "{warned}");
+    assert!(
+        warned.starts_with("WARN")
+            && warned.contains("discarded=2")
+            && warned.contains("stage=producer"),
+        "{warned}"
+    );
+}
+
+/// Starts a graph whose producer has the partitions 0 and 1, with a consumer for each of these options.
+fn start_with(
+    options: impl IntoIterator<Item = SubscribeOptions>,
+) -> (Result<Pipeline, StartError>, ProducerHandle<ScriptedProducer<u64>>) {
+    let dispatcher = || PartitionDispatcher::by_key(0..2, |n: &u64| Some(n % 2));
+    let mut graph = Graph::new("test");
+    let (producer, _script) = scripted();
+    let producer =
+        graph.producer_with(Stage::new(producer).named("producer").dispatcher(dispatcher));
+    for (number, options) in options.into_iter().enumerate() {
+        let consumer = graph.consumer(format!("consumer {number}"), recording::<u64>().0);
+        graph.subscribe(&consumer, &producer, options);
+    }
+    (graph.start(), producer)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_planned_subscription_with_a_wrong_partition_is_an_error_of_the_start() {
+    let (zero, one) = (auto(4, 2).partition(0), auto(4, 2).partition(1));
+    let temporary = |options: SubscribeOptions| options.cancel(Cancel::Temporary);
+    for (second, expected) in [
+        (auto(4, 2).partition(9), "there is no partition 9, expected one of 0, 1"),
+        (temporary(auto(4, 2).partition(9)), "there is no partition 9, expected one of 0, 1"),
+        (zero.clone(), "partition 0 already has a subscriber, expected at most one"),
+        (auto(4, 2), "no partition was given, expected one of 0, 1"),
+        (auto(4, 2).partition("one"), "partition \"one\" is of type &str, expected u64"),
+    ] {
+        let (started, producer) = start_with([zero.clone(), second]);
+        let error = started.unwrap_err();
+        let StartError::Subscribe { stage, source } = &error else { panic!("{error:?}") };
+        assert_eq!((&**stage, source.to_string()), ("consumer 1", expected.to_owned()));
+        assert!(!producer.is_running(), "no stage runs");
+    }
+    // What may be right later is no error.
+    let standby = Cancel::Reconnect(Backoff::new(Duration::from_secs(1), Duration::from_secs(1)));
+    for second in [one, temporary(zero.clone()), zero.clone().cancel(standby)] {
+        assert!(start_with([zero.clone(), second]).0.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_without_a_planned_consumer_is_logged_once() {
+    let (log, _guard) = Log::keep();
+    let warnings = || {
+        let lines = log.take().into_iter();
+        lines.filter(|line| line.contains("no consumer is planned")).collect::<Vec<_>>()
+    };
+    let (pipeline, producer) = start_with([auto(4, 2).partition(0)]);
+    let _pipeline = pipeline.unwrap();
+    settle().await;
+    let [warned] = &warnings()[..] else { panic!("one line is logged") };
+    assert!(warned.starts_with("WARN") && warned.contains("stage=producer"), "{warned}");
+    assert!(warned.contains("for partition 1, whose events"), "{warned}");
+    assert!(producer.is_running());
+
+    let _all = start_with([auto(4, 2).partition(0), auto(4, 2).partition(1)]).0.unwrap();
+    let _later = start_with([]).0.unwrap();
+    settle().await;
+    assert!(warnings().is_empty(), "there is one for each, or all come later");
 }

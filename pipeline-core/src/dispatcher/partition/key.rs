@@ -111,12 +111,20 @@ impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
 
     /// The names for an error. A long list is truncated.
     fn all(&self) -> String {
+        self.shown_of(0..self.len()).unwrap_or_default()
+    }
+
+    /// The names of these places, for an error or a warning, if there are any. A long list is truncated.
+    pub(super) fn shown_of(&self, places: impl IntoIterator<Item = usize>) -> Option<String> {
         const MOST: usize = 8;
-        let mut text = self.shown[..self.len().min(MOST)].join(", ");
-        if self.len() > MOST {
-            text += &format!(" and {} more", self.len() - MOST);
+        let mut places = places.into_iter().map(|place| self.shown[place].as_str());
+        let first: Vec<_> = places.by_ref().take(MOST).collect();
+        let mut text = first.join(", ");
+        let more = places.count();
+        if more > 0 {
+            text += &format!(" and {more} more");
         }
-        text
+        (!first.is_empty()).then_some(text)
     }
 }
 

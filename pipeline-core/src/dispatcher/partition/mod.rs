@@ -4,6 +4,7 @@ mod key;
 mod stable_hash;
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     fmt,
     hash::Hash,
@@ -11,10 +12,12 @@ use std::{
 };
 
 use self::{key::Names, stable_hash::stable_hash};
-use super::{Deliveries, DemandDispatcher, Dispatcher, Marker, Subscriber, demand::take_front};
+use super::{
+    Deliveries, DemandDispatcher, Dispatcher, Marker, Refusal, Subscriber, demand::take_front,
+};
 use crate::{
     exit::ExitReason,
-    subscription::{SubscribeError, SubscriptionId},
+    subscription::{Cancel, SubscribeError, SubscribeOptions, SubscriptionId},
 };
 
 /// Sends each event to the consumer of its partition, so that related events are handled by one
@@ -22,8 +25,10 @@ use crate::{
 ///
 /// The partitions are fixed, and each has at most one consumer, which names it with
 /// [`SubscribeOptions::partition`](crate::subscription::SubscribeOptions::partition). A missing,
-/// unknown or taken partition is refused with [`SubscribeError::BadPartition`]. With
-/// [`shared`](Self::shared), a partition may have several consumers.
+/// unknown or taken partition is refused with [`SubscribeError::BadPartition`]: by `start`, if the
+/// pipeline has planned the subscription, else the subscription alone is refused. With
+/// [`shared`](Self::shared), a partition may have several consumers. The events of a partition that
+/// has none wait, and are part of the demand of the others; if none is planned either, it is logged.
 ///
 /// # Where events wait
 ///
@@ -244,6 +249,26 @@ where
     E: Send + 'static,
     K: Eq + Hash + fmt::Debug + Send + 'static,
 {
+    fn check(&self, planned: &[&SubscribeOptions]) -> Result<Vec<Cow<'static, str>>, Refusal> {
+        let mut taken = vec![false; self.partitions.len()];
+        for (number, options) in planned.iter().enumerate() {
+            let refused = |bad| Refusal::new(number, SubscribeError::from(bad));
+            let place = self.names.place_in(options).map_err(refused)?;
+            // One that reconnects may stand by until the partition is free.
+            let is_needed = matches!(options.mode(), Cancel::Permanent | Cancel::Transient);
+            if mem::replace(&mut taken[place], true) && is_needed && !self.shared {
+                return Err(refused(self.names.taken(place)));
+            }
+        }
+        let vacant = self.names.shown_of((0..taken.len()).filter(|place| !taken[*place]));
+        // Without any plan, all consumers come later.
+        let warning = vacant.filter(|_| !planned.is_empty()).map(|names| {
+            format!("no consumer is planned for partition {names}, whose events wait for one")
+                .into()
+        });
+        Ok(warning.into_iter().collect())
+    }
+
     fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
         let place = self.names.place_in(subscriber.options).map_err(SubscribeError::from)?;
         let is_taken = || self.subscriptions.values().any(|other| *other == place);
