@@ -12,7 +12,7 @@ use crate::{
         AsConsumer, AsProducer, AsProducerConsumer, Behaviour, EventStream, Origin, Producer,
         Stage, Target,
     },
-    step::{batch, filter, map},
+    step::{batch, filter, flat_map, map},
     subscription::{SubscribeError, SubscribeOptions},
     supervisor::{ConsumerSupervisor, Supervision, Worker},
     telemetry::Telemetry,
@@ -167,6 +167,16 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         F: FnMut(E) -> T + Send + 'static,
     {
         self.producer_consumer(map(function), SubscribeOptions::new())
+    }
+
+    /// Makes any number of events of each. The stage asks for up to 1000 events at a time; for other
+    /// options, see [`flat_map`].
+    pub fn flat_map<I, F>(self, function: F) -> PipelineBuilder<Open<I::Item>>
+    where
+        I: IntoIterator<Item: Send + 'static> + 'static,
+        F: FnMut(E) -> I + Send + 'static,
+    {
+        self.producer_consumer(flat_map(function), SubscribeOptions::new())
     }
 
     /// Keeps the events for which the function returns `true`. The stage asks for up to 1000 events

@@ -19,7 +19,7 @@ use pipeline_core::{
         CallError, Emitter, HandleCall, Producer, ProducerConsumer, ProducerHandle, RateLimit,
         Stage, StageContext, WhenUnsubscribed,
     },
-    step::{for_each, map},
+    step::{flat_map, for_each, map},
     subscription::{Cancel, SubscribeOptions, Subscription},
     supervisor::{Adaptive, ConsumerSupervisor},
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
@@ -417,6 +417,46 @@ async fn maps_and_filters_can_be_chained() {
     assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(recording.events(), [0, 4, 16, 36, 64]);
     assert_no_task_left().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flat_map_makes_any_number_of_events_of_each() {
+    let (consumer, recording) = recording();
+    let mut pipeline = Pipeline::builder("test")
+        .producer(from_iter(0..5))
+        .flat_map(|n: u64| (0..n).map(move |_| n))
+        .consumer(consumer, demand(2, 1))
+        .start()
+        .unwrap();
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
+    assert_eq!(recording.events(), [1, 2, 2, 3, 3, 3, 4, 4, 4, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flat_map_takes_no_more_while_what_it_has_made_waits_and_more_for_what_becomes_nothing() {
+    let (producer, script) = scripted();
+    let (consumer, _recording) = recording::<u64>();
+    // The consumer holds what it has, so there is no demand after the first ten.
+    let _pipeline = Pipeline::builder("test")
+        .producer(producer.from_iter(0..))
+        .producer_consumer(flat_map(|n: u64| [n; 100]), demand(2, 0))
+        .consumer(consumer.stuck(), demand(10, 0))
+        .start()
+        .unwrap();
+    settle().await;
+    let asked: usize = script.demands().into_iter().sum();
+    assert!((2..=4).contains(&asked), "{asked}");
+
+    let (producer, _script) = scripted();
+    let (consumer, recording) = recording();
+    let _pipeline = Pipeline::builder("test")
+        .producer(producer.from_iter(0..100))
+        .producer_consumer(flat_map(|n: u64| n.is_multiple_of(10).then_some(n)), demand(2, 0))
+        .consumer(consumer, demand(10, 0))
+        .start()
+        .unwrap();
+    settle().await;
+    assert_eq!(recording.events(), (0..100).step_by(10).collect::<Vec<u64>>());
 }
 
 /// Answers calls with the number of its events, from a later callback.

@@ -10,6 +10,7 @@ use std::{borrow::Cow, collections::VecDeque, fmt};
 
 use thiserror::Error;
 
+pub(crate) use self::partition::partition_number;
 pub use self::{
     broadcast::BroadcastDispatcher, demand::DemandDispatcher, partition::PartitionDispatcher,
 };

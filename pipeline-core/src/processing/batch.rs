@@ -9,7 +9,7 @@ use super::{
     batching::BatchTrigger,
     failure::Failure,
     message::Message,
-    processor::{AsyncMut, PartitionBy},
+    processor::{AsyncMut, PartitionBy, partition_of},
 };
 
 /// A message that its processor has handled, and what the processor made of it.
@@ -350,15 +350,15 @@ impl<T, U, B: BatchProcessor<T, U>, K> Batcher<T, U, B, K> {
         self
     }
 
-    /// Messages with the same number are in the same batches and handled by the same batch processor,
+    /// Messages with the same key are in the same batches and handled by the same batch processor,
     /// in their order. By default every batch goes to a batch processor that is free.
     ///
     /// If the function panics, its message fails.
-    pub fn partition_by(
+    pub fn partition_by<P: Hash>(
         mut self,
-        partition: impl Fn(&Message<T>) -> u64 + Send + Sync + 'static,
+        key: impl Fn(&Message<T>) -> P + Send + Sync + 'static,
     ) -> Self {
-        self.partition_by = Some(Arc::new(partition));
+        self.partition_by = Some(partition_of(key));
         self
     }
 

@@ -12,7 +12,7 @@ use super::{
     message::{Message, overflowed},
     messages::{MessagesHandle, SourceHandle},
     metrics::{BatchMetrics, MessageMetrics},
-    processor::{PartitionBy, Processor, Processors},
+    processor::{PartitionBy, Processor, Processors, partition_of},
     processor_stage::{Forwarded, LastProcessorStage, ProcessorStage, Route, Work, no_batcher},
 };
 use crate::{
@@ -315,14 +315,14 @@ impl<T: Send + Sync + 'static> MessagePipelineBuilder<Sources<T>> {
         self
     }
 
-    /// Messages with the same number are handled by the same processor and by the same batch processor
+    /// Messages with the same key are handled by the same processor and by the same batch processor
     /// of each batcher, in the order in which a source emits them. See
     /// [`Processors::partition_by`](super::Processors::partition_by), which is for the processors alone.
-    pub fn partition_by(
+    pub fn partition_by<K: Hash>(
         mut self,
-        partition: impl Fn(&Message<T>) -> u64 + Send + Sync + 'static,
+        key: impl Fn(&Message<T>) -> K + Send + Sync + 'static,
     ) -> Self {
-        self.state.partition_by = Some(Arc::new(partition));
+        self.state.partition_by = Some(partition_of(key));
         self
     }
 

@@ -1,12 +1,12 @@
 //! The first layer: each message is handled alone.
 
-use std::{future::Future, marker::PhantomData, sync::Arc, thread, time::Duration};
+use std::{future::Future, hash::Hash, marker::PhantomData, sync::Arc, thread, time::Duration};
 
 use super::{
     failure::{Failure, Redelivery},
     message::Message,
 };
-use crate::{backoff::Backoff, subscription::SubscribeOptions};
+use crate::{backoff::Backoff, dispatcher::partition_number, subscription::SubscribeOptions};
 
 /// Handles messages one by one. It is shared by all processors of a pipeline.
 ///
@@ -151,6 +151,13 @@ pub struct Processors<T, P> {
 /// Which partition a message belongs to, before the modulo.
 pub(super) type PartitionBy<T> = Arc<dyn Fn(&Message<T>) -> u64 + Send + Sync>;
 
+/// Numbers messages by this key.
+pub(super) fn partition_of<T, K: Hash>(
+    key: impl Fn(&Message<T>) -> K + Send + Sync + 'static,
+) -> PartitionBy<T> {
+    Arc::new(move |message| partition_number(&key(message)))
+}
+
 /// How often a processor handles a message that fails, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tries {
@@ -261,18 +268,19 @@ impl<T, P: Processor<T>> Processors<T, P> {
         self
     }
 
-    /// Messages with the same number are handled by the same processor, in the order in which a source
+    /// Messages with the same key are handled by the same processor, in the order in which a source
     /// emits them. By default every message goes to a processor that has asked for it.
     ///
-    /// The processor is the number modulo the [`concurrency`](Self::concurrency). A processor that is
+    /// The processor is the key modulo the [`concurrency`](Self::concurrency), if the key is a number, and
+    /// the hash of any other key modulo it. That hash is the same in every process. A processor that is
     /// stuck eventually stops the source, as in a
     /// [`PartitionDispatcher`](crate::dispatcher::PartitionDispatcher). If the function panics, its
     /// message fails.
-    pub fn partition_by(
+    pub fn partition_by<K: Hash>(
         mut self,
-        partition: impl Fn(&Message<T>) -> u64 + Send + Sync + 'static,
+        key: impl Fn(&Message<T>) -> K + Send + Sync + 'static,
     ) -> Self {
-        self.partition_by = Some(Arc::new(partition));
+        self.partition_by = Some(partition_of(key));
         self
     }
 }

@@ -1,4 +1,4 @@
-//! Stages that map or filter single events.
+//! Stages that map, expand or filter single events.
 
 use std::{fmt, marker::PhantomData};
 
@@ -64,6 +64,70 @@ where
 impl<E, T, F> fmt::Debug for Map<E, T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Map")
+    }
+}
+
+/// Creates a stage that makes any number of events of each: none, one or several.
+///
+/// Demand stays until it is met: for events that become none the stage takes further ones, and of those
+/// that become several, the ones beyond the demand wait in its buffer, while it takes no more. So it holds
+/// what `max_demand` events become. The function's iterator is read to its end at once, so it must end.
+///
+/// ```
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     step::{flat_map, for_each},
+///     subscription::SubscribeOptions,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let words = |line: &'static str| line.split_whitespace();
+/// let mut pipeline = Pipeline::builder("words")
+///     .producer(from_iter(["to the", "", "screen"]))
+///     .producer_consumer(flat_map(words), SubscribeOptions::new().max_demand(4))
+///     .consumer(for_each(async |word| println!("{word}")), SubscribeOptions::new())
+///     .start()?;
+/// pipeline.join().await;
+/// # Ok(())
+/// # }
+/// ```
+pub fn flat_map<E, I: IntoIterator, F: FnMut(E) -> I>(function: F) -> FlatMap<E, I, F> {
+    FlatMap { function, event: PhantomData }
+}
+
+/// The stage returned by [`flat_map`].
+#[must_use]
+pub struct FlatMap<E, I, F> {
+    function: F,
+    event: PhantomData<fn(E) -> I>,
+}
+
+#[diagnostic::do_not_recommend]
+impl<E, I, F> ProducerConsumer for FlatMap<E, I, F>
+where
+    E: Send + 'static,
+    I: IntoIterator<Item: Send + 'static> + 'static,
+    F: FnMut(E) -> I + Send + 'static,
+{
+    type In = E;
+    type Out = I::Item;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        _from: &Subscription,
+        out: &mut Emitter<'_, I::Item>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(events.into_iter().flat_map(&mut self.function));
+        Ok(())
+    }
+}
+
+impl<E, I, F> fmt::Debug for FlatMap<E, I, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FlatMap")
     }
 }
 

@@ -9,7 +9,7 @@ mod sink;
 pub use self::{
     batch::{Batch, batch},
     for_each::{ForEach, ForEachBatch, Outcome, for_each, for_each_batch},
-    map::{Filter, Map, filter, map},
+    map::{Filter, FlatMap, Map, filter, flat_map, map},
     map_async::{MapAsync, map_async},
     sink::{IntoSink, into_sink},
 };

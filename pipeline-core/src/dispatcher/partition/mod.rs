@@ -11,6 +11,7 @@ use std::{
     mem, vec,
 };
 
+pub(crate) use self::stable_hash::partition_number;
 use self::{key::Names, stable_hash::stable_hash};
 use super::{
     Deliveries, DemandDispatcher, Dispatcher, Marker, Refusal, Subscriber, demand::take_front,
@@ -113,6 +114,39 @@ struct Partition<E> {
     fresh: Vec<E>,
 }
 
+impl<E> PartitionDispatcher<E, usize> {
+    /// A dispatcher with `partitions` partitions like [`numbered`](PartitionDispatcher::numbered), where an
+    /// event belongs to the partition of its key: that of the key's hash modulo their number.
+    ///
+    /// # Panics
+    ///
+    /// If there are 0 partitions.
+    ///
+    /// ```
+    /// use pipeline_core::{dispatcher::PartitionDispatcher, subscription::SubscribeOptions};
+    ///
+    /// struct Tick {
+    ///     symbol: String,
+    ///     price: f64,
+    /// }
+    ///
+    /// let by_symbol = PartitionDispatcher::numbered_by(4, |tick: &Tick| tick.symbol.clone());
+    /// let last = SubscribeOptions::new().partition(3);
+    /// ```
+    pub fn numbered_by<K: Hash>(
+        partitions: usize,
+        mut key: impl FnMut(&E) -> K + Send + 'static,
+    ) -> Self {
+        Self::by_key(0..partitions, move |event| Some(numbered(&key(event), partitions)))
+    }
+}
+
+/// The partition of a key among so many.
+fn numbered<K: Hash + ?Sized>(key: &K, partitions: usize) -> usize {
+    let place = stable_hash(key) % partitions as u64;
+    usize::try_from(place).expect("the remainder fits a usize")
+}
+
 impl<E: Hash> PartitionDispatcher<E, usize> {
     /// A dispatcher with `partitions` partitions, named 0, 1, 2 and so on. An event belongs to the
     /// partition of its hash modulo their number.
@@ -131,10 +165,7 @@ impl<E: Hash> PartitionDispatcher<E, usize> {
     /// let last = SubscribeOptions::new().partition(3);
     /// ```
     pub fn numbered(partitions: usize) -> Self {
-        Self::by_key(0..partitions, move |event| {
-            let place = stable_hash(event) % partitions as u64;
-            Some(usize::try_from(place).expect("the remainder fits a usize"))
-        })
+        Self::by_key(0..partitions, move |event| Some(numbered(event, partitions)))
     }
 }
 

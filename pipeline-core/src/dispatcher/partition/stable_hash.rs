@@ -14,6 +14,14 @@ pub(super) fn stable_hash<T: Hash + ?Sized>(value: &T) -> u64 {
     hasher.finish()
 }
 
+/// The number of the partition that a key belongs to, before the division by how many there are. A number
+/// is its own: so 0, 1, 2 and so on are spread evenly, in this order. Any other key has its stable hash.
+pub(crate) fn partition_number<K: Hash + ?Sized>(key: &K) -> u64 {
+    let mut hasher = NumberHasher { written: Written::Nothing, hash: StableHasher(OFFSET_BASIS) };
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
 const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0000_0100_0000_01b3;
 
@@ -58,6 +66,66 @@ impl Hasher for StableHasher {
     }
 }
 
+/// What a key's `Hash` has written.
+#[derive(Clone, Copy)]
+enum Written {
+    Nothing,
+    /// A number, and nothing else.
+    Number(u64),
+    Other,
+}
+
+/// Recognizes a key that is a number.
+struct NumberHasher {
+    written: Written,
+    hash: StableHasher,
+}
+
+impl NumberHasher {
+    fn wrote(&mut self, number: u64) {
+        self.written = match self.written {
+            Written::Nothing => Written::Number(number),
+            Written::Number(_) | Written::Other => Written::Other,
+        };
+    }
+}
+
+macro_rules! write_number {
+    ($($write:ident($number:ident: $type:ty) => $wide:expr,)*) => {$(
+        fn $write(&mut self, $number: $type) {
+            self.wrote($wide);
+            self.hash.$write($number);
+        }
+    )*};
+}
+
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.written = Written::Other;
+        self.hash.write(bytes);
+    }
+
+    write_number! {
+        write_u8(number: u8) => number.into(),
+        write_u16(number: u16) => number.into(),
+        write_u32(number: u32) => number.into(),
+        write_u64(number: u64) => number,
+        write_usize(number: usize) => number as u64,
+        write_i8(number: i8) => i64::from(number).cast_unsigned(),
+        write_i16(number: i16) => i64::from(number).cast_unsigned(),
+        write_i32(number: i32) => i64::from(number).cast_unsigned(),
+        write_i64(number: i64) => number.cast_unsigned(),
+        write_isize(number: isize) => (number as i64).cast_unsigned(),
+    }
+
+    fn finish(&self) -> u64 {
+        match self.written {
+            Written::Number(number) => number,
+            Written::Nothing | Written::Other => self.hash.finish(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +146,18 @@ mod tests {
         assert_eq!(stable_hash(&Key::User(9)), 0x8fd7_edb5_6bc2_957c);
         assert_eq!(stable_hash(&[1usize, 2][..]), 0xcedd_5d02_bb83_80ce);
         assert_ne!(stable_hash(&Key::Anonymous), stable_hash(&Key::User(0)));
+    }
+
+    #[test]
+    fn the_partition_number_of_a_number_is_itself_and_of_other_keys_their_hash() {
+        assert_eq!([0u64, 7, u64::MAX].map(|n| partition_number(&n)), [0, 7, u64::MAX]);
+        assert_eq!((partition_number(&7u8), partition_number(&7i32)), (7, 7));
+        assert_eq!((partition_number(&7usize), partition_number(&true)), (7, 1));
+        assert_eq!(partition_number("user:1"), stable_hash("user:1"));
+        assert_eq!(partition_number(&"user:1".to_owned()), stable_hash("user:1"));
+        assert_eq!(partition_number(&(7u64, 9u64)), stable_hash(&(7u64, 9u64)));
+        assert_eq!(partition_number(&Key::User(9)), stable_hash(&Key::User(9)));
+        assert_eq!(partition_number(&()), stable_hash(&()));
     }
 
     #[test]
