@@ -54,7 +54,7 @@ use crate::{
     },
     pubsub::PubSub,
     socket::Socket,
-    telemetry::{InSpan, SocketMetrics, limited, log, log_line, shown},
+    telemetry::{InSpan, SocketMetrics, limited, log, shown},
 };
 
 /// The overhead of a waiting message in the inbox, besides its own bytes: approximately its memory.
@@ -660,19 +660,15 @@ impl<S: Socket> Session<S> {
         self.connection.outbox.send(&frame, None);
     }
 
-    /// Logs that the socket closes. One whose client reads too slowly may have held up others, so it is
+    /// Logs that the socket closes because its client reads too slowly. It may have held up others, so it is
     /// logged without debugging, with its span's id.
-    pub(crate) fn is_closing(&self, end: SocketEnd) {
-        if end == SocketEnd::Overflow {
-            limited!(
-                self.routes.limited.lines,
-                INFO,
-                channels = self.channels.len(),
-                "closing socket: its client reads too slowly"
-            );
-        } else {
-            log_line!(DEBUG, ?end, "closing socket");
-        }
+    pub(crate) fn is_too_slow(&self) {
+        limited!(
+            self.routes.limited.lines,
+            INFO,
+            channels = self.channels.len(),
+            "closing socket: its client reads too slowly"
+        );
     }
 
     /// Ends all channels, because the socket is gone. Their pending messages are handled for a

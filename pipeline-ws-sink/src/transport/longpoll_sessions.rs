@@ -34,6 +34,7 @@ use crate::{
         pay,
     },
     socket::Socket,
+    telemetry::log_line,
     token::Signer,
 };
 
@@ -462,7 +463,10 @@ pub(super) async fn live<S: Socket>(
         let _ = unconstrained(delivering).now_or_never();
         end
     };
-    session.is_closing(end);
+    log_line!(DEBUG, ?end, "closing socket");
+    if end == SocketEnd::Overflow {
+        session.is_too_slow();
+    }
     let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
     // From here on no request finds the session, so pending frames cannot be fetched.
     drop((entry, posts, polls, released));

@@ -28,6 +28,7 @@ use crate::{
     },
     session::{PATIENCE, Session, cost, end::SocketEnd, inbox::Inbox, pay},
     socket::Socket,
+    telemetry::log_line,
 };
 
 /// How long closing a connection may take: writing the pending frames, and waiting for the client's
@@ -83,7 +84,10 @@ pub(crate) async fn live<S: Socket>(
         () = silence(due) => SocketEnd::Idle,
     };
     drop(connection);
-    session.is_closing(end);
+    log_line!(DEBUG, ?end, "closing socket");
+    if end == SocketEnd::Overflow {
+        session.is_too_slow();
+    }
     // Pushes of channels fail from here on.
     outbox.end(end);
     let reason = end.reason();
