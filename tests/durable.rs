@@ -457,11 +457,20 @@ async fn the_queue_is_shown_in_statsd_the_inspector_and_the_terminal() {
     let queue = example.request("GET", "/queue", "", "").await.json();
     assert_eq!(queue["redelivered"], 1);
     assert!(is_age(queue["oldest_seconds"].as_f64().unwrap()), "{queue}");
-    let view = example.request("GET", "/inspect/data.json", "", "").await.json();
-    let seen = &view["pipelines"][0]["stages"][0]["source"];
-    assert_eq!(seen["broker"], "the queue pushes in a SQLite file");
+    // The inspector looks once a second.
     let counts = ["fetched", "given_up", "redelivered", "connection_errors"];
-    assert_eq!(counts.map(|name| seen[name].as_u64().unwrap()), [2, 1, 1, 0]);
+    let shown = async {
+        loop {
+            let view = example.request("GET", "/inspect/data.json", "", "").await.json();
+            let seen = view["pipelines"][0]["stages"][0]["source"].clone();
+            if counts.map(|name| seen[name].as_u64()) == [2, 1, 1, 0].map(Some) {
+                return seen;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let seen = timeout(PATIENCE, shown).await.expect("the inspector shows the same");
+    assert_eq!(seen["broker"], "the queue pushes in a SQLite file");
     assert!(is_age(seen["oldest_age_seconds"].as_f64().unwrap()), "{seen}");
 
     let url = format!("http://{}/inspect", example.address);

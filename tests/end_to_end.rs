@@ -448,7 +448,7 @@ async fn a_failed_stage_of_a_graph_stops_the_server_although_the_others_could_ru
     assert!(report.pipelines[0].failure().is_some());
     assert_eq!(report.pipelines[0].unprocessed(), 1);
     let why = report.into_result().unwrap_err().to_string();
-    assert!(why.contains("too many restarts of odd"), "{why}");
+    assert!(why.contains("odd ended (failed: too many restarts of workers"), "{why}");
 }
 
 #[tokio::test]
