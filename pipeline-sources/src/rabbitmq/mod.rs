@@ -71,9 +71,9 @@
 //!   was of use for ten seconds. A server fixes the prefetch of a consumer when this is opened (it can change that
 //!   of a whole channel, but not with quorum queues), so another one is opened then, after the last item of the one
 //!   before. This is why items may be delivered before they are asked for: as many as were in work at one time, at most,
-//!   and no more than [`max_prefetch`](RabbitOptions::max_prefetch) together with those in work. They wait in the
-//!   source, other sources do not get them meanwhile, the backlog does not count them, and a drain gives them back at
-//!   once. What [`max_unsettled_bytes`](crate::SourceOptions::max_unsettled_bytes) allows does not count them.
+//!   and no more than [`max_prefetch`](RabbitOptions::max_prefetch) together with those in work, twice that for a
+//!   moment when the prefetch is raised. They wait in the source, other sources do not get them meanwhile, the
+//!   backlog does not count them, and a drain gives them back at once. What [`max_unsettled_bytes`](crate::SourceOptions::max_unsettled_bytes) allows does not count them.
 //! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
 //!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for them. One that was
 //!   [postponed](pipeline_core::processing::Failure::later) is not counted. A classic queue that is
