@@ -15,6 +15,10 @@
 //! - `pipeline_sources`, as `sources`: durable sources, whose items survive the process.
 //! - `pipeline_cluster`, as `cluster`: broadcasts between nodes.
 //!
+//! The examples of these crates name them: with this one, `use pipeline_core::stage` is `use pipeline::stage`, and
+//! `use pipeline_ws_sink::channel` is `use pipeline::ws::channel`. `pipeline::statsd`, `inspect`, `sources` and
+//! `cluster` are the others. Only this crate has to be in `[dependencies]`.
+//!
 //! The crate itself adds [`serve`](serve()), which runs everything until the process is asked to stop
 //! and then stops it in the right order, and [`Health`](health::Health), which reports liveness and
 //! readiness. The file `docs/guarantees.md` in the repository lists what is promised, layer by layer.
@@ -50,8 +54,10 @@
 //! - `inspect`: the live view. It brings `ws`.
 //! - `cluster-redis`, `cluster-nats`: broadcasts between the nodes of a cluster, as `cluster`. They bring
 //!   `ws`.
-//! - `sqlite`, `redis`, `postgres`, `nats`, `rabbitmq`, `kafka`: durable sources, as `sources`.
-//! - `jwt`: JSON Web Tokens. It brings `ws`.
+//! - `sqlite`, `redis`, `postgres`, `nats`, `rabbitmq`, `kafka`: durable sources, as `sources`. `postgres-tls`: TLS to
+//!   PostgreSQL.
+//! - `jwt`: JSON Web Tokens that are signed with a shared secret. It brings `ws`.
+//! - `jwt-public-keys`: JSON Web Tokens that are signed with a private key, by RSA, ECDSA or Ed25519. It brings `jwt`.
 //! - `test-kit`: helpers for tests of stages, and with `ws` for tests of channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]

@@ -438,10 +438,7 @@ impl Serve {
                     let fetching = timeout(FETCHING, all_is_fetched(&endpoint));
                     if unless(&hurried, fetching).await.is_some_and(|fetched| fetched.is_err()) {
                         let frames = endpoint.snapshot().frames_waiting;
-                        tracing::warn!(
-                            frames,
-                            "polling clients have not fetched their last messages"
-                        );
+                        tracing::warn!(frames, "clients have not taken their last messages");
                     }
                     phase.send_replace(Phase::Closed);
                     // A client whose socket is closed connects again at once, and not to this server.

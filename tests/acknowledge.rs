@@ -2,7 +2,7 @@
 //! before.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use pipeline::{
     Pipeline,
@@ -80,12 +80,23 @@ fn pushing(
     level: Acknowledge,
     absent: NoSubscribers,
 ) -> Pipeline {
+    pushing_again(queue, kit, level, absent, quick())
+}
+
+/// The same, and what is kept is looked at again after these delays.
+fn pushing_again(
+    queue: &SqliteQueue,
+    kit: &TestEndpoint,
+    level: Acknowledge,
+    absent: NoSubscribers,
+    look_again: Backoff,
+) -> Pipeline {
     let push = kit.endpoint().pubsub().push_messages(|item: &Message<Item>| {
         let user = item.key.as_deref().unwrap_or_default();
         let text = String::from_utf8(item.payload.to_vec())?;
         Ok(Push::new(format!("user:{user}"), "news", json!({ "text": text })))
     });
-    let push = push.acknowledge(level).no_subscribers(absent).look_again(quick());
+    let push = push.acknowledge(level).no_subscribers(absent).look_again(look_again);
     let options = SourceOptions::new().redeliver_after(quick());
     Pipeline::of_messages("pushes")
         .source(queue.source(options))
@@ -220,4 +231,66 @@ async fn an_item_for_a_user_who_is_not_there_waits_for_the_user_or_is_given_up()
     let dead = queue.dead_letters(0, 10).await.unwrap();
     let reasons: Vec<_> = dead.iter().map(|dead| &*dead.reason).collect();
     assert_eq!(reasons, ["no client has joined the topic"]);
+}
+
+/// Keeps items, and looks at none of them again in a test's time.
+const KEEP: NoSubscribers =
+    NoSubscribers::Keep { keep_for: Duration::from_secs(86_400), then: Expired::GiveUp };
+
+fn seldom() -> Backoff {
+    Backoff::new(PATIENCE * 100, PATIENCE * 100).jitter(Jitter::None)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_wakes_what_is_kept_for_its_topic_and_nothing_else() {
+    let ((_folder, path), kit) = (file(), endpoint());
+    let queue = queue(path).await;
+    for n in 0..10 {
+        queue.push(Item::new(n.to_string()).key("ada")).await.unwrap();
+        queue.push(Item::new(n.to_string()).key("joe")).await.unwrap();
+    }
+    let pipeline = pushing_again(&queue, &kit, Acknowledge::Written, KEEP, seldom());
+    let kept = || pipeline.snapshot().stages[0].source.as_ref().map_or(0, |seen| seen.released);
+    let all_kept = async {
+        while kept() < 20 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, all_kept).await.unwrap();
+    for (user, left) in [("ada", 10), ("joe", 0)] {
+        let client = join(&kit, &format!("user:{user}")).await;
+        let mut texts = HashSet::new();
+        for _ in 0..10 {
+            let news = assert_push!(client, "news", { "text": _ }, within: PATIENCE);
+            texts.insert(news["text"].to_string());
+        }
+        assert_eq!(texts.len(), 10);
+        let others_kept = async {
+            while items_left(&queue).await > left {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, others_kept).await.unwrap();
+        assert_eq!(items_left(&queue).await, left);
+    }
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_push_is_left_behind_by_a_user_who_joins_while_it_is_kept() {
+    let ((_folder, path), kit) = (file(), endpoint());
+    let queue = queue(path).await;
+    let pipeline = pushing_again(&queue, &kit, Acknowledge::Written, KEEP, seldom());
+    let mut clients = Vec::new();
+    for user in 0..40_u64 {
+        queue.push(Item::new("hello").key(user.to_string())).await.unwrap();
+        // At any moment from before the push until after the delay is stored.
+        sleep(Duration::from_micros(user * 50)).await;
+        clients.push(join(&kit, &format!("user:{user}")).await);
+    }
+    for client in clients {
+        assert_push!(client, "news", { "text": "hello" }, within: PATIENCE);
+    }
+    until_empty(&queue).await;
+    pipeline.drain(PATIENCE).await;
 }

@@ -354,6 +354,8 @@ async fn a_file_that_cannot_be_opened_is_explained() {
     folder.open().execute_batch("CREATE TABLE pipeline_items (something_else)").unwrap();
     let printed = start(&folder.file()).await;
     assert!(printed.contains("cannot open the queue in "), "{printed}");
+    assert!(printed.contains("it lacks id, queue, "), "{printed}");
+    assert!(!printed.contains("CREATE"), "{printed}");
 }
 
 #[tokio::test]
@@ -391,6 +393,30 @@ async fn a_full_disk_is_answered_with_503_and_loses_nothing() {
         assert_eq!(ada.receive().await[3], "push_timed");
     }
     until("all are forgotten", || folder.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn a_push_to_a_file_that_was_deleted_is_answered_with_503_and_says_what_to_do() {
+    let folder = Folder::new();
+    let mut example = folder.start(&["--statsd-lines", "--lease-secs", "5"]).await;
+    assert_eq!(example.push(&push(1, &json!({}))).await.status, 202);
+    example.line_with("pipeline.source.connected:1|g").await;
+    let aside = format!("{}.aside", folder.file());
+    std::fs::rename(folder.file(), &aside).unwrap();
+    let response = example.push(&push(1, &json!({}))).await;
+    assert_eq!(response.status, 503);
+    let error = response.json()["errors"][0]["error"].as_str().unwrap().to_owned();
+    assert!(error.contains("pushes.db was deleted or replaced while it was open: "), "{error}");
+    // In any order.
+    let mut missing = vec!["refused:1|c", "connected:0|g"];
+    while !missing.is_empty() {
+        let line = example.line_with("pipeline.source.").await;
+        missing.retain(|text| !line.contains(text));
+    }
+    std::fs::rename(&aside, folder.file()).unwrap();
+    example.line_with("pipeline.source.connected:1|g").await;
+    assert_eq!(example.push(&push(1, &json!({}))).await.status, 202);
+    example.kill().await;
 }
 
 #[tokio::test]
@@ -490,6 +516,35 @@ async fn dead_letters(folder: &Folder, flags: &[&str]) -> (bool, String) {
 }
 
 #[tokio::test]
+async fn a_command_leaves_the_file_of_another_program_as_it_is_and_names_the_queues_of_ours() {
+    let folder = Folder::new();
+    let names = || {
+        let entries = std::fs::read_dir(folder.0.path()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+    };
+    let program = "CREATE TABLE others (id); INSERT INTO others VALUES (1)";
+    for content in ["", program] {
+        std::fs::write(folder.file(), "").unwrap();
+        // Closed at once.
+        folder.open().execute_batch(content).unwrap();
+        let before = (std::fs::read(folder.file()).unwrap(), names());
+        for action in [&["list"][..], &["drop", "--all"], &["replay", "--all"], &["show", "1"]] {
+            let (done, printed) = dead_letters(&folder, action).await;
+            assert!(!done && printed.contains("it has no table pipeline_queues"), "{printed}");
+            let after = (std::fs::read(folder.file()).unwrap(), names());
+            assert_eq!(after, before, "{action:?}");
+        }
+    }
+    std::fs::remove_file(folder.file()).unwrap();
+    let example = folder.start(&[]).await;
+    assert!(dead_letters(&folder, &["list"]).await.0);
+    let (done, printed) = dead_letters(&folder, &["--source-name", "x", "drop", "--all"]).await;
+    assert!(!done && !printed.contains("dropped"), "{printed}");
+    assert!(printed.contains(r#"no queue "x" in "#) && printed.contains("pushes"), "{printed}");
+    example.kill().await;
+}
+
+#[tokio::test]
 async fn an_operator_lists_shows_replays_and_drops_dead_letters() {
     let folder = Folder::new();
     let (done, printed) = dead_letters(&folder, &["list"]).await;
@@ -527,6 +582,10 @@ async fn an_operator_lists_shows_replays_and_drops_dead_letters() {
     assert!(!done && printed.contains("there is no dead letter"), "{printed}");
     let (done, printed) = dead_letters(&folder, &["show", "x"]).await;
     assert!(!done && printed.contains("\"x\" is no id"), "{printed}");
+    let (done, printed) = dead_letters(&folder, &["show", &"9".repeat(1000)]).await;
+    assert!(!done && printed.contains("999…\" is no id") && printed.len() < 200, "{printed}");
+    let (done, printed) = dead_letters(&folder, &["list", "--limit", "0"]).await;
+    assert!(!done && !printed.contains("there are none"), "{printed}");
     assert!(!dead_letters(&folder, &["replay"]).await.0, "which ones?");
 
     // Mended, one is pushed when it is replayed. The other is given up again.

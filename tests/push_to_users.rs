@@ -1,12 +1,19 @@
 //! The example as a process, tested from outside.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use std::{collections::HashMap, fs, path::PathBuf, process::Stdio};
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use pipeline_test_support::{Client, Example, PATIENCE, connect, get, project};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
+    join,
     net::TcpStream,
     process::{Child, Command},
     time::timeout,
@@ -395,6 +402,13 @@ async fn help_explains_every_flag_and_errors_are_explained() {
     assert!(!status.success() && printed.contains("expected HOST:PORT"), "{printed}");
     let (status, printed) = Example::run(&["--port", "0", "--host", "192.0.2.1"]).await;
     assert!(!status.success() && printed.contains("try another --host"), "{printed}");
+    // Flags that would be of no effect.
+    for flag in [["--acknowledge", "confirmed"], ["--keep-secs", "5"], ["--lease-secs", "5"]] {
+        let (status, printed) = Example::run(&flag).await;
+        let is_explained =
+            printed.contains("--durable <FILE>") && printed.contains("--source <URL>");
+        assert!(!status.success() && is_explained, "{printed}");
+    }
     let taken = Example::start(&[]).await;
     let port = taken.address.rsplit(':').next().unwrap();
     let (status, printed) = Example::run(&["--port", port]).await;
@@ -449,10 +463,42 @@ fn bare_folder(name: &str) -> PathBuf {
 async fn the_phoenix_client_is_installed_when_it_is_missing() {
     let bare = bare_folder("installs");
     let example = Example::start_in(&bare, std::env::var_os("PATH"), &[]).await;
-    let module = example.request("GET", "/phoenix.mjs", "", "").await;
+    // npm may take its time.
+    let module = loop {
+        let module = example.request("GET", "/phoenix.mjs", "", "").await;
+        if module.status != 503 {
+            break module;
+        }
+    };
     assert_eq!(module.status, 200);
     assert!(module.head.contains("content-type: text/javascript"), "{}", module.head);
     assert!(module.body.contains("phx_join"));
+    fs::remove_dir_all(bare).unwrap();
+}
+
+#[tokio::test]
+async fn pushes_are_delivered_while_npm_installs_the_client_of_the_page() {
+    let bare = bare_folder("waits");
+    let npm = bare.join("npm");
+    let waits = "#!/bin/sh\nuntil mv client node_modules; do sleep 0.05; done 2>/dev/null\n";
+    fs::write(&npm, waits).unwrap();
+    fs::set_permissions(&npm, fs::Permissions::from_mode(0o755)).unwrap();
+    let programs = [&*bare, Path::new("/usr/bin"), Path::new("/bin")];
+    let programs = std::env::join_paths(programs).unwrap();
+    let mut example = Example::start_in(&bare, Some(programs), &[]).await;
+    let mut ada = user(&example, 1).await;
+    assert_eq!(example.push(&push(1, r#"{"n":1}"#)).await.status, 202);
+    assert_eq!(data(&mut ada).await, json!({"n": 1}));
+    example.line_with("npm is installing").await;
+    let install = async {
+        let folder = bare.join("new/phoenix/priv/static");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("phoenix.mjs"), "the client").unwrap();
+        fs::rename(bare.join("new"), bare.join("client")).unwrap();
+    };
+    let (module, ()) = join!(example.request("GET", "/phoenix.mjs", "", ""), install);
+    assert_eq!((module.status, &*module.body), (200, "the client"));
+    drop(example);
     fs::remove_dir_all(bare).unwrap();
 }
 

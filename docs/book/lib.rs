@@ -53,7 +53,43 @@ mod chapters {
     }
 
     chapters!(
-        axum, channels, demand, elixir, failing, first, machines, presence, security, seeing,
-        sizing, slow, sources, testing,
+        axum, channels, demand, deploying, elixir, failing, first, machines, presence, security,
+        seeing, sizing, slow, sources, table, testing,
     );
+
+    #[doc = include_str!("../deploys.md")]
+    mod deploys {}
+    #[doc = include_str!("../metrics.md")]
+    mod metrics {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    /// The chapters whose programs are run: the list at the top, as text.
+    const LIST: &str = include_str!("lib.rs");
+
+    #[test]
+    fn every_chapter_with_a_program_is_in_the_list() {
+        let (_, list) = LIST.split_once("chapters!(").unwrap();
+        let (list, _) = list.split_once(");").unwrap();
+        let listed: Vec<_> = list.split(',').map(str::trim).collect();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut missing = Vec::new();
+        for file in fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
+            if path.extension().is_none_or(|ending| ending != "md") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let is_program = |line: &str| line.starts_with("```rust") && !line.contains("ignore");
+            if text.lines().any(is_program) && !listed.contains(&name) {
+                missing.push(name.to_owned());
+            }
+        }
+        assert!(listed.contains(&"sizing"), "{listed:?}");
+        assert_eq!(missing, [""; 0], "chapters with programs that no test compiles");
+    }
 }

@@ -51,6 +51,13 @@ pub enum ClusterError {
         /// The name.
         name: String,
     },
+    /// An option is a time that must be longer than zero: the server could never answer within it, or would be asked
+    /// without a pause.
+    #[error("the option `{option}` is zero, and must be longer")]
+    Zero {
+        /// The name of the option.
+        option: &'static str,
+    },
     /// A client's request cannot be passed on to another node.
     #[error("not connected to the other nodes")]
     NotConnected,
@@ -76,7 +83,8 @@ impl Cluster {
     }
 
     /// Joins the nodes that use this server of NATS with the same prefix. The address may be several,
-    /// separated by commas: servers of one cluster of NATS.
+    /// separated by commas: servers of one cluster of NATS. The user and the password of the first address that has them
+    /// are those at all servers, and a user without a password is a token.
     ///
     /// It returns when the first try to connect has ended. If the server is away, the node is alone until
     /// the server is there.

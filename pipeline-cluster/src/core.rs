@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -51,6 +51,9 @@ pub(crate) struct Core {
     arrived: Mutex<Arrived>,
     /// How many messages have arrived from the server.
     heard: AtomicU64,
+    pub(crate) last_heard: LastHeard,
+    /// How many frames are on the way to the server, or wait to be sent again.
+    in_flight: AtomicUsize,
     receiving: Arc<Receiving>,
     node: OnceLock<LocalNode>,
     /// Wakes the task when the endpoint is built.
@@ -88,6 +91,38 @@ pub(crate) struct State {
     pub(crate) is_ending: bool,
 }
 
+/// The last moment up to which this node has everything that the server has sent it.
+#[derive(Debug)]
+pub(crate) struct LastHeard {
+    start: Instant,
+    micros: AtomicU64,
+}
+
+impl LastHeard {
+    fn now() -> Self {
+        Self { start: Instant::now(), micros: AtomicU64::new(0) }
+    }
+
+    /// What the server had sent by this moment has arrived.
+    pub(crate) fn at(&self, moment: Instant) {
+        self.micros.fetch_max(self.since(moment), Relaxed);
+    }
+
+    /// Something that has arrived at this moment is not delivered.
+    pub(crate) fn only_until(&self, moment: Instant) {
+        self.micros.fetch_min(self.since(moment), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Instant {
+        let since = Duration::from_micros(self.micros.load(Relaxed));
+        self.start.checked_add(since).unwrap_or(self.start)
+    }
+
+    fn since(&self, moment: Instant) -> u64 {
+        micros(moment.saturating_duration_since(self.start))
+    }
+}
+
 /// A task that waits until nothing waits to be sent.
 struct Flush<'a>(&'a watch::Sender<State>);
 
@@ -102,6 +137,8 @@ impl Drop for Flush<'_> {
 pub(crate) struct Limits {
     pub(crate) malformed: LineLimit,
     pub(crate) dropped: LineLimit,
+    pub(crate) overrun: LineLimit,
+    pub(crate) unpublished: LineLimit,
     pub(crate) connection: LineLimit,
     pub(crate) same_name: LineLimit,
     pub(crate) counts_anew: LineLimit,
@@ -137,6 +174,13 @@ impl Core {
         if name.is_empty() || name.len() > LONGEST_NODE {
             return Err(ClusterError::NodeName { name });
         }
+        for (option, time) in
+            [("timeout", options.timeout), ("ping_interval", options.ping_interval)]
+        {
+            if time.is_zero() {
+                return Err(ClusterError::Zero { option });
+            }
+        }
         let clock = SharedClock::start();
         let outbound = Outbound {
             queue: Queue::new(options.max_waiting, options.max_waiting_bytes),
@@ -156,6 +200,8 @@ impl Core {
             wake: Notify::new(),
             arrived: Mutex::new(arrived),
             heard: AtomicU64::new(0),
+            last_heard: LastHeard::now(),
+            in_flight: AtomicUsize::new(0),
             receiving: Arc::default(),
             node: OnceLock::new(),
             started: Notify::new(),
@@ -235,6 +281,8 @@ impl Core {
                 return Err(AdapterError::new(error));
             }
             Err(_) => {
+                // It has a number all the same, so that other nodes know that it is missing.
+                self.outbound.lock().sent.next(channel);
                 self.dropped(Reason::TooLong, 1);
                 return Ok(());
             }
@@ -246,7 +294,7 @@ impl Core {
             let refuses = is_request || self.options.refuse_when_full;
             if refuses && !queue.has_room(frame.len()) {
                 drop(outbound);
-                self.dropped(Reason::QueueFull, 1);
+                self.dropped(self.no_room(), 1);
                 return Err(AdapterError::new(ClusterError::Full));
             }
             if !is_request {
@@ -256,13 +304,18 @@ impl Core {
             (dropped.len(), outbound.waiting())
         };
         if dropped > 0 {
-            self.dropped(Reason::QueueFull, dropped);
+            self.dropped(self.no_room(), dropped);
         }
         // After an outage, requests are sent while broadcasts wait.
         if waiting == 1 || is_request {
             self.wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Why there is no room for what is to be sent.
+    fn no_room(&self) -> Reason {
+        if self.state.borrow().is_connected { Reason::QueueFull } else { Reason::NotConnected }
     }
 
     /// The next frames to send. Requests get no more than half, unless no broadcasts wait.
@@ -285,18 +338,34 @@ impl Core {
         self.outbound.lock().waiting()
     }
 
+    /// So many frames are on the way to the server, or wait to be sent again.
+    pub(crate) fn set_in_flight(&self, frames: usize) {
+        self.in_flight.store(frames, Relaxed);
+        self.observe();
+    }
+
+    /// Records how much is not sent yet.
+    pub(crate) fn observe(&self) {
+        self.metrics.waiting.set(self.not_sent() as f64);
+    }
+
+    /// How many frames wait to be sent, or are on the way to the server.
+    fn not_sent(&self) -> usize {
+        self.waiting() + self.in_flight.load(Relaxed)
+    }
+
     /// The connection is lost: requests that wait are not sent on the next one.
     fn drop_requests(&self) {
         let dropped = self.outbound.lock().requests.clear();
         if dropped > 0 {
-            self.dropped(Reason::QueueFull, dropped);
+            self.dropped(Reason::NotConnected, dropped);
         }
     }
 
     pub(crate) fn snapshot(&self) -> AdapterSnapshot {
         let mut snapshot = self.metrics.snapshot();
         snapshot.is_connected = self.state.borrow().is_connected;
-        snapshot.waiting = self.waiting();
+        snapshot.waiting = self.not_sent();
         snapshot
     }
 
@@ -329,6 +398,32 @@ impl Core {
         }
     }
 
+    /// The server has refused to publish so many broadcasts, for a reason that it has said.
+    pub(crate) fn unpublished(&self, count: usize, error: &str) {
+        self.metrics.dropped(Reason::Refused, count);
+        if let Some(left_out) = self.log.unpublished.allow() {
+            tracing::error!(
+                error,
+                count,
+                left_out,
+                "the server does not publish what this node sends"
+            );
+        }
+    }
+
+    /// So many broadcasts that had arrived were dropped, because others arrive faster than this node delivers them.
+    pub(crate) fn overrun(&self, count: usize) {
+        self.metrics.dropped(Reason::Overrun, count);
+        if let Some(left_out) = self.log.overrun.allow() {
+            tracing::warn!(
+                count,
+                left_out,
+                "broadcasts of other nodes are dropped: they arrive faster than this node delivers them"
+            );
+        }
+        self.report(Gap::Overrun(count as u64));
+    }
+
     /// The node is connected, and receives what it has followed.
     pub(crate) fn connected(&self) {
         self.receiving.connected();
@@ -343,6 +438,9 @@ impl Core {
     pub(crate) fn disconnected(&self) -> bool {
         self.receiving.disconnected();
         self.metrics.connected.set(0.0);
+        self.metrics.channels.set(0.0);
+        // How many there are is not known any more.
+        self.metrics.nodes.set(0.0);
         let mut was_connected = false;
         self.state.send_modify(|state| {
             state.has_tried = true;
@@ -353,13 +451,10 @@ impl Core {
         was_connected
     }
 
-    /// This node is subscribed to these channels from now on.
+    /// This node is about to subscribe to these channels. Messages may arrive before the answer.
     pub(crate) fn follow(&self, channels: &[Channel]) {
-        {
-            let mut arrived = self.arrived.lock();
-            channels.iter().for_each(|channel| arrived.follow(*channel));
-        }
-        self.arrives(channels);
+        let mut arrived = self.arrived.lock();
+        channels.iter().for_each(|channel| arrived.follow(*channel));
     }
 
     /// Joins need not wait for these channels.
@@ -423,7 +518,7 @@ impl Core {
         self.heard.load(Relaxed)
     }
 
-    /// A message has arrived from the server.
+    /// A message from the server is delivered.
     pub(crate) fn receive(&self, message: &Bytes) {
         let now = Instant::now();
         self.heard.fetch_add(1, Relaxed);
@@ -529,7 +624,7 @@ pub(crate) fn random() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use pipeline_test_support::Recorded;
+    use pipeline_test_support::{PATIENCE, Recorded};
     use pipeline_ws_sink::Endpoint;
     use serde_json::json;
 
@@ -600,6 +695,40 @@ mod tests {
         right.receive(&group.into());
         assert_eq!(room.recv().await.unwrap().payload().json(), Some(r#"{"n":1}"#));
         assert_eq!(reasons(&recorded), [("reason=malformed".to_owned(), 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_broadcast_with_a_changed_or_missing_byte_is_received_or_counted() {
+        let endpoint = Endpoint::builder().build().unwrap();
+        let (left, (right, recorded)) = (core("left").0, core("right"));
+        right.start(LocalNode::of(endpoint.pubsub()));
+        right.follow(&[Channel::of_topic("room:1")]);
+        let mut room = endpoint.subscribe("room:1");
+        left.broadcast(&news(1)).unwrap();
+        let good = sent(&left);
+        let mut bad: Vec<Bytes> = (0..good.len()).map(|cut| good.slice(..cut)).collect();
+        bad.extend((0..good.len() * 8).map(|bit| {
+            let mut changed = good.to_vec();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            changed.into()
+        }));
+        // As long as a server lets pass.
+        bad.push([&good[..], &[b'x'; 1 << 20]].concat().into());
+        bad.iter().for_each(|bad| right.receive(bad));
+        let cut = recorded.counters("pipeline.cluster.dropped");
+        let dropped: u64 = cut.iter().map(|(_, count)| count).sum();
+        let received: u64 =
+            recorded.counters("pipeline.cluster.received").iter().map(|(_, count)| count).sum();
+        assert_eq!(dropped + received, bad.len() as u64, "{cut:?}, and {received} received");
+        assert!(dropped > good.len() as u64, "a part of a broadcast is none: {cut:?}");
+        // None of them silences the node.
+        for n in 2..=10 {
+            left.broadcast(&news(n)).unwrap();
+            right.receive(&sent(&left));
+        }
+        let last =
+            async { while room.recv().await.unwrap().payload().json() != Some(r#"{"n":10}"#) {} };
+        timeout(PATIENCE, last).await.expect("what the node sends next is heard");
     }
 
     #[tokio::test]
@@ -690,6 +819,7 @@ mod tests {
         assert_eq!(taken.len(), 20);
         // What waits when the connection is lost is not sent on the next one.
         left.drop_requests();
+        assert_eq!(reasons(&recorded), [("reason=not_connected".to_owned(), 105)]);
         let taken = left.take(1_000, 1 << 30);
         assert_eq!((taken.len(), taken.iter().any(|it| it.is_request)), (90, false));
     }
@@ -709,12 +839,50 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_in_a_frame_is_dropped_and_counted() {
+    async fn what_has_no_room_while_the_node_is_not_connected_is_counted_so() {
+        let (telemetry, recorded) = Recorded::new();
+        let options = ClusterOptions::new("test").max_waiting(2).telemetry(telemetry);
+        let left = Core::new(options).unwrap();
+        let say = |count| (0..count).for_each(|n| left.broadcast(&news(n)).unwrap());
+        say(5);
+        assert_eq!(reasons(&recorded), [("reason=not_connected".to_owned(), 3)]);
+        left.connected();
+        say(4);
+        assert_eq!(reasons(&recorded), [("reason=queue_full".to_owned(), 4)]);
+        left.disconnected();
+        say(1);
+        assert_eq!(reasons(&recorded), [("reason=not_connected".to_owned(), 1)]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_in_a_frame_is_dropped_and_counted_and_known_to_be_missing() {
         let (left, recorded) = core("left");
         let topic = "x".repeat(5_000);
-        left.broadcast(&Broadcast::new(&topic, "news", json!({})).unwrap()).unwrap();
+        let endpoint = Endpoint::builder().build().unwrap();
+        let (right, _) = core("right");
+        right.start(LocalNode::of(endpoint.pubsub()));
+        let mut gaps = right.gaps.subscribe();
+        // The trackers' topics are of one channel, so that the name of one may be too long and that of others not.
+        let say = |topic: &str| {
+            left.broadcast(&Broadcast::new(topic, "news", json!({})).unwrap()).unwrap();
+        };
+        say("phx_presence:one");
+        right.receive(&sent(&left));
+        say(&format!("phx_presence:{topic}"));
         assert_eq!(reasons(&recorded), [("reason=too_long".to_owned(), 1)]);
         assert_eq!(left.waiting(), 0);
+        say("phx_presence:one");
+        right.receive(&sent(&left));
+        let gap = gaps.try_recv().unwrap();
+        assert!(matches!(&gap, Gap::Missing(missing) if missing.count() == 1), "{gap:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_on_the_way_counts_as_not_sent() {
+        let (left, _) = core("left");
+        (0..5).for_each(|n| left.broadcast(&news(n)).unwrap());
+        left.set_in_flight(left.take(3, usize::MAX).len());
+        assert_eq!((left.waiting(), left.snapshot().waiting), (2, 5));
     }
 
     #[tokio::test]
@@ -726,6 +894,13 @@ mod tests {
         for name in ["", &*"x".repeat(256)] {
             let error = Core::new(ClusterOptions::new("shop").node(name)).unwrap_err();
             assert_eq!(error, ClusterError::NodeName { name: name.to_owned() });
+        }
+        let options = || ClusterOptions::new("shop");
+        let never = options().timeout(Duration::ZERO);
+        let endless = options().ping_interval(Duration::ZERO);
+        for (option, options) in [("timeout", never), ("ping_interval", endless)] {
+            let error = Core::new(options).unwrap_err();
+            assert_eq!(error, ClusterError::Zero { option });
         }
     }
 }

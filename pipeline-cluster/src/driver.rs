@@ -15,12 +15,15 @@ use crate::{
     gap::Gap,
     interest::Interest,
     metrics::Reason,
+    pace::Pace,
     packing::{Message, pack},
     queue::Outgoing,
+    sequence::ON_THE_WAY,
 };
 
-/// The most frames that are sent at once, and the most bytes.
-const BATCH: (usize, usize) = (512, 1 << 20);
+/// The most frames that are taken to be sent at once, and the most bytes. Many, so that several of each of many channels
+/// are one message.
+const BATCH: (usize, usize) = (ON_THE_WAY as usize, 1 << 20);
 
 /// The most channels that are subscribed to at once.
 const CHANNELS: usize = 512;
@@ -43,6 +46,12 @@ const SHORTEST_SETTLE: Duration = Duration::from_millis(500);
 /// For how long the most nodes that there were are remembered. A network that fails takes one after another.
 const RECENT: Duration = Duration::from_secs(30);
 
+/// After how long a connection on which the server answers is a good one, although it is pinged less often.
+const A_WHILE: Duration = Duration::from_secs(10);
+
+/// How often it is recorded how much waits, whatever the task does.
+const OBSERVED: Duration = Duration::from_secs(1);
+
 /// A server that can be connected to.
 pub(crate) trait Server: Send + Sync + 'static {
     type Session: Session;
@@ -59,29 +68,40 @@ pub(crate) trait Session: Send + Sync {
     /// The longest message that the server takes.
     fn max_message(&self) -> usize;
 
-    /// Sends messages in order. Returns when the server has taken all of them.
+    /// Sends messages in order. Returns when the server has answered to all of them, and which it has refused.
     fn publish(
         &self,
         core: &Core,
         messages: &[Message],
-    ) -> impl Future<Output = Result<(), SessionError>> + Send;
+    ) -> impl Future<Output = Result<Refusals, SessionError>> + Send;
 
     /// Subscribes. Returns when the subscriptions are in force.
     fn subscribe(&self, names: &[String]) -> impl Future<Output = Result<(), SessionError>> + Send;
 
+    /// Unsubscribes. It may return without an answer of the server.
     fn unsubscribe(
         &self,
         names: &[String],
     ) -> impl Future<Output = Result<(), SessionError>> + Send;
 
-    /// Whether the server answers. It may tell its time.
+    /// Returns when the server has answered. It may tell its time.
     fn ping(&self, core: &Core) -> impl Future<Output = Result<(), SessionError>> + Send;
 
-    /// How many nodes receive what is for every node, this one included. `None` if it is not known.
+    /// How many nodes receive what is for every node, this one included. `None` if it is not known, perhaps without having
+    /// asked the server.
     fn nodes(&self, core: &Core) -> impl Future<Output = Result<Option<u64>, SessionError>> + Send;
 
     /// Receives until the connection ends.
     fn receive(&self, core: &Core) -> impl Future<Output = SessionError> + Send;
+}
+
+/// The messages that a server has refused to publish, of those that it was sent. It has published the others.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    /// Where they are among those that it was sent, in order.
+    pub(crate) messages: Vec<usize>,
+    /// What it has said last.
+    pub(crate) error: String,
 }
 
 /// Why a connection ended.
@@ -101,11 +121,21 @@ pub(crate) async fn drive<S: Server>(core: Arc<Core>, server: S) {
     let mut task = Task {
         interest: Interest::new(core.options.linger),
         in_flight: Vec::new(),
-        disconnected_at: None,
+        requests: Vec::new(),
+        pace: Pace::new(core.options.timeout),
+        outage: None,
+        started: Instant::now(),
+        is_well: false,
         nodes: MostNodes::default(),
         core: core.clone(),
     };
-    let mut running = pin!(task.run(&server));
+    let running = async {
+        tokio::select! {
+            () = task.run(&server) => {}
+            () = observe(&core) => {}
+        }
+    };
+    let mut running = pin!(running);
     tokio::select! {
         () = &mut running => return,
         () = becomes(&core, |state| state.is_ending) => {}
@@ -123,14 +153,37 @@ async fn becomes(core: &Core, so: impl FnMut(&State) -> bool) {
     let _ = core.state.subscribe().wait_for(so).await.map(drop);
 }
 
+/// Records how much waits to be sent, also while nothing is sent.
+async fn observe(core: &Core) {
+    loop {
+        core.observe();
+        sleep(OBSERVED).await;
+    }
+}
+
 struct Task {
     core: Arc<Core>,
     interest: Interest,
     /// What was given to the server, which has not confirmed it. It is sent again on the next connection,
     /// and the nodes that have it already drop the copy.
     in_flight: Vec<Message>,
-    disconnected_at: Option<Instant>,
+    /// Clients' requests that are given to the server while all else waits for the other nodes.
+    requests: Vec<Message>,
+    pace: Pace,
+    outage: Option<Outage>,
+    started: Instant,
+    /// The server has answered on the present connection, a while after it was made.
+    is_well: bool,
     nodes: MostNodes,
+}
+
+/// A time without a connection, which has not ended.
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    /// When something was last heard of the server, or this node was started.
+    since: Instant,
+    /// When it was noticed.
+    noticed: Instant,
 }
 
 /// How many nodes there were lately at most, if it is known.
@@ -150,7 +203,7 @@ impl Task {
     async fn run<S: Server>(&mut self, server: &S) {
         let mut failures = 0;
         loop {
-            let began = Instant::now();
+            self.is_well = false;
             let error = self.session(server).await;
             self.disconnected();
             self.core.metrics.connection_errors.increment(1);
@@ -159,9 +212,8 @@ impl Task {
                 tracing::warn!(error, left_out, "not connected to the other nodes");
             }
             let options = &self.core.options;
-            // A connection that has lasted shows that the server is well.
-            let lasted = Instant::now().saturating_duration_since(began) > options.ping_interval;
-            failures = if lasted { 0 } else { failures + 1 };
+            // A server that accepts connections and does not answer on them is not well, however long each lasts.
+            failures = if self.is_well { 0_u32 } else { failures.saturating_add(1) };
             let share = f64::from(u32::try_from(random() >> 32).unwrap_or_default());
             let delay = options.backoff.nth_delay(failures, share / f64::from(u32::MAX));
             sleep(delay).await;
@@ -176,7 +228,14 @@ impl Task {
             Ok(session) => session,
             Err(error) => return error,
         };
-        let Self { interest, in_flight, disconnected_at, nodes, core: _ } = self;
+        let Self { interest, in_flight, requests, pace, outage, is_well, nodes, .. } = self;
+        // The server may take less than that of the last connection.
+        let max = session.max_message();
+        let too_long = in_flight.extract_if(.., |message| message.bytes.len() > max);
+        let too_long: usize = too_long.map(|message| message.frames).sum();
+        if too_long > 0 {
+            core.dropped(Reason::TooLong, too_long);
+        }
         let mut receiving = pin!(session.receive(&core));
         // Messages arrive while the channels are subscribed to, and none may be missed.
         let node = {
@@ -191,27 +250,34 @@ impl Task {
             }
         };
         core.connected();
-        let since = disconnected_at.take();
-        let gone = since.map(|since| Instant::now().saturating_duration_since(since));
-        if let Some(gone) = gone {
-            tracing::info!(?gone, "connected to the other nodes again");
+        let connected = Instant::now();
+        let ended = outage.take();
+        if let Some(Outage { since, .. }) = ended {
+            let gone = Instant::now().saturating_duration_since(since);
+            tracing::info!(
+                ?gone,
+                "connected to the other nodes, after a time without a connection"
+            );
             core.report(Gap::Disconnected(gone));
         }
         let mut kept = None;
         let error = {
             let working = async {
                 // The other nodes have to be there for what waits.
-                if let Some(gone) = gone {
-                    kept = since;
-                    if let Err(error) =
-                        settle(&core, &session, in_flight.is_empty(), *nodes, gone).await
-                    {
+                if let Some(ended) = ended {
+                    kept = Some(ended);
+                    let gone = Instant::now().saturating_duration_since(ended.noticed);
+                    let kept_back = in_flight.iter().map(|it| it.frames).sum();
+                    let settled = settle(&core, &session, kept_back, requests, pace, *nodes, gone);
+                    if let Err(error) = settled.await {
                         return error;
                     }
                     kept = None;
+                    // Those that were not sent within that time.
+                    in_flight.append(requests);
                 }
                 tokio::select! {
-                    error = publish(&core, &session, in_flight) => error,
+                    error = publish(&core, &session, in_flight, pace) => error,
                     error = count(&core, &session, nodes) => error,
                 }
             };
@@ -222,20 +288,45 @@ impl Task {
                 error = ping(&core, &session) => error,
             }
         };
+        let asked = core.last_heard.get();
+        *is_well = asked.checked_duration_since(connected)
+            >= Some(core.options.ping_interval.min(A_WHILE));
+        // The answer to anything is behind what was sent.
+        let sent = if kept.is_some() { requests } else { in_flight };
+        let is_late = matches!(error, SessionError::Timeout) && !sent.is_empty();
+        if is_late && pace.missed(sent) {
+            let given_up = sent.remove(0);
+            core.dropped(Reason::TooLong, given_up.frames);
+        }
         // What waited then waits for the other nodes on the next connection too.
-        *disconnected_at = kept;
+        *outage = kept;
         error
     }
 
     fn disconnected(&mut self) {
-        self.in_flight.retain(|message| !message.is_request);
-        if self.core.disconnected() {
-            self.disconnected_at.get_or_insert_with(Instant::now);
+        let sent = self.in_flight.extract_if(.., |it| it.is_request).chain(self.requests.drain(..));
+        let requests = sent.map(|it| it.frames).sum();
+        if requests > 0 {
+            self.core.dropped(Reason::NotConnected, requests);
         }
+        let was_connected = self.core.disconnected();
+        let (since, noticed) = if was_connected {
+            (self.core.last_heard.get(), Instant::now())
+        } else {
+            (self.started, self.started)
+        };
+        match &mut self.outage {
+            // The node was connected meanwhile, and has reported the gap before that.
+            Some(unsettled) if was_connected => unsettled.since = since,
+            // Further tries that fail are part of the same outage.
+            Some(_) => {}
+            none => *none = Some(Outage { since, noticed }),
+        }
+        self.core.set_in_flight(self.in_flight.iter().map(|it| it.frames).sum());
     }
 }
 
-/// A step that the server has to answer in time.
+/// A step that has to end in time.
 ///
 /// It has the time again if this process has stood still meanwhile, when the answer may be there and not read, and if
 /// messages arrive, behind which the answer may be. Otherwise a node that is slow would lose its connection, and what
@@ -261,13 +352,25 @@ async fn within<T>(
     }
 }
 
+/// The same for a step that ends with an answer of the server, whatever the server is. Before it, all has arrived that the
+/// server had sent when it was asked.
+async fn answered<T>(
+    core: &Core,
+    step: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
+    let asked = Instant::now();
+    let answer = within(core, step).await?;
+    core.last_heard.at(asked);
+    Ok(answer)
+}
+
 /// Subscribes to the channels of this node, and to all others that it had on an earlier connection.
 async fn prepare(
     core: &Core,
     session: &impl Session,
     interest: &mut Interest,
 ) -> Result<LocalNode, SessionError> {
-    within(core, session.ping(core)).await?;
+    answered(core, session.ping(core)).await?;
     core.state.send_modify(|state| state.has_tried = true);
     let node = loop {
         match core.node() {
@@ -277,7 +380,7 @@ async fn prepare(
     };
     let own = [Channel::All, Channel::of_node(&core.name)];
     let names: Vec<String> = own.iter().map(|channel| core.channel_name(*channel)).collect();
-    within(core, session.subscribe(&names)).await?;
+    answered(core, session.subscribe(&names)).await?;
     interest.reset();
     subscribe_missing(core, session, interest).await?;
     Ok(node)
@@ -294,8 +397,9 @@ async fn subscribe_missing(
             return Ok(());
         }
         let names: Vec<String> = missing.iter().map(|it| core.channel_name(*it)).collect();
-        within(core, session.subscribe(&names)).await?;
         core.follow(&missing);
+        answered(core, session.subscribe(&names)).await?;
+        core.arrives(&missing);
         core.metrics.channels.set(interest.subscribed() as f64);
     }
 }
@@ -363,6 +467,7 @@ async fn publish(
     core: &Core,
     session: &impl Session,
     in_flight: &mut Vec<Message>,
+    pace: &mut Pace,
 ) -> SessionError {
     loop {
         // Before the queue is looked at: what is taken from it is not sent yet.
@@ -372,7 +477,7 @@ async fn publish(
             *in_flight = pack(fitting(core, taken, max), max);
         }
         let frames: usize = in_flight.iter().map(|it| it.frames).sum();
-        core.metrics.waiting.set((core.waiting() + frames) as f64);
+        core.set_in_flight(frames);
         if in_flight.is_empty() {
             if core.waiting() > 0 {
                 // What was taken was too long.
@@ -382,17 +487,8 @@ async fn publish(
             core.wake.notified().await;
             continue;
         }
-        match within(core, session.publish(core, in_flight)).await {
-            Ok(()) => {
-                sent(core, in_flight);
-                in_flight.clear();
-            }
-            Err(SessionError::Refused(why)) => {
-                core.dropped(Reason::Refused, frames);
-                in_flight.clear();
-                return SessionError::Refused(why);
-            }
-            Err(error) => return error,
+        if let Err(error) = send_portion(core, session, in_flight, pace).await {
+            return error;
         }
     }
 }
@@ -408,7 +504,9 @@ fn set_flushed(state: &watch::Sender<State>, is_flushed: bool) {
 async fn settle(
     core: &Core,
     session: &impl Session,
-    nothing_in_flight: bool,
+    in_flight: usize,
+    requests: &mut Vec<Message>,
+    pace: &mut Pace,
     MostNodes(before): MostNodes,
     gone: Duration,
 ) -> Result<(), SessionError> {
@@ -438,18 +536,50 @@ async fn settle(
                 Some(_) | None => unknown,
             };
         }
-        let requests = core.take_requests(BATCH.0, BATCH.1);
         if requests.is_empty() {
-            set_flushed(&core.state, nothing_in_flight && core.waiting() == 0);
+            let max = session.max_message();
+            *requests = pack(fitting(core, core.take_requests(BATCH.0, BATCH.1), max), max);
+        }
+        let asked: usize = requests.iter().map(|it| it.frames).sum();
+        core.set_in_flight(in_flight + asked);
+        if requests.is_empty() {
+            set_flushed(&core.state, in_flight == 0 && core.waiting() == 0);
             // Also at the end of the program.
             let _ = timeout(COUNT_NODES.min(limit), core.wake.notified()).await;
             set_flushed(&core.state, false);
             continue;
         }
-        let messages = pack(fitting(core, requests, session.max_message()), session.max_message());
-        within(core, session.publish(core, &messages)).await?;
-        sent(core, &messages);
+        send_portion(core, session, requests, pace).await?;
     }
+}
+
+/// Sends the first of these messages, as many as the server takes in time.
+async fn send_portion(
+    core: &Core,
+    session: &impl Session,
+    messages: &mut Vec<Message>,
+    pace: &mut Pace,
+) -> Result<(), SessionError> {
+    let (portion, since) = (pace.portion(messages), Instant::now());
+    let refusals = answered(core, session.publish(core, &messages[..portion])).await?;
+    let mut refused = refusals.messages.into_iter().peekable();
+    let (mut frames, mut bytes, mut not_sent) = (0, 0, 0);
+    let all = messages[..portion].iter().map(|it| it.bytes.len()).sum();
+    pace.answered(all, since.elapsed());
+    for (at, message) in messages.drain(..portion).enumerate() {
+        if refused.next_if_eq(&at).is_some() {
+            not_sent += message.frames;
+        } else {
+            frames += message.frames;
+            bytes += message.bytes.len();
+        }
+    }
+    core.metrics.sent.increment(frames as u64);
+    core.metrics.sent_bytes.increment(bytes as u64);
+    if not_sent > 0 {
+        core.unpublished(not_sent, &refusals.error);
+    }
+    Ok(())
 }
 
 /// Counts the nodes now and then, to know how many there were if the connection is lost.
@@ -477,19 +607,11 @@ fn fitting(core: &Core, mut taken: Vec<Outgoing>, max: usize) -> Vec<Outgoing> {
     taken
 }
 
-/// Counts what the server has taken.
-fn sent(core: &Core, messages: &[Message]) {
-    let frames: usize = messages.iter().map(|it| it.frames).sum();
-    let bytes: usize = messages.iter().map(|it| it.bytes.len()).sum();
-    core.metrics.sent.increment(frames as u64);
-    core.metrics.sent_bytes.increment(bytes as u64);
-}
-
 /// Asks the server whether it answers, again and again.
 async fn ping(core: &Core, session: &impl Session) -> SessionError {
     loop {
         sleep(core.options.ping_interval).await;
-        if let Err(error) = within(core, session.ping(core)).await {
+        if let Err(error) = answered(core, session.ping(core)).await {
             return error;
         }
     }
@@ -505,7 +627,8 @@ mod tests {
 
     use bytes::Bytes;
     use parking_lot::Mutex;
-    use pipeline_core::backoff::Backoff;
+    use pipeline_core::backoff::{Backoff, Jitter};
+    use pipeline_test_support::Recorded;
     use pipeline_ws_sink::{Endpoint, pubsub::Broadcast};
     use proptest::{collection::vec, prelude::*};
     use serde_json::json;
@@ -522,8 +645,8 @@ mod tests {
             usize::MAX
         }
 
-        async fn publish(&self, _: &Core, _: &[Message]) -> Result<(), SessionError> {
-            Ok(())
+        async fn publish(&self, _: &Core, _: &[Message]) -> Result<Refusals, SessionError> {
+            Ok(Refusals::default())
         }
 
         async fn subscribe(&self, _: &[String]) -> Result<(), SessionError> {
@@ -548,6 +671,58 @@ mod tests {
         }
     }
 
+    /// A server whose answer to a subscription comes behind this message of the channel.
+    struct Early<'a>(&'a Core, Bytes);
+
+    impl Session for Early<'_> {
+        fn max_message(&self) -> usize {
+            usize::MAX
+        }
+
+        async fn publish(&self, _: &Core, _: &[Message]) -> Result<Refusals, SessionError> {
+            Ok(Refusals::default())
+        }
+
+        async fn subscribe(&self, _: &[String]) -> Result<(), SessionError> {
+            self.0.receive(&self.1);
+            Ok(())
+        }
+
+        async fn unsubscribe(&self, _: &[String]) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn ping(&self, _: &Core) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn nodes(&self, _: &Core) -> Result<Option<u64>, SessionError> {
+            Ok(None)
+        }
+
+        async fn receive(&self, _: &Core) -> SessionError {
+            pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_missing_behind_a_message_before_the_answer_is_known() {
+        let [left, right] = ["left", "right"]
+            .map(|name| Core::new(ClusterOptions::new("test").node(name)).unwrap());
+        let frames = [1, 2, 3].map(|n| {
+            left.broadcast(&Broadcast::new("room:1", "news", json!({ "n": n })).unwrap()).unwrap();
+            left.take(1, usize::MAX).remove(0).frame
+        });
+        let mut gaps = right.gaps.subscribe();
+        let mut interest = Interest::new(LONG);
+        interest.change(&"room:1".into(), true, Instant::now());
+        let server = Early(&right, frames[0].clone());
+        subscribe_missing(&right, &server, &mut interest).await.unwrap();
+        right.receive(&frames[2]);
+        let gap = gaps.try_recv().unwrap();
+        assert!(matches!(&gap, Gap::Missing(missing) if missing.count() == 1), "{gap:?}");
+    }
+
     const LONG: Duration = Duration::from_secs(60);
 
     fn core() -> Core {
@@ -558,7 +733,8 @@ mod tests {
     async fn settled(core: &Core, nodes: &[u64], before: MostNodes) -> Duration {
         let (server, gone) = (Says(Mutex::new(nodes.to_vec())), Duration::from_secs(2));
         let since = Instant::now();
-        settle(core, &server, true, before, gone).await.unwrap();
+        let mut pace = Pace::new(core.options.timeout);
+        settle(core, &server, 0, &mut Vec::new(), &mut pace, before, gone).await.unwrap();
         since.elapsed()
     }
 
@@ -662,6 +838,332 @@ mod tests {
         assert!(matches!(silent, Err(SessionError::Timeout)));
     }
 
+    /// What becomes of a try to connect.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Try {
+        /// The server is not there.
+        Fails,
+        /// The server accepts it and says nothing.
+        Hangs,
+        /// The server answers for so many seconds, and says nothing then.
+        Answers(u64),
+    }
+
+    /// A server of which it is known what becomes of each try to connect. The last one is that of all later tries.
+    #[derive(Clone, Default)]
+    struct Known {
+        tries: Arc<Mutex<Vec<Try>>>,
+        /// When they were.
+        times: Arc<Mutex<Vec<Instant>>>,
+        /// When frames were sent, and how many.
+        sent: Arc<Mutex<Vec<(Instant, usize)>>>,
+        /// The longest message that it takes, if that is bounded.
+        max: Arc<Mutex<Option<usize>>>,
+        /// The topic to whose channel it does not publish.
+        refuses: Arc<Mutex<Option<&'static str>>>,
+        /// Ends the connection.
+        lost: Arc<Notify>,
+        /// The server is not asked for the number of nodes.
+        is_not_asked: bool,
+    }
+
+    /// What is well for longer than a test takes.
+    const WELL: Try = Try::Answers(1_000_000);
+
+    struct KnownSession {
+        silent_from: Instant,
+        /// What the server takes, as it has said at the start.
+        max: usize,
+        server: Known,
+    }
+
+    impl Known {
+        fn new(tries: &[Try]) -> Self {
+            Self { tries: Arc::new(Mutex::new(tries.to_vec())), ..Self::default() }
+        }
+
+        /// The same, and another one that is not asked for the number of nodes.
+        fn both(tries: &[Try]) -> [Self; 2] {
+            [Self::new(tries), Self { is_not_asked: true, ..Self::new(tries) }]
+        }
+
+        /// A node of this server. Its delays are not random.
+        async fn node(&self, options: ClusterOptions) -> (Cluster, Endpoint, Recorded) {
+            let (telemetry, recorded) = Recorded::new();
+            let second = Duration::from_secs(1);
+            let backoff = Backoff::new(second, 32 * second).jitter(Jitter::None);
+            let options = options.backoff(backoff).telemetry(telemetry);
+            let cluster = Cluster::join(self.clone(), options).await.unwrap();
+            let endpoint = Endpoint::builder().adapter(cluster.clone()).build().unwrap();
+            (cluster, endpoint, recorded)
+        }
+
+        fn max(&self) -> usize {
+            self.max.lock().unwrap_or(usize::MAX)
+        }
+
+        /// The seconds between the tries.
+        fn delays(&self) -> Vec<u64> {
+            let times = self.times.lock();
+            times.windows(2).map(|it| it[1].duration_since(it[0]).as_secs()).collect()
+        }
+    }
+
+    impl Server for Known {
+        type Session = KnownSession;
+
+        async fn connect(&self, _: &Arc<Core>) -> Result<KnownSession, SessionError> {
+            self.times.lock().push(Instant::now());
+            let next = {
+                let mut tries = self.tries.lock();
+                if tries.len() > 1 { tries.remove(0) } else { tries[0] }
+            };
+            let answers = match next {
+                Try::Fails => return Err(SessionError::Lost("it is not there".to_owned())),
+                Try::Hangs => return pending().await,
+                Try::Answers(seconds) => Duration::from_secs(seconds),
+            };
+            let (silent_from, max) = (Instant::now() + answers, self.max());
+            Ok(KnownSession { silent_from, max, server: self.clone() })
+        }
+    }
+
+    impl Session for KnownSession {
+        fn max_message(&self) -> usize {
+            self.max
+        }
+
+        async fn publish(&self, _: &Core, messages: &[Message]) -> Result<Refusals, SessionError> {
+            if messages.iter().any(|it| it.bytes.len() > self.server.max()) {
+                return Err(SessionError::Lost("maximum payload exceeded".to_owned()));
+            }
+            let refused = self.server.refuses.lock().map(Channel::of_topic);
+            let is_refused = |message: &Message| refused == Some(message.channel);
+            let taken = messages.iter().filter(|message| !is_refused(message));
+            let frames = taken.map(|it| it.frames).sum();
+            self.server.sent.lock().push((Instant::now(), frames));
+            let all = messages.iter().enumerate();
+            let refused = all.filter(|(_, message)| is_refused(message)).map(|(at, _)| at);
+            Ok(Refusals { messages: refused.collect(), error: "no".to_owned() })
+        }
+
+        async fn subscribe(&self, _: &[String]) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn unsubscribe(&self, _: &[String]) -> Result<(), SessionError> {
+            Ok(())
+        }
+
+        async fn ping(&self, _: &Core) -> Result<(), SessionError> {
+            if Instant::now() < self.silent_from { Ok(()) } else { pending().await }
+        }
+
+        async fn nodes(&self, _: &Core) -> Result<Option<u64>, SessionError> {
+            if self.server.is_not_asked {
+                return Ok(None);
+            }
+            if Instant::now() < self.silent_from { Ok(Some(3)) } else { pending().await }
+        }
+
+        async fn receive(&self, _: &Core) -> SessionError {
+            self.server.lost.notified().await;
+            SessionError::Lost("it has ended".to_owned())
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A time-out of five seconds, and a ping each two seconds.
+    fn by_default() -> ClusterOptions {
+        let options = ClusterOptions::new("test").settle(Duration::ZERO);
+        options.timeout(5 * SECOND).ping_interval(2 * SECOND)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_accepts_and_does_not_answer_is_tried_less_and_less_often() {
+        for (hangs, lasts) in [(Try::Hangs, 5), (Try::Answers(1), 7), (Try::Fails, 0)] {
+            for server in Known::both(&[hangs]) {
+                let _node = server.node(by_default()).await;
+                sleep(200 * SECOND).await;
+                let growing = [1, 2, 4, 8, 16].map(|delay| lasts + delay);
+                assert_eq!(server.delays()[..growing.len()], growing, "{hangs:?}");
+            }
+        }
+        // One that has answered, and is lost, is tried at once.
+        let server = Known::new(&[Try::Hangs, Try::Hangs, Try::Hangs, Try::Answers(7), Try::Hangs]);
+        let _node = server.node(by_default()).await;
+        sleep(60 * SECOND).await;
+        assert_eq!(server.delays()[..5], [6, 7, 9, 14, 6]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_was_there_before_the_server_reports_it_and_lets_what_waits_wait_for_others()
+     {
+        let server = Known::new(&[Try::Fails, Try::Fails, Try::Fails, WELL]);
+        let since = Instant::now();
+        let (cluster, endpoint, _) = server.node(by_default().settle(3 * SECOND)).await;
+        let mut gaps = cluster.gaps();
+        endpoint.broadcast("room:1", "news", json!({})).unwrap();
+        cluster.connected().await;
+        let absent = since.elapsed();
+        assert_eq!(absent.as_secs(), 7);
+        assert_eq!(gaps.next().await, Some(Gap::Disconnected(absent)));
+        let at = Instant::now();
+        sleep(10 * SECOND).await;
+        let sent = server.sent.lock().clone();
+        assert_eq!(sent.len(), 1);
+        assert!(sent[0].0 - at >= 3 * SECOND, "{:?}", sent[0].0 - at);
+        // Control: a server that is there.
+        let server = Known::new(&[WELL]);
+        let (cluster, endpoint, _) = server.node(by_default().settle(3 * SECOND)).await;
+        let mut gaps = cluster.gaps();
+        endpoint.broadcast("room:1", "news", json!({})).unwrap();
+        cluster.connected().await;
+        let at = Instant::now();
+        sleep(10 * SECOND).await;
+        assert!(timeout(Duration::ZERO, gaps.next()).await.is_err(), "nothing was missed");
+        assert!(server.sent.lock()[0].0 - at < SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_server_took_once_and_takes_no_more_is_dropped_and_the_rest_is_sent() {
+        let server = Known::new(&[WELL]);
+        let (cluster, endpoint, recorded) = server.node(by_default()).await;
+        cluster.connected().await;
+        *server.max.lock() = Some(1_000);
+        for length in [10, 2_000, 10] {
+            let text = "x".repeat(length);
+            endpoint.broadcast("room:1", "news", json!({ "text": text })).unwrap();
+            endpoint.broadcast("room:2", "news", json!({ "n": 1 })).unwrap();
+        }
+        sleep(60 * SECOND).await;
+        let sent = server.sent.lock().iter().map(|(_, frames)| frames).sum::<usize>();
+        let dropped = recorded.counters("pipeline.cluster.dropped");
+        let [(reason, dropped)] = &dropped[..] else { panic!("{dropped:?}") };
+        assert_eq!((reason.as_str(), sent as u64 + dropped), ("reason=too_long", 6));
+        assert_eq!(server.times.lock().len(), 2, "it is connected to again once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_is_as_long_as_the_server_was_not_heard() {
+        for server in Known::both(&[Try::Answers(5), Try::Fails, WELL]) {
+            let options = by_default().linger(SECOND / 2);
+            let (cluster, endpoint, _) = server.node(options).await;
+            let mut gaps = cluster.gaps();
+            cluster.connected().await;
+            // What it answers last is what it is asked four seconds after the connection was made. Later it is asked to
+            // unsubscribe, which needs no answer.
+            let heard = Instant::now() + 4 * SECOND;
+            let user = endpoint.subscribe("room:1");
+            sleep(5 * SECOND).await;
+            drop(user);
+            let gap = gaps.next().await;
+            let silent = heard.elapsed();
+            // Until the next ping, for its time-out, and for two delays between tries.
+            assert_eq!(silent.as_secs(), 2 + 5 + 1 + 1);
+            assert_eq!(gap, Some(Gap::Disconnected(silent)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_late_makes_a_gap_no_shorter() {
+        for server in Known::both(&[Try::Answers(5), WELL]) {
+            let (telemetry, _) = Recorded::new();
+            let core = Arc::new(Core::new(by_default().telemetry(telemetry)).unwrap());
+            let other = Core::new(ClusterOptions::new("test").node("other")).unwrap();
+            other.broadcast(&Broadcast::new("room:1", "news", json!({})).unwrap()).unwrap();
+            let news = other.take(1, usize::MAX).remove(0).frame;
+            let endpoint = Endpoint::builder().build().unwrap();
+            core.start(LocalNode::of(endpoint.pubsub()));
+            let driving = tokio::spawn(drive(core.clone(), server));
+            let mut gaps = core.gaps.subscribe();
+            let since = Instant::now();
+            // What it is asked after four seconds is answered last. Of what it has sent since then, only the first arrive:
+            // those that are behind them are lost with the connection.
+            while since.elapsed() < 9 * SECOND {
+                sleep(SECOND / 10).await;
+                core.receive(&news);
+            }
+            let Gap::Disconnected(gone) = gaps.recv().await.unwrap() else {
+                panic!("it was connected")
+            };
+            assert_eq!((gone.as_secs(), since.elapsed().as_secs()), (12, 16));
+            driving.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_lost_before_what_waits_is_sent_ends_no_earlier_gap_again() {
+        let server = Known::new(&[Try::Fails, Try::Fails, Try::Fails, WELL]);
+        let (cluster, endpoint, _) = server.node(by_default().settle(60 * SECOND)).await;
+        let mut gaps = cluster.gaps();
+        endpoint.broadcast("room:1", "news", json!({})).unwrap();
+        cluster.connected().await;
+        // What waits is kept back for as long as the node was not connected.
+        sleep(5 * SECOND / 2).await;
+        server.lost.notify_one();
+        sleep(60 * SECOND).await;
+        let mut gone = [0; 2];
+        for seconds in &mut gone {
+            let Some(Gap::Disconnected(gone)) = gaps.next().await else { panic!("a gap") };
+            *seconds = gone.as_secs();
+        }
+        assert_eq!(gone, [7, 1]);
+        let sent = server.sent.lock().clone();
+        assert_eq!(sent.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_pinged_seldom_counts_as_well_once_it_has_answered_for_a_while() {
+        let server = Known::new(&[Try::Fails, Try::Fails, Try::Fails, WELL, Try::Hangs]);
+        let (cluster, endpoint, _) = server.node(by_default().ping_interval(Duration::MAX)).await;
+        cluster.connected().await;
+        sleep(20 * SECOND).await;
+        endpoint.broadcast("room:1", "news", json!({})).unwrap();
+        sleep(SECOND).await;
+        server.lost.notify_one();
+        sleep(60 * SECOND).await;
+        // 1, 2 and 4 s before the connection, which lasts for 21 s, and the first delay again.
+        assert_eq!(server.delays()[..5], [1, 2, 4, 22, 6]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_server_refuses_is_counted_and_the_rest_of_what_was_sent_with_it_is_sent() {
+        let server = Known::new(&[WELL]);
+        *server.refuses.lock() = Some("room:7");
+        let (cluster, endpoint, recorded) = server.node(by_default()).await;
+        cluster.connected().await;
+        for n in 0..100 {
+            let topic = format!("room:{}", n % 10);
+            endpoint.broadcast(&topic, "news", json!({ "n": n })).unwrap();
+        }
+        sleep(SECOND).await;
+        let dropped = recorded.counters("pipeline.cluster.dropped");
+        assert_eq!(dropped, [("reason=refused".to_owned(), 10)]);
+        assert_eq!(recorded.counters("pipeline.cluster.sent"), [(String::new(), 90)]);
+        assert!(cluster.is_connected());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gauges_are_true_while_the_node_is_not_connected() {
+        for (passed, expected) in [(1, [1.0, 0.0, 3.0, 1.0]), (20, [0.0, 7.0, 0.0, 0.0])] {
+            let server = Known::new(&[Try::Answers(5), Try::Fails]);
+            let (cluster, endpoint, recorded) = server.node(by_default()).await;
+            let _user = endpoint.subscribe("room:1");
+            cluster.receives("room:1").await;
+            sleep(passed * SECOND).await;
+            if !cluster.is_connected() {
+                (0..7).for_each(|_| endpoint.broadcast("room:1", "news", json!({})).unwrap());
+                sleep(2 * SECOND).await;
+            }
+            recorded.look();
+            let gauge = |name| recorded.gauges(&format!("pipeline.cluster.{name}"))[0].1;
+            let gauges = ["connected", "waiting", "nodes", "channels"].map(gauge);
+            assert_eq!(gauges, expected, "after {passed} s");
+        }
+    }
+
     /// What becomes of a request to subscribe or to unsubscribe.
     #[derive(Clone, Copy, Debug)]
     enum Fate {
@@ -746,8 +1248,8 @@ mod tests {
             usize::MAX
         }
 
-        async fn publish(&self, _: &Core, _: &[Message]) -> Result<(), SessionError> {
-            Ok(())
+        async fn publish(&self, _: &Core, _: &[Message]) -> Result<Refusals, SessionError> {
+            Ok(Refusals::default())
         }
 
         async fn subscribe(&self, names: &[String]) -> Result<(), SessionError> {

@@ -12,8 +12,15 @@ use crate::channels::Channel;
 pub enum Gap {
     /// Broadcasts of a node are missing.
     Missing(Missing),
-    /// This node was not connected to the server for this long. Anything may be missing.
+    /// This node was not connected to the server for this long, up to now. Anything may be missing. The time begins with
+    /// the last ping, publication or subscription that the server has answered, when this node asked for it. That is before
+    /// this node noticed its silence. What is read after that makes it no shorter, because the server may have discarded
+    /// what was behind it. On the first connection of a node that was there before its server, it begins with the start of
+    /// the node.
     Disconnected(Duration),
+    /// So many broadcasts have arrived and were dropped, because this node delivers them more slowly than they arrive. What
+    /// a [`Missing`](Self::Missing) does not tell may be missing too.
+    Overrun(u64),
     /// So many gaps were not read from the [`Gaps`] that they were dropped. Anything may be missing.
     Unread(u64),
 }

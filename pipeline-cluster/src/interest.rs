@@ -1,7 +1,7 @@
 //! Which channels a node subscribes to, and when. Pure.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -21,8 +21,8 @@ pub(crate) struct Interest {
     channels: HashMap<Channel, Wanted>,
     /// Channels that are to be subscribed to.
     missing: VecDeque<Channel>,
-    /// Channels that have lost their last topic, and when, in the order of the times.
-    idle: VecDeque<(Instant, Channel)>,
+    /// Channels that have no topic, and since when: each at most once, however often it gets and loses one.
+    idle: BTreeSet<(Instant, Channel)>,
     subscribed: usize,
 }
 
@@ -42,7 +42,7 @@ impl Interest {
             topics: HashSet::new(),
             channels: HashMap::new(),
             missing: VecDeque::new(),
-            idle: VecDeque::new(),
+            idle: BTreeSet::new(),
             subscribed: 0,
         }
     }
@@ -59,14 +59,16 @@ impl Interest {
                 Wanted { topics: 0, idle_since: None, is_subscribed: false }
             });
             wanted.topics += 1;
-            wanted.idle_since = None;
+            if let Some(since) = wanted.idle_since.take() {
+                self.idle.remove(&(since, channel));
+            }
         } else if self.topics.remove(topic)
             && let Some(wanted) = self.channels.get_mut(&channel)
         {
             wanted.topics -= 1;
             if wanted.topics == 0 {
                 wanted.idle_since = Some(now);
-                self.idle.push_back((now, channel));
+                self.idle.insert((now, channel));
             }
         }
     }
@@ -92,17 +94,13 @@ impl Interest {
     pub(crate) fn take_idle(&mut self, now: Instant, max: usize) -> Vec<Channel> {
         let mut taken = Vec::new();
         while taken.len() < max
-            && let Some((since, channel)) = self.idle.front().copied()
+            && let Some((since, channel)) = self.idle.first().copied()
             && now.saturating_duration_since(since) >= self.linger
         {
-            self.idle.pop_front();
-            let wanted = self.channels.get(&channel);
-            if let Some(wanted) = wanted.filter(|it| it.idle_since == Some(since)) {
-                if wanted.is_subscribed {
-                    taken.push(channel);
-                    self.subscribed -= 1;
-                }
-                self.channels.remove(&channel);
+            self.idle.pop_first();
+            if self.channels.remove(&channel).is_some_and(|wanted| wanted.is_subscribed) {
+                taken.push(channel);
+                self.subscribed -= 1;
             }
         }
         taken
@@ -119,7 +117,7 @@ impl Interest {
 
     /// When the next channel may be unsubscribed from.
     pub(crate) fn next_idle(&self) -> Option<Instant> {
-        let (since, _) = self.idle.front()?;
+        let (since, _) = self.idle.first()?;
         since.checked_add(self.linger)
     }
 
@@ -169,6 +167,22 @@ mod tests {
         assert_eq!(interest.next_idle(), None);
         interest.change(&user, true, last + LINGER);
         assert_eq!(interest.take_missing(9), [channel]);
+    }
+
+    #[test]
+    fn a_channel_that_is_never_left_takes_the_same_memory_however_often_its_topic_is_joined() {
+        let (mut interest, start) = (Interest::new(Duration::MAX), Instant::now());
+        let years = Duration::from_secs(100 * 365 * 86_400);
+        for second in 0..10_000 {
+            let now = start + Duration::from_secs(second);
+            interest.change(&topic(1), true, now);
+            interest.change(&topic(1), false, now);
+        }
+        assert_eq!((interest.idle.len(), interest.next_idle()), (1, None));
+        assert_eq!(interest.take_missing(9).len(), 1);
+        assert_eq!(interest.take_idle(start + years, 9), []);
+        interest.change(&topic(1), true, start + years);
+        assert_eq!((interest.idle.len(), interest.subscribed()), (0, 1));
     }
 
     #[test]

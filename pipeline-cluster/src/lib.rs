@@ -22,6 +22,15 @@
 //! # }
 //! ```
 //!
+//! # Map
+//!
+//! | item | what it is |
+//! | --- | --- |
+//! | [`Cluster`] | the adapter: `redis` and `nats` connect it; `is_connected` for readiness, `gaps` for what was missed, `receives` |
+//! | [`ClusterOptions`] | the node's name, the prefix, bounds and times |
+//! | [`Gap`] | what a node has missed, and of which node |
+//! | [`ClusterError`] | why a node could not start |
+//!
 //! # What travels
 //!
 //! A node receives the topics that have subscribers on it, what is for every node (messages between the
@@ -57,8 +66,10 @@
 //!   by default). A longer one is dropped and counted. Redis ends the connection of a node for which more
 //!   than 32 MiB wait (`client-output-buffer-limit pubsub 32mb 8mb 60`): programs with broadcasts of more
 //!   than a few MiB raise that.
-//! - What is lost is noticed: frames have a number for each channel, and a missing one is a [`Gap`]. The
-//!   last ones before a pause are noticed when the next one arrives.
+//! - What is lost is noticed: frames have a number for each channel, also those that are too long to be sent, and a
+//!   missing one is a [`Gap`]. The last ones before a pause are noticed when the next one arrives.
+//! - A `disconnect` during an outage waits like a broadcast. When it arrives, it also closes the sockets that the user has
+//!   opened meanwhile on other nodes, and their clients connect again.
 //!
 //! # Time between nodes
 //!
@@ -91,18 +102,23 @@ pub mod frame;
 #[cfg(not(feature = "fuzzing"))]
 mod frame;
 mod gap;
+#[cfg(any(feature = "nats", test))]
+mod inbound;
 mod interest;
 mod log;
 mod metrics;
 #[cfg(feature = "nats")]
 mod nats;
 mod options;
+mod pace;
 mod packing;
 mod queue;
 mod receiving;
 #[cfg(feature = "redis")]
 mod redis;
 mod sequence;
+#[cfg(test)]
+mod simulation;
 
 #[cfg(doc)]
 use pipeline_ws_sink::pubsub::Adapter;

@@ -16,10 +16,14 @@ use crate::clock::micros;
 pub(crate) enum Reason {
     /// Too much waited to be sent.
     QueueFull,
-    /// Longer than the form of frames or the server allows.
+    /// The node was not connected to the server: too much waited, or it was part of a client's request, which does not wait.
+    NotConnected,
+    /// Longer than the form of frames or the server allows, or than the way to the server takes in time.
     TooLong,
     /// The server has refused it.
     Refused,
+    /// What has arrived waited to be delivered, and too much did.
+    Overrun,
     /// What has arrived is no frame, or its payload is no payload.
     Malformed,
     /// A frame that has arrived before.
@@ -72,8 +76,10 @@ pub(crate) struct ClusterMetrics {
     pub(crate) waiting: Gauge,
     pub(crate) channels: Gauge,
     queue_full: Tally,
+    not_connected: Tally,
     too_long: Tally,
     refused: Tally,
+    overrun: Tally,
     malformed: Tally,
     repeated: Tally,
 }
@@ -149,8 +155,10 @@ impl ClusterMetrics {
                 "Channels of topics that are subscribed to",
             ),
             queue_full: dropped("queue_full"),
+            not_connected: dropped("not_connected"),
             too_long: dropped("too_long"),
             refused: dropped("refused"),
+            overrun: dropped("overrun"),
             malformed: dropped("malformed"),
             repeated: dropped("repeated"),
         }
@@ -159,8 +167,10 @@ impl ClusterMetrics {
     pub(crate) fn dropped(&self, reason: Reason, count: usize) {
         match reason {
             Reason::QueueFull => &self.queue_full,
+            Reason::NotConnected => &self.not_connected,
             Reason::TooLong => &self.too_long,
             Reason::Refused => &self.refused,
+            Reason::Overrun => &self.overrun,
             Reason::Malformed => &self.malformed,
             Reason::Repeated => &self.repeated,
         }
@@ -183,8 +193,15 @@ impl ClusterMetrics {
 
     /// What was counted so far.
     pub(crate) fn snapshot(&self) -> AdapterSnapshot {
-        let dropped =
-            [&self.queue_full, &self.too_long, &self.refused, &self.malformed, &self.repeated];
+        let dropped = [
+            &self.queue_full,
+            &self.not_connected,
+            &self.too_long,
+            &self.refused,
+            &self.overrun,
+            &self.malformed,
+            &self.repeated,
+        ];
         let mut snapshot = AdapterSnapshot::default();
         snapshot.sent = self.sent.get();
         snapshot.sent_bytes = self.sent_bytes.get();

@@ -1,27 +1,56 @@
 //! Subjects of NATS.
 
-use std::{collections::HashMap, pin::pin, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    iter, mem,
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
-use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, ServerAddr, Subscriber};
+use async_nats::{
+    Client, ConnectOptions, Event, RequestErrorKind, ServerAddr, ServerError, Subscriber,
+};
+use bytes::Bytes;
 use futures::{
-    FutureExt, StreamExt,
+    FutureExt, Stream, StreamExt,
     stream::{AbortHandle, Abortable, SelectAll},
 };
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use percent_encoding::percent_decode_str;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::{coop::unconstrained, yield_now},
+    time::{Duration, Instant},
+};
 
 use crate::{
     ClusterError,
     core::Core,
-    driver::{Server, Session, SessionError},
+    driver::{Refusals, Server, Session, SessionError},
+    inbound::{Inbound, Left},
+    metrics::Reason,
     packing::Message,
 };
 
 /// How many subscriptions may wait for the task that reads them.
 const NEW: usize = 1024;
 
-/// How many messages are received before all else is looked at.
+/// How many messages are read at once.
 const AT_ONCE: usize = 64;
+
+/// How long messages are read or delivered before all else is looked at.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// How many subjects are remembered to which the server has refused to publish.
+const UNPUBLISHED: usize = 4_096;
+
+/// How many messages are sent before an answer, on a connection on which the server has refused some. The client keeps
+/// 128 refusals that were not looked at, and drops further ones.
+const REFUSABLE: usize = 64;
+
+/// The longest time between two pings of the client itself. The task has pings of its own.
+const CLIENT_PINGS: Duration = Duration::from_secs(60);
 
 /// Servers of NATS.
 #[derive(Debug)]
@@ -29,19 +58,157 @@ pub(crate) struct Nats {
     servers: Vec<ServerAddr>,
 }
 
-type Messages = Abortable<Subscriber>;
+/// The payloads of a subject.
+type Payloads = Abortable<futures::stream::Map<Subscriber, fn(async_nats::Message) -> Bytes>>;
+
+/// What the task that reads is asked for.
+enum Asked<S> {
+    /// To read a new subscription as well.
+    Also(S),
+    /// To answer when it has read what is there.
+    Now(oneshot::Sender<()>),
+}
 
 /// A connection to NATS.
 pub(crate) struct NatsSession {
+    core: Arc<Core>,
     client: Client,
-    /// Notified when the connection ends.
-    lost: Arc<Notify>,
-    new: mpsc::Sender<Messages>,
-    reading: tokio::sync::Mutex<mpsc::Receiver<Messages>>,
+    events: Arc<Events>,
+    reader: mpsc::Sender<Asked<Payloads>>,
+    inbound: Arc<Inbound>,
+    reading: tokio::task::AbortHandle,
     /// Ends the subscription to each subject.
     subscribed: Mutex<HashMap<String, AbortHandle>>,
     /// A subject that has no subscribers.
     nowhere: String,
+}
+
+/// What the client has said about a connection.
+#[derive(Debug, Default)]
+struct Events {
+    /// Notified when the connection ends, or the server has refused something.
+    lost: Notify,
+    /// The last error that the server has said. It says it by the way, and answers as if nothing were wrong.
+    error: Mutex<Option<String>>,
+    unpublished: Mutex<Unpublished>,
+}
+
+/// What the server has refused to publish on a connection.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Unpublished {
+    /// How many messages to each subject, since that was counted.
+    heard: HashMap<String, usize>,
+    /// Subjects of what was counted. Further messages to them are refused too, whenever that is heard.
+    subjects: HashSet<String>,
+    /// What the server has said last.
+    error: String,
+    /// Messages were sent, and are counted when the server has answered.
+    is_publishing: bool,
+}
+
+impl Events {
+    fn handle(&self, event: Event, inbound: &Inbound) {
+        match event {
+            Event::Disconnected | Event::Closed => self.lost.notify_one(),
+            // The others were published, and this one would be refused again.
+            Event::ServerError(ServerError::Other(error)) if is_unpublished(&error) => {
+                let Unpublished { heard, subjects, error: last, .. } =
+                    &mut *self.unpublished.lock();
+                let subject = error.split('"').nth(1).unwrap_or_default();
+                let has_room = heard.contains_key(subject) || heard.len() < UNPUBLISHED;
+                if has_room && !subjects.contains(subject) {
+                    *heard.entry(subject.to_owned()).or_default() += 1;
+                }
+                *last = error;
+            }
+            Event::ServerError(ServerError::Other(error)) => {
+                let refuses = is_refusal(&error);
+                *self.error.lock() = Some(error);
+                if refuses {
+                    self.lost.notify_one();
+                }
+            }
+            // The task that reads has not come to it in time.
+            Event::SlowConsumer(_) => inbound.missed(),
+            _ => {}
+        }
+    }
+
+    /// The refusal of a subscription that the server has said.
+    fn refused(&self) -> Result<(), SessionError> {
+        let error = self.error.lock();
+        match &*error {
+            Some(error) if is_refusal(error) => Err(SessionError::Refused(error.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Which of these messages the server has refused to publish: all of a subject, or none. What it has refused
+    /// before and has said late is counted, each message as one broadcast.
+    fn refusals(&self, core: &Core, messages: &[Message]) -> Refusals {
+        let mut unpublished = self.unpublished.lock();
+        unpublished.is_publishing = false;
+        let heard = mem::take(&mut unpublished.heard);
+        if heard.is_empty() && unpublished.subjects.is_empty() {
+            return Refusals::default();
+        }
+        let mut refusals = Refusals { messages: Vec::new(), error: unpublished.error.clone() };
+        let mut of_now = HashSet::new();
+        for (at, message) in messages.iter().enumerate() {
+            let subject = core.channel_name(message.channel);
+            if heard.contains_key(&subject) || unpublished.subjects.contains(&subject) {
+                refusals.messages.push(at);
+                of_now.insert(subject);
+            }
+        }
+        let late = heard.iter().filter(|(subject, _)| !of_now.contains(*subject));
+        let late = late.map(|(_, messages)| messages).sum();
+        let room = UNPUBLISHED - unpublished.subjects.len();
+        unpublished.subjects.extend(heard.into_keys().take(room));
+        drop(unpublished);
+        if late > 0 {
+            core.unpublished(late, &refusals.error);
+        }
+        refusals
+    }
+
+    /// Messages are sent from now on, of which the server may refuse some. Returns how many of them before it answers.
+    fn publishes(&self) -> usize {
+        let mut unpublished = self.unpublished.lock();
+        unpublished.is_publishing = true;
+        let has_refused = !unpublished.subjects.is_empty() || !unpublished.heard.is_empty();
+        if has_refused { REFUSABLE } else { usize::MAX }
+    }
+
+    /// Counts what the server has said late, if nothing is on the way to which it may belong.
+    fn count_late(&self, core: &Core) {
+        let is_publishing = self.unpublished.lock().is_publishing;
+        if !is_publishing {
+            self.refusals(core, &[]);
+        }
+    }
+
+    /// Why the connection has ended.
+    fn reason(&self) -> SessionError {
+        match &*self.error.lock() {
+            Some(error) if is_refusal(error) => SessionError::Refused(error.clone()),
+            Some(error) => SessionError::Lost(format!("the server has closed it: {error}")),
+            None => SessionError::Lost("the server has closed it".to_owned()),
+        }
+    }
+}
+
+/// Whether an error of the server says that it does not do what it was asked for, although it keeps the connection.
+fn is_refusal(error: &str) -> bool {
+    let error = error.to_lowercase();
+    ["permissions violation", "maximum subscriptions exceeded"]
+        .iter()
+        .any(|refusal| error.starts_with(refusal))
+}
+
+/// Whether an error of the server says that it has not published a message.
+fn is_unpublished(error: &str) -> bool {
+    error.to_lowercase().starts_with("permissions violation for publish")
 }
 
 impl Nats {
@@ -57,31 +224,120 @@ impl Server for Nats {
     type Session = NatsSession;
 
     async fn connect(&self, core: &Arc<Core>) -> Result<NatsSession, SessionError> {
-        let lost = Arc::new(Notify::new());
-        let ended = lost.clone();
-        let options = ConnectOptions::new()
+        let (events, inbound) = (Arc::<Events>::default(), Arc::new(Inbound::new()));
+        let (handler, counted) = (events.clone(), inbound.clone());
+        let options = authenticated(ConnectOptions::new(), &self.servers)
             .name(&*core.name)
             .no_echo()
             // The task connects again itself, and subscribes again.
             .max_reconnects(1)
+            // A client whose server is silent lives until it has noticed that itself.
+            .ping_interval(core.options.timeout.min(CLIENT_PINGS))
             .connection_timeout(core.options.timeout)
             .request_timeout(None)
             .event_callback(move |event| {
-                if matches!(event, Event::Disconnected | Event::Closed) {
-                    ended.notify_one();
-                }
+                handler.handle(event, &counted);
                 std::future::ready(())
             });
         let client = options.connect(&self.servers).await.map_err(|error| failed(&error))?;
-        let (new, reading) = mpsc::channel(NEW);
+        let (reader, asked) = mpsc::channel(NEW);
+        let reading = tokio::spawn(read(asked, inbound.clone())).abort_handle();
         Ok(NatsSession {
+            core: core.clone(),
             client,
-            lost,
-            new,
-            reading: tokio::sync::Mutex::new(reading),
+            events,
+            reader,
+            inbound,
+            reading,
             subscribed: Mutex::default(),
             nowhere: format!("{}.1.ping", core.options.prefix),
         })
+    }
+}
+
+/// Options with the user and the password of the first address that has them, which the client leaves out. A user without a
+/// password is a token.
+fn authenticated(options: ConnectOptions, servers: &[ServerAddr]) -> ConnectOptions {
+    let named = servers.iter().find_map(|it| Some((it.username()?, it.password())));
+    match named.map(|(user, password)| (decoded(user), password.map(decoded))) {
+        Some((user, Some(password))) => options.user_and_password(user, password),
+        Some((token, None)) => options.token(token),
+        None => options,
+    }
+}
+
+/// A part of an address, without its escapes.
+fn decoded(part: &str) -> String {
+    percent_decode_str(part).decode_utf8().map_or_else(|_| part.to_owned(), Cow::into_owned)
+}
+
+/// Reads what arrives, so that it waits where it is bounded. The client itself reads all that its server sends.
+///
+/// Each time it runs, it reads as much as there is, so that no more waits in the client than what that reads in a turn:
+/// tokio lets a task read 128 times, and the client has 64 KiB for each.
+async fn read<S: Stream<Item = Bytes> + Unpin>(
+    mut asked: mpsc::Receiver<Asked<S>>,
+    inbound: Arc<Inbound>,
+) {
+    let mut payloads: SelectAll<S> = SelectAll::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(asked) = asked.recv() => match asked {
+                Asked::Also(new) => payloads.push(new),
+                Asked::Now(answer) => {
+                    read_what_is_there(&mut payloads, &inbound);
+                    // It is waited for no more.
+                    let _ = answer.send(());
+                }
+            },
+            Some(first) = payloads.next() => {
+                inbound.push([first]);
+                if !read_what_is_there(&mut payloads, &inbound) {
+                    yield_now().await;
+                }
+            }
+            else => return,
+        }
+    }
+}
+
+/// Reads what has arrived, for so long at most. Returns whether that was all.
+fn read_what_is_there<S: Stream<Item = Bytes> + Unpin>(
+    payloads: &mut SelectAll<S>,
+    inbound: &Inbound,
+) -> bool {
+    let since = Instant::now();
+    loop {
+        let (now, mut is_all) = (Instant::now(), false);
+        let next = iter::from_fn(|| {
+            // Without the limit of tokio, which would look like the end of what is there.
+            let next = unconstrained(payloads.next()).now_or_never().flatten();
+            is_all = next.is_none();
+            next
+        });
+        inbound.push(next.take(AT_ONCE));
+        if is_all {
+            inbound.read_until(now);
+            return true;
+        }
+        if since.elapsed() >= SLICE {
+            return false;
+        }
+    }
+}
+
+impl Drop for NatsSession {
+    fn drop(&mut self) {
+        self.reading.abort();
+        let Left { dropped, waiting, delivered_until } = self.inbound.close();
+        if dropped > 0 {
+            self.core.overrun(dropped);
+        }
+        if waiting > 0 {
+            self.core.metrics.dropped(Reason::NotConnected, waiting);
+        }
+        self.core.last_heard.only_until(delivered_until);
     }
 }
 
@@ -90,10 +346,17 @@ impl NatsSession {
     /// without subscribers at once.
     async fn round_trip(&self) -> Result<(), SessionError> {
         match self.client.request(self.nowhere.clone(), Vec::new().into()).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => Ok(()),
-            Err(error) => Err(failed(&error)),
+            Ok(_) => {}
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {}
+            Err(error) => return Err(failed(&error)),
         }
+        // What the server has said before is in another task of the client.
+        yield_now().await;
+        // The client leaves out what it has to say when there is too much of that, also that it has connected again.
+        if self.client.statistics().connects.load(Relaxed) > 1 {
+            return Err(self.events.reason());
+        }
+        Ok(())
     }
 }
 
@@ -102,12 +365,23 @@ impl Session for NatsSession {
         self.client.server_info().max_payload
     }
 
-    async fn publish(&self, core: &Core, messages: &[Message]) -> Result<(), SessionError> {
-        for Message { channel, bytes, .. } in messages {
-            let published = self.client.publish(core.channel_name(*channel), bytes.clone()).await;
-            published.map_err(|error| failed(&error))?;
+    async fn publish(&self, core: &Core, messages: &[Message]) -> Result<Refusals, SessionError> {
+        let mut refusals = Refusals::default();
+        let mut at = 0;
+        while at < messages.len() {
+            let left = &messages[at..];
+            let part = &left[..self.events.publishes().min(left.len())];
+            for Message { channel, bytes, .. } in part {
+                let published = self.client.publish(core.channel_name(*channel), bytes.clone());
+                published.await.map_err(|error| failed(&error))?;
+            }
+            self.round_trip().await?;
+            let Refusals { messages: refused, error } = self.events.refusals(core, part);
+            refusals.messages.extend(refused.into_iter().map(|refused| at + refused));
+            refusals.error = error;
+            at += part.len();
         }
-        self.round_trip().await
+        Ok(refusals)
     }
 
     async fn subscribe(&self, names: &[String]) -> Result<(), SessionError> {
@@ -115,11 +389,13 @@ impl Session for NatsSession {
             let subscriber = self.client.subscribe(name.clone()).await;
             let subscriber = subscriber.map_err(|error| failed(&error))?;
             let (end, ended) = AbortHandle::new_pair();
-            let subscriber = Abortable::new(subscriber, ended);
-            self.new.send(subscriber).await.map_err(|error| failed(&error))?;
+            let payload: fn(async_nats::Message) -> Bytes = |message| message.payload;
+            let payloads = Abortable::new(subscriber.map(payload), ended);
+            self.reader.send(Asked::Also(payloads)).await.map_err(|error| failed(&error))?;
             self.subscribed.lock().insert(name.clone(), end);
         }
-        self.round_trip().await
+        self.round_trip().await?;
+        self.events.refused()
     }
 
     async fn unsubscribe(&self, names: &[String]) -> Result<(), SessionError> {
@@ -132,6 +408,10 @@ impl Session for NatsSession {
 
     async fn ping(&self, core: &Core) -> Result<(), SessionError> {
         self.round_trip().await?;
+        self.events.count_late(core);
+        let (answer, answered) = oneshot::channel();
+        self.reader.send(Asked::Now(answer)).await.map_err(|error| failed(&error))?;
+        answered.await.map_err(|error| failed(&error))?;
         core.clock.follow_wall();
         Ok(())
     }
@@ -141,24 +421,28 @@ impl Session for NatsSession {
     }
 
     async fn receive(&self, core: &Core) -> SessionError {
-        let mut reading = self.reading.lock().await;
-        let mut messages: SelectAll<Messages> = SelectAll::new();
-        let mut lost = pin!(self.lost.notified());
+        let mut lost = pin!(self.events.lost.notified());
         loop {
             tokio::select! {
                 biased;
-                () = &mut lost => {
-                    return SessionError::Lost("the server has closed it".to_owned());
+                () = &mut lost => return self.events.reason(),
+                () = self.inbound.ready() => {}
+            }
+            // What is there already, without a look at all else for each.
+            let since = Instant::now();
+            let is_slice = loop {
+                let Some(message) = self.inbound.take() else { break false };
+                core.receive(&message);
+                if since.elapsed() >= SLICE {
+                    break true;
                 }
-                Some(new) = reading.recv() => messages.push(new),
-                Some(message) = messages.next() => {
-                    core.receive(&message.payload);
-                    // What is there already, without a look at all else for each.
-                    for _ in 0..AT_ONCE {
-                        let Some(Some(message)) = messages.next().now_or_never() else { break };
-                        core.receive(&message.payload);
-                    }
-                }
+            };
+            if let Some(dropped) = self.inbound.dropped(Instant::now()) {
+                core.overrun(dropped);
+            }
+            if is_slice {
+                // The node sends and subscribes in the same task.
+                yield_now().await;
             }
         }
     }
@@ -166,4 +450,116 @@ impl Session for NatsSession {
 
 fn failed(error: &dyn std::error::Error) -> SessionError {
     SessionError::Lost(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channels::Channel;
+
+    #[test]
+    fn escapes_in_a_user_and_a_password_are_read() {
+        for (part, expected) in [
+            ("s%C3%BC%3a%40", "sü:@"),
+            ("100%", "100%"),
+            ("%4", "%4"),
+            ("%zz%ff", "%zz%ff"),
+            ("", ""),
+        ] {
+            assert_eq!(decoded(part), expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_that_the_client_has_read_is_taken_from_it_at_once() {
+        let (reader, asked) = mpsc::channel(NEW);
+        let inbound = Arc::new(Inbound::new());
+        let reading = tokio::spawn(read(asked, inbound.clone()));
+        let mut subjects = Vec::new();
+        for _ in 0..3 {
+            let (subject, mut payloads) = mpsc::channel(3_000);
+            let payloads = futures::stream::poll_fn(move |cx| payloads.poll_recv(cx));
+            assert!(reader.send(Asked::Also(payloads)).await.is_ok());
+            subjects.push(subject);
+        }
+        yield_now().await;
+        for subject in &subjects {
+            (0..3_000).for_each(|_| subject.try_send(Bytes::from_static(b"news")).unwrap());
+        }
+        // The task that reads runs once.
+        yield_now().await;
+        assert_eq!(iter::from_fn(|| inbound.take()).count(), 9_000);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let (answer, answered) = oneshot::channel();
+        assert!(reader.send(Asked::Now(answer)).await.is_ok());
+        answered.await.unwrap();
+        let left = Left { dropped: 0, waiting: 0, delivered_until: Instant::now() };
+        assert_eq!(inbound.close(), left);
+        reading.abort();
+    }
+
+    #[tokio::test]
+    async fn all_messages_to_a_subject_that_was_refused_are_refused_and_none_is_counted_twice() {
+        let (telemetry, recorded) = pipeline_test_support::Recorded::new();
+        let options = crate::ClusterOptions::new("shop").telemetry(telemetry);
+        let (core, events, inbound) =
+            (Core::new(options).unwrap(), Events::default(), Inbound::new());
+        let messages = [1, 2, 1, 3].map(|topic| Message {
+            channel: Channel::Topic(topic),
+            bytes: Bytes::new(),
+            frames: 1,
+            is_request: false,
+            tries: 0,
+        });
+        let says = |topic| {
+            let subject = core.channel_name(Channel::Topic(topic));
+            let error = format!("Permissions Violation for Publish to {subject:?}");
+            events.handle(Event::ServerError(ServerError::Other(error)), &inbound);
+        };
+        let refused = |messages| events.refusals(&core, messages).messages;
+        assert_eq!((events.publishes(), refused(&messages)), (usize::MAX, vec![]));
+        assert_eq!(events.publishes(), usize::MAX);
+        (0..2).for_each(|_| says(1));
+        // Pings are answered at any time.
+        events.count_late(&core);
+        assert_eq!((refused(&messages), events.publishes()), (vec![0, 2], REFUSABLE));
+        // The server says it late, of these and of the next ones.
+        assert_eq!(refused(&messages), [0, 2]);
+        (0..4).for_each(|_| says(1));
+        assert_eq!(refused(&messages[1..2]), [0; 0]);
+        assert_eq!(recorded.counters("pipeline.cluster.dropped"), []);
+        // What was counted as sent, before it was known that the subject is refused.
+        says(3);
+        events.count_late(&core);
+        let dropped = recorded.counters("pipeline.cluster.dropped");
+        assert_eq!(dropped, [("reason=refused".to_owned(), 1)]);
+        assert_eq!(refused(&messages), [0, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn what_the_server_says_by_the_way_is_the_reason_of_an_end() {
+        let (events, inbound) = (Events::default(), Inbound::new());
+        let says = |error: &str| {
+            events.handle(Event::ServerError(ServerError::Other(error.to_owned())), &inbound);
+        };
+        assert_eq!(events.reason().to_string(), "the connection is lost: the server has closed it");
+        says("Stale Connection");
+        let reason = events.reason().to_string();
+        assert_eq!(reason, "the connection is lost: the server has closed it: Stale Connection");
+        let unpublished = "Permissions Violation for Publish to \"shop.1.t.00001\"";
+        (0..2).for_each(|_| says(unpublished));
+        let heard = HashMap::from([("shop.1.t.00001".to_owned(), 2)]);
+        assert_eq!(events.unpublished.lock().heard, heard);
+        events.refused().unwrap();
+        assert!(events.lost.notified().now_or_never().is_none(), "it has not ended yet");
+        for refusal in
+            ["Permissions Violation for Subscription to \"shop\"", "maximum subscriptions exceeded"]
+        {
+            says(refusal);
+            events.lost.notified().now_or_never().unwrap();
+            assert!(matches!(events.refused(), Err(SessionError::Refused(_))));
+        }
+        events.handle(Event::SlowConsumer(1), &inbound);
+        assert_eq!(inbound.dropped(Instant::now()), Some(1));
+    }
 }

@@ -81,7 +81,8 @@ impl ClusterOptions {
     }
 
     /// How long this node still receives a topic after its last subscriber has left. Default 10 s. A user
-    /// who comes back within this time costs no message to the server.
+    /// who comes back within this time costs no message to the server. With [`Duration::MAX`], a node never leaves
+    /// a topic.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self
@@ -118,13 +119,13 @@ impl ClusterOptions {
         self
     }
 
-    /// How often the server is asked whether it answers. Default 2 s.
+    /// How often the server is asked whether it answers. Default 2 s. It must be longer than zero.
     pub fn ping_interval(mut self, interval: Duration) -> Self {
         self.ping_interval = interval;
         self
     }
 
-    /// How long the server may take to answer. Then the connection is made anew. Default 5 s. A process that was
+    /// How long the server may take to answer. Then the connection is made anew. Default 5 s. It must be longer than zero. A process that was
     /// suspended meanwhile waits as long again, and one to which messages arrive for up to six times as long: the answer may be
     /// behind them.
     pub fn timeout(mut self, timeout: Duration) -> Self {

@@ -26,6 +26,8 @@ pub(crate) struct Message {
     pub(crate) frames: usize,
     /// They are parts of clients' requests.
     pub(crate) is_request: bool,
+    /// How often it was sent alone and not answered in time.
+    pub(crate) tries: u32,
 }
 
 /// A message that may get more frames.
@@ -63,7 +65,7 @@ pub(crate) fn pack(frames: Vec<Outgoing>, max_message: usize) -> Vec<Message> {
             Open::One(frame) => frame,
             Open::Several(group) => group.into(),
         };
-        Message { channel, bytes, frames, is_request }
+        Message { channel, bytes, frames, is_request, tries: 0 }
     });
     closed.collect()
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::{
     AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
-    RedisError, Value, aio::MultiplexedConnection,
+    RedisError, RedisResult, Value, aio::MultiplexedConnection,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     ClusterError,
     channels::Channel,
     core::Core,
-    driver::{Server, Session, SessionError},
+    driver::{Refusals, Server, Session, SessionError},
     packing::Message,
 };
 
@@ -80,13 +80,30 @@ impl Session for RedisSession {
         LONGEST
     }
 
-    async fn publish(&self, core: &Core, messages: &[Message]) -> Result<(), SessionError> {
+    async fn publish(&self, core: &Core, messages: &[Message]) -> Result<Refusals, SessionError> {
         let mut pipe = redis::pipe();
         for Message { channel, bytes, .. } in messages {
-            pipe.cmd("PUBLISH").arg(core.channel_name(*channel)).arg(&**bytes).ignore();
+            pipe.cmd("PUBLISH").arg(core.channel_name(*channel)).arg(&**bytes);
         }
         let mut connection = self.connection.clone();
-        pipe.query_async::<()>(&mut connection).await.map_err(|error| failed(&error))
+        let answers: Vec<RedisResult<u64>> = pipe
+            .ignore_errors()
+            .query_async(&mut connection)
+            .await
+            .map_err(|error| failed(&error))?;
+        let mut refusals = Refusals::default();
+        for (at, answer) in answers.into_iter().enumerate() {
+            match answer.map_err(|error| failed(&error)) {
+                Ok(_) => {}
+                // The others were published, and this one would be refused again.
+                Err(SessionError::Refused(error)) => {
+                    refusals.messages.push(at);
+                    refusals.error = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(refusals)
     }
 
     async fn subscribe(&self, names: &[String]) -> Result<(), SessionError> {

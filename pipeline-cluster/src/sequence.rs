@@ -17,6 +17,10 @@ const NODES: usize = 65_536;
 /// forgotten.
 const ORIGINS: usize = 1_024;
 
+/// The most frames of all channels that are on the way to the server at once. More of them in a row of a former life
+/// of a node are no rest of it.
+pub(crate) const ON_THE_WAY: u32 = 4_096;
+
 /// The most frames of a channel that are on the way to the server at once, and are sent again after a lost
 /// connection. More of them in a row that only grow are no copies.
 pub(crate) const REPEATED: u32 = 512;
@@ -68,13 +72,30 @@ pub(crate) struct Arrived {
 struct Origin {
     name: Arc<str>,
     epoch: u64,
+    numbers: Numbers,
+    /// A lower epoch, and how many frames of it there were since the last one of this epoch.
+    former: (u64, u32),
+    /// The life before this epoch, while its rest may arrive.
+    before: Option<Before>,
+    /// The number of its last arrival.
+    at: u64,
+}
+
+/// A former life of a node.
+#[derive(Debug)]
+struct Before {
+    epoch: u64,
+    numbers: Numbers,
+    /// How many frames have arrived since it ended.
+    since: u32,
+}
+
+/// The last numbers of a life of a node.
+#[derive(Debug, Default)]
+struct Numbers {
     last: HashMap<Channel, u64, BuildChannelHasher>,
     /// The channels whose last number may be a false one.
     doubts: HashMap<Channel, Doubt, BuildChannelHasher>,
-    /// A lower epoch, and how many frames of it there were since the last one of this epoch.
-    former: (u64, u32),
-    /// The number of its last arrival.
-    at: u64,
 }
 
 /// What there is to know about a channel whose last number may be a false one.
@@ -187,8 +208,11 @@ impl Arrived {
     pub(crate) fn unfollow(&mut self, channel: Channel) {
         if self.followed.remove(&channel) {
             for origin in self.origins.values_mut() {
-                origin.last.remove(&channel);
-                origin.doubts.remove(&channel);
+                let before = origin.before.as_mut().map(|before| &mut before.numbers);
+                for numbers in [Some(&mut origin.numbers), before].into_iter().flatten() {
+                    numbers.last.remove(&channel);
+                    numbers.doubts.remove(&channel);
+                }
             }
         }
     }
@@ -218,18 +242,23 @@ impl Arrived {
         origin.at = at;
         if epoch < origin.epoch {
             if !origin.is_of_now(epoch) {
-                // The rest of what a node sent before it was started again.
-                return Arrival::Expected;
+                return origin.rest(epoch, channel, number);
             }
             origin.begin(epoch);
-            origin.last.insert(channel, number);
+            origin.numbers.last.insert(channel, number);
             return Arrival::CountsAnew(origin.name.clone());
         }
         if epoch > origin.epoch {
             origin.begin(epoch);
         }
         origin.former.1 = 0;
-        origin.arrive(channel, number)
+        if let Some(before) = &mut origin.before {
+            before.since += 1;
+            if before.since > ON_THE_WAY {
+                origin.before = None;
+            }
+        }
+        origin.numbers.arrive(channel, number, &origin.name)
     }
 
     /// The first frame of an origin that is not remembered.
@@ -238,8 +267,9 @@ impl Arrived {
             self.forget_one();
         }
         let (name, at): (Arc<str>, _) = (origin.into(), self.count);
-        let (last, doubts) = (HashMap::from_iter([(channel, number)]), HashMap::default());
-        let new = Origin { name: name.clone(), epoch, last, doubts, former: (0, 0), at };
+        let last = HashMap::from_iter([(channel, number)]);
+        let numbers = Numbers { last, doubts: HashMap::default() };
+        let new = Origin { name: name.clone(), epoch, numbers, former: (0, 0), before: None, at };
         self.origins.insert(name, new);
     }
 
@@ -259,18 +289,28 @@ impl Origin {
         let (former, frames) = &mut self.former;
         *frames = if *former == epoch { *frames + 1 } else { 1 };
         *former = epoch;
-        *frames > REPEATED
+        *frames > ON_THE_WAY
     }
 
     fn begin(&mut self, epoch: u64) {
+        let numbers = std::mem::take(&mut self.numbers);
+        self.before = Some(Before { epoch: self.epoch, numbers, since: 0 });
         self.epoch = epoch;
         self.former = (0, 0);
-        self.last.clear();
-        self.doubts.clear();
     }
 
-    /// A frame of the present epoch has arrived.
-    fn arrive(&mut self, channel: Channel, number: u64) -> Arrival {
+    /// The rest of what a node sent before it was started again arrives. Something of it may be missing or repeated too.
+    fn rest(&mut self, epoch: u64, channel: Channel, number: u64) -> Arrival {
+        match self.before.as_mut().filter(|before| before.epoch == epoch) {
+            Some(before) => before.numbers.arrive(channel, number, &self.name),
+            None => Arrival::Expected,
+        }
+    }
+}
+
+impl Numbers {
+    /// A frame of this life has arrived from the node of this name.
+    fn arrive(&mut self, channel: Channel, number: u64, origin: &Arc<str>) -> Arrival {
         let Some(last) = self.last.get_mut(&channel) else {
             self.last.insert(channel, number);
             return Arrival::Expected;
@@ -282,7 +322,7 @@ impl Origin {
             }
             doubt.take(number, *last);
             *last = number;
-            return Arrival::CountsAnew(self.name.clone());
+            return Arrival::CountsAnew(origin.clone());
         }
         let missing = number - *last - 1;
         if missing > JUMP {
@@ -304,7 +344,7 @@ impl Origin {
         match missing {
             _ if is_copy => Arrival::Repeated,
             0 => Arrival::Expected,
-            missing => Arrival::After(missing, self.name.clone()),
+            missing => Arrival::After(missing, origin.clone()),
         }
     }
 }
@@ -337,6 +377,7 @@ mod tests {
         assert_eq!((arrive(1, 13), arrive(1, 12)), (Arrival::Repeated, Arrival::Repeated));
         assert_eq!(arrive(2, 1), Arrival::Expected, "the node was started again");
         assert_eq!(arrive(1, 14), Arrival::Expected, "a late frame of its former life");
+        assert_eq!(arrive(1, 12), Arrival::Repeated, "a copy, as far as is known");
         assert_eq!(arrive(2, 2), Arrival::Expected);
         assert_eq!(arrive(2, 0), Arrival::Expected, "it has no number");
         arrived.unfollow(ONE);
@@ -393,17 +434,76 @@ mod tests {
         assert_eq!(arrive(9, 70), Arrival::Expected);
         // What is left of a former life is not more than this, and ends when the present one is heard.
         for _ in 0..2 {
-            for number in 1..=u64::from(REPEATED) {
+            for number in 1..=u64::from(ON_THE_WAY) {
                 assert_eq!(arrive(8, number), Arrival::Expected);
             }
             assert_eq!(arrive(9, 70), Arrival::Repeated);
         }
-        for number in 1..=u64::from(REPEATED) {
+        for number in 1..=u64::from(ON_THE_WAY) {
             assert_eq!(arrive(8, number), Arrival::Expected);
         }
-        assert_eq!(arrive(8, 513), Arrival::CountsAnew("left".into()));
-        assert_eq!(arrive(8, 513), Arrival::Repeated, "its numbers are looked at");
-        assert_eq!(arrive(8, 516), Arrival::After(2, "left".into()));
+        assert_eq!(arrive(8, 4_097), Arrival::CountsAnew("left".into()));
+        assert_eq!(arrive(8, 4_097), Arrival::Repeated, "its numbers are looked at");
+        assert_eq!(arrive(8, 4_100), Arrival::After(2, "left".into()));
+    }
+
+    #[test]
+    fn a_copy_in_the_rest_of_a_former_life_is_dropped() {
+        let mut arrived = Arrived::default();
+        arrived.follow(ONE);
+        let mut arrive = |epoch, number| arrived.arrive("left", epoch, ONE, number);
+        for (epoch, number) in [(1, 1), (1, 2), (1, 3), (2, 1), (1, 4)] {
+            assert_eq!(arrive(epoch, number), Arrival::Expected, "{number} of {epoch}");
+        }
+        // It had no answer when it was killed, and had sent them a second time.
+        for number in 1..=4 {
+            assert_eq!(arrive(1, number), Arrival::Repeated, "{number}");
+        }
+        assert_eq!((arrive(1, 5), arrive(2, 2)), (Arrival::Expected, Arrival::Expected));
+    }
+
+    #[test]
+    fn a_copy_is_dropped_whose_like_had_come_before_the_new_life_or_behind_a_gap() {
+        let mut arrived = Arrived::default();
+        arrived.follow(ONE);
+        arrived.follow(Channel::All);
+        let mut arrive = |epoch, channel, number| arrived.arrive("left", epoch, channel, number);
+        for number in [1, 2, 3] {
+            assert_eq!(arrive(1, ONE, number), Arrival::Expected);
+        }
+        assert_eq!(arrive(1, ONE, 1), Arrival::Repeated, "the first of those that are sent again");
+        assert_eq!(arrive(2, ONE, 1), Arrival::Expected, "it is killed and started again");
+        for number in [2, 3] {
+            assert_eq!(arrive(1, ONE, number), Arrival::Repeated, "{number}");
+        }
+        assert_eq!(arrive(1, ONE, 9), Arrival::After(5, "left".into()));
+        for number in [1, 2, 3, 9] {
+            assert_eq!(arrive(1, ONE, number), Arrival::Repeated, "{number} behind the gap");
+        }
+        // A channel of which nothing had come before the new life.
+        assert_eq!(arrive(1, Channel::All, 7), Arrival::Expected);
+        assert_eq!(arrive(1, Channel::All, 7), Arrival::Repeated);
+        assert_eq!((arrive(1, ONE, 10), arrive(2, ONE, 2)), (Arrival::Expected, Arrival::Expected));
+    }
+
+    #[test]
+    fn a_gap_in_the_rest_of_a_former_life_is_seen() {
+        let mut arrived = Arrived::default();
+        arrived.follow(ONE);
+        arrived.follow(Channel::All);
+        let mut arrive = |epoch, channel, number| arrived.arrive("left", epoch, channel, number);
+        assert_eq!(arrive(1, ONE, 16), Arrival::Expected);
+        // Its next life is heard on another way, before the rest of it.
+        assert_eq!(arrive(2, Channel::All, 1), Arrival::Expected);
+        assert_eq!(arrive(1, ONE, 21), Arrival::After(4, "left".into()));
+        assert_eq!(arrive(1, ONE, 22), Arrival::Expected);
+        assert_eq!(arrive(2, ONE, 1), Arrival::Expected);
+        // Nothing more of it comes after so many.
+        for number in 2..=u64::from(ON_THE_WAY) {
+            assert_eq!(arrive(2, ONE, number), Arrival::Expected);
+        }
+        assert_eq!(arrive(1, ONE, 30), Arrival::Expected);
+        assert!(arrived.origins["left"].before.is_none());
     }
 
     #[test]
@@ -469,14 +569,22 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was lost, and however late and often what was sent before is sent again.
+        /// Whatever was lost, and however late and often what was sent before is sent again, also after the node was
+        /// started again.
         #[test]
         fn nothing_arrives_twice(
             steps in prop::collection::vec((0..4u8, 1..6u64, 0..20u64), 1..100),
+            restart in 0..100usize,
         ) {
             let (mut next, mut arrived, mut heard) = (1u64, Arrived::default(), HashSet::new());
             arrived.follow(ONE);
-            for (kind, count, back) in steps {
+            let mut is_restarted = false;
+            for (at, (kind, count, back)) in steps.into_iter().enumerate() {
+                // Of a former life of which nothing has been heard, nothing is known.
+                if at >= restart && !is_restarted && !heard.is_empty() {
+                    is_restarted = true;
+                    prop_assert_eq!(arrived.arrive("left", 2, ONE, 1), Arrival::Expected);
+                }
                 let batch = if kind < 2 {
                     next += count;
                     next - count..next

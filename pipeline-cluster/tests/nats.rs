@@ -18,6 +18,11 @@ async fn a_node_receives_the_topics_that_have_subscribers_on_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_given_up_and_wanted_again_a_thousand_times_has_no_gap() {
+    nodes::wanted_again(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_other_nodes_are_pushed_to_timed_and_disconnected() {
     nodes::clients(KIND).await;
 }
@@ -66,6 +71,11 @@ async fn a_node_that_is_cut_off_serves_its_own_and_comes_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_receives_slowly_keeps_its_connection_and_misses_nothing() {
     nodes::faults::slow(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_server_delays_no_subscriber_on_the_node_and_what_it_does_not_take_is_counted() {
+    nodes::faults::slow_server(KIND).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,4 +133,9 @@ async fn applications_with_prefixes_of_their_own_share_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_no_is_no_older_than_a_period() {
     nodes::faults::age(KIND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_may_not_receive_is_not_connected_and_what_one_may_not_send_is_counted() {
+    nodes::permissions().await;
 }

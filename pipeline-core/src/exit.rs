@@ -65,6 +65,32 @@ impl ExitReason {
         Self::Failed(Arc::from(message.into()))
     }
 
+    /// A failure that another try would not mend: a [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor) gives
+    /// the event of a worker that ends with it up at once, whatever its
+    /// [`tries`](crate::supervisor::ConsumerSupervisor::tries). For a stage it is the same as [`failed`](Self::failed). In
+    /// a pipeline of messages, [`Failure::give_up`](crate::processing::Failure::give_up) does this.
+    ///
+    /// ```
+    /// # use pipeline_core::ExitReason;
+    /// async fn profile(user: &u64) -> Result<String, ExitReason> {
+    ///     match user {
+    ///         0 => Err(ExitReason::give_up("there is no user 0")),
+    ///         // A service that is away is asked again: `?` makes an error that is tried again.
+    ///         _ => Ok(std::fs::read_to_string(format!("profiles/{user}"))?),
+    ///     }
+    /// }
+    /// assert_eq!(ExitReason::give_up("no").to_string(), "failed: no");
+    /// ```
+    #[must_use]
+    pub fn give_up(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed(Arc::new(GiveUp(error.into())))
+    }
+
+    /// Whether another try would not help.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::Failed(error) if error.is::<GiveUp>())
+    }
+
     /// Whether this is a graceful end.
     ///
     /// ```
@@ -97,7 +123,10 @@ impl ExitReason {
     #[must_use]
     pub fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Failed(error) => Some(&**error),
+            Self::Failed(error) => Some(match error.downcast_ref::<GiveUp>() {
+                Some(GiveUp(cause)) => &**cause,
+                None => &**error,
+            }),
             _ => None,
         }
     }
@@ -151,6 +180,22 @@ where
             Ok(error) => error.0,
             Err(error) => Self::failed(error),
         }
+    }
+}
+
+/// The error of a failure that another try would not mend, with that error's text.
+#[derive(Debug)]
+struct GiveUp(Box<dyn Error + Send + Sync>);
+
+impl fmt::Display for GiveUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for GiveUp {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
     }
 }
 
@@ -212,6 +257,16 @@ mod tests {
         assert_eq!(error.to_string(), "failed: invalid digit found in string");
         assert!(error.source().unwrap().is::<std::num::ParseIntError>());
         assert!(!error.reason().is_graceful());
+    }
+
+    #[test]
+    fn a_failure_that_is_not_tried_again_shows_the_error_in_it() {
+        let reason = ExitReason::give_up("x".parse::<u8>().unwrap_err());
+        assert_eq!(reason.to_string(), "failed: invalid digit found in string");
+        assert!(reason.source().unwrap().is::<std::num::ParseIntError>());
+        // Also on its way through other errors.
+        assert!(ExitReason::from(reason.into_error()).is_final());
+        assert!(!ExitReason::failed("no luck").is_final());
     }
 
     #[test]

@@ -83,6 +83,12 @@ pub struct StageSnapshot {
     /// The discarded events by reason, without reasons that did not occur. The names are those of
     /// the label `reason` of the metric `pipeline.events_discarded`.
     pub discarded_by: BTreeMap<Cow<'static, str>, u64>,
+    /// The number of items that its queue did not take because it was full: they went back to their senders, which
+    /// answer 503 for instance, or the senders stopped waiting for room. They are not discarded events.
+    pub refused: u64,
+    /// The refused items by reason, without reasons that did not occur. The names are those of the label `reason` of
+    /// the metric `pipeline.events_refused`.
+    pub refused_by: BTreeMap<Cow<'static, str>, u64>,
     /// The number of its children, if it is a consumer supervisor. A child that completes at once
     /// never shows.
     pub workers: Option<usize>,
@@ -148,7 +154,7 @@ pub struct SourceSnapshot {
     pub given_up: u64,
     /// How often it could not connect, or a call of its broker failed.
     pub connection_errors: u64,
-    /// The text of the last of these errors. It may name the broker's address.
+    /// The text of the last of these errors, or why the broker has delivered no more. It may name the broker's address.
     pub last_error: Option<Arc<str>>,
 }
 

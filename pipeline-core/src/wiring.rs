@@ -42,7 +42,8 @@ impl<E> Flow<E, E> for Events {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a consumer",
     label = "takes no events",
-    note = "`for_each(..)` makes a consumer of an async function, and `into_sink(..)` of a sink; others implement `Consumer`"
+    note = "`for_each(..)` makes a consumer of an async function, and `into_sink(..)` of a sink; others implement \
+            `Consumer`; a `ConsumerSupervisor` is added by `consumer_supervisor(..)`"
 )]
 pub trait ConsumerOf<E>: Consumer {
     /// The source, as the consumer sees it.

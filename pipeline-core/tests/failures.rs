@@ -187,6 +187,41 @@ async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_others
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_whose_failure_no_try_mends_is_given_up_at_once_also_without_a_limit_of_tries() {
+    for limited in [false, true] {
+        let tries = Arc::new(Mutex::new(Vec::new()));
+        let seen = tries.clone();
+        let worker = async move |event: &u64| {
+            seen.lock().push(*event);
+            match event {
+                1 => Err(ExitReason::give_up("no such user")),
+                2 => Err(ExitReason::failed("no answer")),
+                _ => Ok(()),
+            }
+        };
+        let given_up = Arc::new(Mutex::new(Vec::new()));
+        let kept = given_up.clone();
+        let mut supervisor = ConsumerSupervisor::new(worker).tries(2).on_given_up(
+            move |event, reason: ExitReason| kept.lock().push((event, reason.to_string())),
+        );
+        if limited {
+            // It is no restart.
+            supervisor = supervisor.max_restarts(1, Duration::from_secs(60));
+        }
+        let mut pipeline = Pipeline::builder("users")
+            .producer(from_iter(0..4))
+            .consumer_supervisor(supervisor, demand(1, 0))
+            .start()
+            .unwrap();
+        let report = pipeline.join().await;
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(*tries.lock(), [0, 1, 2, 2, 3]);
+        let expected = [(1, "failed: no such user"), (2, "failed: no answer")];
+        assert_eq!(*given_up.lock(), expected.map(|(event, reason)| (event, reason.to_owned())));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_event_whose_worker_does_not_start_is_given_up_and_reported() {
     struct Refuses;
     impl Worker<u64> for Refuses {
@@ -412,6 +447,28 @@ async fn an_error_that_quotes_an_item_cannot_forge_a_log_line_and_is_truncated()
     let failed = lines.iter().find(|line| line.contains("a worker failed")).unwrap();
     assert!(failed.contains("no such user: ada\\n2026-11-28 ERROR"), "{failed}");
     assert!(lines.iter().all(|line| !line.contains('\n') && line.len() < 1_000), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_that_fail_by_the_thousand_do_not_fill_the_log_and_events_that_are_given_up_have_their_lines()
+ {
+    let (log, _guard) = Log::keep();
+    let (telemetry, recorded) = Recorded::new();
+    let work = async |_: &u64| Err(ExitReason::failed("the database is away"));
+    let mut pipeline = Pipeline::builder("users")
+        .telemetry(telemetry)
+        .producer(from_iter(0..1_000u64))
+        .consumer_supervisor(ConsumerSupervisor::new(work).tries(3), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    pipeline.join().await;
+    let lines = log.take();
+    let of = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    // A few more may be written while the tries last.
+    let (given_up, all) = (of("a worker failed, giving up"), of("a worker failed"));
+    assert!((100..110).contains(&given_up) && (200..220).contains(&all), "{given_up} {all}");
+    assert_eq!(total(&recorded, "pipeline.worker.given_up"), 1_000);
+    assert_eq!(total(&recorded, "pipeline.worker.failures"), 3_000);
 }
 
 /// A consumer that fails at its first event, and whose `terminate` never completes.

@@ -9,13 +9,13 @@ use pipeline_core::{
     snapshot::{PipelineObserver, PipelinePhase, StageKind, StageSnapshot},
     source::{FairQueueOptions, QueueOptions, fair_queue, from_iter, queue},
     stage::{Stage, WhenUnsubscribed},
-    step::{for_each, for_each_batch, map},
+    step::{for_each, for_each_batch, map, map_async},
     subscription::SubscribeOptions,
     supervisor::{ConsumerSupervisor, Restart},
     testkit::{assert_no_task_left, recording, scripted, settle},
 };
 use pipeline_test_support::{Recorded, Spans, gate};
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 
 fn seen<const N: usize>(observer: &PipelineObserver) -> [StageSnapshot; N] {
     observer.snapshot().stages.try_into().unwrap()
@@ -287,4 +287,46 @@ async fn log_lines_of_a_callback_name_their_stage_and_pipeline() {
                     stage{kind=\"consumer_supervisor\" pipeline=test stage=consumer_supervisor}";
     assert_eq!(spans.of("in a worker"), expected);
     assert_eq!(spans.made(), 3, "one for each task, and none for each event");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_map_async_has_in_work_is_a_gauge() {
+    let (telemetry, recorded) = Recorded::new();
+    let gate = Arc::new(Semaphore::new(0));
+    let (opens, (queue, producer)) = (gate.clone(), queue(QueueOptions::new()));
+    let pass = move |event: u64| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            event
+        }
+    };
+    let _pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(producer)
+        .producer_consumer_with(
+            Stage::new(map_async(3, pass)).named("ask"),
+            SubscribeOptions::new(),
+        )
+        .consumer(for_each(async |_| {}), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let in_work = async || {
+        settle().await;
+        recorded.look();
+        recorded.gauges("pipeline.stage.in_work")
+    };
+    let shown = |events| vec![("pipeline=test,stage=ask".to_owned(), f64::from(events))];
+    for event in 0..5 {
+        queue.push(event).await.unwrap();
+    }
+    assert_eq!(in_work().await, shown(3));
+    opens.add_permits(3);
+    assert_eq!(in_work().await, shown(2));
+    opens.add_permits(1);
+    assert_eq!(in_work().await, shown(1));
+    queue.push(5).await.unwrap();
+    assert_eq!(in_work().await, shown(2));
+    opens.add_permits(2);
+    assert_eq!(in_work().await, shown(0));
 }

@@ -15,16 +15,19 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    ExitReason, Graph,
+    ExitReason, Graph, Pipeline,
     backoff::{Backoff, Jitter},
     snapshot::Activity,
     source::{QueueOptions, from_iter, queue},
     subscription::SubscribeOptions,
-    supervisor::{Admission, ChildContext, ChildState, ConsumerSupervisor, Reserved, Worker},
+    supervisor::{
+        Admission, ChildContext, ChildState, ConsumerSupervisor, KeyIsFull, Reserved, Worker,
+    },
 };
 use pipeline_test_support::{Gate, GateControl, gate};
 use support::supervised;
 use tokio::{
+    sync::mpsc,
     task,
     time::{sleep, timeout},
 };
@@ -304,6 +307,24 @@ async fn other_keys_do_not_wait_and_those_that_wait_are_part_of_the_demand() {
     control.release(1);
 }
 
+#[tokio::test]
+async fn at_most_so_many_events_of_a_key_are_in_work() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (gate, mut control) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let supervisor = ConsumerSupervisor::new(worker).at_most_per_key(2, hundreds);
+    let _pipeline = supervised(producer, supervisor, 10, 9);
+    for event in [100, 101, 102, 103, 200] {
+        queue.push(event).await.unwrap();
+    }
+    assert_eq!(started(&mut control, 3).await, [100, 101, 200]);
+    control.assert_none_starts().await;
+    // Each that ends makes room for the next of its key.
+    control.release(3);
+    assert_eq!(started(&mut control, 2).await, [102, 103]);
+    control.release(2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_that_fails_or_panics_holds_up_its_key_until_it_is_given_up() {
     for panics in [false, true] {
@@ -397,4 +418,43 @@ async fn what_waits_for_its_key_is_handled_by_a_drain_and_counted_by_a_stop() {
             assert_eq!(pipeline.drain(Duration::ZERO).await.unprocessed(), 5);
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_with_more_events_than_the_demand_holds_up_no_other_if_only_so_many_of_it_may_wait() {
+    let (handled, mut seen) = mpsc::channel(1_000);
+    let worker = async move |event: &u64| {
+        if *event < 100 {
+            // The client of this user reads nothing.
+            pending::<()>().await;
+        }
+        handled.send(*event).await?;
+        Ok(())
+    };
+    let given_up = Arc::new(AtomicUsize::new(0));
+    let count = given_up.clone();
+    let supervisor = ConsumerSupervisor::new(worker)
+        .ordered_by_key(hundreds)
+        .max_waiting_per_key(10)
+        .on_given_up(move |event, reason| {
+            let full = reason.source().and_then(|error| error.downcast_ref::<KeyIsFull>());
+            assert!(event < 100 && full.is_some_and(|full| full.waiting == 10), "{event} {reason}");
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+    let events = (0..1_000u64).map(|n| if n % 2 == 0 { n / 2 % 100 } else { 100 + n });
+    let pipeline = Pipeline::builder("test")
+        .producer(from_iter(events))
+        .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(20))
+        .start()
+        .unwrap();
+    let mut others = Vec::new();
+    while others.len() < 500 {
+        let left = 500 - others.len();
+        seen.recv_many(&mut others, left).await;
+    }
+    others.sort_unstable();
+    assert!(others.into_iter().eq((1..1_000).step_by(2).map(|n| 100 + n)));
+    // One is in work, and ten wait.
+    assert_eq!(given_up.load(Ordering::Relaxed), 500 - 11);
+    drop(pipeline);
 }

@@ -12,7 +12,10 @@ use std::{
 
 use pipeline_core::{
     ExitReason, Pipeline,
-    source::{Closed, OfferOutcome, QueueOptions, TryPushError, queue, timed_queue},
+    source::{
+        Closed, FairQueueOptions, OfferOutcome, QueueOptions, TryPushError, fair_queue, queue,
+        timed_queue,
+    },
     stage::BufferKeep,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
@@ -357,4 +360,95 @@ async fn waiting_for_the_close_ends_even_if_a_pusher_cannot_be_woken() {
     settle().await;
     assert!(catch_unwind(AssertUnwindSafe(|| queue.close())).is_err());
     timeout(Duration::from_secs(5), closed).await.expect("it is closed").unwrap();
+}
+
+/// The counted refusals of the only stage with a queue, by reason.
+fn refusals(recorded: &Recorded) -> Vec<(String, u64)> {
+    let counted = recorded.counters("pipeline.events_refused");
+    counted.into_iter().filter(|(_, items)| *items > 0).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_find_no_room_are_counted_and_logged_once_until_there_is_room() {
+    let (log, _guard) = Log::keep();
+    let (telemetry, recorded) = Recorded::new();
+    let (queue, producer) = queue(QueueOptions::new().capacity(2));
+    let (gate, mut control) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new().max_demand(1))
+        .start()
+        .unwrap();
+    queue.push(0).await.unwrap();
+    control.started(1).await;
+    for item in 1..3 {
+        queue.push(item).await.unwrap();
+    }
+
+    for _ in 0..3 {
+        queue.try_push(9).unwrap_err();
+    }
+    // A sender that waits, and is no more interested after a second.
+    timeout(Duration::from_secs(1), queue.push(9)).await.unwrap_err();
+    let waits = tokio::spawn(queue.push(3));
+    settle().await;
+    let begins = |line: &String| line.contains("refusing items") && line.contains("queue_full");
+    let lines = log.take();
+    let begun: Vec<_> = lines.iter().filter(|line| begins(line)).collect();
+    assert_eq!(begun.len(), 1, "{lines:?}");
+    assert!(begun[0].contains(r#"pipeline="test""#) && begun[0].contains(r#"stage="producer""#));
+    let source = pipeline.snapshot().stages[0].clone();
+    assert_eq!(source.refused, 4);
+    assert_eq!(source.refused_by, [("queue_full".into(), 3), ("gave_up".into(), 1)].into());
+    assert_eq!(source.discarded, 0, "refused items are not discarded");
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let label = |reason| format!("pipeline=test,reason={reason},stage=producer");
+    assert_eq!(refusals(&recorded), [(label("gave_up"), 1), (label("queue_full"), 3)]);
+
+    control.release(4);
+    control.started(3).await;
+    waits.await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    queue.push(4).await.unwrap();
+    control.release(1);
+    control.started(1).await;
+    settle().await;
+    let over = log.take().into_iter().filter(|line| line.contains("room again"));
+    assert_eq!(over.count(), 1);
+    queue.close();
+    queue.try_push(9).unwrap_err();
+    assert_eq!(pipeline.snapshot().stages[0].refused, 4, "a closed queue is not full");
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_of_a_key_that_is_full_are_counted_as_such() {
+    let (log, _guard) = Log::keep();
+    let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(10).key_capacity(1));
+    let pipeline = Pipeline::builder("test")
+        .producer(producer)
+        .consumer_supervisor(
+            ConsumerSupervisor::new(async |_: &u64| Ok(())),
+            SubscribeOptions::new().max_demand(1),
+        )
+        .start()
+        .unwrap();
+    queue.try_push("Ada", 1).unwrap();
+    assert_eq!(queue.try_push("Ada", 2).unwrap_err(), TryPushError::KeyFull(2));
+    queue.try_push("Joe", 3).unwrap();
+    let refused = pipeline.snapshot().stages[0].refused_by.clone();
+    assert_eq!(refused, [("key_full".into(), 1)].into());
+
+    // The queue itself has room at every look, and one key is over its limit all the time.
+    let _ = log.take();
+    for n in 0..1_000 {
+        if queue.try_push("Ada", n).is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let _ = (queue.try_push("Ada", n), queue.try_push("Ada", n));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(pipeline.snapshot().stages[0].refused > 500);
+    assert_eq!(log.take(), [""; 0], "the line was written at the first refusal");
 }

@@ -107,6 +107,7 @@ fn add(sum: &mut StageView, stage: &StageView) {
         buffered,
         buffer_capacity,
         discarded,
+        refused,
         worker_failures,
         given_up,
         restarts,
@@ -123,6 +124,7 @@ fn add(sum: &mut StageView, stage: &StageView) {
         (&mut sum_of.events_in, events_in),
         (&mut sum_of.events_out, events_out),
         (&mut sum_of.discarded, discarded),
+        (&mut sum_of.refused, refused),
         (&mut sum_of.worker_failures, worker_failures),
         (&mut sum_of.given_up, given_up),
         (&mut sum_of.restarts, restarts),
@@ -148,9 +150,13 @@ fn add(sum: &mut StageView, stage: &StageView) {
     sum_of.queue_capacity = both(sum_of.queue_capacity, *queue_capacity);
     sum_of.buffer_capacity = both(sum_of.buffer_capacity, *buffer_capacity);
     sum_of.workers = both(sum_of.workers, of.workers);
-    for (reason, count) in &of.discarded_by {
-        let sum = sum_of.discarded_by.entry(reason.clone()).or_default();
-        *sum = sum.saturating_add(*count);
+    for (sums, counts) in
+        [(&mut sum_of.discarded_by, &of.discarded_by), (&mut sum_of.refused_by, &of.refused_by)]
+    {
+        for (reason, count) in counts {
+            let sum = sums.entry(reason.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
     }
 }
 

@@ -102,15 +102,15 @@ impl History {
             self.legs.push_back((at, now.clone()));
         }
         let before = &self.legs[0].1;
-        let leg = |leg: &str, now: &Latencies, before| {
+        let leg = |leg: &str, normal_ms, now: &Latencies, before| {
             let percentiles = percentiles(LEGS, &now.since(before));
-            LegView { leg: leg.to_owned(), percentiles }
+            LegView { leg: leg.to_owned(), normal_ms, percentiles }
         };
         let views = vec![
-            leg("queued", &now.queued, &before.queued),
-            leg("waited", &now.waited, &before.waited),
-            leg("worked", &now.worked, &before.worked),
-            leg("written", &now.written, &before.written),
+            leg("queued", Some(1.0), &now.queued, &before.queued),
+            leg("waited", Some(1.0), &now.waited, &before.waited),
+            leg("worked", None, &now.worked, &before.worked),
+            leg("written", Some(5.0), &now.written, &before.written),
         ];
         if self.legs.back().is_some_and(|(then, _)| is_due(*then, at)) {
             self.legs.push_back((at, now));

@@ -22,7 +22,7 @@ use metrics::NoopRecorder;
 use pipeline_core::{snapshot::PipelineObserver, telemetry::Telemetry};
 use pipeline_ws_sink::{
     Endpoint, Mount,
-    endpoint::{BuildError, EndpointObserver, EndpointOperator},
+    endpoint::{AnswerBody, BuildError, EndpointObserver, EndpointOperator},
     mount::CheckOrigin,
 };
 use tokio::task::{AbortHandle, coop::consume_budget};
@@ -37,7 +37,7 @@ use crate::{
     sampler::Sampler,
 };
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<AnswerBody>;
 
 /// Units of tokio's cooperative budget, 128 per poll of a task, that one request uses.
 const REQUEST: usize = 8;
@@ -154,7 +154,7 @@ fn text(status: StatusCode, text: &'static str) -> Answer {
 }
 
 fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let headers = [
         (CONTENT_TYPE, kind),
@@ -316,7 +316,8 @@ impl InspectorBuilder {
     ///
     /// The page is at `lookup`. For scripts, `GET lookup.json?id=users_socket:42` answers with the sockets,
     /// and `POST end?id=users_socket:42` closes all of them, `&socket=7` that one, and `&topic=room:1` ends
-    /// its channel; the request needs the header `x-inspect: end`, which a page of another origin cannot
+    /// its channel. `GET waiting.json` answers with the ten sockets for which the most bytes wait. The request that
+    /// ends something needs the header `x-inspect: end`, which a page of another origin cannot
     /// send. Each action is logged at WARN, and counted in `socket.ended_by_operator`. Eight requests may
     /// run at the same time.
     ///

@@ -9,20 +9,61 @@
 //! | `/inspect/data.json` | the same for scripts: a [`View`] |
 //! | `/inspect/socket/websocket` | the same once a second, as the event `view` of the topic `inspect`, for any client of Phoenix Channels |
 //!
-//! ```no_run
-//! use axum::Router;
-//! use pipeline_core::Pipeline;
-//! use pipeline_inspect::Inspector;
-//! use pipeline_ws_sink::{Endpoint, endpoint::BuildError};
-//!
-//! # async fn run(pipeline: Pipeline, endpoint: Endpoint) -> Result<(), BuildError> {
-//! let inspector =
-//!     Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer()).build()?;
-//! let app: Router =
-//!     Router::new().nest_service("/inspect", inspector).fallback_service(endpoint.clone());
-//! # Ok(())
-//! # }
 //! ```
+//! use axum::Router;
+//! use pipeline_core::{
+//!     Pipeline,
+//!     source::{QueueOptions, queue},
+//!     step::for_each,
+//!     subscription::SubscribeOptions,
+//! };
+//! use pipeline_inspect::Inspector;
+//! use pipeline_ws_sink::Endpoint;
+//! use tokio::{
+//!     io::{AsyncReadExt, AsyncWriteExt},
+//!     net::TcpStream,
+//! };
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let (_numbers, producer) = queue::<u64>(QueueOptions::new());
+//!     let pipeline = Pipeline::builder("numbers")
+//!         .producer(producer)
+//!         .consumer(for_each(async |number| println!("{number}")), SubscribeOptions::new())
+//!         .start()?;
+//!     let endpoint = Endpoint::builder().build()?;
+//!
+//!     let inspector =
+//!         Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer()).build()?;
+//!     let app: Router =
+//!         Router::new().nest_service("/inspect", inspector).fallback_service(endpoint.clone());
+//!     let listener = pipeline_ws_sink::listen("127.0.0.1:0").await?;
+//!     let address = listener.local_addr()?;
+//!     tokio::spawn(async { axum::serve(listener, app).await });
+//!
+//!     // A script asks for the data; a browser would open `/inspect/`.
+//!     let mut script = TcpStream::connect(address).await?;
+//!     let request = format!("GET /inspect/data.json HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+//!     script.write_all(request.as_bytes()).await?;
+//!     let mut answer = String::new();
+//!     script.read_to_string(&mut answer).await?;
+//!     assert!(answer.contains(r#""name":"numbers""#), "{answer}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is there
+//!
+//! All types are at the root of the crate.
+//!
+//! | type | what it is |
+//! | --- | --- |
+//! | [`Inspector`], [`InspectorBuilder`] | the service, and what it shows and to whom |
+//! | [`View`] | all of `data.json`; [`VERSION`] is the version of its form |
+//! | [`PipelineView`], [`StageView`], [`EdgeView`] | a pipeline, its stages, and the demand between two of them |
+//! | [`EndpointView`], [`MountView`], [`ChannelView`] | sockets, topics and drops, by mount and by channel |
+//! | [`DeliveredView`], [`LegView`], [`PercentilesView`] | the times of pushes: in all, by part of the way, and over the last minutes |
+//! | [`NodeView`], [`BetweenView`] | the other nodes of a cluster, and the broadcasts between them |
 //!
 //! With [`InspectorBuilder::operator`], `/inspect/lookup` looks up the sockets of a user and ends them or
 //! their channels. It is off by default.

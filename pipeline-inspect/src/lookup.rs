@@ -11,6 +11,9 @@ use tokio::sync::Semaphore;
 /// How many requests may look up or end something at the same time.
 const AT_ONCE: usize = 8;
 
+/// How many of the sockets with the most waiting bytes are listed.
+const LISTED: usize = 10;
+
 /// The longest query, in bytes.
 const LONGEST: usize = 4096;
 
@@ -43,7 +46,7 @@ impl Lookup {
         headers: &HeaderMap,
     ) -> Option<BoxFuture<'static, Looked>> {
         let wanted = match path {
-            "/lookup.json" => Method::GET,
+            "/lookup.json" | "/waiting.json" => Method::GET,
             "/end" => Method::POST,
             _ => return None,
         };
@@ -55,20 +58,23 @@ impl Lookup {
         if ends && headers.get(HEADER).is_none_or(|value| value != VALUE) {
             return refused(StatusCode::FORBIDDEN, "the header x-inspect: end is missing\n");
         }
-        let asked = (query.len() <= LONGEST).then(|| Asked::parse(query)).flatten();
-        let Some(asked) = asked else {
+        let lists = path == "/waiting.json";
+        let asked = (query.len() <= LONGEST && !lists).then(|| Asked::parse(query)).flatten();
+        if asked.is_none() && !lists {
             return refused(StatusCode::BAD_REQUEST, "the query has to name an id\n");
-        };
+        }
         let Ok(turn) = self.turns.clone().try_acquire_owned() else {
             return refused(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
         };
         let operator = self.operator.clone();
         Some(Box::pin(async move {
-            let answer = if ends {
-                json!({ "ended": asked.end(&operator).await })
-            } else {
-                let found = operator.find(&asked.id).await;
-                json!({ "id": asked.id, "sockets": found.sockets, "more": found.more })
+            let answer = match asked {
+                None => json!({ "sockets": operator.most_waiting(LISTED).await }),
+                Some(asked) if ends => json!({ "ended": asked.end(&operator).await }),
+                Some(asked) => {
+                    let found = operator.find(&asked.id).await;
+                    json!({ "id": asked.id, "sockets": found.sockets, "more": found.more })
+                }
             };
             drop(turn);
             (StatusCode::OK, Ok(answer.to_string().into()))

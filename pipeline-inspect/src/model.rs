@@ -167,6 +167,10 @@ pub struct StageView {
     pub out_per_second: f64,
     /// Events discarded per second, for all reasons.
     pub discarded_per_second: f64,
+    /// Items at the broker of a durable source that has asked for more and gets none of them: they are in work at
+    /// other processes, or wait for their key, of which one is in work, for their delay, or for the lease of a process
+    /// that has ended. As many as the source has counted last; 0 for other stages. More workers here do not help.
+    pub items_held_back: u64,
     /// The share of the window in which the stage was busy, from 0 to 1. A supervisor is busy while it
     /// has workers.
     pub busy: f64,
@@ -312,15 +316,15 @@ pub struct DeliveredView {
 }
 
 /// A part of the time of timed pushes, in the last minute.
-///
-/// `queued` and `waited` are normally below a millisecond, and `written` is below five, on a machine that
-/// is not overloaded and a network that is near; `worked` is what the program's own work takes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct LegView {
     /// The metric of this part without its prefix `pipeline.push_`.
     pub leg: String,
+    /// The milliseconds that it normally stays below, on a machine that is not overloaded and a network that
+    /// is near. None for `worked`, which is what the program's own work takes.
+    pub normal_ms: Option<f64>,
     /// Its percentiles. The count of `written` is that of sockets, those of the others are of pushes.
     #[serde(flatten)]
     pub percentiles: PercentilesView,
@@ -387,8 +391,8 @@ mod tests {
         assert_eq!(
             fields(&pipeline["stages"][0]),
             "activity buffer_capacity buffered busy busy_seconds demand discarded discarded_by \
-             discarded_per_second events_in events_out failures given_up in_per_second kind layer \
-             mostly name out_per_second queue_capacity queued restarts source stages waiting waiting_for_demand \
+             discarded_per_second events_in events_out failures given_up in_per_second items_held_back kind layer \
+             mostly name out_per_second queue_capacity queued refused refused_by restarts source stages waiting waiting_for_demand \
              waiting_for_demand_seconds waiting_for_events waiting_for_events_seconds \
              worker_failures workers"
         );
@@ -415,7 +419,7 @@ mod tests {
         );
         assert_eq!(fields(&endpoint["delivered"]), "count history legs windows");
         let leg = &endpoint["delivered"]["legs"][0];
-        assert_eq!(fields(leg), "count leg max p50 p90 p99 seconds");
+        assert_eq!(fields(leg), "count leg max normal_ms p50 p90 p99 seconds");
         let node = &view["nodes"][0];
         assert_eq!(
             fields(node),

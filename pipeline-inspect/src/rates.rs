@@ -2,9 +2,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use pipeline_core::snapshot::Activity;
+use pipeline_core::snapshot::{Activity, StageSnapshot};
 
 use crate::model::{EndpointView, PipelineView, StageView, View};
+
+/// The share of the window from which a source that waits for events has asked for more than it gets.
+const IDLE: f64 = 0.8;
 
 /// Fills in the rates and shares of a view from an older one, taken `passed` before.
 pub(crate) fn fill(view: &mut View, before: &View, passed: Duration) {
@@ -57,6 +60,15 @@ fn of_stage(stage: &mut StageView, before: &StageView, seconds: f64) {
     stage.waiting_for_events = share(now.waiting_for_events, before.waiting_for_events);
     stage.waiting_for_demand = share(now.waiting_for_demand, before.waiting_for_demand);
     stage.mostly = mostly(stage);
+    if stage.waiting_for_events >= IDLE {
+        stage.items_held_back = not_fetched(&stage.snapshot).min(not_fetched(before));
+    }
+}
+
+/// Items at the broker of a connected source that it has not fetched.
+fn not_fetched(stage: &StageSnapshot) -> u64 {
+    let source = stage.source.as_ref().filter(|source| source.connected);
+    source.map_or(0, |source| source.backlog.unwrap_or(0).saturating_sub(source.held))
 }
 
 /// The activity with the largest share; the current one where no activity has a share.
@@ -115,6 +127,8 @@ fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use pipeline_core::snapshot::SourceSnapshot;
+
     use super::*;
     use crate::model::{BetweenView, EdgeView};
 
@@ -149,6 +163,26 @@ mod tests {
         assert_eq!(shares, (0.25, 0.5, 0.25));
         assert_eq!(seen.mostly, Activity::WaitingForEvents);
         assert_eq!(now.window_seconds, 2.0);
+    }
+
+    #[test]
+    fn a_source_that_waits_above_a_backlog_has_items_that_are_held_back() {
+        let seen = |backlog: [u64; 2], held, connected, idle| {
+            let mut views = [(0.0, backlog[0]), (idle, backlog[1])].map(|(waited, backlog)| {
+                let mut stage = stage(0, 0.0, waited, 0.0);
+                let source = stage.snapshot.source.insert(SourceSnapshot::default());
+                (source.connected, source.backlog, source.held) = (connected, Some(backlog), held);
+                view(stage, 0)
+            });
+            let [before, now] = &mut views;
+            fill(now, before, Duration::from_secs(1));
+            now.pipelines[0].stages[0].items_held_back
+        };
+        assert_eq!(seen([30, 50], 2, true, 0.9), 28);
+        assert_eq!(seen([50, 30], 2, true, 0.9), 28);
+        assert_eq!(seen([30, 50], 2, true, 0.5), 0, "it fetches");
+        assert_eq!(seen([30, 2], 2, true, 1.0), 0, "all is fetched");
+        assert_eq!(seen([30, 50], 2, false, 1.0), 0, "it is not connected");
     }
 
     #[test]

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use pipeline_core::snapshot::PipelineObserver;
-use pipeline_ws_sink::{PubSub, endpoint::EndpointObserver, pubsub::TopicSubscription};
+use pipeline_ws_sink::{
+    PubSub,
+    endpoint::EndpointObserver,
+    pubsub::{AdapterError, Broadcast, TopicSubscription},
+};
 use tokio::{
     task::coop::consume_budget,
     time::{self, Instant, MissedTickBehavior},
@@ -63,7 +67,9 @@ impl Cluster {
             && let Some(pubsub) = endpoint.and_then(EndpointObserver::pubsub)
         {
             // The others see that this node is silent.
-            let _ = pubsub.broadcast(nodes::TOPIC, nodes::EVENT, &own);
+            let _ = Broadcast::new(nodes::TOPIC, nodes::EVENT, &own)
+                .map_err(AdapterError::from)
+                .and_then(|report| pubsub.send_to_others(&report));
         }
         self.sample = self.sample.wrapping_add(1);
         view.nodes = self.nodes.list(own, now);

@@ -69,7 +69,7 @@ async fn post(address: &str, path: &str) -> Value {
 #[tokio::test]
 async fn without_the_option_nothing_is_looked_up_or_ended() {
     let address = serve(false).await;
-    for path in ["lookup", "lookup.json?id=named:ada"] {
+    for path in ["lookup", "lookup.json?id=named:ada", "waiting.json"] {
         assert_eq!(get(&address, path).await.status, 404, "{path}");
     }
     let ended = request(&address, "POST", "/inspect/end?id=named:ada", END, "").await;
@@ -90,6 +90,8 @@ async fn channel_socket_and_all_of_an_id_are_looked_up_and_ended() {
     assert!(found.head.contains("x-content-type-options: nosniff"), "{}", found.head);
     let found = found.json();
     let socket = &found["sockets"][0];
+    assert_eq!(socket["id"], "named:ada");
+    assert_eq!(get(&address, "waiting.json").await.json(), json!({ "sockets": [] }));
     assert_eq!((&found["id"], &found["more"]), (&json!("named:ada"), &json!(0)));
     assert_eq!(socket["topics"], json!([hostile, "room:1"]));
     assert_eq!(socket["transport"], "websocket");
@@ -134,6 +136,7 @@ async fn what_a_page_of_another_origin_can_send_ends_nothing() {
         ("GET", "end?id=named:ada", 405),
         ("POST", "lookup.json?id=named:ada", 405),
         ("GET", "lookup.json", 400),
+        ("POST", "waiting.json", 405),
         ("GET", "lookup.json?id=%zz", 400),
         ("POST", "lookup", 405),
     ] {

@@ -5,7 +5,7 @@ use std::{
     borrow::Cow,
     error::Error,
     fmt,
-    future::Future,
+    future::{Future, pending},
     hash::Hash,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -77,12 +77,42 @@ pub trait Fetch: Send + 'static {
         max: usize,
     ) -> impl Future<Output = Result<Vec<Delivery<Self::Receipt>>, BrokerError>> + Send;
 
+    /// Takes note of what the source asks for, before each fetch, which may be for a part of it. A broker whose
+    /// server sends items before they are fetched lets it send as many. By default it does nothing.
+    fn wanted(&mut self, wanted: Wanted) {
+        let _ = wanted;
+    }
+
+    /// Waits as long as nothing is asked for, and returns an error if the session has ended, so that the source
+    /// notices it at once. By default it waits forever: the next call of the session notices it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future may be dropped, and is when something is asked for. Items that it had taken are returned by the
+    /// next fetch.
+    fn idle(&mut self) -> impl Future<Output = BrokerError> + Send {
+        pending()
+    }
+
     /// Gives back what it has taken from the server and has not returned, because the source fetches nothing more.
-    /// It is the last call, made when the source stops, while outcomes are still stored. By default it does
-    /// nothing.
+    /// It is called when the source stops, while outcomes are still stored. Only [`idle`](Self::idle) is called after it. By default
+    /// it does nothing.
     fn stop(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
+}
+
+/// The number of items that a source asks for, and of those that its pipeline works on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wanted {
+    /// How many items it asks for now, in this fetch and in those that follow at once.
+    pub items: usize,
+    /// How many items of this session it has that have no outcome yet. An outcome that is not stored is one.
+    pub in_work: usize,
+    /// How many items it has whose outcomes are tried again later, because the broker has refused them, or others
+    /// just before. They keep their places at the broker, and other items are fetched meanwhile.
+    pub set_aside: usize,
 }
 
 /// The half of a session that says what became of items.
@@ -93,6 +123,9 @@ pub trait Fetch: Send + 'static {
 pub trait Settle: Send + Sync + 'static {
     /// What identifies a delivery.
     type Receipt;
+
+    /// Whether [`wake`](Self::wake) ends delays. If not, the receipts of items that wait are not kept for it.
+    const WAKES: bool = false;
 
     /// Stores what became of items. A delivery that the broker no longer knows, because its lease is over or
     /// its session has ended, is not an error.
@@ -108,6 +141,23 @@ pub trait Settle: Send + Sync + 'static {
 
     /// Renews the leases of items that are still being handled.
     fn renew(
+        &self,
+        receipts: &[Self::Receipt],
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send {
+        let _ = receipts;
+        async { Ok(()) }
+    }
+
+    /// The items that the server has sent and no fetch has returned. Called about once a second. By default there are
+    /// none.
+    fn ahead(&self) -> Ahead {
+        Ahead::default()
+    }
+
+    /// Makes items available now that were given back with a delay: something that they wait for has come. Those
+    /// whose delay is over, and those that are gone, are no errors. After an error, the next sessions call it for the
+    /// same items, five times in all. By default it does nothing, for a server that cannot end a delay.
+    fn wake(
         &self,
         receipts: &[Self::Receipt],
     ) -> impl Future<Output = Result<(), BrokerError>> + Send {
@@ -176,6 +226,16 @@ pub enum Outcome {
     },
 }
 
+/// The items that a server has sent before they were fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ahead {
+    /// How many there are.
+    pub items: usize,
+    /// Their size.
+    pub bytes: usize,
+}
+
 /// The items that wait at a broker. What it cannot tell is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -189,6 +249,10 @@ pub struct Backlog {
     /// How many items have waited for a time that a clock had set which was ahead of the one now, and were made
     /// available when they had waited as long as they were to, since the last call.
     pub brought_forward: u64,
+    /// Why the server delivers no more items although some wait, with the setting that says so. `None` if it does. A
+    /// broker that knows whether the server has delivered a new item since the last call says `None` then. A source shows
+    /// it when it lasts for a few samples.
+    pub stalled: Option<&'static str>,
 }
 
 /// Why a call of a broker failed.

@@ -49,15 +49,17 @@ mod faulty;
 use std::{
     collections::HashMap,
     future::{Future, pending},
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use pipeline_core::{
     Pipeline,
     backoff::{Backoff, Jitter},
-    processing::{Failure, Message, Metadata, Processors},
+    processing::{AsyncMut, Failure, Message, Metadata, Processor, Processors, Wake},
     snapshot::SourceSnapshot,
     timed::TraceContext,
 };
@@ -67,7 +69,13 @@ use tokio::{
 };
 
 pub use self::faulty::{Call, Faults, Faulty, Refusing};
-use crate::{broker::Broker, clock, item::Item, options::SourceOptions, source::Source};
+use crate::{
+    broker::{Broker, Settle},
+    clock,
+    item::Item,
+    options::SourceOptions,
+    source::Source,
+};
 
 /// A queue of a broker under test. Each check gets a new one, which is empty.
 pub trait Subject: Send + Sync + 'static {
@@ -137,27 +145,68 @@ pub trait Subject: Send + Sync + 'static {
     }
 }
 
-/// Says that a check was not made.
-fn unchecked(why: &str) {
-    println!("contract: NOT CHECKED: {why}");
+/// What a check ends with.
+enum Checked {
+    Kept,
+    /// A check that was not made, and why.
+    Not(&'static str),
+}
+
+impl From<()> for Checked {
+    fn from((): ()) -> Self {
+        Self::Kept
+    }
+}
+
+/// The line about a check that was not made. Several are made at a time, so it names its check.
+fn unchecked(check: &str, why: &str) -> String {
+    format!("contract: NOT CHECKED: {check}: {why}")
 }
 
 /// How long a check waits for what has to happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Checks that a broker keeps the contract. The function makes a new queue for each check; its leases
-/// should be short, such as 300 milliseconds.
+/// How many checks run at a time. They wait more than they compute.
+const AT_ONCE: usize = 3;
+
+/// Checks that a broker keeps the contract. The function makes a new queue for each check, and several checks run at the
+/// same time, so a queue must not share its items or its dead letters with another one; its leases should be short, such as
+/// 300 milliseconds.
 ///
 /// # Panics
 ///
-/// If it does not, with the name of the check.
+/// If it does not. The name of the check is printed.
 pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
+    check_all(AT_ONCE, make).await;
+}
+
+/// [`check`] with one check after the other, for a server that disturbs its queues while it makes another one, such as
+/// RabbitMQ.
+///
+/// # Panics
+///
+/// As [`check`].
+pub async fn check_one_by_one<S: Subject>(make: impl AsyncFn() -> S) {
+    check_all(1, make).await;
+}
+
+async fn check_all<S: Subject>(at_once: usize, make: impl AsyncFn() -> S) {
+    let places = Semaphore::new(at_once);
     macro_rules! run {
         ($($check:ident),* $(,)?) => {
-            $(
+            tokio::join!($(Box::pin(async {
+                let _place = places.acquire().await;
                 println!("contract: {}", stringify!($check));
-                $check(Arc::new(make().await)).await;
-            )*
+                let checked = async { $check(Arc::new(make().await)).await };
+                match AssertUnwindSafe(checked).catch_unwind().await.map(Checked::from) {
+                    Ok(Checked::Kept) => {}
+                    Ok(Checked::Not(why)) => println!("{}", unchecked(stringify!($check), why)),
+                    Err(panic) => {
+                        println!("contract: NOT KEPT: {}", stringify!($check));
+                        resume_unwind(panic);
+                    }
+                }
+            })),*)
         };
     }
     run!(
@@ -166,6 +215,7 @@ pub async fn check<S: Subject>(make: impl AsyncFn() -> S) {
         a_payload_is_any_bytes,
         a_failed_item_is_delivered_again_and_then_given_up,
         an_item_that_is_postponed_is_not_given_up,
+        a_delay_is_ended_although_the_first_call_for_it_fails,
         an_item_that_cannot_be_decoded_is_given_up_and_the_others_go_on,
         a_malformed_item_is_given_up_and_the_others_go_on,
         nothing_is_fetched_without_demand,
@@ -203,6 +253,28 @@ fn quick() -> SourceOptions {
 /// What a pipeline has handled.
 type Seen = Arc<Mutex<Vec<(String, Metadata)>>>;
 
+/// A processor that calls a function. It has one type, whatever the function, so the stages are compiled once for
+/// all checks.
+struct Calls(Box<Function>);
+
+type Function =
+    dyn for<'a> Fn(&'a mut Message<Item>) -> BoxFuture<'a, Result<(), Failure>> + Send + Sync;
+
+impl Processor<Item> for Calls {
+    type Output = ();
+
+    async fn handle_message(&self, message: &mut Message<Item>) -> Result<(), Failure> {
+        (self.0)(message).await
+    }
+}
+
+fn processors<F>(function: F) -> Processors<Item, Calls>
+where
+    F: for<'a> AsyncMut<'a, Message<Item>, ()> + Clone + Send + Sync + 'static,
+{
+    Processors::new(Calls(Box::new(move |message| function.clone()(message).boxed())))
+}
+
 /// Starts a pipeline with one processor that records each item, and fails those for which the function
 /// says so.
 fn start<B: Broker>(source: Source<B>, fails: fn(&str) -> Option<Failure>) -> (Pipeline, Seen) {
@@ -215,7 +287,7 @@ fn start<B: Broker>(source: Source<B>, fails: fn(&str) -> Option<Failure>) -> (P
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(source)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start();
     (pipeline.expect("the options are valid"), seen)
 }
@@ -278,7 +350,8 @@ async fn an_item_arrives_with_all_that_belongs_to_it<S: Subject>(subject: Arc<S>
     // The broker may keep seconds or have a clock of its own, on the same machine.
     let enqueued = metadata.enqueued_at.expect("it is known when it was added");
     let (second, now) = (Duration::from_secs(1), clock::now());
-    assert!(enqueued + second >= before && enqueued <= now + second, "added at {enqueued:?}");
+    let is_after = |time: SystemTime, other| time.checked_add(second).is_some_and(|it| it >= other);
+    assert!(is_after(enqueued, before) && is_after(now, enqueued), "added at {enqueued:?}");
 }
 
 async fn a_payload_is_any_bytes<S: Subject>(subject: Arc<S>) {
@@ -294,7 +367,7 @@ async fn a_payload_is_any_bytes<S: Subject>(subject: Arc<S>) {
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(subject.broker(), quick()))
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .expect("the options are valid");
     until("all are handled", async || handled.lock().len() >= payloads.len()).await;
@@ -344,7 +417,7 @@ async fn an_item_that_is_postponed_is_not_given_up<S: Subject>(subject: Arc<S>) 
     }
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(subject.broker(), options))
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .expect("the options are valid");
     until("it is looked at again and again", async || seen.lock().len() >= LOOKS).await;
@@ -358,6 +431,43 @@ async fn an_item_that_is_postponed_is_not_given_up<S: Subject>(subject: Arc<S>) 
     assert!(between >= Some(DELAY / 2), "{between:?}");
     assert_eq!(subject.dead_letters().await, [] as [String; 0]);
     assert_nothing_is_left(&*subject).await;
+}
+
+async fn a_delay_is_ended_although_the_first_call_for_it_fails<S: Subject>(
+    subject: Arc<S>,
+) -> Checked {
+    if !<<S::Broker as Broker>::Settle as Settle>::WAKES {
+        return Checked::Not("the broker ends no delays");
+    }
+    const HOUR: Duration = Duration::from_secs(3600);
+    subject.push(Item::new("1")).await;
+    let (seen, wake) = (Seen::default(), Wake::new());
+    let (log, signal) = (seen.clone(), wake.clone());
+    let handle = async move |message: &mut Message<Item>| {
+        log.lock().push((String::new(), message.metadata().clone()));
+        if log.lock().len() == 1 {
+            return Err(Failure::new("its time has not come").later(HOUR).woken_by(&signal));
+        }
+        Ok(())
+    };
+    let (broker, faults) = Faulty::new(subject.broker());
+    // Not so many calls fail that they are given up.
+    let delay = Duration::from_millis(500);
+    let backoff = Backoff::new(delay, delay).jitter(Jitter::None);
+    let pipeline = Pipeline::of_messages("contract")
+        .source(Source::new(broker, quick().reconnect_after(backoff)))
+        .processors(processors(handle).concurrency(1))
+        .start()
+        .expect("the options are valid");
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("it is postponed", async || source().released == 1).await;
+    faults.fail(Call::Wake);
+    wake.wake();
+    until("a call has failed", async || faults.attempts() > 0).await;
+    faults.come_back();
+    until("it is delivered again", async || seen.lock().len() == 2).await;
+    assert!(pipeline.drain(PATIENCE).await.completed, "the outcome is stored");
+    Checked::Kept
 }
 
 async fn an_item_that_cannot_be_decoded_is_given_up_and_the_others_go_on<S: Subject>(
@@ -387,10 +497,10 @@ async fn an_item_that_cannot_be_decoded_is_given_up_and_the_others_go_on<S: Subj
     );
 }
 
-async fn a_malformed_item_is_given_up_and_the_others_go_on<S: Subject>(subject: Arc<S>) {
+async fn a_malformed_item_is_given_up_and_the_others_go_on<S: Subject>(subject: Arc<S>) -> Checked {
     subject.push(Item::new("1")).await;
     if !subject.push_malformed().await {
-        return unchecked("no malformed item was added");
+        return Checked::Not("no malformed item was added");
     }
     subject.push(Item::new("2")).await;
     let (pipeline, seen) = start(Source::new(subject.broker(), quick()), |_| None);
@@ -405,6 +515,7 @@ async fn a_malformed_item_is_given_up_and_the_others_go_on<S: Subject>(subject: 
     let reasons = subject.dead_letters().await;
     assert!(reasons.len() == 1 && !reasons[0].is_empty(), "{reasons:?}");
     assert_nothing_is_left(&*subject).await;
+    Checked::Kept
 }
 
 async fn nothing_is_fetched_without_demand<S: Subject>(subject: Arc<S>) {
@@ -420,7 +531,7 @@ async fn nothing_is_fetched_without_demand<S: Subject>(subject: Arc<S>) {
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(broker, quick()))
-        .processors(Processors::from_fn(handle).concurrency(2).max_demand(5))
+        .processors(processors(handle).concurrency(2).max_demand(5))
         .start()
         .expect("the options are valid");
     until("it fetches what is asked for", async || faults.fetched() == 10).await;
@@ -448,7 +559,7 @@ async fn a_drain_gives_back_what_it_has_not_handled<S: Subject>(subject: Arc<S>)
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(subject.broker(), quick()))
-        .processors(Processors::from_fn(handle).concurrency(1).max_demand(6))
+        .processors(processors(handle).concurrency(1).max_demand(6))
         .start()
         .expect("the options are valid");
     begun.notified().await;
@@ -483,7 +594,7 @@ fn stuck_with<B: Broker>(broker: B, options: SourceOptions) -> (Pipeline, Arc<No
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(broker, options))
-        .processors(Processors::from_fn(handle).concurrency(1).max_demand(20))
+        .processors(processors(handle).concurrency(1).max_demand(20))
         .start();
     (pipeline.expect("the options are valid"), begun)
 }
@@ -558,10 +669,11 @@ async fn a_snapshot_shows_the_source<S: Subject>(subject: Arc<S>) {
     let description = broker.description().into_owned();
     let (broker, faults) = Faulty::new(broker);
     let fails = |text: &str| (text == "bad").then(|| Failure::new("it is bad").give_up());
-    let (pipeline, _) = start(Source::new(broker, quick()), fails);
+    // The queue is made first: a server may end a connection that reads from one while it is being made.
     for text in ["good", "bad"] {
         subject.push(Item::new(text)).await;
     }
+    let (pipeline, _) = start(Source::new(broker, quick()), fails);
     let source = || {
         let first = pipeline.snapshot().stages.swap_remove(0);
         first.source.expect("it is a durable source")
@@ -597,7 +709,7 @@ async fn outcomes_are_stored_after_the_broker_was_away<S: Subject>(subject: Arc<
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(broker, quick()))
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .expect("the options are valid");
     subject.push(Item::new("1")).await;
@@ -685,13 +797,16 @@ async fn an_outcome_that_is_refused_by_a_list_stops_no_other<S: Subject>(subject
     one_is_refused(&*subject, broker, shows, async || faults.come_back()).await;
 }
 
-async fn dead_letters_that_have_no_room_stop_no_other_outcome<S: Subject>(subject: Arc<S>) {
+async fn dead_letters_that_have_no_room_stop_no_other_outcome<S: Subject>(
+    subject: Arc<S>,
+) -> Checked {
     if !subject.fill_graves().await {
-        return unchecked("the subject cannot fill its place for dead letters");
+        return Checked::Not("the subject cannot fill its place for dead letters");
     }
     let shows = |source: &SourceSnapshot| source.set_aside == 1 || source.connection_errors > 2;
     let come_back = async || subject.empty_graves().await;
     one_is_refused(&*subject, subject.broker(), shows, come_back).await;
+    Checked::Kept
 }
 
 async fn a_backlog_that_cannot_be_counted_stops_nothing<S: Subject>(subject: Arc<S>) {
@@ -702,13 +817,15 @@ async fn a_backlog_that_cannot_be_counted_stops_nothing<S: Subject>(subject: Arc
         } else {
             faults.fail(Call::Backlog);
         }
-        let (pipeline, seen) = start(Source::new(broker, quick()), |_| None);
+        // The queue is made here. A server may end a connection that uses one while another makes it.
         for n in 0..30 {
             subject.push(Item::new(n.to_string())).await;
         }
+        let (pipeline, seen) = start(Source::new(broker, quick()), |_| None);
         let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
         until("all are done", async || source().done == 30).await;
-        assert_eq!((seen.lock().len(), source().connection_errors), (30, 0));
+        let (errors, error) = (source().connection_errors, source().last_error);
+        assert_eq!((seen.lock().len(), errors, error), (30, 0, None));
         pipeline.drain(PATIENCE).await;
     }
     assert_nothing_is_left(&*subject).await;
@@ -730,7 +847,7 @@ async fn a_call_that_hangs_ends_its_session<S: Subject>(subject: Arc<S>) {
         let options = quick().call_timeout(Duration::from_millis(200));
         let pipeline = Pipeline::of_messages("contract")
             .source(Source::new(broker, options))
-            .processors(Processors::from_fn(handle).concurrency(1))
+            .processors(processors(handle).concurrency(1))
             .start()
             .expect("the options are valid");
         let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
@@ -780,7 +897,7 @@ async fn healthy_items_survive_lost_connections_and_deaths<S: Subject>(subject: 
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(broker, options))
         // A fetch waits for more, and notices that the broker is away.
-        .processors(Processors::from_fn(handle).concurrency(1).max_demand(2 * ITEMS))
+        .processors(processors(handle).concurrency(1).max_demand(2 * ITEMS))
         .start()
         .expect("the options are valid");
     let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
@@ -834,7 +951,7 @@ async fn deliveries_that_were_lost_are_no_failures<S: Subject>(subject: Arc<S>) 
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(subject.broker(), quick()))
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .expect("the options are valid");
     let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
@@ -850,9 +967,9 @@ async fn deliveries_that_were_lost_are_no_failures<S: Subject>(subject: Arc<S>) 
     assert_nothing_is_left(&*subject).await;
 }
 
-async fn an_item_that_ends_each_process_is_given_up<S: Subject>(subject: Arc<S>) {
+async fn an_item_that_ends_each_process_is_given_up<S: Subject>(subject: Arc<S>) -> Checked {
     if !subject.gives_up_after_deaths() {
-        return unchecked("the broker does not count the deliveries of dead processes");
+        return Checked::Not("the broker does not count the deliveries of dead processes");
     }
     subject.push(Item::new("poison")).await;
     let options = || quick().max_unfinished(3);
@@ -868,13 +985,16 @@ async fn an_item_that_ends_each_process_is_given_up<S: Subject>(subject: Arc<S>)
             () = begun.notified() => true,
             is_delivered = is_delivered() => is_delivered,
         };
-        drop(pipeline);
         if !delivered {
+            // The dead letter is there before the item is taken off the queue.
+            pipeline.drain(PATIENCE).await;
             break;
         }
+        drop(pipeline);
     }
     assert_eq!(subject.dead_letters().await.len(), 1);
     assert_nothing_is_left(&*subject).await;
+    Checked::Kept
 }
 
 async fn a_forgotten_acknowledgement_is_a_failure<S: Subject>(subject: Arc<S>) {
@@ -888,7 +1008,7 @@ async fn a_forgotten_acknowledgement_is_a_failure<S: Subject>(subject: Arc<S>) {
     };
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(subject.broker(), quick()))
-        .processors(Processors::from_fn(forget).concurrency(1))
+        .processors(processors(forget).concurrency(1))
         .start()
         .expect("the options are valid");
     until("it is given up", async || !subject.dead_letters().await.is_empty()).await;
@@ -931,7 +1051,7 @@ async fn leases_are_renewed_while_outcomes_are_stored_slowly<S: Subject>(subject
     faults.settle_slowly(lease / 3);
     let pipeline = Pipeline::of_messages("contract")
         .source(Source::new(broker, quick().settle_at_once(1)))
-        .processors(Processors::from_fn(slow).concurrency(2).max_demand(1))
+        .processors(processors(slow).concurrency(2).max_demand(1))
         .start()
         .expect("the options are valid");
     let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
@@ -945,4 +1065,15 @@ async fn leases_are_renewed_while_outcomes_are_stored_slowly<S: Subject>(subject
     other.drain(PATIENCE).await;
     pipeline.drain(PATIENCE).await;
     assert_nothing_is_left(&*subject).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_a_check_that_was_not_made_has_its_name() {
+        let line = unchecked("a_drain_is_short", "there is none");
+        assert_eq!(line, "contract: NOT CHECKED: a_drain_is_short: there is none");
+    }
 }

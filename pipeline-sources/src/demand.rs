@@ -19,6 +19,11 @@ impl Demand {
         }
     }
 
+    /// How many items may be fetched beyond those that were taken.
+    pub(crate) fn left(&self) -> usize {
+        self.items.load(SeqCst)
+    }
+
     /// Takes up to `most`, and waits until there is at least one.
     ///
     /// # Cancel safety

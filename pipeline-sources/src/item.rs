@@ -98,6 +98,14 @@ pub struct DeadLetter<Id = i64> {
 }
 
 impl<Id> DeadLetter<Id> {
+    /// The dead letter of an item that was delivered once, at times that are not known. For tests, and for a source of your
+    /// own.
+    #[must_use]
+    pub fn new(id: Id, item: Item, reason: impl Into<Arc<str>>) -> Self {
+        let reason = reason.into();
+        Self { id, item, enqueued_at: None, given_up_at: None, deliveries: 1, reason }
+    }
+
     /// The same with its id converted, for a program that treats those of several sources alike.
     #[must_use]
     pub fn map_id<T>(self, convert: impl FnOnce(Id) -> T) -> DeadLetter<T> {

@@ -43,6 +43,20 @@
 //! # fn main() {}
 //! ```
 //!
+//! # Modules
+//!
+//! The modules of the brokers are in the table above. At the root of the crate is what they share:
+//!
+//! | item | what it is |
+//! | --- | --- |
+//! | [`Source`], [`SourceOptions`] | the producer, and its options |
+//! | [`Item`] | an item: its payload, and its key if it has one |
+//! | [`QueuedItem`], [`DeadLetter`], [`Backlog`] | what operators look at: what waits, what was given up, and how much |
+//! | [`Broker`], [`Fetch`], [`Settle`], [`Delivery`] | what a broker of one's own implements, and what it delivers |
+//! | [`BrokerError`], [`Outcome`], [`Settlement`], [`NotStored`] | its errors, and what it stores |
+//! | `own_source` | a guide, with the feature `test-kit`: it builds such a broker, of a folder of files |
+//! | `contract` | with the feature `test-kit`: the tests that every broker has to pass, and a broker whose failures the test chooses |
+//!
 //! [`SourceOptions`] say how many deliveries an item has, and how the source connects again; the options of
 //! each queue say how long a lease lasts. [`QueuedItem`] and [`DeadLetter`] are for operators.
 //!
@@ -50,6 +64,8 @@
 //! `own_source`, with the feature `test-kit`, builds one.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+// Times that are too long for the clock mean "never".
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod broker;
 mod clock;
@@ -57,6 +73,7 @@ mod clock;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod contract;
 mod demand;
+mod fetch_size;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod heard;
 mod held;
@@ -106,10 +123,13 @@ pub mod sqlite;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod unix_ms;
 mod unsettled;
+mod woken;
 mod worker;
 
 pub use self::{
-    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
+    broker::{
+        Ahead, Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement, Wanted,
+    },
     item::{DeadLetter, Delivery, Item, QueuedItem, QueuedState},
     options::SourceOptions,
     source::Source,

@@ -5,9 +5,11 @@ use std::time::{Duration, SystemTime};
 use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use pipeline_core::stage::{SourceReport, StageContext};
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis", feature = "sqlite"))]
+use pipeline_core::telemetry::Telemetry;
 use tokio::time::Instant;
 
-use crate::broker::{Backlog, Outcome};
+use crate::broker::{Ahead, Backlog, Outcome};
 
 /// The metrics of a source.
 #[derive(Debug)]
@@ -22,10 +24,14 @@ pub(crate) struct SourceMetrics {
     connected: Gauge,
     held: Gauge,
     held_bytes: Gauge,
+    ahead: Gauge,
+    ahead_bytes: Gauge,
     set_aside: Gauge,
     outcome_errors: Counter,
     backlog_errors: Counter,
     brought_forward: Counter,
+    wakes_lost: Counter,
+    stalled: Gauge,
     backlog: Gauge,
     oldest_age: Gauge,
     dead_letters: Gauge,
@@ -68,6 +74,11 @@ impl SourceMetrics {
                 "Items that a source has fetched and whose outcome is not stored yet",
             ),
             held_bytes: gauge("pipeline.source.held_bytes", "The bytes of those items"),
+            ahead: gauge(
+                "pipeline.source.ahead",
+                "Items that the server of a source has sent before they were asked for",
+            ),
+            ahead_bytes: gauge("pipeline.source.ahead_bytes", "The bytes of those items"),
             set_aside: gauge(
                 "pipeline.source.set_aside",
                 "Items whose outcome the broker has refused, and that are tried again alone",
@@ -83,6 +94,14 @@ impl SourceMetrics {
             brought_forward: counter(
                 "pipeline.source.brought_forward",
                 "Items that wait no longer for a time which a clock that was ahead had set",
+            ),
+            wakes_lost: counter(
+                "pipeline.source.wakes_lost",
+                "Postponed items whose delay was to be ended and has to end by itself",
+            ),
+            stalled: gauge(
+                "pipeline.source.stalled",
+                "1 while the server delivers no more items because too many are in work or postponed, else 0",
             ),
             backlog: gauge("pipeline.source.backlog", "Items at the broker that are not done"),
             oldest_age: gauge(
@@ -123,9 +142,19 @@ impl SourceMetrics {
         self.report.update(|source| source.held = held as u64);
     }
 
+    pub(crate) fn ahead(&self, ahead: Ahead) {
+        self.ahead.set(ahead.items as f64);
+        self.ahead_bytes.set(ahead.bytes as f64);
+    }
+
     /// Records that the broker has refused an outcome.
     pub(crate) fn not_stored(&self) {
         self.outcome_errors.increment(1);
+    }
+
+    /// The counter of items whose delays were to be ended and are not.
+    pub(crate) fn wakes_lost(&self) -> &Counter {
+        &self.wakes_lost
     }
 
     pub(crate) fn set_aside(&self, items: usize) {
@@ -138,8 +167,14 @@ impl SourceMetrics {
         self.backlog_is_unknown();
     }
 
+    /// Records whether the server has delivered nothing new for a while, although something waits.
+    pub(crate) fn stalled(&self, stalled: bool) {
+        self.stalled.set(f64::from(u8::from(stalled)));
+    }
+
     /// Shows that the backlog is not known now. A gauge cannot say so, and keeps its value; the age grows.
     fn backlog_is_unknown(&self) {
+        self.stalled(false);
         self.report.update(|source| {
             (source.backlog, source.oldest_age, source.dead_letters) = (None, None, None);
         });
@@ -166,6 +201,7 @@ impl SourceMetrics {
 
     pub(crate) fn connected(&self, connected: bool) {
         self.connected.set(f64::from(u8::from(connected)));
+        self.stalled(false);
         self.report.update(|source| source.connected = connected);
     }
 
@@ -190,6 +226,57 @@ impl SourceMetrics {
         if let Some(age) = shown {
             self.oldest_age.set(age.as_secs_f64());
         }
+    }
+}
+
+/// The counters of items that the process could not add to a queue with a bound.
+#[derive(Clone, Debug)]
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis", feature = "sqlite"))]
+pub(crate) struct Refusals {
+    full: Counter,
+    failed: Counter,
+    #[cfg(feature = "sqlite")]
+    replaced: Counter,
+}
+
+#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis", feature = "sqlite"))]
+impl Refusals {
+    /// Those of a queue of this broker, at the recorder of the process: who adds items has no pipeline.
+    pub(crate) fn register(broker: &str, queue: &str) -> Self {
+        Self::at(&Telemetry::global(), broker, queue)
+    }
+
+    /// Those of a queue of this broker, at a recorder.
+    pub(crate) fn at(telemetry: &Telemetry, broker: &str, queue: &str) -> Self {
+        let counter = |reason: &str| {
+            telemetry.counter(
+                "pipeline.source.refused",
+                "Items that could not be added to a queue",
+                [
+                    ("broker", broker.to_owned()),
+                    ("queue", queue.to_owned()),
+                    ("reason", reason.to_owned()),
+                ],
+            )
+        };
+        Self {
+            full: counter("full"),
+            failed: counter("failed"),
+            #[cfg(feature = "sqlite")]
+            replaced: counter("replaced"),
+        }
+    }
+
+    /// Counts items that were not added, because there is no room for them or for another reason.
+    pub(crate) fn count(&self, items: usize, is_full: bool) {
+        let counter = if is_full { &self.full } else { &self.failed };
+        counter.increment(items as u64);
+    }
+
+    /// Counts items that were not added because the file is not at its path any more.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn count_replaced(&self, items: usize) {
+        self.replaced.increment(items as u64);
     }
 }
 

@@ -27,7 +27,8 @@ pub struct SourceOptions {
     pub(crate) max_unsettled: usize,
     pub(crate) max_unsettled_bytes: usize,
     pub(crate) max_unfinished: u32,
-    pub(crate) call_timeout: Duration,
+    /// Without one it is that of [`SourceOptions::calls_within`].
+    pub(crate) call_timeout: Option<Duration>,
 }
 
 impl Default for SourceOptions {
@@ -42,9 +43,21 @@ impl Default for SourceOptions {
             max_unsettled: 10_000,
             max_unsettled_bytes: 256 * 1024 * 1024,
             max_unfinished: 20,
-            call_timeout: second * 20,
+            call_timeout: None,
         }
     }
+}
+
+/// How long a call may take, unless a lease is short or the program says so.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a call may take at least, also if a lease is shorter: a server needs some time.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// How long a call may take so that no lease ends while an outcome is being stored: it is not renewed meanwhile, and
+/// the last renewal was up to a third of a lease before.
+pub(crate) fn in_lease(lease: Duration) -> Duration {
+    lease.saturating_mul(2) / 3
 }
 
 impl SourceOptions {
@@ -89,20 +102,29 @@ impl SourceOptions {
     }
 
     /// How long a call of the broker may take: to connect, to store outcomes, to renew leases, and to count
-    /// the backlog. Default 20 seconds. A call that takes longer has failed, and the source connects again;
+    /// the backlog. Default 20 seconds, or two thirds of the broker's lease if that is less, but not less
+    /// than a second. A call that takes longer has failed, and the source connects again;
     /// only the backlog is counted later. To fetch may take any time, because it waits for items; a
     /// [`Fetch`](crate::Fetch) notices itself that its server is gone.
     ///
     /// With a broker that has leases it should be at most two thirds of one: an item whose outcome is being
-    /// stored has its lease not renewed, and the last renewal was up to a third of a lease before.
+    /// stored has its lease not renewed, and the last renewal was up to a third of a lease before. A source that
+    /// starts with a longer one logs a warning. How long an item is handled does not matter: its lease is renewed
+    /// each third of a lease until it has an outcome.
     ///
     /// # Panics
     ///
     /// If it is 0.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         assert!(!limit.is_zero(), "a call must have some time");
-        self.call_timeout = limit;
+        self.call_timeout = Some(limit);
         self
+    }
+
+    /// How long a call of a broker with this lease may take.
+    pub(crate) fn calls_within(&self, lease: Option<Duration>) -> Duration {
+        let fits = lease.map_or(Duration::MAX, in_lease).max(SHORTEST);
+        self.call_timeout.unwrap_or(CALL_TIMEOUT.min(fits))
     }
 
     /// The delays before a failed item is delivered again. Default from a second to five minutes.
@@ -121,7 +143,9 @@ impl SourceOptions {
         self
     }
 
-    /// How many items are fetched in one call, if there is demand for them. Default 100.
+    /// How many items are fetched in one call, if there is demand for them. Default 100. After a call that was not
+    /// answered it is half of what that one asked for, until calls are answered again; and of large items so many as have
+    /// 16 MiB, as far as earlier ones tell.
     ///
     /// # Panics
     ///
@@ -170,5 +194,20 @@ impl SourceOptions {
         assert!(items > 0, "at least one acknowledgement must be stored at once");
         self.settle_at_once = items;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_fit_the_lease_unless_the_program_says_how_long_they_may_take() {
+        let (second, options) = (Duration::from_secs(1), SourceOptions::new());
+        let calls = [None, Some(60), Some(30), Some(6), Some(1)]
+            .map(|lease| options.calls_within(lease.map(Duration::from_secs)).as_secs());
+        assert_eq!(calls, [20, 20, 20, 4, 1]);
+        let chosen = options.call_timeout(9 * second);
+        assert_eq!(chosen.calls_within(Some(6 * second)), 9 * second);
     }
 }

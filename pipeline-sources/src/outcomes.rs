@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -73,6 +73,15 @@ pub(crate) struct Shared {
     /// The first session whose outcomes can still be stored.
     first: AtomicU64,
     remembered: Mutex<Remembered>,
+    in_work: Mutex<InWork>,
+    set_aside: AtomicUsize,
+}
+
+/// The items of a session that have no outcome.
+#[derive(Debug, Default)]
+struct InWork {
+    session: u64,
+    items: usize,
 }
 
 impl Shared {
@@ -84,6 +93,38 @@ impl Shared {
     /// Whether the outcome of an item of this session can still be stored.
     pub(crate) fn counts(&self, session: u64) -> bool {
         session >= self.first.load(SeqCst)
+    }
+
+    /// The items in work are those of this session from now on.
+    pub(crate) fn session_begins(&self, session: u64) {
+        *self.in_work.lock() = InWork { session, items: 0 };
+    }
+
+    /// An item of the session is in work from now on.
+    pub(crate) fn begins(&self) {
+        self.in_work.lock().items += 1;
+    }
+
+    /// Items of these sessions have an outcome.
+    fn have_outcomes(&self, sessions: impl Iterator<Item = u64>) {
+        let mut in_work = self.in_work.lock();
+        let of_session = sessions.filter(|session| *session == in_work.session).count();
+        in_work.items = in_work.items.saturating_sub(of_session);
+    }
+
+    /// How many items of the session have no outcome.
+    pub(crate) fn in_work(&self) -> usize {
+        self.in_work.lock().items
+    }
+
+    /// So many outcomes are tried again later.
+    pub(crate) fn are_set_aside(&self, items: usize) {
+        self.set_aside.store(items, SeqCst);
+    }
+
+    /// How many outcomes are tried again later.
+    pub(crate) fn set_aside(&self) -> usize {
+        self.set_aside.load(SeqCst)
     }
 
     /// What this source has seen of an item not long ago.
@@ -138,14 +179,19 @@ impl<R: Send + Sync + 'static> Acknowledger for Outcomes<R> {
     type Receipt = Held<R>;
 
     fn acknowledge(&self, done: Vec<Held<R>>, failed: Vec<(Held<R>, Failure)>) {
+        let all = done.iter().chain(failed.iter().map(|(held, _)| held));
+        self.shared.have_outcomes(all.map(|held| held.about.session));
         let done = done.into_iter().map(|held| {
             self.shared.remembered.lock().forget(&held.about.id);
             (held, Outcome::Done)
         });
-        let failed = failed.into_iter().map(|(held, failure)| {
+        let failed = failed.into_iter().map(|(mut held, failure)| {
             let stopped = *self.stopped.borrow();
             let outcome = outcome(&failure, &held.before, &self.options, stopped, random());
             self.remember(&held, &failure, &outcome);
+            if matches!(outcome, Outcome::Release { .. }) {
+                held.about.wake = failure.wake().cloned();
+            }
             (held, outcome)
         });
         let outcomes = done.chain(failed).filter(|(held, _)| self.is_current(held));

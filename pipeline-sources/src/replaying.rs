@@ -1,4 +1,4 @@
-//! How all dead letters of a queue are replayed.
+//! Pages of dead letters, and how all of a queue are replayed.
 #![cfg_attr(
     not(all(feature = "postgres", feature = "sqlite")),
     allow(dead_code, reason = "each queue uses a part of it")
@@ -12,11 +12,14 @@ pub(crate) const PAGE: u32 = 100;
 /// The bytes with which a page is full.
 pub(crate) const PAGE_BYTES: usize = 16 * 1024 * 1024;
 
+/// The bytes with which a page is full that a server sends in one answer, for which its call waits so long and no longer.
+pub(crate) const ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// The number with which such a page is full, since the server works for each, however small it is.
+pub(crate) const ANSWER_LETTERS: u32 = 1000;
+
 /// How many are chosen before the first of them is replayed. Their ids are kept until then.
 pub(crate) const CHOSEN: usize = 1_000_000;
-
-/// The number of those that are looked at in a queue that knows which is the last.
-pub(crate) const ALL: usize = usize::MAX;
 
 /// Up to so many dead letters, with no more bytes than a page may have.
 #[derive(Clone, Debug)]
@@ -28,14 +31,19 @@ pub(crate) struct Page<Id> {
 }
 
 impl<Id> Page<Id> {
-    /// A page that is bounded by its number alone, for a caller who has chosen it.
+    /// A page of up to so many, or fewer if they are large.
     pub(crate) fn of(limit: u32) -> Self {
-        Self::bounded(limit, usize::MAX)
+        Self::bounded(limit, PAGE_BYTES)
+    }
+
+    /// The same of a server that sends them in one answer.
+    pub(crate) fn of_an_answer(limit: u32) -> Self {
+        Self::bounded(limit.min(ANSWER_LETTERS), ANSWER_BYTES)
     }
 
     /// The next page of those that are replayed.
     pub(crate) fn next() -> Self {
-        Self::bounded(PAGE, PAGE_BYTES)
+        Self::of(PAGE)
     }
 
     fn bounded(limit: u32, most_bytes: usize) -> Self {
@@ -66,29 +74,36 @@ impl<Id> Page<Id> {
     }
 }
 
-/// Replays the dead letters that a function chooses among the first `most` of those that pages have. One that
+/// Replays the dead letters that a function chooses among those that pages have. One that
 /// fails again comes to the dead letters as a new one, behind the last page, so all are chosen before the first is
 /// replayed, or, if there are very many, a part of them after the other.
+#[cfg(any(
+    test,
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite"
+))]
 macro_rules! replay_all {
-    ($which:ident, $most:expr, $after:ident => $page:expr, $id:ident => $replay:expr) => {{
-        let (mut last, mut left, mut replayed) = (None, $most, 0_u64);
+    ($which:ident, $after:ident => $page:expr, $id:ident => $replay:expr) => {{
+        let (mut last, mut replayed) = (None, 0_u64);
         loop {
             let mut ids = Vec::new();
             let mut is_end = false;
             while ids.len() < $crate::replaying::CHOSEN {
                 let $after = last.as_ref();
-                let page = if left > 0 { $page.await? } else { Vec::new() };
+                let page = $page.await?;
                 let Some(end) = page.last() else {
                     is_end = true;
                     break;
                 };
                 last = Some(end.id.clone());
-                for dead in page.iter().take(left) {
+                for dead in &page {
                     if $which(dead) {
                         ids.push(dead.id.clone());
                     }
                 }
-                left = left.saturating_sub(page.len());
             }
             for $id in &ids {
                 replayed += u64::from($replay.await?.is_some());
@@ -100,6 +115,13 @@ macro_rules! replay_all {
     }};
 }
 
+#[cfg(any(
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite"
+))]
 pub(crate) use replay_all;
 
 #[cfg(test)]
@@ -108,14 +130,7 @@ mod tests {
     use crate::item::Item;
 
     fn letter(bytes: usize) -> DeadLetter {
-        DeadLetter {
-            id: 1,
-            item: Item::new(vec![0; bytes]),
-            enqueued_at: None,
-            given_up_at: None,
-            deliveries: 1,
-            reason: "no".into(),
-        }
+        DeadLetter::new(1, Item::new(vec![0; bytes]), "no")
     }
 
     /// Replays those that a function chooses among so many, each of which fails again at once.
@@ -131,7 +146,7 @@ mod tests {
             Ok::<_, ()>(Some(others))
         };
         let replayed: Result<u64, ()> =
-            async { replay_all!(which, ALL, after => page(after), id => replay(id)) }.await;
+            async { replay_all!(which, after => page(after), id => replay(id)) }.await;
         assert_eq!(replayed, Ok(replays));
         replays
     }
@@ -162,8 +177,16 @@ mod tests {
         assert!(page.is_full());
         assert_eq!(page.into_letters().len(), 2);
 
-        let mut page = Page::of(2);
-        page.push(letter(20_000_000));
+        let mut page = Page::of_an_answer(2);
+        page.push(letter(4_000_000));
         assert!(!page.is_full());
+        page.push(letter(1));
+        assert!(page.is_full());
+
+        let mut page = Page::of_an_answer(2);
+        page.push(letter(5_000_000));
+        assert!(page.is_full());
+
+        assert_eq!(Page::<i64>::of_an_answer(1_000_000).limit(), 1000);
     }
 }

@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     broker::Broker,
     demand::Demand,
+    fetch_size::FetchSize,
     item::Item,
     metrics::SourceMetrics,
     options::SourceOptions,
@@ -125,6 +126,7 @@ impl<B: Broker, T: Send + Sync + 'static> Producer for Source<B, T> {
             metrics,
             source: context.stage().into(),
             lines: Mutex::default(),
+            fetch_size: Mutex::new(FetchSize::new()),
         });
         Ok(())
     }

@@ -7,7 +7,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use pipeline_core::backoff::Backoff;
+use pipeline_core::{backoff::Backoff, processing::Wake};
 use tokio::time::Instant;
 
 use crate::broker::{Outcome, Settlement};
@@ -29,6 +29,8 @@ pub(crate) struct About {
     pub(crate) id: Arc<str>,
     /// The session that has fetched it.
     pub(crate) session: u64,
+    /// What ends its delay, if it is given back with one.
+    pub(crate) wake: Option<Wake>,
 }
 
 /// The outcomes that are not stored yet.
@@ -127,6 +129,13 @@ impl<R: Clone> Queue<R> {
     pub(crate) fn set_aside(&self) -> usize {
         let in_group = self.group.as_ref().is_some_and(|it| matches!(it.from, From::Aside(_)));
         self.aside.len() + usize::from(in_group)
+    }
+
+    /// How many are tried later, because the broker has refused some: those that are set aside, and those of a lane
+    /// that waits since then.
+    pub(crate) fn kept_back(&self, now: Instant) -> usize {
+        let lanes = self.lanes.iter().filter(|lane| !lane.pace.is_over(now));
+        lanes.map(|lane| lane.waiting.len()).sum::<usize>().saturating_add(self.set_aside())
     }
 
     /// A session has begun. What is set aside waits for so long, because it may end the session again, and
@@ -290,7 +299,7 @@ mod tests {
     }
 
     fn unsettled(n: u64, outcome: Outcome) -> Unsettled<u64> {
-        let about = About { id: n.to_string().into(), session: 0 };
+        let about = About { id: n.to_string().into(), session: 0, wake: None };
         Unsettled { settlement: Settlement { receipt: n, outcome }, about }
     }
 
@@ -357,6 +366,24 @@ mod tests {
         // Some are stored, and the others are set aside.
         assert_eq!(queue.stored(&[1, 2], now, 1.0).len(), 2);
         assert_eq!(queue.set_aside(), 2);
+    }
+
+    #[test]
+    fn those_that_wait_behind_refused_ones_are_kept_back_with_them_until_some_are_stored() {
+        let mut queue = queue(2);
+        (0..6).for_each(|n| queue.push(done(n)));
+        let now = Instant::now();
+        assert_eq!(queue.kept_back(now), 0);
+        assert!(queue.begin(now).is_some());
+        queue.stored(&[0, 1], now, 1.0);
+        assert_eq!(queue.kept_back(now), 2, "the next ones are tried at once");
+        assert!(queue.begin(now).is_some());
+        queue.stored(&[0, 1], now, 1.0);
+        assert_eq!(queue.kept_back(now), 6);
+        let next = now + Duration::from_millis(100);
+        assert_eq!(queue.begin(next).map(receipts), Some(vec![4, 5]));
+        queue.stored(&[], next, 1.0);
+        assert_eq!(queue.kept_back(next), 4);
     }
 
     #[test]

@@ -19,23 +19,29 @@ use pipeline_core::{
     shown::{described, shown},
 };
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{
+        Mutex,
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
 use crate::{
-    broker::{Broker, BrokerError, Fetch, Outcome, Settle},
+    broker::{Ahead, Broker, BrokerError, Fetch, Outcome, Settle, Wanted},
     clock::now,
     demand::Demand,
+    fetch_size::FetchSize,
     held::HeldItems,
     item::{Delivery, Item},
     log::LineLimit,
     metrics::SourceMetrics,
-    options::SourceOptions,
+    options::{SourceOptions, in_lease},
     outcomes::{Before, Held, Outcomes, Shared},
     random::random,
     reconnects::Reconnects,
     unsettled::{About, Queue, Unsettled},
+    woken::Woken,
 };
 
 /// The interval at which the backlog is sampled.
@@ -47,6 +53,9 @@ const MOST_DOUBLINGS: u32 = 6;
 
 /// The shortest interval at which leases are renewed.
 const SHORTEST: Duration = Duration::from_millis(10);
+
+/// The longest interval at which leases are renewed, however long they are. A timer cannot count longer ones.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// How many groups of outcomes are taken at once.
 const OUTCOMES_AT_ONCE: usize = 64;
@@ -68,6 +77,7 @@ pub(crate) struct Worker<B: Broker> {
     /// The name of the stage.
     pub(crate) source: Arc<str>,
     pub(crate) lines: Lock<Lines>,
+    pub(crate) fetch_size: Lock<FetchSize>,
 }
 
 /// The lines of the log that many items may cause.
@@ -77,6 +87,7 @@ pub(crate) struct Lines {
     not_stored: LineLimit,
     backlog: LineLimit,
     brought_forward: LineLimit,
+    stalled: LineLimit,
 }
 
 /// What is kept between sessions.
@@ -126,6 +137,8 @@ struct Session<'a, B: Broker> {
     number: u64,
     held: &'a HeldItems<B::Receipt>,
     shared: &'a Shared,
+    /// Where items go whose delay is to end.
+    wakes: &'a mpsc::Sender<B::Receipt>,
     /// Held while leases are renewed, so that no item is in two calls at once.
     renewing: Mutex<()>,
     served: Served,
@@ -159,12 +172,25 @@ pub(crate) async fn work<B: Broker>(worker: Worker<B>) {
 
 /// Runs sessions until the source was stopped and all outcomes are stored.
 async fn run<B: Broker>(worker: &Worker<B>) {
+    if let (Some(call_timeout), Some(lease)) = (worker.options.call_timeout, worker.broker.lease())
+        && call_timeout > in_lease(lease)
+    {
+        let stage = &*worker.source;
+        tracing::warn!(
+            stage,
+            ?call_timeout,
+            ?lease,
+            "the call_timeout of a source is longer than two thirds of its lease: an item may be delivered again \
+             while its outcome is being stored"
+        );
+    }
     #[expect(clippy::disallowed_methods, reason = "no more items are held than the options say")]
     let (sender, arriving) = mpsc::unbounded_channel();
     let (options, stopped) = (worker.options, worker.stopped.clone());
     let shared = Arc::<Shared>::default();
     let outcomes = Outcomes { sender, options, stopped, shared: shared.clone() };
     let mut fetcher = Some(Fetcher { outcomes: Arc::new(outcomes) });
+    let (wakes, mut woken) = Woken::new();
     let held = HeldItems::default();
     let unsettled = Queue::new(options.settle_at_once, options.reconnect);
     let mut state =
@@ -182,19 +208,23 @@ async fn run<B: Broker>(worker: &Worker<B>) {
                 worker.metrics.connected(true);
                 let begun = Instant::now();
                 number += 1;
+                shared.session_begins(number);
                 let (renewing, served) = (Mutex::new(()), Served::default());
                 let (held, shared) = (&held, &*shared);
-                let session = Session { worker, number, held, shared, renewing, served };
+                let wakes = &wakes;
+                let session = Session { worker, number, held, shared, wakes, renewing, served };
                 state.unsettled.session_begins(begun, reconnects.good());
-                let ended = session.run(fetch, settle, &mut state, &mut fetcher);
+                let ended = session.run(fetch, settle, &mut state, &mut fetcher, &mut woken);
                 let ended = AssertUnwindSafe(ended).catch_unwind().await;
                 worker.metrics.connected(false);
                 if !worker.broker.outlives_sessions() {
                     shared.is_lost(number);
+                    shared.are_set_aside(0);
                     state.unsettled.clear();
                     held.clear();
                 }
                 worker.metrics.held(held.len(), held.bytes());
+                worker.metrics.ahead(Ahead::default());
                 let error = match ended {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => error,
@@ -230,7 +260,7 @@ impl<B: Broker> Worker<B> {
         what: &str,
         call: impl Future<Output = Result<T, BrokerError>>,
     ) -> Result<T, BrokerError> {
-        let limit = self.options.call_timeout;
+        let limit = self.options.calls_within(self.broker.lease());
         match AssertUnwindSafe(timeout(limit, call)).catch_unwind().await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(BrokerError::new(format!("{what} took longer than {limit:?}"))),
@@ -269,12 +299,14 @@ impl<B: Broker> Session<'_, B> {
         settle: B::Settle,
         state: &mut State<B::Receipt>,
         fetcher: &mut Option<Fetcher<B::Receipt>>,
+        woken: &mut Woken<B::Receipt>,
     ) -> Result<(), BrokerError> {
         self.held.none_is_stored_now();
         tokio::select! {
             error = self.fetch(&mut fetch, fetcher) => Err(error),
             settled = self.settle(&settle, state) => settled,
             error = self.renew(&settle) => Err(error),
+            error = self.wake(&settle, woken) => Err(error),
             never = self.sample(&settle) => match never {},
         }
     }
@@ -299,7 +331,7 @@ impl<B: Broker> Session<'_, B> {
         };
         // What it could not give back is so when the session ends.
         let _ = self.worker.limited("giving back items", given_back).await;
-        pending().await
+        fetch.idle().await
     }
 
     async fn fetch_on(
@@ -309,12 +341,25 @@ impl<B: Broker> Session<'_, B> {
     ) -> Result<(), BrokerError> {
         let Worker { options, demand, .. } = self.worker;
         loop {
-            // What is taken here is lost if the call fails, so it is given back first.
-            let room = self.held.room(options.max_unsettled, options.max_unsettled_bytes).await;
-            let wanted = demand.take(options.fetch_at_once.min(room)).await;
-            let unanswered = GiveBack { demand, items: wanted };
-            let fetched = fetch.fetch(wanted).await?;
-            unanswered.answer(fetched.len());
+            let asked = async {
+                let room = self.held.room(options.max_unsettled, options.max_unsettled_bytes).await;
+                let most = self.worker.fetch_size.lock().of(options.fetch_at_once.min(room));
+                (demand.take(most).await, room)
+            };
+            let (items, room) = tokio::select! {
+                biased;
+                asked = asked => asked,
+                error = fetch.idle() => return Err(error),
+            };
+            // What was taken is lost if the call fails, so it is given back.
+            let size = &self.worker.fetch_size;
+            let unanswered = Unanswered { demand, size, items, is_answered: false };
+            let all = items.saturating_add(demand.left()).min(room);
+            let (in_work, set_aside) = (self.shared.in_work(), self.shared.set_aside());
+            fetch.wanted(Wanted { items: all, in_work, set_aside });
+            let fetched = fetch.fetch(items).await?;
+            let bytes = fetched.iter().map(|delivery| delivery.item.bytes()).sum();
+            unanswered.answer(fetched.len(), bytes);
             if !fetched.is_empty() {
                 self.served.has_fetched.store(true, Relaxed);
             }
@@ -329,8 +374,9 @@ impl<B: Broker> Session<'_, B> {
         let Worker { options, metrics, demand, .. } = self.worker;
         metrics.fetched(delivery.deliveries > 1);
         self.held.insert(delivery.receipt.clone(), delivery.item.bytes());
+        self.shared.begins();
         let (metadata, deliveries) = (delivery.metadata(), delivery.deliveries);
-        let about = About { id: delivery.id, session: self.number };
+        let about = About { id: delivery.id, session: self.number, wake: None };
         let seen = self.shared.remembered(&about.id);
         let (is_kept, releases) = match delivery.failures {
             Some(_) => (true, 0),
@@ -370,7 +416,9 @@ impl<B: Broker> Session<'_, B> {
         loop {
             // What has arrived is stored together.
             let _ = state.receive().now_or_never();
-            if self.store(settle, &mut state.unsettled).await? {
+            let has_stored = self.store(settle, &mut state.unsettled).await?;
+            self.shared.are_set_aside(state.unsettled.kept_back(Instant::now()));
+            if has_stored {
                 continue;
             }
             if state.is_over() {
@@ -425,10 +473,19 @@ impl<B: Broker> Session<'_, B> {
         if !refused.is_empty() {
             held.none_is_stored_now();
         }
-        for Unsettled { settlement, about } in &stored {
+        for Unsettled { settlement, about } in stored {
             worker.metrics.settled(&settlement.outcome);
             if let Outcome::GiveUp { reason } = &settlement.outcome {
                 self.given_up(&about.id, reason, now);
+            }
+            // Before, there was no delay to end.
+            if let Some(wake) = about.wake.filter(|_| B::Settle::WAKES) {
+                let (wakes, lost) = (self.wakes.clone(), worker.metrics.wakes_lost().clone());
+                wake.on_wake(move || match wakes.try_send(settlement.receipt) {
+                    // A source that has ended ends no delay.
+                    Ok(()) | Err(TrySendError::Closed(_)) => {}
+                    Err(TrySendError::Full(_)) => lost.increment(1),
+                });
             }
         }
         worker.metrics.set_aside(unsettled.set_aside());
@@ -460,7 +517,7 @@ impl<B: Broker> Session<'_, B> {
     async fn renew(&self, settle: &B::Settle) -> BrokerError {
         let Some(lease) = self.worker.broker.lease() else { return pending().await };
         // Two renewals may fail before a lease is over.
-        let mut timer = interval((lease / 3).max(SHORTEST));
+        let mut timer = interval((lease / 3).clamp(SHORTEST, LONGEST));
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             timer.tick().await;
@@ -477,17 +534,40 @@ impl<B: Broker> Session<'_, B> {
         }
     }
 
+    /// Ends the delays of items. Returns the error of a call that has failed, after which the next session calls again.
+    async fn wake(&self, settle: &B::Settle, woken: &mut Woken<B::Receipt>) -> BrokerError {
+        let Worker { options, metrics, .. } = self.worker;
+        loop {
+            let given_up = woken.give_up();
+            metrics.wakes_lost().increment(given_up as u64);
+            let receipts = woken.next(options.settle_at_once).await;
+            if receipts.is_empty() {
+                return pending().await;
+            }
+            let ended = self.worker.limited("ending delays", settle.wake(receipts)).await;
+            if let Err(error) = ended {
+                woken.failed();
+                return error;
+            }
+            self.served.call_was_answered();
+            woken.done();
+        }
+    }
+
     /// Samples the backlog, and what is held. A sample that fails ends nothing.
     async fn sample(&self, settle: &B::Settle) -> Infallible {
         tokio::select! {
             never = self.sample_backlog(settle) => never,
-            never = self.sample_held() => never,
+            never = self.sample_held(settle) => never,
         }
     }
 
     async fn sample_backlog(&self, settle: &B::Settle) -> Infallible {
+        /// After so many samples without anything new it is no usual moment.
+        const LONG: u32 = 5;
         let worker = self.worker;
         let mut failures = 0_u32;
+        let mut samples = 0_u32;
         loop {
             match worker.limited("counting the backlog", settle.backlog()).await {
                 Ok(backlog) => {
@@ -495,9 +575,15 @@ impl<B: Broker> Session<'_, B> {
                     self.served.call_was_answered();
                     worker.metrics.backlog(&backlog, now());
                     self.brought_forward(backlog.brought_forward);
+                    samples = if backlog.stalled.is_some() { samples.saturating_add(1) } else { 0 };
+                    let stalled = backlog.stalled.filter(|_| samples >= LONG);
+                    worker.metrics.stalled(stalled.is_some());
+                    if let Some(why) = stalled {
+                        self.stalled(why);
+                    }
                 }
                 Err(error) => {
-                    failures = failures.saturating_add(1);
+                    (failures, samples) = (failures.saturating_add(1), 0);
                     self.served.calls.store(0, Relaxed);
                     worker.metrics.backlog_failed();
                     let line = worker.lines.lock().backlog.line(Instant::now());
@@ -508,6 +594,13 @@ impl<B: Broker> Session<'_, B> {
                 }
             }
             sleep(SAMPLE_INTERVAL.saturating_mul(1 << failures.min(MOST_DOUBLINGS))).await;
+        }
+    }
+
+    fn stalled(&self, why: &str) {
+        if let Some(skipped) = self.worker.lines.lock().stalled.line(Instant::now()) {
+            let stage = &*self.worker.source;
+            tracing::warn!(stage, why, skipped, "a source gets no more items, although some wait");
         }
     }
 
@@ -528,10 +621,11 @@ impl<B: Broker> Session<'_, B> {
         );
     }
 
-    async fn sample_held(&self) -> Infallible {
+    async fn sample_held(&self, settle: &B::Settle) -> Infallible {
         let worker = self.worker;
         loop {
             worker.metrics.held(self.held.len(), self.held.bytes());
+            worker.metrics.ahead(settle.ahead());
             let rest = worker.lines.lock().given_up.rest(Instant::now());
             if let Some(skipped) = rest {
                 let stage = &*worker.source;
@@ -542,20 +636,27 @@ impl<B: Broker> Session<'_, B> {
     }
 }
 
-/// Demand that is given back as far as it is not answered, also when the call is dropped.
-struct GiveBack<'a> {
+/// A fetch. Its demand is given back as far as it is not answered, also when the call is dropped.
+struct Unanswered<'a> {
     demand: &'a Demand,
+    size: &'a Lock<FetchSize>,
     items: usize,
+    is_answered: bool,
 }
 
-impl GiveBack<'_> {
-    fn answer(mut self, items: usize) {
+impl Unanswered<'_> {
+    fn answer(mut self, items: usize, bytes: usize) {
+        self.size.lock().succeeded(items, bytes);
         self.items = self.items.saturating_sub(items);
+        self.is_answered = true;
     }
 }
 
-impl Drop for GiveBack<'_> {
+impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
+        if !self.is_answered {
+            self.size.lock().failed(self.items);
+        }
         self.demand.add(self.items);
     }
 }
@@ -567,10 +668,11 @@ mod tests {
     use pipeline_core::{
         Pipeline,
         backoff::{Backoff, Jitter},
-        processing::Processors,
+        processing::{Processors, Wake},
+        telemetry::Telemetry,
     };
     use pipeline_test_support::{Log, Recorded};
-    use tokio::time::advance;
+    use tokio::{sync::Notify, time::advance};
 
     use super::*;
     use crate::{
@@ -589,16 +691,30 @@ mod tests {
         outcomes: Lock<Vec<Outcome>>,
         connected: Lock<usize>,
         lives: Option<Duration>,
+        lease: Option<Duration>,
         /// Whether a call fails that gives an item up.
         keeps_all: bool,
         /// Whether no outcome is stored.
         keeps_nothing: bool,
+        /// Whether each outcome is refused, and the session continues.
+        refuses: AtomicBool,
         /// Whether it cannot be connected to.
         is_away: Lock<bool>,
         /// The backlogs that are counted, or that counting fails.
         backlogs: Lock<VecDeque<Option<Backlog>>>,
         /// How often it was told that nothing more is fetched.
         stops: Lock<usize>,
+        /// Whether no call that stores outcomes ends.
+        hangs: bool,
+        /// How many items a fetch may ask for: one of more does not end in time.
+        most: Option<usize>,
+        /// What was asked for before each fetch.
+        wanted: Lock<Vec<Wanted>>,
+        /// Ends the session while nothing is asked for.
+        ended: Notify,
+        /// How many calls that end delays fail, and the items of the others.
+        failing_wakes: AtomicU32,
+        woken: Lock<Vec<u32>>,
     }
 
     impl Broker for Scripted {
@@ -615,14 +731,17 @@ mod tests {
         }
 
         fn lease(&self) -> Option<Duration> {
-            None
+            self.0.lease
         }
     }
 
     impl Fetch for Scripted {
         type Receipt = u32;
 
-        async fn fetch(&mut self, _max: usize) -> Result<Vec<Delivery<u32>>, BrokerError> {
+        async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<u32>>, BrokerError> {
+            if self.0.most.is_some_and(|most| max > most) {
+                return Err(BrokerError::new("so many take too long"));
+            }
             if let Some(lives) = self.0.lives {
                 sleep(lives).await;
                 return Err(BrokerError::new("its time is over"));
@@ -648,6 +767,15 @@ mod tests {
             }])
         }
 
+        fn wanted(&mut self, wanted: Wanted) {
+            self.0.wanted.lock().push(wanted);
+        }
+
+        async fn idle(&mut self) -> BrokerError {
+            self.0.ended.notified().await;
+            BrokerError::new("it has ended")
+        }
+
         async fn stop(&mut self) {
             *self.0.stops.lock() += 1;
             // It never answers.
@@ -658,13 +786,31 @@ mod tests {
     impl Settle for Scripted {
         type Receipt = u32;
 
+        const WAKES: bool = true;
+
+        async fn wake(&self, receipts: &[u32]) -> Result<(), BrokerError> {
+            let fewer = |left: u32| left.checked_sub(1);
+            if self.0.failing_wakes.fetch_update(Relaxed, Relaxed, fewer).is_ok() {
+                return Err(BrokerError::new("it ends no delay"));
+            }
+            self.0.woken.lock().extend(receipts);
+            Ok(())
+        }
+
         async fn settle(&self, new: &[Settlement<u32>]) -> Result<Vec<NotStored>, BrokerError> {
             let gives_up = |it: &Settlement<_>| matches!(it.outcome, Outcome::GiveUp { .. });
+            if self.0.hangs {
+                pending::<()>().await;
+            }
             if self.0.keeps_nothing {
                 return Err(BrokerError::new("it stores nothing"));
             }
             if self.0.keeps_all && new.iter().any(gives_up) {
                 return Err(BrokerError::new("the graves are full"));
+            }
+            if self.0.refuses.load(Relaxed) {
+                let refused = |index| NotStored::new(index, BrokerError::new("not this one"));
+                return Ok((0..new.len()).map(refused).collect());
             }
             self.0.outcomes.lock().extend(new.iter().map(|it| it.outcome.clone()));
             Ok(Vec::new())
@@ -706,6 +852,19 @@ mod tests {
         // After one that has lived for a while, the delay is the first again.
         let connected = connected_in_a_minute(Duration::from_secs(2)).await;
         assert!((25..=30).contains(&connected), "{connected}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fewer_items_are_asked_for_after_a_fetch_that_has_failed() {
+        let script = Script { most: Some(3), ..Script::default() };
+        script.deliveries.lock().push_back(1);
+        let broker = Scripted(Arc::new(script));
+        let _pipeline = start(&broker, SourceOptions::new());
+        // Ten, five, and two.
+        while broker.0.outcomes.lock().is_empty() {
+            assert!(*broker.0.connected.lock() <= 3, "the same group was asked for again");
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -764,6 +923,185 @@ mod tests {
         }
         assert!(*broker.0.connected.lock() > 20, "no session has ended");
         assert!(connected > 12 * 60, "connected in {connected} of 1200 seconds");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_knows_all_that_is_asked_for_and_what_is_in_work_without_what_is_done() {
+        let broker = Scripted(Arc::new(Script { hangs: true, ..Script::default() }));
+        let handled = Arc::new(Lock::new(0));
+        let count = handled.clone();
+        let done = async move |_: &mut Message<Item>| {
+            *count.lock() += 1;
+            Ok(())
+        };
+        let options = SourceOptions::new().fetch_at_once(1).call_timeout(Duration::MAX);
+        let _pipeline = Pipeline::of_messages("test")
+            .source(Source::new(broker.clone(), options))
+            .processors(Processors::from_fn(done).concurrency(1).max_demand(10))
+            .start()
+            .unwrap();
+        for number in 1..=9 {
+            broker.0.deliveries.lock().push_back(number);
+            while *handled.lock() < number {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let wanted = broker.0.wanted.lock().clone();
+        assert_eq!(wanted[0], Wanted { items: 10, in_work: 0, set_aside: 0 });
+        // The item that a fetch has just returned is in work, and those before it are not, although no outcome is stored.
+        assert!(wanted.len() >= 9 && wanted.iter().all(|it| it.in_work <= 1), "{wanted:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_knows_how_many_outcomes_are_refused_as_long_as_they_are() {
+        let script = Script { refuses: true.into(), ..Script::default() };
+        let broker = Scripted(Arc::new(script));
+        let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1));
+        let options = SourceOptions::new().fetch_at_once(1).reconnect_after(backoff);
+        let _pipeline = start(&broker, options);
+        let deliver = async |numbers: std::ops::RangeInclusive<u32>| {
+            for number in numbers {
+                broker.0.deliveries.lock().push_back(number);
+                // Some of them wait behind refused ones meanwhile.
+                sleep(Duration::from_millis(100)).await;
+            }
+            *broker.0.wanted.lock().last().unwrap()
+        };
+        // The last fetch was called when it had just returned the last item.
+        let last = deliver(1..=30).await;
+        assert!(last.in_work <= 1 && last.set_aside == 29, "{last:?}");
+        broker.0.refuses.store(false, Relaxed);
+        while broker.0.outcomes.lock().len() < 30 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        let last = deliver(1..=1).await;
+        assert!(last.in_work <= 1 && last.set_aside == 0, "{last:?}");
+    }
+
+    /// Starts a pipeline that postpones all items until a signal.
+    fn postpone(broker: &Scripted, telemetry: Telemetry) -> (Pipeline, Wake) {
+        let wake = Wake::new();
+        let signal = wake.clone();
+        let hour = Duration::from_secs(3600);
+        let later = async move |_: &mut Message<Item>| {
+            Err::<(), _>(Failure::new("not now").later(hour).woken_by(&signal))
+        };
+        let pipeline = Pipeline::of_messages("test")
+            .telemetry(telemetry)
+            .source(Source::new(broker.clone(), SourceOptions::new()))
+            .processors(Processors::from_fn(later).concurrency(1))
+            .start()
+            .unwrap();
+        (pipeline, wake)
+    }
+
+    async fn postponed(broker: &Scripted, count: u32) {
+        broker.0.deliveries.lock().extend(1..=count);
+        while broker.0.outcomes.lock().len() < count as usize {
+            sleep(Duration::from_millis(10)).await;
+        }
+        // They are stored right after the call.
+        sleep(Duration::from_millis(10)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delay_is_ended_in_the_next_session_after_a_call_that_has_failed() {
+        let broker = Scripted::default();
+        let (telemetry, recorded) = Recorded::new();
+        let (_pipeline, wake) = postpone(&broker, telemetry);
+        postponed(&broker, 3).await;
+        broker.0.failing_wakes.store(2, Relaxed);
+        wake.wake();
+        sleep(Duration::from_secs(60)).await;
+        let mut woken = broker.0.woken.lock().clone();
+        woken.sort_unstable();
+        assert_eq!((woken, *broker.0.connected.lock()), (vec![1, 2, 3], 3));
+        assert!(recorded.counters("pipeline.source.wakes_lost").is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_that_is_given_without_a_session_ends_delays_in_the_next_one() {
+        let broker = Scripted::default();
+        let (_pipeline, wake) = postpone(&broker, Recorded::new().0);
+        postponed(&broker, 3).await;
+        *broker.0.is_away.lock() = true;
+        sleep(Duration::from_secs(1)).await;
+        wake.wake();
+        sleep(Duration::from_secs(60)).await;
+        assert!(broker.0.woken.lock().is_empty());
+        *broker.0.is_away.lock() = false;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(broker.0.woken.lock().len(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_always_fails_ends_few_sessions_and_the_delays_are_counted() {
+        let broker = Scripted::default();
+        let (telemetry, recorded) = Recorded::new();
+        let (_pipeline, wake) = postpone(&broker, telemetry);
+        postponed(&broker, 3).await;
+        broker.0.failing_wakes.store(1000, Relaxed);
+        wake.wake();
+        sleep(Duration::from_secs(300)).await;
+        let connected = *broker.0.connected.lock();
+        // The first call may have been for one of them.
+        assert!((6..=12).contains(&connected), "{connected}");
+        let lost = recorded.counters("pipeline.source.wakes_lost");
+        assert_eq!(lost.iter().map(|(_, count)| count).sum::<u64>(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_ends_is_noticed_while_nothing_is_asked_for_and_while_it_drains() {
+        let broker = Scripted(Arc::new(Script { hangs: true, ..Script::default() }));
+        let never = async |_: &mut Message<Item>| pending::<Result<(), Failure>>().await;
+        let pipeline = Pipeline::of_messages("test")
+            .source(Source::new(broker.clone(), SourceOptions::new()))
+            .processors(Processors::from_fn(never).concurrency(1).max_demand(1))
+            .start()
+            .unwrap();
+        let source = |pipeline: &Pipeline| pipeline.snapshot().stages.swap_remove(0).source;
+        let errors = |pipeline: &Pipeline| source(pipeline).unwrap_or_default().connection_errors;
+        broker.0.deliveries.lock().push_back(1);
+        let end = async |pipeline: &Pipeline, number| {
+            sleep(Duration::from_secs(6)).await;
+            assert_eq!(errors(pipeline), number - 1);
+            broker.0.ended.notify_one();
+            // Until then a drain waits for the broker to give back items.
+            sleep(SourceOptions::new().calls_within(None)).await;
+            assert_eq!(errors(pipeline), number);
+        };
+        end(&pipeline, 1).await;
+        pipeline.begin_drain(Duration::from_secs(600));
+        end(&pipeline, 2).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_may_outlast_a_lease_is_logged_at_the_start_and_long_work_is_not() {
+        let (log, _guard) = Log::keep();
+        let second = Duration::from_secs(1);
+        let start_and_end = async |lease: Option<Duration>, call_timeout: Option<Duration>| {
+            let broker = Scripted(Arc::new(Script { lease, ..Script::default() }));
+            let options = SourceOptions::new();
+            let options = call_timeout.map_or(options, |limit| options.call_timeout(limit));
+            let pipeline = start(&broker, options);
+            while *broker.0.connected.lock() == 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+            drop(pipeline);
+            log.take().into_iter().filter(|line| line.contains("two thirds")).count()
+        };
+        for (lease, call_timeout, lines) in [
+            (Some(30 * second), Some(21 * second), 1),
+            (Some(30 * second), Some(20 * second), 0),
+            (Some(30 * second), Some(Duration::MAX), 1),
+            (Some(Duration::MAX), Some(20 * second), 0),
+            (None, Some(Duration::MAX), 0),
+            // A program that has set the lease alone is not told of another option.
+            (Some(5 * second), None, 0),
+        ] {
+            let logged = start_and_end(lease, call_timeout).await;
+            assert_eq!(logged, lines, "{lease:?} {call_timeout:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

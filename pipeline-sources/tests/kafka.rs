@@ -140,12 +140,16 @@ async fn queue(partitions: i32, options: KafkaOptions) -> (Cluster, KafkaQueue) 
     (cluster, queue)
 }
 
+/// The delay before a source connects again.
+const RECONNECT: Duration = Duration::from_millis(50);
+
 fn quick() -> SourceOptions {
-    let backoff = |ms| {
-        let delay = Duration::from_millis(ms);
-        Backoff::new(delay, delay).jitter(Jitter::None)
-    };
-    SourceOptions::new().max_deliveries(3).redeliver_after(backoff(10)).reconnect_after(backoff(50))
+    let backoff = |delay| Backoff::new(delay, delay).jitter(Jitter::None);
+    let again = backoff(Duration::from_millis(10));
+    SourceOptions::new()
+        .max_deliveries(3)
+        .redeliver_after(again)
+        .reconnect_after(backoff(RECONNECT))
 }
 
 async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
@@ -396,11 +400,22 @@ async fn a_source_waits_for_a_broker_that_is_absent_and_for_a_topic() {
     cluster.down();
     let queue = cluster.queue("numbers", options());
     let (pipeline, seen, attempts) = watch(&queue, quick());
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+    let begun = Instant::now();
     until("it tries", async || attempts.load(SeqCst) > 2).await;
+    let most = 2 + begun.elapsed().as_millis() / RECONNECT.as_millis();
+    let tried = attempts.load(SeqCst);
+    assert!(tried as u128 <= most, "{tried} attempts, and no more than {most} may be");
+    until("the outage is shown", async || {
+        let seen = source();
+        !seen.connected && seen.connection_errors >= 2 && seen.last_error.is_some()
+    })
+    .await;
     cluster.up();
     cluster.topic("numbers", 1);
     push_numbers(&queue, 0..3, 1).await;
     until("they are handled", async || numbers(&seen) == [0, 1, 2]).await;
+    assert!(source().connected);
     pipeline.drain(PATIENCE).await;
 }
 
@@ -778,6 +793,27 @@ async fn an_outcome_that_comes_after_the_partition_was_given_up_changes_nothing(
     second.drain(PATIENCE).await;
     let both: BTreeSet<_> = numbers(&seen).into_iter().chain(numbers(&gate.seen)).collect();
     assert_eq!(both.len() as u64, pushed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_whose_wait_has_no_end_is_kept_until_its_items_are_done() {
+    const ITEMS: usize = 20;
+    let (_cluster, queue) = queue(2, options().revoke_wait(Duration::MAX)).await;
+    push_numbers(&queue, 0..ITEMS, ITEMS).await;
+    let names: Vec<&'static str> =
+        (0..ITEMS).map(|n| &*Box::leak(n.to_string().into_boxed_str())).collect();
+    let gate = Gate::at(&names);
+    let first = gate.start(&queue);
+    gate.waiting.notified().await;
+    let (second, seen) = keep(&queue, quick(), |_| None);
+    // It would get the partitions within this time, with the items that are in work.
+    sleep(Duration::from_secs(1)).await;
+    gate.opened.add_permits(100);
+    until("all are done", async || is_empty(&queue).await).await;
+    first.drain(PATIENCE).await;
+    second.drain(PATIENCE).await;
+    let both = numbers(&seen).len() + numbers(&gate.seen).len();
+    assert_eq!(both, ITEMS, "none is handled twice");
 }
 
 /// The older protocol, in which one of the group's members assigns the partitions.

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "nats", feature = "test-kit", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod common;
 mod kills;
 mod outages;
 
@@ -22,11 +23,14 @@ use pipeline_core::{
     processing::{Failure, Message, Metadata, Processors},
 };
 use pipeline_sources::{
-    Item, Source, SourceOptions,
+    Broker, Fetch, Item, Outcome, Settle, Settlement, Source, SourceOptions,
     contract::{Faulty, Subject, check},
     nats::{NatsError, NatsOptions, NatsQueue, NatsStorage},
 };
-use pipeline_test_support::servers::{Kind, Server};
+use pipeline_test_support::{
+    Recorded,
+    servers::{Kind, Server},
+};
 use tokio::{
     sync::{Notify, Semaphore},
     time::{sleep, timeout},
@@ -134,10 +138,13 @@ impl Other {
     }
 
     fn publish(&mut self, subject: &str, headers: &[u8], payload: &str) {
-        let head = [b"NATS/1.0\r\n", headers, b"\r\n"].concat();
+        self.publish_raw(subject, &[b"NATS/1.0\r\n", headers, b"\r\n"].concat(), payload);
+    }
+
+    fn publish_raw(&mut self, subject: &str, head: &[u8], payload: &str) {
         let (inner, total) = (head.len(), head.len() + payload.len());
         write!(self.0, "HPUB {subject} {inner} {total}\r\n").unwrap();
-        self.0.write_all(&[&head, payload.as_bytes(), b"\r\nPING\r\n"].concat()).unwrap();
+        self.0.write_all(&[head, payload.as_bytes(), b"\r\nPING\r\n"].concat()).unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"PONG\r\n") {
             let mut byte = [0];
@@ -341,6 +348,24 @@ async fn dead_letters_are_listed_replayed_and_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_dead_letters_are_listed_by_pages() {
+    const ALL: usize = 20;
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    queue.backlog().await.unwrap();
+    let (large, mut other) = ("x".repeat(900_000), Other::connect(&server));
+    for _ in 0..ALL {
+        other.publish("numbers_dead", b"", &large);
+    }
+    let stored = async || queue.backlog().await.unwrap().dead_letters == Some(ALL as u64);
+    until("all are stored", stored).await;
+    common::large_letters_are_listed_by_pages(ALL, async |after: Option<u64>| {
+        queue.dead_letters(after.unwrap_or(0), 100).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up() {
     let server = server!();
     let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
@@ -353,12 +378,24 @@ async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up()
     // The client library closes its connection at these.
     other.publish("numbers", b"kind: \xff\xfe\r\n", "not text");
     other.publish("numbers", b"no colon\r\n", "no header");
+    other.publish_raw("numbers", b"NATS/1.0 abc\r\n\r\n", "no status");
+    // The statuses of answers of the server.
+    other.publish_raw("numbers", b"NATS/1.0 404 No Messages\r\n\r\n", "as if none were there");
+    other.publish_raw("numbers", b"NATS/1.0 503\r\n\r\n", "as if no server answered");
     queue.push(Item::new("last")).await.unwrap();
     let (pipeline, seen) = keep(&queue);
     until("the others are handled", async || texts(&seen).contains(&"last".to_owned())).await;
     until("all are done", async || items(&queue).await == 0).await;
     assert!(pipeline.drain(PATIENCE).await.is_clean());
-    let good = ["first", "payload only", "with headers", "odd trace", "last"];
+    let good = [
+        "first",
+        "payload only",
+        "with headers",
+        "odd trace",
+        "as if none were there",
+        "as if no server answered",
+        "last",
+    ];
     let mut handled = texts(&seen);
     handled.sort_by_key(|text| good.iter().position(|good| good == text));
     handled.dedup();
@@ -376,9 +413,9 @@ async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up()
         .collect();
     why.sort_unstable();
     let names: Vec<_> = why.iter().map(|(text, _)| &**text).collect();
-    assert_eq!(names, ["no header", "not text", "not valid"]);
-    assert!(why[..2].iter().all(|(_, why)| *why == "its headers are not valid"), "{why:?}");
-    assert!(why[2].1.starts_with("the header Pipeline-Item is not valid"), "{why:?}");
+    assert_eq!(names, ["no header", "no status", "not text", "not valid"]);
+    assert!(why[..3].iter().all(|(_, why)| *why == "its headers are not valid"), "{why:?}");
+    assert!(why[3].1.starts_with("the header Pipeline-Item is not valid"), "{why:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -408,7 +445,10 @@ async fn a_dead_letter_with_large_headers_fits_and_its_stream_is_made_again() {
 async fn a_full_stream_refuses_items_and_keeps_those_that_it_has() {
     let server = server!();
     let options = short().max_bytes(10_000);
-    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    let refusals = common::Refusals::default();
+    let queue = metrics::with_local_recorder(&refusals, || {
+        NatsQueue::with(&server.url(), "numbers", options).unwrap()
+    });
     let mut stored = 0;
     let refused = loop {
         match queue.push(Item::new(vec![b'x'; 1000])).await {
@@ -418,6 +458,8 @@ async fn a_full_stream_refuses_items_and_keeps_those_that_it_has() {
         assert!(stored < 20, "it is never full");
     };
     assert!(matches!(refused, NatsError::Refused { .. }), "{refused:?}");
+    assert_eq!(refusals.counted("nats", "numbers", "full"), 1);
+    assert_eq!(refusals.counted("nats", "numbers", "failed"), 0);
     assert_eq!(items(&queue).await, stored);
     let (pipeline, seen) = keep(&queue);
     until("all are done", async || items(&queue).await == 0).await;
@@ -425,6 +467,146 @@ async fn a_full_stream_refuses_items_and_keeps_those_that_it_has() {
     until("all are done", async || items(&queue).await == 0).await;
     pipeline.drain(PATIENCE).await;
     assert_eq!(seen.lock().len() as u64, stored + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_may_have_no_more_items_in_work_is_not_taken_for_gone() {
+    let server = server!();
+    let options = short().lease(Duration::from_secs(60)).max_pending(3);
+    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    for n in 0..5 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+    }
+    // It asks for ten.
+    let (pipeline, seen) = keep(&queue);
+    until("all are done", async || items(&queue).await == 0).await;
+    let source = pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+    assert_eq!(source.connection_errors, 0);
+    pipeline.drain(PATIENCE).await;
+    // What comes for a pull that was given up meanwhile is given back, and comes again.
+    let mut seen = texts(&seen);
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, ["0", "1", "2", "3", "4"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_shows_that_postponed_items_leave_no_room_for_others() {
+    let server = server!();
+    let options = short().max_pending(3);
+    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    for n in 0..3 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+    }
+    let postpone = async move |_: &mut Message<Item>| -> Result<(), Failure> {
+        Err(Failure::new("not yet").later(Duration::from_secs(3600)))
+    };
+    let (telemetry, recorded) = Recorded::new();
+    let pipeline = Pipeline::of_messages("test")
+        .telemetry(telemetry)
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(postpone))
+        .start()
+        .unwrap();
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+    until("all are postponed", async || source().released == 3).await;
+    assert_eq!(queue.backlog().await.unwrap().stalled, None, "nothing waits for room");
+    queue.push(Item::new("new")).await.unwrap();
+    let stalled = || {
+        recorded.look();
+        recorded.gauges("pipeline.source.stalled")[0].1
+    };
+    until("it is shown", async || stalled() > 0.0).await;
+    assert_eq!(source().last_error, None, "no call has failed");
+    assert_eq!((source().released, source().connection_errors), (3, 0));
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_whose_few_places_are_taken_by_new_items_is_not_stalled() {
+    let server = server!();
+    let options = short().max_pending(3).lease(Duration::from_secs(60));
+    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    for n in 0..9 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+    }
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let is_stalled = async || settle.backlog().await.unwrap().stalled.is_some();
+    for _ in 0..2 {
+        let fetched = fetch.fetch(3).await.unwrap();
+        assert_eq!(fetched.len(), 3);
+        assert!(!is_stalled().await, "three were delivered since the last count");
+        let settled = fetched
+            .into_iter()
+            .map(|it| Settlement { receipt: it.receipt, outcome: Outcome::Done });
+        settle.settle(&settled.collect::<Vec<_>>()).await.unwrap();
+    }
+    assert_eq!(fetch.fetch(2).await.unwrap().len(), 2);
+    assert!(!is_stalled().await, "there is room for one");
+    assert_eq!(fetch.fetch(1).await.unwrap().len(), 1);
+    queue.push(Item::new("9")).await.unwrap();
+    assert_eq!((is_stalled().await, is_stalled().await), (false, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_takes_no_items_leaves_the_lease_of_those_that_do_as_it_is() {
+    const LEASE: Duration = Duration::from_secs(7);
+    let server = server!();
+    let lease = async || {
+        let told = Other::connect(&server).request("$JS.API.CONSUMER.INFO.numbers.pipeline", "");
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        told["config"]["ack_wait"].as_u64().map(Duration::from_nanos)
+    };
+    let queue = NatsQueue::with(&server.url(), "numbers", short().lease(LEASE)).unwrap();
+    let (pipeline, seen) = keep(&queue);
+    until("the source is connected", async || lease().await == Some(LEASE)).await;
+    let other = NatsQueue::new(&server.url(), "numbers").unwrap();
+    other.push(Item::new("1")).await.unwrap();
+    other.backlog().await.unwrap();
+    other.dead_letters(0, 1).await.unwrap();
+    until("it is handled", async || texts(&seen) == ["1"]).await;
+    assert_eq!(lease().await, Some(LEASE));
+    // Another source decides.
+    let (other, _) = keep(&other);
+    until("it has its lease", async || lease().await == Some(Duration::from_secs(30))).await;
+    other.drain(PATIENCE).await;
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_are_always_due_again_leave_room_for_new_ones() {
+    const MANY: usize = 300;
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    for _ in 0..MANY {
+        queue.push(Item::new("again")).await.unwrap();
+    }
+    let seen = Arc::<Mutex<Vec<String>>>::default();
+    let log = seen.clone();
+    // It takes far fewer than are due.
+    let handle = async move |message: &mut Message<Item>| {
+        let text = String::from_utf8(message.payload.to_vec())?;
+        sleep(Duration::from_millis(2)).await;
+        log.lock().push(text.clone());
+        let soon = Duration::from_millis(20);
+        if text == "again" { Err(Failure::new("not yet").later(soon)) } else { Ok(()) }
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    until("all have come again", async || seen.lock().len() > 2 * MANY).await;
+    for n in 0..20 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+    }
+    let new = || seen.lock().iter().filter(|text| *text != "again").cloned().collect::<Vec<_>>();
+    until("the new ones are handled", async || new().len() == 20).await;
+    assert_eq!(new(), (0..20).map(|n| n.to_string()).collect::<Vec<_>>());
+    let before = seen.lock().len();
+    until("the others still come again", async || seen.lock().len() > before + 20).await;
+    assert_eq!(reasons(&queue).await, [""; 0]);
+    drop(pipeline);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -549,6 +731,22 @@ async fn odd_names_and_addresses_are_refused() {
     NatsQueue::new("nats://a:4222, nats://b:4222", "orders").unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_user_and_the_password_of_an_address_are_those_at_the_server() {
+    const USERS: &str = r#"authorization { users = [ { user: may, password: "se:cret" } ] }"#;
+    let Some(server) = Server::start_nats(USERS).await else { return };
+    let queue_of = |user: &str| {
+        let url = server.url().replace("//", &format!("//{user}"));
+        NatsQueue::new(&url, "numbers").unwrap()
+    };
+    let queue = queue_of("may:se%3Acret@");
+    queue.push(Item::new("1")).await.unwrap();
+    assert_eq!(items(&queue).await, 1);
+    for other in ["may:secret@", "se%3Acret@", ""] {
+        assert!(queue_of(other).backlog().await.is_err(), "{other}");
+    }
+}
+
 #[test]
 fn a_password_is_neither_shown_nor_in_an_error() {
     let queue = NatsQueue::new("nats://user:hidden@localhost:4222", "orders").unwrap();
@@ -557,4 +755,29 @@ fn a_password_is_neither_shown_nor_in_an_error() {
     for shown in [format!("{queue:?}"), format!("{source:?}"), format!("{error} {error:?}")] {
         assert!(!shown.contains("hid"), "{shown}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_may_have_no_end() {
+    let server = server!();
+    let never = Duration::MAX;
+    let options = NatsOptions::new().lease(never).timeout(never).duplicate_window(never);
+    let queue = NatsQueue::with(&server.url(), "never", options).unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    let seen = Arc::new(Mutex::new(0));
+    let count = seen.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        *count.lock() += 1;
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick().call_timeout(never)))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    until("it is handled", async || *seen.lock() == 1).await;
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("it is done", async || source().done == 1).await;
+    assert_eq!((source().connection_errors, source().last_error), (0, None));
+    assert!(pipeline.drain(PATIENCE).await.completed);
 }

@@ -245,6 +245,64 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_has_no_more_large_items_than_it_has_bytes() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    for ordered in [false, true] {
+        let options = options().ordered_by_key(ordered);
+        let queue = PostgresQueue::open_with(&server.url(), format!("{ordered}"), options).unwrap();
+        for n in 0..3_u8 {
+            queue.push(Item::new(vec![n; 9_000_000]).key(n.to_string())).await.unwrap();
+        }
+        let (mut fetch, _settle) = queue.connect().await.unwrap();
+        let mut fetched = Vec::new();
+        while fetched.len() < 2 {
+            let items = fetch.fetch(10).await.unwrap();
+            fetched.push(items.iter().map(|it| it.item.payload[0]).collect::<Vec<_>>());
+        }
+        assert_eq!(fetched, [vec![0, 1], vec![2]], "ordered by key: {ordered}");
+    }
+    // The server keeps these compressed.
+    for large in [
+        "headers) SELECT jsonb_build_object('h', repeat('x', 9000000))",
+        "trace) SELECT repeat('x', 9000000)",
+    ] {
+        for ordered in [false, true] {
+            let name = format!("{} {ordered}", &large[..5]);
+            let queue =
+                PostgresQueue::open_with(&server.url(), &*name, options().ordered_by_key(ordered))
+                    .unwrap();
+            let (mut fetch, _settle) = queue.connect().await.unwrap();
+            let insert = format!(
+                "INSERT INTO pipeline_items (queue, payload, {large} FROM generate_series(1, 3)"
+            );
+            let insert = insert.replace("SELECT ", &format!("SELECT '{name}', '', "));
+            client(&server.url()).await.batch_execute(&insert).await.unwrap();
+            assert_eq!(fetch.fetch(10).await.unwrap().len(), 2, "{name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_items_and_dead_letters_are_listed_by_pages() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = PostgresQueue::open_with(&server.url(), "orders", options()).unwrap();
+    for _ in 0..5 {
+        queue.push(Item::new(vec![0; 1_700_000])).await.unwrap();
+    }
+    let page = queue.items(0, 100).await.unwrap();
+    let rest = queue.items(page[2].id, 100).await.unwrap();
+    assert_eq!((page.len(), rest.len()), (3, 2));
+    let give_up = "INSERT INTO pipeline_dead_letters
+            (id, queue, payload, headers, enqueued_at, deliveries, reason)
+        SELECT id, queue, payload, headers, enqueued_at, 1, 'no' FROM pipeline_items";
+    client(&server.url()).await.batch_execute(give_up).await.unwrap();
+    common::large_letters_are_listed_by_pages(5, async |after: Option<i64>| {
+        queue.dead_letters(after.unwrap_or(0), 100).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_item_is_moved_to_the_next_queue_once() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let ordered = options().ordered_by_key(true);
@@ -305,6 +363,16 @@ async fn a_program_adds_items_in_its_own_transaction_and_wakes_the_source() {
     until("both are done", async || seen.lock().len() == 2 && is_empty(&queue).await).await;
     assert_eq!(*seen.lock(), ["true", "by hand"]);
     pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_the_delay_of_an_item() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options()).await;
+    let push = async |item| {
+        queue.push(item).await.unwrap();
+    };
+    common::a_signal_ends_a_delay(queue.source(quick()), push).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1017,7 +1085,7 @@ async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_firs
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_older_versions_become_those_of_version_4() {
+async fn tables_of_older_versions_become_those_of_version_5() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let operator = client(&server.url()).await;
     operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
@@ -1155,9 +1223,9 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
         again.prepare().await.unwrap();
         assert!(program.query_one(&is_there, &[]).await.unwrap().get::<_, bool>(0), "{dropped}");
     }
-    program.batch_execute("UPDATE pipeline_schema SET version = 5").await.unwrap();
+    program.batch_execute("UPDATE pipeline_schema SET version = 6").await.unwrap();
     let newer = PostgresQueue::open(&server.url(), "a").unwrap().prepare().await.unwrap_err();
-    assert!(matches!(newer, PostgresError::Version { version: 5 }), "{newer}");
+    assert!(matches!(newer, PostgresError::Version { version: 6 }), "{newer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1217,9 +1285,9 @@ async fn a_change_of_the_tables_that_takes_long_is_completed_by_the_server() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(connections(&observer).await, before + 1);
     operator.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
-    until("the tables are of version 4", async || {
+    until("the tables are of version 5", async || {
         let version = "SELECT version FROM pipeline_schema";
-        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 4
+        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 5
     })
     .await;
     queue.prepare().await.unwrap();
@@ -1261,4 +1329,21 @@ async fn a_lease_of_any_length_keeps_an_item_in_work() {
     settle.renew(&[fetched[0].receipt]).await.unwrap();
     let state = queue.items(0, 1).await.unwrap()[0].state;
     assert!(matches!(state, QueuedState::InWork { .. }), "{state:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_may_have_no_end() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let never = Duration::MAX;
+    let options = PostgresOptions::new().lease(never).call_timeout(never).poll_interval(never);
+    let queue = open(&server, options).await;
+    let (pipeline, seen) = keep(queue.source(quick().call_timeout(never)), |_| None);
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    for n in 1..=2 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+        until("it is handled", async || seen.lock().len() == n).await;
+        until("it is done", async || source().done == n as u64).await;
+    }
+    assert_eq!((source().connection_errors, source().last_error), (0, None));
+    assert!(pipeline.drain(PATIENCE).await.completed);
 }

@@ -5,18 +5,23 @@
 mod kills;
 mod outages;
 
+mod common;
+
 use std::{
     collections::HashSet,
     sync::{
         Arc, Weak,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use lapin::{
-    BasicProperties, Connection, ConnectionProperties,
-    options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions},
+    BasicProperties, Channel, Connection, ConnectionProperties,
+    options::{
+        BasicGetOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
+        QueueDeclareOptions, QueueDeleteOptions,
+    },
     types::{AMQPValue, FieldTable},
 };
 use parking_lot::Mutex;
@@ -26,16 +31,20 @@ use pipeline_core::{
     processing::{Failure, Message, Metadata, Processors},
 };
 use pipeline_sources::{
-    Broker, Delivery, Fetch, Item, Outcome, Settle, Settlement, Source, SourceOptions,
-    contract::{Faulty, Subject, check},
+    Broker, DeadLetter, Delivery, Fetch, Item, Outcome, Settle, Settlement, Source, SourceOptions,
+    contract::{Faulty, Subject, check_one_by_one},
     rabbitmq::{RabbitError, RabbitOptions, RabbitQueue, RabbitQueueKind},
 };
-use pipeline_test_support::servers::{Kind, Server};
+use pipeline_test_support::{
+    Recorded,
+    servers::{Kind, Server},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::{Semaphore, watch},
-    task::JoinHandle,
+    task::{JoinHandle, block_in_place},
     time::{Instant, sleep, timeout},
 };
 
@@ -68,7 +77,7 @@ fn short() -> RabbitOptions {
     RabbitOptions::new().timeout(Duration::from_secs(3))
 }
 
-/// For tests that count deliveries: a connection that is lost on a busy machine would add some.
+/// For tests that count deliveries, or the errors of connections: one that is lost on a busy machine would add some.
 fn patient() -> RabbitOptions {
     RabbitOptions::new().timeout(Duration::from_secs(20))
 }
@@ -229,9 +238,9 @@ async fn a_queue_keeps_the_contract() {
     let server = server!();
     let made = AtomicUsize::new(0);
     let check = async |kind| {
-        check(async || {
+        check_one_by_one(async || {
             let name = format!("contract{}", made.fetch_add(1, SeqCst));
-            let queue = RabbitQueue::with(&server.url(), &name, short().kind(kind)).unwrap();
+            let queue = RabbitQueue::with(&server.url(), &name, patient().kind(kind)).unwrap();
             OfServer { server: server.clone(), queue, kind }
         })
         .await;
@@ -322,7 +331,8 @@ async fn a_server_that_is_short_of_memory_takes_no_items_and_says_so(
     server: &Server,
     queue: RabbitQueue,
 ) {
-    for text in ["1", "2"] {
+    // More than the pipeline asks for at one time.
+    for text in [["bad"; 25].as_slice(), &["1", "2"]].concat() {
         queue.push(Item::new(text)).await.unwrap();
     }
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.00001"]);
@@ -337,10 +347,13 @@ async fn a_server_that_is_short_of_memory_takes_no_items_and_says_so(
     });
     let blocked = blocked.await.unwrap();
     assert!(matches!(blocked, RabbitError::Blocked), "{blocked:?}");
-    // Items are handled meanwhile.
+    // Items are handled meanwhile, although others have failed and cannot be added again.
     let (pipeline, seen) = keep(&queue, quick());
-    until("they are handled", async || seen.lock().len() >= 2).await;
-    assert_eq!(texts(&seen)[..2], ["1", "2"]);
+    let good = || texts(&seen).into_iter().filter(|text| text != "bad").collect::<Vec<_>>();
+    until("they are handled", async || good().len() >= 2).await;
+    assert_eq!(good()[..2], ["1", "2"]);
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    assert_eq!((source_errors(&seen), source().given_up), (25, 0));
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.9"]);
     until("an item is added", async || queue.push(Item::new("4")).await.is_ok()).await;
     until("it is handled", async || texts(&seen).contains(&"4".to_owned())).await;
@@ -426,6 +439,11 @@ async fn dead_letters_are_listed_replayed_and_dropped() {
     assert!(first.enqueued_at.is_some() && first.enqueued_at <= first.given_up_at);
     let rest = queue.dead_letters(Some(&all[1].id), 100).await.unwrap();
     assert_eq!(rest.iter().map(|dead| &dead.id).collect::<Vec<_>>(), [&all[2].id]);
+    assert!(queue.dead_letters(Some(&all[2].id), 100).await.unwrap().is_empty());
+    // Behind one that was taken away, none would be missed.
+    let missed = queue.dead_letters(Some("none"), 100).await.unwrap_err();
+    assert!(matches!(missed, RabbitError::NotAmongDead { looked: 3, .. }), "{missed}");
+    assert!(queue.dead_letters(Some(&all[0].id), 0).await.unwrap().is_empty());
 
     assert_eq!(queue.replay("none").await.unwrap(), None);
     assert!(queue.replay(&first.id).await.unwrap().is_some());
@@ -444,6 +462,101 @@ async fn dead_letters_are_listed_replayed_and_dropped() {
 
     assert_eq!(queue.replay_all(|dead| dead.item.key.is_some()).await.unwrap(), 1);
     assert_eq!(queue.dead_letters(None, 100).await.unwrap().len(), 1);
+}
+
+/// Adds messages to a queue, and waits until the server has them.
+async fn add(server: &Server, queue: &str, payloads: impl Iterator<Item = String>) {
+    let (_connection, channel) = operator(server).await;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    for payload in payloads {
+        let options = BasicPublishOptions::default();
+        let properties = BasicProperties::default().with_message_id(payload.as_str().into());
+        let sent =
+            channel.basic_publish("".into(), queue.into(), options, payload.as_bytes(), properties);
+        sent.await.unwrap();
+    }
+    channel.wait_for_confirms().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_dead_letters_is_among_the_dead_letters() {
+    let server = server!();
+    for kind in [RabbitQueueKind::Classic, RabbitQueueKind::Quorum] {
+        let name = format!("rejected {kind:?}");
+        let queue = RabbitQueue::with(&server.url(), &name, short().kind(kind)).unwrap();
+        queue.push(Item::new("it").key("k")).await.unwrap();
+        let (_connection, channel) = operator(&server).await;
+        let got = channel.basic_get(name.into(), BasicGetOptions::default());
+        let got = got.await.unwrap().expect("it is there");
+        got.reject(BasicRejectOptions { requeue: false }).await.unwrap();
+        until("it is moved", async || queue.backlog().await.unwrap().dead_letters == Some(1)).await;
+        let dead = queue.dead_letters(None, 10).await.unwrap();
+        let reason = "the server has given it up: rejected";
+        assert_eq!((&dead[0].item, &*dead[0].reason), (&Item::new("it").key("k"), reason));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_are_replayed_although_another_program_drops_one_meanwhile() {
+    let server = server!();
+    let queue = queue(&server, "many dead");
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(0));
+    add(&server, "many dead.dead", (0..250).map(|n| n.to_string())).await;
+    let other = queue.clone();
+    let mut looked = 0;
+    let replayed = queue.replay_all(|dead| {
+        looked += 1;
+        if looked == 100 {
+            // Another page began behind it.
+            let dropping = other.drop_dead_letter(&dead.id);
+            block_in_place(|| Handle::current().block_on(dropping)).unwrap();
+        }
+        looked % 10 > 0
+    });
+    assert_eq!((replayed.await.unwrap(), looked), (225, 250));
+    let backlog = queue.backlog().await.unwrap();
+    assert_eq!((backlog.items, backlog.dead_letters), (Some(225), Some(25)));
+    let left = queue.dead_letters(None, 100).await.unwrap();
+    let left: Vec<_> = left.iter().map(|dead| &*dead.item.payload).collect();
+    assert_eq!((left[0], left[24]), (&b"9"[..], &b"249"[..]), "they are in their order");
+
+    // When it stops, it says after how many.
+    let mut looked = 0;
+    let stopped = queue.replay_all(|_| {
+        looked += 1;
+        if looked == 3 {
+            let deleting = async {
+                let (_connection, channel) = operator(&server).await;
+                let options = QueueDeleteOptions::default();
+                channel.queue_delete("many dead".into(), options).await.unwrap();
+            };
+            block_in_place(|| Handle::current().block_on(deleting));
+        }
+        true
+    });
+    let stopped = stopped.await.unwrap_err();
+    let is_missing = |error: &RabbitError| matches!(error, RabbitError::Unroutable);
+    assert!(
+        matches!(&stopped, RabbitError::Stopped { taken: 2, source } if is_missing(source)),
+        "{stopped}"
+    );
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(23));
+    let odd = |dead: &DeadLetter<Arc<str>>| dead.item.payload.len() == 3;
+    assert_eq!(queue.drop_all_dead_letters(odd).await.unwrap(), 15);
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 8);
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_ten_thousand_dead_letters_are_no_page_and_no_end() {
+    let server = server!();
+    let queue = queue(&server, "very many dead");
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(0));
+    add(&server, "very many dead.dead", (0..10_050).map(|n| n.to_string())).await;
+    let unknown = queue.dead_letters(Some("none"), 1).await.unwrap_err();
+    assert!(matches!(unknown, RabbitError::NotAmongDead { looked: 10_000, .. }), "{unknown}");
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 10_050);
+    assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -475,6 +588,208 @@ async fn items_of_other_programs_are_delivered_and_malformed_ones_are_given_up()
         "the header pipeline-item is not valid: EOF while parsing a list at line 1 column 1"
     );
     assert_eq!(why[1], "the header pipeline-key is not text");
+}
+
+/// A program that writes the frames of AMQP itself, so that they may have anything in them.
+struct Raw(TcpStream);
+
+impl Raw {
+    async fn connect(server: &Server) -> Self {
+        let url = server.url();
+        let address = url.split(['@', '/']).find(|part| part.starts_with("127.0.0.1")).unwrap();
+        let mut raw = Self(TcpStream::connect(address).await.unwrap());
+        raw.0.write_all(b"AMQP\0\0\x09\x01").await.unwrap();
+        raw.until([0, 10, 0, 10]).await;
+        let login = b"\0\0\0\0\x05PLAIN\0\0\0\x0c\0guest\0guest\x05en_US";
+        raw.method(0, [0, 10, 0, 11], login).await;
+        let tune = raw.until([0, 10, 0, 30]).await;
+        // Without heartbeats.
+        raw.method(0, [0, 10, 0, 31], &[&tune[..6], &[0, 0]].concat()).await;
+        raw.method(0, [0, 10, 0, 40], b"\x01/\0\0").await;
+        raw.until([0, 10, 0, 41]).await;
+        raw.method(1, [0, 20, 0, 10], b"\0").await;
+        raw.until([0, 20, 0, 11]).await;
+        raw.method(1, [0, 85, 0, 10], b"\0").await;
+        raw.until([0, 85, 0, 11]).await;
+        raw
+    }
+
+    async fn frame(&mut self, kind: u8, channel: u8, payload: &[u8]) {
+        let frame = [&[kind, 0, channel], &*long(payload), &[0xce]].concat();
+        self.0.write_all(&frame).await.unwrap();
+    }
+
+    async fn method(&mut self, channel: u8, method: [u8; 4], arguments: &[u8]) {
+        self.frame(1, channel, &[&method, arguments].concat()).await;
+    }
+
+    /// Waits for this method of the server, and returns its arguments.
+    async fn until(&mut self, method: [u8; 4]) -> Vec<u8> {
+        let read = async {
+            loop {
+                let mut head = [0; 7];
+                self.0.read_exact(&mut head).await.unwrap();
+                let size = u32::from_be_bytes(head[3..].try_into().unwrap());
+                let mut payload = vec![0; usize::try_from(size).unwrap() + 1];
+                self.0.read_exact(&mut payload).await.unwrap();
+                if head[0] == 1 && payload.starts_with(&method) {
+                    return payload[4..].to_vec();
+                }
+            }
+        };
+        timeout(PATIENCE, read).await.unwrap()
+    }
+
+    /// Adds a message with these properties, of which the flags come first, and waits until it is confirmed.
+    async fn publish(&mut self, to: (&str, &[u8]), properties: &[u8], payload: &str) {
+        let names = [&[0, 0], &*short_text(to.0.as_bytes()), &short_text(to.1), &[0]].concat();
+        self.method(1, PUBLISH, &names).await;
+        let size = u64::try_from(payload.len()).unwrap().to_be_bytes();
+        self.frame(2, 1, &[&[0, 60, 0, 0], &size[..], properties].concat()).await;
+        self.frame(3, 1, payload.as_bytes()).await;
+        self.until([0, 60, 0, 80]).await;
+    }
+}
+
+fn short_text(of: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(of.len()).unwrap()], of].concat()
+}
+
+fn long(of: &[u8]) -> Vec<u8> {
+    [&u32::try_from(of.len()).unwrap().to_be_bytes(), of].concat()
+}
+
+/// The properties of a message, of which only the headers are there.
+fn only_headers(table: &[u8]) -> Vec<u8> {
+    [&[0x20, 0], &*long(table)].concat()
+}
+
+/// The properties of a message in whose headers tables are in each other.
+fn nested(levels: u32) -> Vec<u8> {
+    let sizes = (0..levels).rev().map(|inner| (inner * 7).to_be_bytes());
+    only_headers(&sizes.flat_map(|size| [b"\x01aF", &size[..]].concat()).collect::<Vec<_>>())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_whose_headers_cannot_be_read_are_given_up_and_stop_nothing() {
+    const NAME: &str = "hostile headers";
+    const NESTED: &str = "its headers are nested deeper than 32 tables";
+    let server = server!();
+    let queue = queue(&server, NAME);
+    queue.push(Item::new("first")).await.unwrap();
+    let properties = ConnectionProperties::default();
+    let connection = Connection::connect(&server.url(), properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let (fanout, none) = ("amq.fanout".into(), FieldTable::default());
+    channel.queue_bind(NAME.into(), fanout, "".into(), Default::default(), none).await.unwrap();
+    let mut raw = Raw::connect(&server).await;
+    let odd_id = [&[0, 0x80], &*short_text(b"\xff")].concat();
+    let odd_name = only_headers(b"\x01\xffV");
+    let messages = [
+        ("500 levels", nested(500), NESTED),
+        ("18,000 levels", nested(18_000), NESTED),
+        ("an odd name", odd_name.clone(), "the name of one of its headers is not UTF-8"),
+        ("an odd id", odd_id, "its property message-id is not UTF-8"),
+    ];
+    for (payload, properties, _) in &messages {
+        raw.publish(("", NAME.as_bytes()), properties, payload).await;
+    }
+    // What it was routed by is no part of an item.
+    raw.publish(("amq.fanout", b"\xff"), &nested(32), "an odd routing key").await;
+    queue.push(Item::new("last")).await.unwrap();
+    let (pipeline, seen) = keep(&queue, quick());
+    until("the others are handled", async || seen.lock().len() == 3).await;
+    until("four are given up", async || reasons(&queue).await.len() == 4).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    assert_eq!(texts(&seen), ["first", "an odd routing key", "last"]);
+    let dead = queue.dead_letters(None, 100).await.unwrap();
+    for (payload, _, reason) in &messages {
+        let dead = dead.iter().find(|dead| dead.item.payload == *payload).unwrap();
+        assert_eq!((&*dead.reason, dead.deliveries), (*reason, 1));
+    }
+    // One that the server itself has moved there is as it was published.
+    let dead_name = format!("{NAME}.dead");
+    raw.publish(("", dead_name.as_bytes()), &odd_name, "moved").await;
+    let dead = queue.dead_letters(None, 100).await.unwrap();
+    let moved = dead.iter().find(|dead| dead.item.payload == "moved").unwrap();
+    assert_eq!(&*moved.reason, "the name of one of its headers is not UTF-8");
+    assert!(queue.replay(&moved.id).await.unwrap().is_some());
+    assert_eq!(queue.replay_all(|dead| dead.reason.starts_with(NESTED)).await.unwrap(), 2);
+    // They are items without headers then.
+    let (pipeline, seen) = keep(&queue, quick());
+    until("they are handled", async || seen.lock().len() == 3).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+    let mut handled = texts(&seen);
+    handled.sort_unstable();
+    assert_eq!(handled, ["18,000 levels", "500 levels", "moved"]);
+    assert_eq!(queue.dead_letters(None, 100).await.unwrap().len(), 2);
+    equal_dead_letters_are_listed_and_replayed(&queue, raw, &odd_name).await;
+}
+
+/// The server itself moves messages that are alike, among others.
+async fn equal_dead_letters_are_listed_and_replayed(
+    queue: &RabbitQueue,
+    mut raw: Raw,
+    unreadable: &[u8],
+) {
+    let dead_name = format!("{}.dead", queue.name());
+    let without_an_id: &[u8] = &[0, 0];
+    let moved = ["twin", "nameless", "twin", "other", "nameless", "twin"];
+    for payload in moved {
+        let properties = if payload == "nameless" { without_an_id } else { unreadable };
+        raw.publish(("", dead_name.as_bytes()), properties, payload).await;
+    }
+    let mut listed: Vec<DeadLetter<Arc<str>>> = Vec::new();
+    loop {
+        let after = listed.last().map(|dead| &*dead.id);
+        let page = queue.dead_letters(after, 1).await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        listed.extend(page);
+        assert!(listed.len() < 20, "there is no end");
+    }
+    let before = listed.len() - moved.len();
+    assert!(listed[before..].iter().map(|dead| &dead.item.payload).eq(moved));
+    let ids: HashSet<_> = listed.iter().map(|dead| &dead.id).collect();
+    assert_eq!(ids.len(), listed.len());
+    assert!(queue.drop_dead_letter(&listed[before + 5].id).await.unwrap(), "the last twin");
+    let all = queue.replay_all(|dead| dead.item.payload != "other" && dead.deliveries == 0).await;
+    assert_eq!(all.unwrap(), 4);
+    assert_eq!(queue.backlog().await.unwrap().items, Some(4));
+    let left = queue.dead_letters(None, 100).await.unwrap();
+    assert_eq!((left.len(), &*left[before].item.payload), (before + 1, &b"other"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_without_a_time_is_as_old_as_its_first_delivery() {
+    let server = server!();
+    let queue = queue(&server, "timeless");
+    queue.backlog().await.unwrap();
+    publish(&server, "timeless", "7", None).await;
+    let seen = Arc::<Mutex<Vec<Metadata>>>::default();
+    let log = seen.clone();
+    let handle = async move |message: &mut Message<Item>| {
+        log.lock().push(message.metadata().clone());
+        Err::<(), _>(Failure::new("its user is away").later(Duration::from_millis(300)))
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    // It is postponed more often than it may fail.
+    until("it has come again and again", async || seen.lock().len() == 6).await;
+    drop(pipeline);
+    let added = |metadata: &Metadata| {
+        let added = metadata.enqueued_at.unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        added.as_secs()
+    };
+    let seen = seen.lock();
+    let first = added(&seen[0]);
+    assert!(seen.iter().all(|metadata| added(metadata) == first), "{seen:?}");
+    assert!(seen.iter().all(|metadata| metadata.deliveries == 1), "{seen:?}");
+    assert!(seen[0].enqueued_at.unwrap().elapsed().unwrap().as_secs() >= 1, "{seen:?}");
 }
 
 /// Headers of 110 KB, which the server takes, and in which there is no space for more.
@@ -543,7 +858,10 @@ async fn an_item_with_large_headers_is_given_up_alone() {
 async fn a_full_queue_refuses_items_and_keeps_those_that_it_has() {
     let server = server!();
     let options = short().max_items(10);
-    let queue = RabbitQueue::with(&server.url(), "full", options).unwrap();
+    let refusals = common::Refusals::default();
+    let queue = metrics::with_local_recorder(&refusals, || {
+        RabbitQueue::with(&server.url(), "full", options).unwrap()
+    });
     let mut pushed = Vec::new();
     let refused = loop {
         let text = pushed.len().to_string();
@@ -554,6 +872,8 @@ async fn a_full_queue_refuses_items_and_keeps_those_that_it_has() {
         assert!(pushed.len() < 50, "it is never full");
     };
     assert!(matches!(refused, RabbitError::Refused), "{refused:?}");
+    assert_eq!(refusals.counted("rabbitmq", "full", "full"), 1);
+    assert_eq!(refusals.counted("rabbitmq", "full", "failed"), 0);
     let (pipeline, seen) = keep(&queue, quick());
     until("all are handled", async || seen.lock().len() == pushed.len()).await;
     until("there is space", async || queue.push(Item::new("space")).await.is_ok()).await;
@@ -632,7 +952,7 @@ async fn a_consumer_stays_open_over_many_fetches_and_keeps_the_order() {
         };
         let (broker, faults) = Faulty::new(queue.clone());
         let pipeline = Pipeline::of_messages("test")
-            // The first fetches are for fewer than are asked for, so the prefetch has to grow.
+            // There are a hundred fetches at least.
             .source(Source::new(broker, quick().fetch_at_once(4)))
             .processors(Processors::from_fn(handle).concurrency(1).max_demand(20))
             .start()
@@ -643,8 +963,8 @@ async fn a_consumer_stays_open_over_many_fetches_and_keeps_the_order() {
         let tags = consumers(&server, &name);
         assert_eq!(tags.len(), 1, "{tags:?}");
         let opened = tags[0].strip_prefix("pipeline-").unwrap();
-        // There were a hundred fetches at least.
-        assert!(opened.parse::<u32>().unwrap() < 50, "{opened} consumers were opened");
+        // A part of the demand may come before the first is opened, and the rest after it.
+        assert!(opened.parse::<u32>().unwrap() <= 3, "{opened} consumers were opened");
         assert!(texts(&seen).iter().cloned().eq((0..ITEMS).map(|n| n.to_string())));
         assert!(pipeline.drain(PATIENCE).await.is_clean());
         until("it has no consumer", async || consumers(&server, &name).is_empty()).await;
@@ -739,8 +1059,10 @@ async fn an_item_that_is_given_back_is_not_done_with_those_behind_it() {
 async fn a_drain_gives_back_at_once_what_was_taken_ahead() {
     const ITEMS: usize = 60;
     let server = server!();
-    for kind in [RabbitQueueKind::Quorum, RabbitQueueKind::Classic] {
-        let name = format!("ahead{kind:?}");
+    let (mut kinds, mut attempt) = (vec![RabbitQueueKind::Quorum, RabbitQueueKind::Classic], 0);
+    while let Some(kind) = kinds.pop() {
+        attempt += 1;
+        let name = format!("ahead{attempt}");
         let queue = RabbitQueue::with(&server.url(), &name, patient().kind(kind)).unwrap();
         for n in 0..ITEMS {
             queue.push(Item::new(n.to_string())).await.unwrap();
@@ -756,20 +1078,33 @@ async fn a_drain_gives_back_at_once_what_was_taken_ahead() {
             Ok(())
         };
         let pipeline = Pipeline::of_messages("test")
-            // Each fetch is for one, so the prefetch has to grow again and again.
+            // Each fetch is for one, so that items are done one by one.
             .source(Source::new(broker, quick().fetch_at_once(1)))
-            .processors(Processors::from_fn(handle).concurrency(1).max_demand(10).min_demand(9))
+            .processors(Processors::from_fn(handle).concurrency(1).max_demand(10).min_demand(1))
             .start()
             .unwrap();
         until("it fetches what is asked for", async || faults.fetched() == 10).await;
-        until("some more were delivered", async || items().await < ITEMS - 10).await;
+        // No more are asked for before most of them are done.
+        opened.add_permits(5);
+        let some_more = async {
+            while items().await >= ITEMS - 10 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(Duration::from_secs(5), some_more).await.is_err() && attempt < 6 {
+            // On a busy machine the processor may get several together, which are done together too.
+            opened.add_permits(2 * ITEMS);
+            pipeline.drain(PATIENCE).await;
+            kinds.push(kind);
+            continue;
+        }
         assert_eq!(faults.fetched(), 10);
         let mut pipeline = pipeline;
         pipeline.begin_drain(PATIENCE);
         // Those that were asked for are handled.
         until("the others are given back", async || items().await == ITEMS - 10).await;
         until("it has no consumer", async || consumers(&server, &name).is_empty()).await;
-        assert_eq!(handled.load(SeqCst), 0);
+        assert_eq!(handled.load(SeqCst), 5);
         opened.add_permits(ITEMS);
         assert!(pipeline.join().await.completed);
         assert_eq!(handled.load(SeqCst), 10);
@@ -803,12 +1138,13 @@ async fn a_source_takes_no_more_ahead_than_it_has_in_work() {
             .processors(Processors::from_fn(handle).concurrency(4).max_demand(ASKED / 4))
             .start()
             .unwrap();
-        // None of them is done, so each fetch needs a larger prefetch, or another consumer.
+        // None of them is done. The source asks for all of them at once, although each fetch is for a few.
         until("all that is asked for is fetched", async || faults.fetched() == ASKED).await;
         sleep(Duration::from_millis(300)).await;
         assert_eq!(faults.fetched(), ASKED);
         let items = queue.backlog().await.unwrap().items.unwrap();
-        assert!(items >= (ITEMS - 2 * ASKED) as u64, "{items}");
+        // A part of the demand may come before the first consumer is opened, and the rest after it.
+        assert!(items >= (ITEMS - ASKED - ASKED / 4) as u64, "{items}");
         // One that is too small may be cancelled already.
         let tags = consumers(&server, &name);
         assert!(tags.len() <= 1, "{tags:?}");
@@ -911,8 +1247,15 @@ struct Relay {
     /// Whether it keeps back, and how many connections it keeps something back on.
     holding: watch::Sender<bool>,
     held: Arc<AtomicUsize>,
+    /// Whether it passes on what the server says at [`SLOW`].
+    is_slow: Arc<AtomicBool>,
+    /// Says that the connections are cut.
+    cutting: watch::Sender<()>,
     task: JoinHandle<()>,
 }
+
+/// How many bytes a slow way has in a millisecond.
+const SLOW: u64 = 3000;
 
 impl Drop for Relay {
     fn drop(&mut self) {
@@ -932,18 +1275,31 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("{before}{}/%2f?heartbeat=600", listener.local_addr().unwrap());
         let (holding, _) = watch::channel(false);
+        let (cutting, _) = watch::channel(());
         let held = Arc::<AtomicUsize>::default();
-        let (watched, count) = (holding.clone(), held.clone());
+        let is_slow = Arc::<AtomicBool>::default();
+        let (watched, count, cuts) = (holding.clone(), held.clone(), cutting.clone());
+        let slow = is_slow.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (watched, count, to) = (watched.clone(), count.clone(), to.clone());
+                let slow = slow.clone();
+                let mut cut = cuts.subscribe();
                 tokio::spawn(async move {
                     let server = TcpStream::connect(to).await.unwrap();
-                    relay(client, server, &watched, &count).await;
+                    tokio::select! {
+                        () = relay(client, server, &watched, &count, &slow) => {}
+                        _ = cut.changed() => {}
+                    }
                 });
             }
         });
-        Self { address, holding, held, task }
+        Self { address, holding, held, is_slow, cutting, task }
+    }
+
+    /// Ends all connections that there are.
+    fn cut(&self) {
+        self.cutting.send_replace(());
     }
 }
 
@@ -952,6 +1308,7 @@ async fn relay(
     server: TcpStream,
     holding: &watch::Sender<bool>,
     count: &AtomicUsize,
+    slow: &AtomicBool,
 ) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
@@ -973,6 +1330,9 @@ async fn relay(
         while let Ok(read @ 1..) = from_server.read(&mut bytes).await {
             if *is_held.borrow_and_update() {
                 let _ = holding.subscribe().wait_for(|holding| !holding).await;
+            }
+            if slow.load(SeqCst) {
+                sleep(Duration::from_millis(read as u64 / SLOW)).await;
             }
             if to_client.write_all(&bytes[..read]).await.is_err() {
                 break;
@@ -1043,4 +1403,235 @@ async fn a_backlog_is_counted_again_when_a_missing_queue_is_back() {
     until("it is counted again", async || source().dead_letters == Some(0)).await;
     assert_eq!(source().connection_errors, 0, "it is the same session");
     pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_may_have_no_end() {
+    let server = server!();
+    let never = Duration::MAX;
+    let options = RabbitOptions::new().timeout(never).consumer_timeout(never);
+    let queue = RabbitQueue::with(&server.url(), "never", options).unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    let (pipeline, seen) = keep(&queue, quick().call_timeout(never));
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("it is handled", async || texts(&seen) == ["1"]).await;
+    until("it is done", async || source().done == 1).await;
+    assert_eq!((source().connection_errors, source().last_error), (0, None));
+    assert!(pipeline.drain(PATIENCE).await.completed);
+}
+
+/// An operator with a connection of its own.
+async fn operator(server: &Server) -> (Connection, Channel) {
+    let (url, properties) = (server.url(), ConnectionProperties::default());
+    let connection = Connection::connect(&url, properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    (connection, channel)
+}
+
+/// Starts a pipeline that keeps one item in work for each permit it lacks, and asks for no other.
+fn hold(queue: &RabbitQueue) -> (Pipeline, Seen, Arc<Semaphore>) {
+    let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
+    let (log, opened) = (seen.clone(), gate.clone());
+    let handle = async move |message: &mut Message<Item>| {
+        let text = String::from_utf8(message.payload.to_vec())?;
+        log.lock().push((text, message.metadata().clone()));
+        gate.acquire().await?.forget();
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(1).max_demand(1))
+        .start()
+        .unwrap();
+    (pipeline, seen, opened)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_the_server_cancels_is_noticed_at_once_and_opened_again() {
+    let server = server!();
+    let (_operator, channel) = operator(&server).await;
+    let queue = queue(&server, "cancelled");
+    queue.push(Item::new("1")).await.unwrap();
+    let (pipeline, seen, gate) = hold(&queue);
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    let delete = async || {
+        channel.queue_delete("cancelled".into(), QueueDeleteOptions::default()).await.unwrap();
+    };
+    until("it is in work", async || texts(&seen) == ["1"]).await;
+    // Nothing is asked for now.
+    delete().await;
+    until("it is noticed", async || source().connection_errors == 1).await;
+    let error = source().last_error.unwrap_or_default();
+    assert!(error.contains("the server cancelled the consumer"), "{error}");
+    assert_eq!(texts(&seen), ["1"]);
+    until("it is connected again", async || source().connected).await;
+    gate.add_permits(1);
+    queue.push(Item::new("2")).await.unwrap();
+    until("the next one is in work", async || texts(&seen) == ["1", "2"]).await;
+    gate.add_permits(1);
+    until("it is done", async || source().done == 1).await;
+    // The source waits for items.
+    delete().await;
+    until("it is noticed", async || source().connection_errors >= 2).await;
+    let error = source().last_error.unwrap_or_default();
+    assert!(error.contains("the server cancelled the consumer"), "{error}");
+    queue.push(Item::new("3")).await.unwrap();
+    gate.add_permits(10);
+    until("the next one is handled", async || texts(&seen) == ["1", "2", "3"]).await;
+    assert!(pipeline.drain(PATIENCE).await.completed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_lost_is_noticed_although_nothing_is_asked_for() {
+    let server = server!();
+    let queue = queue(&server, "idle");
+    for text in ["1", "2"] {
+        queue.push(Item::new(text)).await.unwrap();
+    }
+    let relay = Relay::start(&server).await;
+    let queue = RabbitQueue::with(&relay.address, "idle", patient()).unwrap();
+    // Without a consumer, and with one that has delivered what was asked for.
+    for text in [None, Some("1")] {
+        let (mut fetch, _settle) = queue.connect().await.unwrap();
+        if let Some(text) = text {
+            let fetched = timeout(PATIENCE, fetch.fetch(1)).await.unwrap().unwrap();
+            assert_eq!(fetched[0].item.payload, text);
+        }
+        assert!(timeout(Duration::from_millis(200), fetch.idle()).await.is_err());
+        relay.cut();
+        let error = timeout(Duration::from_secs(10), fetch.idle()).await.unwrap().to_string();
+        assert!(!error.is_empty());
+    }
+    // A source shows it, and delivers again what it had in work.
+    let (pipeline, seen, gate) = hold(&queue);
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("one is in work", async || seen.lock().len() == 1).await;
+    relay.cut();
+    until("it is noticed", async || source().connection_errors > 0).await;
+    until("it is connected again", async || source().connected).await;
+    gate.add_permits(10);
+    until("both are done", async || source().done == 2).await;
+    assert!(pipeline.drain(PATIENCE).await.completed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_channels_are_used_up_is_replaced() {
+    const CHANNELS: usize = 20;
+    let server = server!();
+    let (_operator, channel) = operator(&server).await;
+    let address = format!("{}?channel_max={CHANNELS}", server.url());
+    let queue = RabbitQueue::with(&address, "used up", patient()).unwrap();
+    let delete = async || {
+        channel.queue_delete("used up.dead".into(), QueueDeleteOptions::default()).await.unwrap();
+    };
+    // Each call finds the queue missing, for which the server closes two channels at least.
+    for _ in 0..CHANNELS {
+        assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(0));
+        delete().await;
+    }
+    queue.push(Item::new("1")).await.unwrap();
+    assert_eq!(queue.backlog().await.unwrap().items, Some(1));
+    // That of a source ends, so that the source connects again.
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    delete().await;
+    for _ in 0..2 * CHANNELS {
+        assert!(settle.backlog().await.is_err());
+    }
+    let ended = timeout(Duration::from_secs(10), fetch.idle()).await;
+    assert!(ended.is_ok(), "the source would never count its backlog again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_bytes_are_delivered_before_they_are_asked_for_than_may_be() {
+    const ITEMS: usize = 120;
+    const SIZE: usize = 100_000;
+    // About ten of them.
+    const BYTES: usize = 1_000_000;
+    let server = server!();
+    let options = patient().max_prefetch_bytes(BYTES);
+    let queue = RabbitQueue::with(&server.url(), "bytes", options).unwrap();
+    for _ in 0..ITEMS {
+        queue.push(Item::new(vec![b'x'; SIZE])).await.unwrap();
+    }
+    let (telemetry, recorded) = Recorded::new();
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let handle = async move |_: &mut Message<Item>| {
+        gate.acquire().await?.forget();
+        Ok(())
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .telemetry(telemetry)
+        .source(queue.source(quick()))
+        .processors(Processors::from_fn(handle).concurrency(50).max_demand(1))
+        .start()
+        .unwrap();
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    let waiting = async || usize::try_from(queue.backlog().await.unwrap().items.unwrap()).unwrap();
+    // A first prefetch is of items of 64 KiB.
+    for done in [0, 30, 60] {
+        opened.add_permits(done - usize::try_from(source().done).unwrap());
+        until("they are done", async || source().done == done as u64).await;
+        until("some are delivered", async || waiting().await <= ITEMS - done - 5).await;
+        sleep(Duration::from_millis(300)).await;
+        let delivered = ITEMS - done - waiting().await;
+        assert!(delivered * SIZE <= BYTES * 2, "{delivered} items of {SIZE} bytes");
+    }
+    let gauges = |name| {
+        recorded.look();
+        recorded.gauges(name).iter().map(|(_, value)| *value).sum::<f64>()
+    };
+    let held = gauges("pipeline.source.held_bytes") + gauges("pipeline.source.ahead_bytes");
+    assert!(held <= (BYTES * 2) as f64, "{held}");
+    opened.add_permits(ITEMS);
+    until("all are done", async || source().done == ITEMS as u64).await;
+    assert!(pipeline.drain(PATIENCE).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_take_long_to_arrive_end_no_session_and_their_size_is_known_in_the_next_one() {
+    const ITEMS: usize = 40;
+    const SIZE: usize = 300_000;
+    let server = server!();
+    // Those that have come with a consumer that is too large for them take longer than an answer may.
+    let options = RabbitOptions::new().timeout(Duration::from_millis(1500));
+    let options = options.max_prefetch_bytes(10 * SIZE);
+    let direct = queue(&server, "slow way");
+    for _ in 0..ITEMS {
+        direct.push(Item::new(vec![b'x'; SIZE])).await.unwrap();
+    }
+    let waiting = async || usize::try_from(direct.backlog().await.unwrap().items.unwrap()).unwrap();
+    let relay = Relay::start(&server).await;
+    let queue = RabbitQueue::with(&relay.address, "slow way", options).unwrap();
+    let connect = async || {
+        for _ in 0..10 {
+            // On a busy machine it may not be in time.
+            if let Ok(connected) = queue.connect().await {
+                return connected;
+            }
+        }
+        panic!("not connected");
+    };
+    let (mut fetch, settle) = connect().await;
+    relay.is_slow.store(true, SeqCst);
+    let mut fetched = Vec::new();
+    let mut fetch_to = async |count: usize| {
+        while fetched.len() < count {
+            let more = fetch.fetch(ITEMS - fetched.len()).await;
+            fetched.extend(more.expect("the session has ended"));
+        }
+        fetched[0].receipt.clone()
+    };
+    let receipt = fetch_to(1).await;
+    let first = Settlement { receipt, outcome: Outcome::Done };
+    let settled = async { assert!(settle.settle(&[first]).await.unwrap().is_empty()) };
+    timeout(PATIENCE, async { tokio::join!(fetch_to(ITEMS), settled) }).await.unwrap();
+    relay.is_slow.store(false, SeqCst);
+    drop((fetch, settle));
+    until("the others wait again", async || waiting().await == ITEMS - 1).await;
+    let (mut fetch, _settle) = connect().await;
+    fetch.fetch(ITEMS).await.unwrap();
+    until("some are delivered", async || waiting().await < ITEMS - 5).await;
+    sleep(Duration::from_millis(300)).await;
+    assert!(waiting().await > ITEMS / 2, "as many as before are delivered at once");
 }

@@ -5,6 +5,7 @@
 #![cfg(all(feature = "redis", feature = "test-kit", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod common;
 mod kills;
 mod outages;
 
@@ -268,6 +269,76 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_has_no_more_large_items_than_it_has_bytes() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options().lease(PATIENCE)).unwrap();
+    for n in 0..3_u8 {
+        queue.push(Item::new(vec![n; 9_000_000])).await.unwrap();
+    }
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    let (mut fetched, mut receipts) = (Vec::new(), Vec::new());
+    // New ones, and then those that were given back.
+    while fetched.len() < 4 {
+        let items = fetch.fetch(10).await.unwrap();
+        fetched.push(items.iter().map(|it| it.item.payload[0]).collect::<Vec<_>>());
+        receipts.extend(items.into_iter().map(|it| it.receipt));
+        if fetched.len() == 2 {
+            let outcome = Outcome::Release { after: Duration::ZERO };
+            let given_back = receipts.drain(..);
+            let given_back =
+                given_back.map(|receipt| Settlement { receipt, outcome: outcome.clone() });
+            settle.settle(&given_back.collect::<Vec<_>>()).await.unwrap();
+        }
+    }
+    let groups = [vec![0, 1], vec![2]];
+    assert_eq!(fetched, [groups.clone(), groups].concat());
+    // Those of a consumer that is gone.
+    drop((fetch, settle));
+    let options = options().lease(Duration::from_millis(1));
+    let other = RedisQueue::open_with(&server.url(), "numbers", options).unwrap();
+    sleep(Duration::from_millis(5)).await;
+    let (mut fetch, _settle) = other.connect().await.unwrap();
+    let items = fetch.fetch(10).await.unwrap();
+    assert_eq!(items.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_items_of_a_dead_consumer_behind_those_in_work_are_taken_one_after_the_other() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options().lease(PATIENCE)).unwrap();
+    let (mut fetch, settle) = queue.connect().await.unwrap();
+    for n in 0..200_u8 {
+        queue.push(Item::new(vec![n])).await.unwrap();
+    }
+    assert_eq!(fetch.fetch(200).await.unwrap().len(), 200);
+    let mut ids = String::new();
+    for n in 0..3_u8 {
+        let id = queue.push(Item::new(vec![n; 9_000_000])).await.unwrap();
+        ids = format!("{ids} {id}");
+        fetch.fetch(1).await.unwrap();
+    }
+    drop((fetch, settle));
+    let claim = format!("XCLAIM numbers pipeline gone 0{ids} IDLE 3600000 JUSTID");
+    assert_eq!(execute::<Vec<String>>(&server, &claim).await.len(), 3);
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    assert_eq!(fetch.fetch(100).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_dead_letters_are_listed_by_pages() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "orders", options()).unwrap();
+    let large = format!("XADD orders:pipeline:dead * payload {}", "x".repeat(3_000_000));
+    for _ in 0..5 {
+        execute::<String>(&server, &large).await;
+    }
+    common::large_letters_are_listed_by_pages(5, async |after: Option<Arc<str>>| {
+        queue.dead_letters(after.as_deref().unwrap_or_default(), 100).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_program_adds_items_by_plain_commands() {
     let Some(server) = Server::start(Kind::Redis).await else { return };
     let queue = RedisQueue::open_with(&server.url(), "orders", options()).unwrap();
@@ -444,8 +515,10 @@ async fn a_push_beyond_the_most_items_is_refused_and_nothing_is_removed() {
     let Some(server) = Server::start(Kind::Redis).await else { return };
     for shared in [false, true] {
         let options = options().max_items(5).shared(shared);
-        let queue =
-            RedisQueue::open_with(&server.url(), format!("shared {shared}"), options).unwrap();
+        let (refusals, name) = (common::Refusals::default(), format!("shared {shared}"));
+        let queue = metrics::with_local_recorder(&refusals, || {
+            RedisQueue::open_with(&server.url(), &*name, options).unwrap()
+        });
         let (mut fetch, settle) = queue.connect().await.unwrap();
         for n in 0..5 {
             queue.push(Item::new(n.to_string())).await.unwrap();
@@ -462,6 +535,8 @@ async fn a_push_beyond_the_most_items_is_refused_and_nothing_is_removed() {
         assert!(queue.push_all(both).await.is_err_and(full), "all of them or none");
         queue.push(Item::new("5")).await.unwrap();
         assert!(queue.push(Item::new("6")).await.is_err_and(full));
+        assert_eq!(refusals.counted("redis", &name, "full"), 5);
+        assert_eq!(refusals.counted("redis", &name, "failed"), 0);
     }
 }
 
@@ -550,6 +625,16 @@ async fn a_delay_is_measured_by_the_server_and_outlasts_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_the_delay_of_an_item() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
+    let push = async |item| {
+        queue.push(item).await.unwrap();
+    };
+    common::a_signal_ends_a_delay(queue.source(quick()), push).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fetch_that_is_dropped_gives_back_what_it_takes() {
     let Some(server) = Server::start(Kind::Redis).await else { return };
     let lease = Duration::from_secs(600);
@@ -592,9 +677,48 @@ async fn a_fetch_that_is_dropped_gives_back_what_it_takes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_are_always_due_again_leave_room_for_new_ones() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
+    for _ in 0..50 {
+        queue.push(Item::new("again")).await.unwrap();
+    }
+    let fails = |text: &str| (text == "again").then(|| Failure::new("not yet"));
+    let (pipeline, seen) = keep(&queue, quick().max_deliveries(1_000_000), fails);
+    until("all have failed more than once", async || seen.lock().len() > 150).await;
+    let before = seen.lock().len();
+    for n in 0..20 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+    }
+    let new = || seen.lock().iter().filter(|text| *text != "again").cloned().collect::<Vec<_>>();
+    until("the new ones are handled", async || new().len() == 20).await;
+    let between = seen.lock().len() - before;
+    assert!(between < 500, "{between} were handled until 20 new ones were");
+    assert_eq!(new(), (0..20).map(|n| n.to_string()).collect::<Vec<_>>());
+    pipeline.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_password_of_the_server_is_not_shown() {
     let queue = RedisQueue::open("redis://user:secret@127.0.0.1/", "numbers").unwrap();
     assert!(!format!("{queue:?}").contains("secret"));
     let error = RedisQueue::open("redis://user:secret@", "numbers").unwrap_err();
     assert!(!format!("{error:?}{error}").contains("secret"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_may_have_no_end() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let never = Duration::MAX;
+    let options = RedisOptions::new().lease(never).call_timeout(never).poll_interval(never);
+    let queue = RedisQueue::open_with(&server.url(), "never", options).unwrap();
+    let (pipeline, seen) = keep(&queue, quick().call_timeout(never), |_| None);
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    for n in 1..=2 {
+        queue.push(Item::new(n.to_string())).await.unwrap();
+        until("it is handled", async || seen.lock().len() == n).await;
+        until("it is done", async || source().done == n as u64).await;
+    }
+    assert_eq!((source().connection_errors, source().last_error), (0, None));
+    assert!(pipeline.drain(PATIENCE).await.completed);
 }

@@ -38,7 +38,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::common::{Numbers, PATIENCE, assert_dead, keep, quick, stuck, text, until};
+use self::common::{Numbers, PATIENCE, Refusals, assert_dead, keep, quick, stuck, text, until};
 
 /// A file that is removed at the end.
 fn file() -> (TempDir, PathBuf) {
@@ -104,6 +104,51 @@ impl Subject for InFile {
         let dead = self.queue.dead_letters(0, 100).await.unwrap();
         dead.iter().map(|dead| dead.reason.to_string()).collect()
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_the_delay_of_an_item() {
+    for ordered in [false, true] {
+        let (_folder, path) = file();
+        // What it does not learn at once, it does not find in the test's time.
+        let options = SqliteOptions::new().poll_interval(PATIENCE * 10).ordered_by_key(ordered);
+        let queue = SqliteQueue::open_with(path, "numbers", options).await.unwrap();
+        let push = async |item| {
+            queue.push(item).await.unwrap();
+        };
+        common::a_signal_ends_a_delay(queue.source(quick()), push).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_wakes_the_sources_of_its_process_after_its_own_transaction() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().poll_interval(PATIENCE * 10);
+    let queue = SqliteQueue::open_with(&path, "orders", options).await.unwrap();
+    let mut program = Connection::open(&path).unwrap();
+    program
+        .execute_batch(
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, user TEXT NOT NULL);
+             CREATE TRIGGER order_placed AFTER INSERT ON orders BEGIN
+                INSERT INTO pipeline_items (queue, payload) VALUES ('orders', NEW.user);
+             END",
+        )
+        .unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    for n in 0..20 {
+        let transaction = program.transaction().unwrap();
+        let user = n.to_string();
+        if n % 2 == 0 {
+            transaction.execute("INSERT INTO orders (user) VALUES (?1)", [&user]).unwrap();
+        } else {
+            push_in(&transaction, "orders", &Item::new(user.clone())).unwrap();
+        }
+        transaction.commit().unwrap();
+        queue.clone().wake();
+        until("the item is handled", async || seen.lock().last() == Some(&user)).await;
+    }
+    until("all are done", async || is_empty(&queue).await).await;
+    drop(pipeline);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,6 +296,43 @@ async fn those_that_are_there_are_replayed_whatever_their_ids_and_however_fast_o
     assert_eq!(seen, [-5, 0, 1, 7]);
     assert_eq!(queue.backlog().await.unwrap().items, Some(2));
     assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(2 + 8));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_has_no_more_large_items_than_it_has_bytes() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    for n in 0..5 {
+        queue.push(Item::new(vec![n; 10_000_000])).await.unwrap();
+    }
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    let mut fetched = Vec::new();
+    while fetched.len() < 3 {
+        let items = fetch.fetch(10).await.unwrap();
+        fetched.push(items.iter().map(|it| it.item.payload[0]).collect::<Vec<_>>());
+    }
+    assert_eq!(fetched, [vec![0, 1], vec![2, 3], vec![4]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_items_and_dead_letters_are_listed_by_pages() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    for _ in 0..5 {
+        queue.push(Item::new(vec![0; 6_000_000])).await.unwrap();
+    }
+    let page = queue.items(0, 100).await.unwrap();
+    let rest = queue.items(page[2].id, 100).await.unwrap();
+    assert_eq!((page.len(), rest.len()), (3, 2));
+    let operator = Connection::open(&path).unwrap();
+    let give_up = "INSERT INTO pipeline_dead_letters
+            (id, queue, payload, enqueued_at, deliveries, reason, given_up_at)
+        SELECT id, queue, payload, enqueued_at, 1, 'no', 0 FROM pipeline_items";
+    operator.execute(give_up, []).unwrap();
+    common::large_letters_are_listed_by_pages(5, async |after: Option<i64>| {
+        queue.dead_letters(after.unwrap_or(0), 100).await.unwrap()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -684,6 +766,34 @@ async fn rows_that_cannot_be_read_are_given_up_and_the_others_go_on() {
             insert(column, value, "good");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_is_not_utf_8_stops_nothing_else_in_any_column() {
+    let (_folder, path) = file();
+    let options = SqliteOptions::new().ordered_by_key(true);
+    let queue = SqliteQueue::open_with(&path, "numbers", options).await.unwrap();
+    let operator = Connection::open(&path).unwrap();
+    // The second waits for the first, and the last until long after this test.
+    operator
+        .execute_batch(
+            "INSERT INTO pipeline_items (queue, payload, key) VALUES
+                ('numbers', 'first', CAST(x'ff' AS TEXT)), ('numbers', 'second', CAST(x'ff' AS TEXT));
+            PRAGMA ignore_check_constraints = on;
+            INSERT INTO pipeline_items (queue, payload, available_at, waits_since) VALUES
+                ('numbers', 'later', 8000000000000000, CAST(x'fe' AS TEXT));",
+        )
+        .unwrap();
+    queue.push(Item::new("good")).await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    until("the good one is handled", async || *seen.lock() == ["good"]).await;
+    let dead = async || queue.dead_letters(0, 100).await.unwrap();
+    until("the others are given up", async || dead().await.len() == 2).await;
+    for dead in dead().await {
+        assert_eq!(&*dead.reason, "its key is not UTF-8");
+    }
+    assert_eq!(queue.items(i64::MIN, 100).await.unwrap().len(), 1, "what waits is kept");
+    pipeline.drain(PATIENCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1227,4 +1337,180 @@ async fn a_file_that_was_closed_opens_again_although_the_disk_has_become_full() 
     until("it is done", async || is_empty(&queue).await).await;
     pipeline.drain(PATIENCE).await;
     assert_eq!(*seen.lock(), ["1"]);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_not_at_its_path_any_more_confirms_nothing_until_it_is_back() {
+    let (folder, path) = file();
+    let aside = folder.path().join("aside.db");
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap_or_default();
+    until("the first is done", async || is_empty(&queue).await).await;
+    assert!(source().connected);
+
+    let refused = async |which: &'static str| {
+        let pushed = queue.push(Item::new(which)).await;
+        let Err(error @ SqliteError::Replaced { path: named }) = &pushed else {
+            panic!("{which}: {pushed:?}")
+        };
+        assert_eq!(*named, path);
+        assert!(error.to_string().contains("deleted or replaced"), "{error}");
+    };
+    std::fs::rename(&path, &aside).unwrap();
+    refused("moved").await;
+    until("the source knows it", async || !source().connected).await;
+    let told = async || source().last_error.is_some_and(|it| it.contains("deleted or replaced"));
+    until("the source says so", told).await;
+
+    // Another file takes its place, by the way in which most programs save.
+    let other = folder.path().join("other.db");
+    Connection::open(&other).unwrap().execute_batch("CREATE TABLE others (id)").unwrap();
+    let saved = std::fs::read(&other).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    refused("replaced").await;
+    // A program that opens it would apply the log of the old file to it.
+    assert_eq!(std::fs::read(&path).unwrap(), saved, "the other file is as it was");
+
+    std::fs::rename(&aside, &path).unwrap();
+    until("it is connected again", async || source().connected).await;
+    queue.push(Item::new("2")).await.unwrap();
+    until("the last is done", async || seen.lock().iter().any(|it| it == "2")).await;
+    until("all are done", async || is_empty(&queue).await).await;
+    pipeline.drain(PATIENCE).await;
+    // The first push that was refused may have been written before it was noticed, and no later one.
+    assert!(!seen.lock().iter().any(|it| it == "replaced"), "{:?}", seen.lock());
+}
+
+/// The names and the contents of all files in a folder.
+fn contents(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
+    let files = std::fs::read_dir(folder.path()).unwrap().filter_map(|file| {
+        let file = file.unwrap();
+        // A log that is being closed is gone meanwhile.
+        let content = std::fs::read(file.path()).ok()?;
+        Some((file.file_name().into_string().unwrap(), content))
+    });
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_has_to_be_there_is_not_made_and_the_file_of_another_program_is_left_as_it_is()
+{
+    let (folder, path) = file();
+    let refused = async |queue: &'static str| {
+        let before = contents(&folder);
+        let error = SqliteQueue::open_existing(&path, queue).await.unwrap_err();
+        // The thread of a file closes it.
+        until("it is as it was", async || contents(&folder) == before).await;
+        error
+    };
+    let error = refused("numbers").await;
+    assert!(matches!(error, SqliteError::Open { .. }), "{error}");
+
+    std::fs::write(&path, "").unwrap();
+    let error = refused("numbers").await.to_string();
+    assert!(error.contains("queue.db: it has no table pipeline_queues"), "{error}");
+
+    let program = Connection::open(&path).unwrap();
+    program.execute_batch("CREATE TABLE others (id); INSERT INTO others VALUES (1)").unwrap();
+    drop(program);
+    let error = refused("numbers").await;
+    assert!(matches!(error, SqliteError::NotAQueue { .. }), "{error}");
+
+    std::fs::remove_file(&path).unwrap();
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    drop(queue);
+    // Its thread closes the file.
+    let log = folder.path().join("queue.db-wal");
+    until("the file is closed", async || !log.exists()).await;
+    let error = refused("letters").await;
+    let SqliteError::UnknownQueue { there, .. } = &error else { panic!("{error}") };
+    assert_eq!(*there, ["numbers"]);
+    assert!(error.to_string().contains(r#"no queue "letters" in "#), "{error}");
+
+    let queue = SqliteQueue::open_existing(&path, "numbers").await.unwrap();
+    assert_eq!(queue.backlog().await.unwrap().items, Some(1));
+    let before = contents(&folder);
+    let closed = async || {
+        let names = |files: Vec<(String, _)>| files.into_iter().map(|it| it.0).collect::<Vec<_>>();
+        names(contents(&folder)) == ["queue.db", "queue.db-reserve"]
+    };
+    drop(queue);
+    until("it is closed again", closed).await;
+    assert_eq!(contents(&folder)[0], before[0], "nothing was changed");
+}
+
+#[tokio::test]
+async fn a_table_of_another_program_with_the_name_of_ours_is_named_with_what_it_lacks() {
+    let (folder, path) = file();
+    let with_table = async |columns: &str| {
+        let program = Connection::open(&path).unwrap();
+        program.execute_batch("DROP TABLE IF EXISTS pipeline_items").unwrap();
+        program.execute_batch(&format!("CREATE TABLE pipeline_items ({columns})")).unwrap();
+        drop(program);
+        let before = contents(&folder);
+        let error = SqliteQueue::open(&path, "numbers").await.unwrap_err();
+        assert!(matches!(error, SqliteError::NotAQueue { .. }), "{error}");
+        assert_eq!(contents(&folder), before, "{error}");
+        let error = error.to_string();
+        assert!(!error.contains('\n') && error.len() < 400, "{error}");
+        error
+    };
+    let error = with_table(
+        "id INTEGER PRIMARY KEY, queue, key, headers, trace, enqueued_at, \
+         available_at, deliveries",
+    )
+    .await;
+    assert!(error.contains("table pipeline_items is not that of a queue"), "{error}");
+    assert!(error.contains("it lacks payload, lease: expected the columns id, queue, "), "{error}");
+    let error = with_table(
+        "id TEXT PRIMARY KEY, queue, key, payload, headers, trace, enqueued_at, \
+         available_at, lease, deliveries",
+    )
+    .await;
+    assert!(error.contains("expected the column id to be its INTEGER PRIMARY KEY"), "{error}");
+}
+
+#[tokio::test]
+async fn a_push_that_is_refused_is_counted_by_its_reason() {
+    let (folder, path) = file();
+    let refusals = Refusals::default();
+    let queue = {
+        let _recorder = metrics::set_default_local_recorder(&refusals);
+        SqliteQueue::open(&path, "numbers").await.unwrap()
+    };
+    let counted = || {
+        ["failed", "full", "replaced"].map(|reason| refusals.counted("sqlite", "numbers", reason))
+    };
+    queue.push(Item::new("1")).await.unwrap();
+    assert_eq!(counted(), [0, 0, 0]);
+
+    let program = Connection::open(&path).unwrap();
+    program
+        .execute_batch(
+            "CREATE TRIGGER refused BEFORE INSERT ON pipeline_items WHEN NEW.key = 'refused'
+             BEGIN SELECT RAISE(ABORT, 'refused'); END",
+        )
+        .unwrap();
+    let items = ["a", "refused", "b"].map(|key| Item::new("2").key(key)).to_vec();
+    queue.push_all(items).await.unwrap_err();
+    assert_eq!(counted(), [3, 0, 0]);
+
+    // Another process that has found no room gives up the reserve.
+    std::fs::remove_file(folder.path().join("queue.db-reserve")).unwrap();
+    let error = queue.push(Item::new("3")).await.unwrap_err();
+    assert!(matches!(error, SqliteError::Full), "{error}");
+    assert_eq!(counted(), [3, 1, 0]);
+
+    #[cfg(unix)]
+    {
+        std::fs::remove_file(&path).unwrap();
+        queue.push(Item::new("4")).await.unwrap_err();
+        assert_eq!(counted(), [3, 1, 1]);
+    }
 }

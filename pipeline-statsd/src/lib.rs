@@ -8,24 +8,47 @@
 //! them. A server that is down or too slow loses packets, which are counted; recording never waits for
 //! it.
 //!
-//! ```no_run
+//! ```
+//! use std::{net::UdpSocket, time::Duration};
+//!
 //! use metrics::{Unit, counter, describe_histogram, histogram};
 //! use pipeline_statsd::StatsdRecorder;
-//! use std::time::Duration;
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let _statsd = StatsdRecorder::udp("127.0.0.1:8125")?
-//!     .prefix("push")
-//!     .tag("region", "eu")
-//!     .flush_every(Duration::from_secs(1))
-//!     .install()?; // flushes on drop
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let server = UdpSocket::bind("127.0.0.1:0")?; // stands for the StatsD server at port 8125
+//!     let statsd = StatsdRecorder::udp(server.local_addr()?)?
+//!         .prefix("push")
+//!         .tag("region", "eu")
+//!         .flush_every(Duration::from_secs(1))
+//!         .install()?;
 //!
-//! describe_histogram!("ws.push_time", Unit::Milliseconds, "enqueue to socket");
-//! counter!("ws.joins", "result" => "ok").increment(1); // push.ws.joins:1|c|#region:eu,result:ok
-//! histogram!("ws.push_time").record(0.75); //             push.ws.push_time:0.75|ms|#region:eu
-//! # Ok(())
-//! # }
+//!     describe_histogram!("ws.push_time", Unit::Milliseconds, "enqueue to socket");
+//!     counter!("ws.joins", "result" => "ok").increment(1);
+//!     histogram!("ws.push_time").record(0.75);
+//!     drop(statsd); // sends what is left
+//!
+//!     let mut packet = [0; 2000];
+//!     let (bytes, _) = server.recv_from(&mut packet)?;
+//!     let lines = std::str::from_utf8(&packet[..bytes])?;
+//!     assert!(lines.contains("push.ws.joins:1|c|#region:eu,result:ok"));
+//!     assert!(lines.contains("push.ws.push_time:0.75|ms|#region:eu"));
+//!     Ok(())
+//! }
 //! ```
+//!
+//! # What is there
+//!
+//! All types are at the root of the crate.
+//!
+//! | type | what it is |
+//! | --- | --- |
+//! | [`StatsdRecorder`] | the recorder, and where its lines go: [`udp`](StatsdRecorder::udp), `unix`, [`sink`](StatsdRecorder::sink) |
+//! | [`StatsdBuilder`] | its options: names and tags, intervals, sampling, limits |
+//! | [`StatsdFlusher`] | the thread that sends; a flush [by hand](StatsdFlusher::flush), and the last one on drop |
+//! | [`FlushReport`] | what a flush has sent and lost |
+//! | [`Dialect`] | DogStatsD, or the original StatsD |
+//! | [`BuildError`], [`InstallError`], [`UdpError`] | why there is no recorder |
+//! | [`cadence`] | the crate of the sinks |
 //!
 //! # What is sent, and when
 //!

@@ -20,7 +20,8 @@ use crate::name::SeriesName;
 /// | tag key | – | `/` |
 /// | tag value | – | `/` `:` |
 ///
-/// An empty name becomes `_`. A tag with an empty key or value is omitted. Series whose names become
+/// An empty name becomes `_`. A tag with an empty key or value is omitted. Of labels with one key, the one
+/// with the greatest value is sent. Series whose names become
 /// equal are sent under one name, and the receiver treats them as one series.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -94,6 +94,10 @@ impl Naming {
         labels: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> SeriesName {
         let mut tags = self.tags.clone();
+        // Keys whose labels are in another order are equal and share a series. Which of two labels of one
+        // key is sent must not depend on the order that was registered first.
+        let mut labels: Vec<_> = labels.into_iter().collect();
+        labels.sort_unstable();
         let labels = labels.into_iter();
         tags.extend(labels.filter_map(|(key, value)| clean_tag(self.dialect, key, value)));
 
@@ -204,6 +208,17 @@ mod tests {
         let naming = Naming::new(Dialect::DogStatsD, "", &global);
         let labels = [("stage", "push"), ("env", "test")];
         assert_eq!(text(&naming, "n", &labels), "n:|#env:test,region:eu,stage:push");
+    }
+
+    #[test]
+    fn of_labels_with_one_key_the_greatest_value_is_sent_whatever_their_order() {
+        let naming = naming(Dialect::DogStatsD);
+        for labels in [[("k", "a"), ("k", "b")], [("k", "b"), ("k", "a")]] {
+            assert_eq!(text(&naming, "n", &labels), "n:|#k:b");
+        }
+        for labels in [[("k|", "b"), ("k#", "a")], [("k#", "a"), ("k|", "b")]] {
+            assert_eq!(text(&naming, "n", &labels), "n:|#k_:b", "keys that become equal");
+        }
     }
 
     #[test]

@@ -14,6 +14,13 @@ pub(crate) fn remaining(moment: SystemTime) -> Duration {
     moment.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
+/// The time since a moment, by the wall clock as it is set now; zero if the moment is still to come. For a moment
+/// that another program has read of its own clock a moment ago, of which a clock that continues from the start of
+/// this process would be off by as much as the wall clock was set since.
+pub(crate) fn elapsed(moment: SystemTime) -> Duration {
+    SystemTime::now().duration_since(moment).unwrap_or_default()
+}
+
 /// The bits of a version that are random. As nanoseconds they are a millisecond.
 const RANDOM: u64 = (1 << 20) - 1;
 

@@ -24,7 +24,7 @@
 //! Clients that cannot keep a WebSocket open may use long polling instead: see
 //! [`LongPoll`](mount::LongPoll).
 //!
-//! ```no_run
+//! ```
 //! use pipeline_ws_sink::{
 //!     Channel, Endpoint, Mount, Payload, Socket, Topic,
 //!     channel::{JoinContext, JoinError},
@@ -57,18 +57,22 @@
 //!     }
 //! }
 //!
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mount = Mount::new(GuestSocket).channel::<RoomChannel>("room:*");
-//! let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let mount = Mount::new(GuestSocket).channel::<RoomChannel>("room:*");
+//!     let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
 //!
-//! let app: axum::Router = axum::Router::new().fallback_service(endpoint.clone());
-//! let listener = pipeline_ws_sink::listen("127.0.0.1:4000").await?;
-//! tokio::spawn(async { axum::serve(listener, app).await });
+//!     let app: axum::Router = axum::Router::new().fallback_service(endpoint.clone());
+//!     let listener = pipeline_ws_sink::listen("127.0.0.1:0").await?; // a free port
+//!     println!("ws://{}/socket/websocket", listener.local_addr()?);
+//!     tokio::spawn(async { axum::serve(listener, app).await });
 //!
-//! endpoint.broadcast("room:lobby", "greeting", json!({ "text": "hello" }))?;
-//! # Ok(())
-//! # }
+//!     // A task of the server may listen, too, as every client that has joined does.
+//!     let mut lobby = endpoint.subscribe("room:lobby");
+//!     endpoint.broadcast("room:lobby", "greeting", json!({ "text": "hello" }))?;
+//!     assert_eq!(lobby.recv().await?.event(), "greeting");
+//!     Ok(())
+//! }
 //! ```
 //!
 //! # Modules
@@ -145,7 +149,8 @@
 //! - `axum`: [`ConnectInfo`](socket::ConnectInfo) takes the peer's address and the full request
 //!   path from axum's extensions. Off by default; sockets work behind axum without it.
 //! - `jwt`: `token::JwtVerifier`, for JSON Web Tokens, where [`Signer`](token::Signer) is for Phoenix
-//!   tokens. Off by default.
+//!   tokens. Off by default; this one is for a shared secret.
+//! - `jwt-public-keys`: the same for RSA, ECDSA and Ed25519. Off by default, because it brings about 60 crates.
 //! - `test-kit`: the module `channel_test`, for tests of channels. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]

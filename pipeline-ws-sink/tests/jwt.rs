@@ -1,6 +1,6 @@
 //! JSON Web Tokens signed by other libraries.
 
-#![cfg(feature = "jwt")]
+#![cfg(feature = "jwt-public-keys")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -21,7 +21,7 @@ use support::{
     poller::{BATCH, Poller, body_of, request},
 };
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep, timeout},
 };
 
@@ -229,6 +229,22 @@ async fn an_answer_that_its_client_may_not_have_got_ends_the_session() {
     assert_eq!(left.endpoint.open_sockets(), 1, "the new one");
     drop(unread);
 
+    // The connection ends while the client reads the answer.
+    let here = Poller::connect(&left, V2).await;
+    let there = at(&right, &here);
+    there.join(T).await;
+    left.endpoint.broadcast(T, "long", json!({ "long": "x".repeat(700_000) })).unwrap();
+    let mut broken = right.stream_of(64).await;
+    broken
+        .write_all(format!("GET {} HTTP/1.1\r\nhost: x\r\n\r\n", there.path()).as_bytes())
+        .await
+        .unwrap();
+    let mut some = vec![0; 300_000];
+    broken.read_exact(&mut some).await.unwrap();
+    drop(broken);
+    settle().await;
+    assert_eq!(here.poll().await["status"], 410);
+
     // The node that the client met ends before it says that the client has the answer.
     let here = Poller::connect(&left, V2).await;
     let there = at(&right, &here);
@@ -376,6 +392,30 @@ async fn a_client_cannot_write_messages_between_nodes() {
     let direct =
         left.endpoint.pubsub().direct_broadcast("right", "phx_longpoll:relay", "relay", bytes());
     direct.unwrap_err();
+    for topic in ["phx_presence:users", "phx_longpoll:relay"] {
+        let pubsub = left.endpoint.pubsub();
+        let (mut subscribed, from) = (pubsub.subscribe(topic), pubsub.subscribe("other").id());
+        let object = || json!({});
+        let prepared = || PreparedBroadcast::new(topic, "relay", object()).unwrap();
+        let refused = [
+            pubsub.broadcast(topic, "relay", object()),
+            pubsub.broadcast_from(from, topic, "relay", object()),
+            pubsub.broadcast_timed(Instant::now(), topic, "relay", object()),
+            pubsub.local_broadcast(topic, "relay", object()),
+            pubsub.local_broadcast_from(from, topic, "relay", object()),
+            pubsub.local_broadcast_timed(Instant::now(), topic, "relay", object()),
+            pubsub.direct_broadcast("right", topic, "relay", object()),
+            pubsub.broadcast_when_ready(&prepared()).await,
+            pubsub.broadcast_when_ready(&prepared().here_only()).await,
+            pubsub.deliver_now(prepared()).map(drop),
+        ];
+        for (n, outcome) in refused.into_iter().enumerate() {
+            let error = outcome.expect_err(&format!("{topic}, {n}")).to_string();
+            assert!(error.contains("reserved for messages between nodes"), "{topic}, {n}: {error}");
+        }
+        let nothing = timeout(Duration::from_millis(1), subscribed.recv());
+        assert!(nothing.await.is_err(), "{topic}: its own node hears nothing either");
+    }
     // And a message with another event is none of a node.
     let shout = Broadcast::new("phx_longpoll:relay", "shout", bytes()).unwrap();
     cluster.node("intruder").direct_broadcast("right", &shout).unwrap();

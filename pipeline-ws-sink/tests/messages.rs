@@ -3,7 +3,14 @@
 
 mod support;
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use pipeline_test_support::{reply, settle};
 use pipeline_ws_sink::{
@@ -281,4 +288,51 @@ async fn a_channel_has_1024_timers_and_no_more() {
     handled(&worker, "as_many_as_there_may_be", json!({})).await;
     assert_eq!(notes(&worker, 1024).await, vec![0; 1024]);
     refute_push!(worker, "note", within: SECOND * 30);
+}
+
+/// A channel whose state is a number that all share.
+struct Numbered(Arc<AtomicU64>);
+
+/// Pushes the state.
+struct Load;
+
+impl Channel for Numbered {
+    type Socket = NamedSocket;
+    type Config = Arc<AtomicU64>;
+
+    async fn join(
+        t: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let number = cx.config().clone();
+        cx.reply(json!({ "n": number.load(SeqCst) }));
+        cx.send_after(Duration::ZERO, Load)?;
+        // As another task may, after the state was read.
+        number.store(1, SeqCst);
+        cx.pubsub().broadcast(t.as_str(), "changed", json!({ "n": 1 }))?;
+        Ok(Self(number))
+    }
+}
+
+impl HandleMessage<Load> for Numbered {
+    async fn handle_message(&mut self, _: Load, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        Ok(cx.push("state", json!({ "n": self.0.load(SeqCst) }))?)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_during_a_join_is_in_a_state_that_is_read_after_it_and_nowhere_else() {
+    const T: &str = "number:1";
+    let mount = Mount::new(NamedSocket).channel_with::<Numbered>("number:*", Arc::default());
+    let kit = TestEndpoint::new(mount);
+    let socket = kit.socket::<NamedSocket>(None, "ada".to_owned());
+    socket.send(json!(["1", "1", T, "phx_join", {}]));
+    let state = json!(["1", null, T, "state", {"n": 1}]);
+    for message in [reply("1", "1", T, "ok", json!({"n": 0})), state] {
+        assert_eq!(socket.frame().await.json(), message);
+    }
+    kit.endpoint().broadcast(T, "changed", json!({ "n": 2 })).unwrap();
+    let next = json!([null, null, T, "changed", {"n": 2}]);
+    assert_eq!(socket.frame().await.json(), next, "the first change is not received");
 }

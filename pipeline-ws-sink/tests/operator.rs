@@ -169,3 +169,38 @@ async fn more_questions_at_once_than_may_wait_are_answered_or_left_and_later_one
     assert!(found.iter().any(|found| found.sockets[0].topics.is_some()));
     assert_eq!(topics(&only(operator.find(ADA).await)), [T], "it answers again");
 }
+
+#[tokio::test]
+async fn the_sockets_for_which_the_most_bytes_wait_are_listed_in_order() {
+    let (builder, _gate) = endpoint();
+    let server = MemoryServer::start(builder);
+    let operator = server.endpoint.operator();
+    // Each client's stream holds a kilobyte, and the third reads.
+    let mut slow = server.connect(1024).await;
+    let mut slower = server.connect(1024).await;
+    let mut reads = server.connect(1 << 20).await;
+    slow.join("1", "room:slow").await;
+    slower.join("1", "room:slower").await;
+    reads.join("1", "room:reads").await;
+    assert_eq!(operator.most_waiting(10).await, []);
+
+    let text = "x".repeat(512);
+    for (topic, count) in [("room:slow", 5), ("room:slower", 20), ("room:reads", 5)] {
+        for _ in 0..count {
+            server.endpoint.broadcast(topic, "said", json!({ "text": text })).unwrap();
+        }
+    }
+    let waiting = loop {
+        let waiting = operator.most_waiting(10).await;
+        if waiting.len() == 2 && waiting[0].frames_waiting >= 16 {
+            break waiting;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!([topics(&waiting[0]), topics(&waiting[1])], [["room:slower"], ["room:slow"]]);
+    assert!(waiting[0].bytes_waiting > waiting[1].bytes_waiting);
+    assert_eq!(waiting[0].id.as_deref(), Some(ADA));
+    let first = operator.most_waiting(1).await;
+    assert_eq!((first.len(), first[0].number), (1, waiting[0].number));
+    drop((slow, slower, reads));
+}

@@ -20,20 +20,24 @@ use pipeline_core::{
     processing::{Acknowledger, Failure, Message, Metadata, Processor, Processors, Redelivery},
     source::from_iter,
 };
-use pipeline_test_support::{Client, Recorded, settle};
+use pipeline_test_support::{Client, Log, Recorded, settle};
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
     mount::WhenFull,
+    presence::TrackerOptions,
     pubsub::{
-        Acknowledge, Delivered, Expired, NoSubscribers, PreparedBroadcast, Push, PushMessages,
-        WhenCrowded,
+        Acknowledge, ClientsElsewhere, Delivered, Expired, NoSubscribers, PreparedBroadcast, Push,
+        PushMessages, WhenCrowded,
     },
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, json};
-use support::{channels::NamedSocket, memory::MemoryServer};
-use tokio::{io::DuplexStream, time::Instant};
+use support::{channels::NamedSocket, cluster::Cluster, memory::MemoryServer};
+use tokio::{
+    io::DuplexStream,
+    time::{Instant, sleep},
+};
 
 const T: &str = "user:ada";
 const SECOND: Duration = Duration::from_secs(1);
@@ -398,6 +402,59 @@ async fn a_message_from_the_future_is_not_looked_for_each_second() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_from_the_future_is_kept_no_longer_than_others() {
+    let server = server(|mount| mount);
+    let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };
+    let to = pushing(&server).no_subscribers(keep);
+    let from_future = |ahead: Duration| {
+        let mut metadata = message(Duration::ZERO, 1).metadata().clone();
+        metadata.id = Some("7".into());
+        metadata.enqueued_at = Some(SystemTime::UNIX_EPOCH + HOUR * 24 * 365 * 1000 + ahead);
+        message(Duration::ZERO, 1).with_metadata(metadata)
+    };
+    let outcome = async |ahead| {
+        let failure = to.handle_message(&mut from_future(ahead)).await.unwrap_err();
+        failure.redelivery()
+    };
+    let is_kept = |redelivery| matches!(redelivery, Redelivery::Later(_));
+    assert!(is_kept(outcome(Duration::ZERO).await));
+    tokio::time::advance(HOUR - SECOND).await;
+    assert!(is_kept(outcome(Duration::ZERO).await));
+    assert!(is_kept(outcome(SECOND).await), "it is another one");
+    tokio::time::advance(SECOND).await;
+    // Also when it is delivered again because its outcome was not stored.
+    for _ in 0..2 {
+        assert_eq!(outcome(Duration::ZERO).await, Redelivery::Never);
+    }
+    assert!(is_kept(outcome(SECOND).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_time_comes_while_it_is_kept_is_as_old_as_it_is_known() {
+    let server = server(|mount| mount);
+    let keep = NoSubscribers::Keep { keep_for: 24 * HOUR, then: Expired::GiveUp };
+    let backoff = Backoff::new(SECOND, 60 * SECOND).jitter(Jitter::None);
+    let to = pushing(&server).no_subscribers(keep).look_again(backoff);
+    let mut metadata = message(Duration::ZERO, 1).metadata().clone();
+    // Another clock is two hours ahead.
+    metadata.enqueued_at = Some(SystemTime::now() + 2 * HOUR);
+    let mut message = message(Duration::ZERO, 1).with_metadata(metadata);
+    let begun = Instant::now();
+    for (at, expected) in [
+        (Duration::ZERO, Redelivery::Later(SECOND)),
+        (HOUR, Redelivery::Later(60 * SECOND)),
+        (2 * HOUR - SECOND, Redelivery::Later(60 * SECOND)),
+        (2 * HOUR + SECOND, Redelivery::Later(60 * SECOND)),
+        (24 * HOUR - SECOND, Redelivery::Later(SECOND)),
+        (24 * HOUR, Redelivery::Never),
+    ] {
+        tokio::time::advance(at - begun.elapsed()).await;
+        let failure = to.handle_message(&mut message).await.unwrap_err();
+        assert_eq!(failure.redelivery(), expected, "after {at:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kept_message_without_a_time_is_counted_by_its_source() {
     let server = server(|mount| mount);
     let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };
@@ -424,11 +481,24 @@ async fn a_message_is_kept_if_its_only_client_ends_before_it_has_taken_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_whose_client_is_back_before_its_old_socket_has_ended_is_delivered_soon() {
+    let server = server(|mount| mount);
+    let to = pushing(&server).look_again(Backoff::new(HOUR, HOUR).jitter(Jitter::None));
+    let old = ada(&server, 64).await;
+    let mut pushed = std::pin::pin!(push(&to));
+    assert!(poll!(&mut pushed).is_pending());
+    let _back = ada(&server, 1 << 16).await;
+    drop(old);
+    let redelivery = pushed.await.unwrap_err().redelivery();
+    assert!(matches!(redelivery, Redelivery::Later(after) if after < SECOND), "{redelivery:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_push_is_made_of_a_message_by_an_async_function_whose_failure_fails_the_message() {
     let server = server(|mount| mount);
     let mut client = ada(&server, 1 << 16).await;
     let to = server.endpoint.pubsub().push_messages_async(async |message: &mut Message<Value>| {
-        tokio::time::sleep(SECOND).await;
+        sleep(SECOND).await;
         let Some(seat) = message["seat"].as_u64() else { return Err(Failure::new("no seat")) };
         Ok(Push::new(T, "ticket", json!({ "seat": seat, "price": 2 * seat })))
     });
@@ -671,7 +741,7 @@ async fn a_drain_gives_back_pushes_whose_turn_has_not_come() {
         .unwrap();
     assert_eq!(client.receive().await[4]["nth"], 0);
     // All others wait for their turn.
-    tokio::time::sleep(SECOND).await;
+    sleep(SECOND).await;
     assert!(pipeline.drain(HOUR).await.is_clean());
     let later = (1..100).map(|nth| (nth, Fate::Later(Duration::ZERO)));
     assert_eq!(fates(&acks), [(0, Fate::Failed)].into_iter().chain(later).collect::<Vec<_>>());
@@ -693,7 +763,7 @@ async fn a_drain_gives_back_pushes_for_which_no_confirmation_is_free() {
         .start()
         .unwrap();
     client.receive().await;
-    tokio::time::sleep(SECOND).await;
+    sleep(SECOND).await;
     assert!(pipeline.drain(HOUR).await.is_clean());
     let fates = fates(&acks).into_iter().map(|(_, fate)| fate).collect::<Vec<_>>();
     let count = |wanted| fates.iter().filter(|fate| **fate == wanted).count();
@@ -854,4 +924,139 @@ async fn a_push_that_a_socket_drops_or_does_not_take_in_time_has_failed() {
     assert_eq!(of("in time") + of("dropped"), 5);
     assert!((1..=3).contains(&of("dropped")), "{failures:?}");
     assert_eq!(counted(&server.recorded), outcomes(&[("stuck", 5)]));
+}
+
+/// The parts of the time of a message's push in seconds, and the whole.
+async fn times(
+    to: &impl Pushing,
+    mut message: Message<Value>,
+    client: &mut Client<DuplexStream>,
+    recorded: &Recorded,
+) -> [Option<u64>; 5] {
+    to.handle_message(&mut message).await.unwrap();
+    assert_eq!(client.receive().await[3], "ticket");
+    ["queued", "waited", "worked", "written", "delivered"].map(|part| {
+        let samples = recorded.samples(&format!("pipeline.push_{part}"));
+        samples.first().map(|ms| Duration::from_secs_f64(ms / 1000.0).as_secs())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_durable_push_is_timed_from_when_it_was_added_until_it_is_written() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    const OWN: &str = "it has times of its own";
+    let server = server(|mount| mount);
+    let mut client = ada(&server, 1 << 16).await;
+    let pubsub = server.endpoint.pubsub();
+    let to = pubsub.push_messages_async(async |message: &mut Message<Value>| {
+        sleep(SECOND).await;
+        let push = Push::new(T, "ticket", message.data().clone());
+        let is_own = message.data()["text"] == OWN;
+        Ok::<_, Failure>(if is_own { push.timed(Instant::now()) } else { push })
+    });
+    let recorded = &server.recorded;
+    let old = message(HOUR, 1);
+    assert_eq!(times(&to, old, &mut client, recorded).await, [None; 5], "it is not timed");
+    let to = to.timed();
+    let [zero, second, hour, whole] = [0, 1, 3600, 3601].map(Some);
+    let old = times(&to, message(HOUR, 1), &mut client, recorded).await;
+    assert_eq!(old, [hour, zero, second, zero, whole]);
+    // One of the future, and one without a time, were added when the processor began.
+    let (mut ahead, mut unknown) = (message(HOUR, 1), message(HOUR, 1));
+    let mut metadata = ahead.metadata().clone();
+    metadata.enqueued_at = Some(SystemTime::now() + MINUTE);
+    ahead = ahead.with_metadata(metadata.clone());
+    metadata.enqueued_at = None;
+    unknown = unknown.with_metadata(metadata);
+    for message in [ahead, unknown] {
+        let new = times(&to, message, &mut client, recorded).await;
+        assert_eq!(new, [zero, zero, second, zero, second]);
+    }
+    let own = Message::unacknowledged(json!({ "text": OWN }));
+    let own = times(&to, own, &mut client, recorded).await;
+    assert_eq!(own, [None, None, None, zero, zero]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_to_a_topic_that_no_client_can_join_is_logged_once_for_its_kind() {
+    let (log, _guard) = Log::keep();
+    let server = server(|mount| mount);
+    let push = async |topic: String| {
+        let to = server.endpoint.pubsub().push_messages(move |_: &Message<Value>| {
+            Ok(Push::new(topic.clone(), "ticket", json!({})))
+        });
+        to.handle_message(&mut message(Duration::ZERO, 1)).await.unwrap_err();
+        log.take().into_iter().filter(|line| line.contains("cannot join")).collect::<Vec<_>>()
+    };
+    let lines = push("users:7".to_owned()).await;
+    assert!(lines.len() == 1 && lines[0].contains("users:7"), "{lines:?}");
+    for topic in ["users:8", "user:7"] {
+        assert_eq!(push(topic.to_owned()).await, Vec::<String>::new(), "{topic}");
+    }
+    // One that a task reads is no mistake.
+    let _reads = server.endpoint.subscribe("audit:all");
+    assert_eq!(push("audit:all".to_owned()).await, Vec::<String>::new());
+}
+
+/// Pushes to the user's clients on this node.
+fn pushing_here(server: &MemoryServer) -> PushMessages<PushValue> {
+    let push: PushValue = |message| Ok(Push::new(T, "ticket", message.data().clone()).here_only());
+    server.endpoint.pubsub().push_messages(push).no_subscribers(NoSubscribers::Done)
+}
+
+/// Two nodes that know of each other's subscribers.
+fn nodes(cluster: &Cluster) -> [MemoryServer; 2] {
+    ["here", "there"].map(|name| {
+        let mount = Mount::new(NamedSocket).channel::<User>("user:*");
+        let builder = Endpoint::builder().mount("/socket", mount).adapter(cluster.node(name));
+        MemoryServer::start(builder.sync_subscriptions(TrackerOptions::new()))
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_from_the_future_for_a_client_of_another_node_is_looked_at_as_seldom_as_others() {
+    let cluster = Cluster::default();
+    let [here, there] = nodes(&cluster);
+    let _elsewhere = ada(&there, 1 << 16).await;
+    let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };
+    let to = pushing(&here).clients_elsewhere(ClientsElsewhere::GiveBack).no_subscribers(keep);
+    sleep(3 * SECOND).await;
+    for ahead in [Duration::ZERO, 2 * HOUR] {
+        let mut metadata = message(Duration::ZERO, 1).metadata().clone();
+        metadata.enqueued_at = Some(SystemTime::now() + ahead);
+        let mut message = message(Duration::ZERO, 1).with_metadata(metadata);
+        let failure = to.handle_message(&mut message).await.unwrap_err();
+        let half_a_second = Duration::from_millis(500);
+        assert_eq!(failure.redelivery(), Redelivery::Later(half_a_second), "{ahead:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_for_here_only_is_for_the_clients_of_its_node_and_done_without_those_of_others() {
+    let cluster = Cluster::default();
+    let [here, there] = nodes(&cluster);
+    let mut elsewhere = ada(&there, 1 << 16).await;
+    sleep(3 * SECOND).await;
+    let knows = || here.endpoint.pubsub().has_subscribers(T);
+    assert!(knows(), "a push for all would go to the other node");
+    cluster.sent();
+    // No client is here. It is neither broadcast to those of the other node, nor given back for them.
+    for elsewhere in [ClientsElsewhere::Broadcast, ClientsElsewhere::GiveBack] {
+        for acknowledge in ALL {
+            let to = pushing_here(&here).acknowledge(acknowledge).clients_elsewhere(elsewhere);
+            let delivered = push(&to).await.unwrap();
+            assert!(!delivered.elsewhere, "{acknowledge:?}");
+        }
+    }
+    let counted = counted(&here.recorded);
+    assert_eq!(counted, outcomes(&[("absent", 6), ("taken_over", 2)]));
+    let mut client = ada(&here, 1 << 16).await;
+    let delivered = push(&pushing_here(&here)).await.unwrap();
+    assert_eq!((delivered.written, delivered.elsewhere), (1, false));
+    assert_eq!(client.receive().await[3], "ticket");
+    let sent = cluster.sent();
+    assert!(!sent.iter().any(|line| line.contains("ticket")), "{sent:?}");
+    // A sentinel.
+    there.endpoint.local_broadcast(T, "last", json!({})).unwrap();
+    assert_eq!(elsewhere.receive().await[3], "last");
 }

@@ -9,8 +9,9 @@ use pipeline_ws_sink::{
         PushError, Ref, Reply, SendError, SocketRef, Stop, TooManyTimers,
     },
     endpoint::{
-        BuildError, EndpointBuilder, EndpointObserver, EndpointReport, EndpointSnapshot, Latencies,
-        MountSnapshot, PathError, PatternError, PushLegs, RouteSnapshot, Shed,
+        AnswerBody, BuildError, EndpointBuilder, EndpointObserver, EndpointReport,
+        EndpointSnapshot, Latencies, MountSnapshot, PathError, PatternError, PushLegs,
+        RouteSnapshot, Shed,
     },
     mount::{CheckOrigin, Drainer, LongPoll, Origin, OriginError, WhenFull},
     payload::PayloadError,
@@ -33,6 +34,7 @@ fn public_types_are_send_and_sync() {
     both!(
         AdapterError,
         AdapterSnapshot,
+        AnswerBody,
         Broadcast,
         BroadcastError,
         BuildError,

@@ -17,6 +17,7 @@ use serde_json::json;
 use support::{channels::endpoint, server::Server};
 use tower_service::Service;
 use tracing::{Level, subscriber::DefaultGuard};
+use tracing_subscriber::layer::SubscriberExt;
 
 const T: &str = "room:lobby";
 
@@ -69,18 +70,58 @@ async fn events_of_a_socket_or_a_channel_are_logged_in_its_span() {
     let mut ada = server.connect("name=ada").await;
     let socket = r#"socket{socket="NamedSocket" path="/socket/websocket" id="named:ada"}"#;
     let connected = written.line("connected");
-    let expected = format!(r#"INFO {socket}: connected socket="NamedSocket" id="named:ada" "#);
+    // No line repeats what its spans say.
+    let expected = format!(r#"INFO {socket}: connected transport="websocket" "#);
     assert!(connected.starts_with(&expected), "{connected}");
     ada.join("1", T).await;
-    ada.send(json!(["1", "2", T, "crash", {}])).await;
-    eventually(|| written.lines().iter().any(|line| line.contains("a channel crashed"))).await;
     let channel = r#"channel{channel="Room" topic="room:lobby"}"#;
+    let joined = written.line(" joined ");
+    assert!(joined.starts_with(&format!("INFO {socket}:{channel}: joined params=")), "{joined}");
+    ada.send(json!(["1", "2", T, "ping", {}])).await;
+    ada.next().await;
+    let handled = written.line(" handled ");
+    let expected = format!(r#"DEBUG {socket}:{channel}: handled event="ping" ref="2" "#);
+    assert!(handled.starts_with(&expected), "{handled}");
+    ada.send(json!(["1", "3", T, "crash", {}])).await;
+    eventually(|| written.lines().iter().any(|line| line.contains("a channel crashed"))).await;
     let crash = written.line("a channel crashed");
     assert!(crash.starts_with(&format!("ERROR {socket}:{channel}: ")), "{crash}");
     drop(ada);
     eventually(|| written.lines().iter().any(|line| line.contains("closing socket"))).await;
     let end = written.line("closing socket");
     assert!(end.starts_with(&format!("DEBUG {socket}: ")), "{end}");
+}
+
+#[tokio::test]
+async fn lines_without_their_spans_have_the_fields_of_these() {
+    let (_, other) = Log::keep();
+    let written = Written::default();
+    let writer = written.clone();
+    // As `RUST_LOG=warn,pipeline_ws_sink::connect=info,..` does.
+    let filter = tracing_subscriber::filter::Targets::new().with_default(Level::WARN);
+    let filter = filter
+        .with_target("pipeline_ws_sink::connect", Level::INFO)
+        .with_target("pipeline_ws_sink::join", Level::INFO)
+        .with_target("pipeline_ws_sink::handle_in", Level::DEBUG);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).without_time();
+    let lines = lines.with_writer(move || writer.clone());
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    let _guards = [tracing::subscriber::set_default(subscriber), other];
+    let server = Server::start(endpoint().0).await;
+    assert_eq!(server.try_connect("vsn=2.0.0").await.err(), Some(403));
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+    ada.send(json!(["1", "2", T, "ping", {}])).await;
+    ada.next().await;
+    for (line, fields) in [
+        ("refused a connection", r#"socket="NamedSocket""#),
+        ("connected", r#"socket="NamedSocket" id="named:ada""#),
+        ("joined", r#"channel="Room" topic="room:lobby""#),
+        ("handled", r#"channel="Room" topic="room:lobby""#),
+    ] {
+        let line = written.line(line);
+        assert!(line.contains(fields), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -39,11 +39,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_state(pushes)
         .merge(health.router());
     let outside = Router::new().fallback_service(endpoint.clone());
-    let report = serve(listen("0.0.0.0:4000").await?, outside)
+    let report = serve(listen(setting("LISTEN", "0.0.0.0:4000")).await?, outside)
         .pipeline(pipeline)
         .endpoint(endpoint)
         .health(&health)
-        .admin(listen("0.0.0.0:4001").await?, inside)
+        .admin(
+            listen(setting("LISTEN_INSIDE", "0.0.0.0:4001")).await?,
+            inside,
+        )
         // At SIGTERM it is not ready, and serves on until the load balancer has noticed.
         .linger(Duration::from_secs(5))
         .await?;

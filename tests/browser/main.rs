@@ -3,6 +3,7 @@
 
 mod driver;
 mod live_view;
+mod looks;
 mod nodes;
 mod room;
 mod sources;
@@ -93,6 +94,38 @@ async fn the_page_shows_the_error_of_a_sign_in() {
     browser.client.wait().at_most(PATIENCE).for_element(refused).await.unwrap();
     let text = browser.text("#status").await;
     assert!(text.contains("cannot sign in as absent"), "{text}");
+    // It does not ask again by itself, but its reader may want it to.
+    let count = "
+        const real = fetch
+        window.asked = 0
+        window.fetch = (what, ...rest) => {
+            if (what.startsWith('/token')) window.asked += 1
+            return real(what, ...rest)
+        }";
+    browser.client.execute(count, vec![]).await.unwrap();
+    browser.client.find(Locator::Css("#retry")).await.unwrap().click().await.unwrap();
+    let offered = Locator::Css("#retry:not([hidden])");
+    browser.client.wait().at_most(PATIENCE).for_element(offered).await.unwrap();
+    let asked = browser.client.execute("return window.asked", vec![]).await.unwrap();
+    assert_eq!(asked, 1);
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn a_client_that_cannot_be_loaded_is_named_and_loaded_again() {
+    let example = Example::start(&[]).await;
+    let browser = Browser::start().await;
+    let blocked = async |urls: Value| {
+        browser.devtools("Network.setBlockedURLs", json!({"urls": urls})).await;
+    };
+    browser.devtools("Network.enable", json!({})).await;
+    blocked(json!(["*/phoenix.mjs*"])).await;
+    browser.client.goto(&format!("http://{}/?user=1", example.address)).await.unwrap();
+    let failed = Locator::Css("#status[data-state=error]");
+    browser.client.wait().at_most(PATIENCE).for_element(failed).await.unwrap();
+    assert_eq!(browser.text("#status").await, "the server cannot be reached, trying again");
+    blocked(json!([])).await;
+    browser.joined().await;
     browser.close().await;
 }
 

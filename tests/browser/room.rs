@@ -26,7 +26,7 @@ async fn shown(browser: &Browser) -> Value {
         return [
             Object.fromEntries(people.map(person => [person.dataset.name, texts(person, 'small').sort()])),
             document.getElementById('typing').textContent,
-            [...document.querySelectorAll('#messages li')].map(message => message.textContent),
+            [...document.querySelectorAll('#messages li')].map(message => texts(message, 'b, span').join(' ')),
         ]";
     browser.client.execute(script, vec![]).await.unwrap()
 }

@@ -8,7 +8,7 @@ use pipeline::{
     serve,
     source::{Queue, QueueOptions, queue},
     sources::{Item, SourceOptions, sqlite::SqliteQueue},
-    step::{for_each, map},
+    step::{for_each, map_async},
     supervisor::ConsumerSupervisor,
     telemetry::Telemetry,
     ws::{Endpoint, Mount, listen},
@@ -36,12 +36,13 @@ impl System {
         let mut graph = Graph::new("push");
         graph.telemetry(telemetry.clone());
         graph.producer("source", producer);
-        graph.producer_consumer("double", map(async |n: u64| 2 * n));
+        graph.producer_consumer("double", map_async(2, async |n: u64| 2 * n));
         graph.consumer("print", for_each(async |n: u64| println!("{n}")));
         graph.consumer_supervisor("push", ConsumerSupervisor::new(worker));
         let pipeline = graph.start().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let orders = SqliteQueue::open(folder.path().join("orders.db"), "orders").await.unwrap();
+        let orders = orders.telemetry(&telemetry);
         let messages = Pipeline::of_messages("orders")
             .telemetry(telemetry.clone())
             .source(orders.source(SourceOptions::new()))

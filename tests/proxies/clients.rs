@@ -46,6 +46,14 @@ impl Arrived {
     }
 }
 
+/// What presence has told of a user.
+#[derive(Debug)]
+pub struct Told {
+    pub user: String,
+    /// Otherwise it has joined.
+    pub has_left: bool,
+}
+
 /// What a client has seen.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -56,8 +64,8 @@ pub struct Seen {
     pub arrived: HashMap<u64, Arrived>,
     /// How many have arrived more than once.
     pub twice: usize,
-    /// The users that have left during the run, as presence has told it.
-    pub left: usize,
+    /// The users that have left and joined during the run, as presence has told it, in its order.
+    pub presence: Vec<Told>,
 }
 
 /// What has not arrived at a client.
@@ -72,6 +80,12 @@ pub struct Missed {
 }
 
 impl Seen {
+    /// Whether a user has left and whether it has joined, in turn, from the first time that it has left.
+    pub fn comings_and_goings(&self, user: &str) -> Vec<bool> {
+        let of_user = self.presence.iter().filter(|told| told.user == user);
+        of_user.map(|told| told.has_left).skip_while(|has_left| !has_left).collect()
+    }
+
     /// What has not arrived of what was sent, where the slowest takes so many milliseconds.
     pub fn missed(&self, sent: &BTreeMap<u64, u64>, slowest: u64) -> Missed {
         let mut missed = Missed::default();
@@ -192,8 +206,12 @@ async fn session(run: &Run, seen: &mut Seen, tries: &mut usize, mut stream: Stre
             "presence_diff" if !run.is_over.load(Relaxed) => {
                 // The user of a client that comes back leaves and joins in one.
                 let diff = &message[4];
-                let left = diff["leaves"].as_object().unwrap().keys();
-                seen.left += left.filter(|user| diff["joins"].get(user).is_none()).count();
+                for (told, other) in [("leaves", "joins"), ("joins", "leaves")] {
+                    let users = diff[told].as_object().unwrap().keys();
+                    let users = users.filter(|user| diff[other].get(user).is_none());
+                    let has_left = told == "leaves";
+                    seen.presence.extend(users.map(|user| Told { user: user.clone(), has_left }));
+                }
             }
             _ => {}
         }

@@ -1,6 +1,10 @@
 //! What clients see when the server between the nodes or one of the nodes fails. `docs/deploys.md` has a table of it.
 
-use std::{collections::BTreeMap, env, slice, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, slice,
+    time::Duration,
+};
 
 use pipeline_test_support::{
     PATIENCE, Way,
@@ -11,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     clients::{Arrived, Clients, Seen},
-    nodes::Nodes,
+    nodes::{Nodes, between},
 };
 
 /// How many clients there are, half of them at each node.
@@ -85,7 +89,7 @@ impl Fault {
             "  it lasted {} ms, and was noticed after {} ms; {} users have left at a client",
             self.until - self.from,
             self.noticed - self.from,
-            all[0].left
+            all[0].presence.iter().filter(|told| told.has_left).count()
         );
         let groups = self.groups(all, sent);
         for seen in all {
@@ -250,11 +254,12 @@ async fn frozen(kind: Kind) {
     node.signal("-CONT").await;
     sleep(Duration::from_secs(7)).await;
     new.leave().await;
+    let lost = nodes.ask(0, "/ctl/lost").await;
     let (all, sent) = clients.leave().await;
     let fault = Fault { from, noticed: from, until };
     // Where other programs keep the machine busy, one may have been very slow.
     let slow = fault.slowest_before(&all).clamp(1_000, 3_000);
-    let (mut waiting, mut late, mut missing) = (0, 0, 0);
+    let (mut waiting, mut late, mut missing) = (BTreeSet::new(), 0, BTreeSet::new());
     for seen in &all {
         let arrived = |at: u64| (from + slow..until).contains(&at);
         let has_waited = !seen.arrived.values().any(|it| arrived(it.at));
@@ -263,9 +268,9 @@ async fn frozen(kind: Kind) {
             assert_eq!((missed.lost.len(), seen.joined.len()), (0, 1), "{missed:?}");
             continue;
         }
-        waiting += 1;
+        waiting.insert(seen.client);
         late += seen.arrived.values().filter(|it| it.took() > slow).count();
-        missing += seen.missed(&sent, slow).lost.len();
+        missing.extend(seen.missed(&sent, slow).lost.into_keys());
         let ends =
             sent.iter().filter(|(_, at)| !(from.saturating_sub(slow)..until + 5_000).contains(*at));
         for (n, at) in ends {
@@ -277,12 +282,38 @@ async fn frozen(kind: Kind) {
             "a client that waits keeps its connection"
         );
     }
+    assert!(
+        missing.len() <= lost,
+        "what is missing is counted: {missing:?}, and the node has counted {lost}"
+    );
+    let missing = missing.len();
     println!(
-        "  {kind:?}: {at_both:?} sockets, of which {waiting} have received nothing for {} ms; then {late} came late, and \
-         {missing} are missing",
+        "  {kind:?}: {at_both:?} sockets, of which {} have received nothing for {} ms; then {late} came late, and \
+         {missing} broadcasts are missing, {lost} are counted",
+        waiting.len(),
         until - from
     );
-    assert_eq!([waiting, all.len() - waiting], at_both);
+    users_leave_once_and_come_back(&all, &waiting);
+    assert_eq!([waiting.len(), all.len() - waiting.len()], at_both);
+}
+
+/// At the other node, each user of the node that stood still has left once and has come back once, and those of its own
+/// stay. At the node that stood still, its own stay, and those of the other node have left once at most.
+fn users_leave_once_and_come_back(all: &[Seen], waiting: &BTreeSet<usize>) {
+    for seen in all {
+        let was_frozen = waiting.contains(&seen.client);
+        for client in 0..all.len() {
+            let user = format!("client-{client}");
+            let told = seen.comings_and_goings(&user);
+            let (stays, once) = (told.is_empty(), told == [true, false]);
+            let as_it_was = match (was_frozen, waiting.contains(&client)) {
+                (false, true) => once,
+                (true, false) => stays || once,
+                (true, true) | (false, false) => stays,
+            };
+            assert!(as_it_was, "{user} has left, and joined, at client {}: {told:?}", seen.client);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,7 +329,7 @@ async fn clients_of_a_node_that_is_frozen_wait_and_others_do_not_with_nats() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_whose_heartbeats_a_frozen_node_does_not_answer_come_to_the_other_node() {
     let heartbeat = Duration::from_secs(if has_default_times() { 30 } else { 5 });
-    let Some((nodes, clients)) = balanced(Kind::Redis, heartbeat).await else { return };
+    let Some((nodes, clients)) = balanced(between(Kind::Redis), heartbeat).await else { return };
     let (run, own) = (clients.run.clone(), nodes.sockets(1).await);
     let node = nodes.running[0].as_ref().unwrap();
     let from = run.now();

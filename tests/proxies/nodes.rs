@@ -1,6 +1,6 @@
 //! Nodes as processes, behind a load balancer.
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
 use pipeline_test_support::{
     Example, PATIENCE, get,
@@ -11,6 +11,17 @@ use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
+
+/// The server between the nodes: that of `BETWEEN`, `redis` or `nats`, or this one where it is not set.
+pub fn between(usual: Kind) -> Kind {
+    match env::var("BETWEEN").as_deref() {
+        Ok("redis") => Kind::Redis,
+        Ok("nats") => Kind::Nats,
+        Ok(other) => panic!("BETWEEN is `redis` or `nats`, and not {other:?}"),
+        Err(env::VarError::NotPresent) => usual,
+        Err(error) => panic!("BETWEEN is `redis` or `nats`: {error}"),
+    }
+}
 
 /// Nodes behind a load balancer.
 pub struct Nodes {
@@ -32,7 +43,7 @@ impl Nodes {
     }
 
     pub async fn start_many(count: usize, balancer: Balancer, flags: &[&str]) -> Option<Self> {
-        Self::start_with(Kind::Redis, count, balancer, flags).await
+        Self::start_with(between(Kind::Redis), count, balancer, flags).await
     }
 
     pub async fn start_with(

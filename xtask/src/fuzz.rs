@@ -24,8 +24,12 @@ const KEPT: usize = 40;
 /// Each target for a short time, without a special compiler.
 pub(crate) fn quick() -> Outcome {
     let seconds = std::env::var("FUZZ_SECONDS").unwrap_or_else(|_| SECONDS.to_owned());
-    step("build the fuzz targets", &mut plain(&["build"]))?;
+    build()?;
     step("fuzzing", &mut plain(&["run", "--quiet", "--", "--jobs", "2", "--seconds", &seconds]))
+}
+
+pub(crate) fn build() -> Outcome {
+    step("build the fuzz targets", &mut plain(&["build"]))
 }
 
 /// Each target, or one, for a long time: with libFuzzer, if there is a nightly compiler and cargo-fuzz.

@@ -1,5 +1,6 @@
 //! The project's own commands.
 
+mod again;
 mod book;
 mod cases;
 mod fuzz;
@@ -52,6 +53,8 @@ fn main() -> ExitCode {
         Some("book") => book::build(),
         Some("template") => template::works(),
         Some("setup") => setup::all(),
+        // Not for users: `test` runs it.
+        Some("behind-the-tests") => test::behind_the_tests(),
         Some("check") => test::quick(),
         Some("interleavings") => test::interleavings(),
         Some("fuzz") => fuzz::run(arguments.collect()),

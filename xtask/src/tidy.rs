@@ -14,6 +14,9 @@ use crate::{
 /// The longest ARCHITECTURE.md, in lines.
 const MAX_ARCHITECTURE: usize = 360;
 
+/// The longest program of a recipe, in lines.
+const MAX_RECIPE: usize = 100;
+
 /// Words and phrases that the project does not use. CONTRIBUTING explains them under "Plain English", and
 /// lists others, which a check would also find where they are right.
 const DIALECT: [&str; 20] = [
@@ -77,6 +80,7 @@ pub(crate) fn all() -> Outcome {
         readme_shows_the_program(&files),
         no_example_imports_two_globs(&files),
         test_kits_bring_a_clock(&files),
+        recipes_are_short(&files),
         every_case_has_a_test(&files),
         every_promise_has_a_test(&files),
         texts_are_plain_english(&files),
@@ -629,6 +633,23 @@ fn test_kits_bring_a_clock(files: &Files) -> Vec<String> {
     faults.map(|path| format!("{path}: test-kit does not turn on tokio's test-util")).collect()
 }
 
+/// A recipe is read in one go: its program, which its tests follow, has at most 100 lines.
+fn recipes_are_short(files: &Files) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (path, text) in
+        files.named(".rs").filter(|(path, _)| path.starts_with("examples/recipes/src"))
+    {
+        let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
+        if lines > MAX_RECIPE {
+            let path = path.display();
+            faults.push(format!(
+                "{path}: {lines} lines before the tests, expected {MAX_RECIPE} at most"
+            ));
+        }
+    }
+    faults
+}
+
 /// The README shows the quickstart as it is.
 fn readme_shows_the_program(files: &Files) -> Vec<String> {
     let program = files.text("examples/quickstart.rs");
@@ -645,8 +666,19 @@ mod tests {
     use super::{
         DIALECT, Files, dependencies_are_explained, dialect, lines_of_code,
         lines_of_sockets_are_contained, metrics_are_registered_by_telemetry, nameless_docs,
-        texts_are_plain_english, the_wall_clock_is_read_in_one_place, writes_a_field_as_it_is,
+        recipes_are_short, texts_are_plain_english, the_wall_clock_is_read_in_one_place,
+        writes_a_field_as_it_is,
     };
+
+    #[test]
+    fn a_recipe_has_at_most_100_lines_before_its_tests() {
+        let recipe = |lines: usize| {
+            let text = "line\n".repeat(lines) + "#[cfg(test)]\n" + &"test\n".repeat(50);
+            recipes_are_short(&Files(vec![("examples/recipes/src/a.rs".into(), text)]))
+        };
+        assert_eq!(recipe(100), Vec::<String>::new());
+        assert_eq!(recipe(101).len(), 1);
+    }
 
     #[test]
     fn dialect_is_found_in_every_kind_of_text() {

@@ -32,7 +32,7 @@ struct DownTo {
 
 /// The routes below `/ctl`, of a server on this port. A stop request notifies `stop`.
 pub fn router(endpoint: &Endpoint, port: u16, stop: Arc<Notify>) -> Router {
-    let [all, local, sockets, open, full, seen, passed] = [(); 7].map(|()| endpoint.clone());
+    let [all, local, sockets, open, full, seen, passed, node] = [(); 8].map(|()| endpoint.clone());
     Router::new()
         .route(
             "/ctl/broadcast",
@@ -71,6 +71,13 @@ pub fn router(endpoint: &Endpoint, port: u16, stop: Arc<Notify>) -> Router {
             }),
         )
         .route("/ctl/relayed", get(async move || passed.snapshot().relayed.to_string()))
+        .route(
+            "/ctl/lost",
+            get(async move || {
+                let adapter = node.snapshot().adapter;
+                adapter.map_or(0, |adapter| adapter.lost).to_string()
+            }),
+        )
         .route("/ctl/sockets", get(async move || open.open_sockets().to_string()))
         .route(
             "/ctl/shed",

@@ -27,6 +27,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub public_host: Option<String>,
 
+    /// Look up users at /inspect/lookup, and close their sockets there. Anyone who reaches the page may then
+    #[arg(long)]
+    pub operator: bool,
+
     /// Push a steady trickle to users 1, 2 and 3
     #[arg(long)]
     pub demo: bool,
@@ -54,34 +58,47 @@ pub struct Args {
     pub queue: usize,
 
     /// Keep pushes in this SQLite file until they are done: POST /push answers when they are on the disk,
-    /// and they survive the process. --queue is of no effect then. Needs the feature `sqlite`
-    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    /// and they survive the process. The pushes of a user are worked on one after the other, so a user has one
+    /// worker at a time. --queue is of no effect then. Needs the feature `sqlite`
+    #[arg(long, value_name = "FILE", group = "kept", conflicts_with = "source")]
     durable: Option<PathBuf>,
 
     /// Keep pushes at this server instead, and read those of other programs from there: redis://..,
     /// nats://.., postgres://.., amqp://.. or kafka://... POST /push answers when the server has confirmed
     /// them. Needs the feature `redis`, `nats`, `postgres`, `rabbitmq` or `kafka`
-    #[arg(long, value_name = "URL", env = "PUSH_SOURCE", hide_env_values = true)]
+    #[arg(long, value_name = "URL", group = "kept", env = "PUSH_SOURCE", hide_env_values = true)]
     source: Option<String>,
 
     /// The name of the stream, queue or topic of --source
-    #[arg(long, value_name = "NAME", default_value = "pushes")]
+    #[arg(long, value_name = "NAME", requires = "source", default_value = "pushes")]
     source_name: String,
 
     /// How long after the death of a process its pushes of --durable or --source are delivered again, if the
     /// server does not notice that itself
-    #[arg(long, value_name = "SECS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        long,
+        value_name = "SECS",
+        requires = "kept",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     lease_secs: u64,
 
     /// How many seconds a push of --durable or --source is kept for a user who is not there, as after a
     /// restart, since it was accepted; it is looked for again after a second and later once a minute. 0: a
     /// user who is not there misses it [default: 3600, and 60 with Kafka, whose partition it holds up]
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", requires = "kept")]
     keep_secs: Option<u64>,
 
     /// How far a push of --durable or --source has to come before it is done. Until then it survives the
     /// process
-    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = Level::Written)]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        requires = "kept",
+        value_enum,
+        default_value_t = Level::Written
+    )]
     pub acknowledge: Level,
 
     /// Connect this process with others by a server: redis://.. or nats://... A push finds its user at any of
@@ -139,7 +156,7 @@ pub struct DeadLetters {
     #[arg(long, value_name = "URL", global = true, env = "PUSH_SOURCE", hide_env_values = true)]
     source: Option<String>,
 
-    /// The name of the stream, queue or topic of --source
+    /// The name of the queue in the file, or of the stream, queue or topic of --source
     #[arg(long, value_name = "NAME", global = true, default_value = "pushes")]
     source_name: String,
 
@@ -160,7 +177,7 @@ pub enum Action {
         #[arg(long, value_name = "ID")]
         after: Option<String>,
         /// How many to list at most
-        #[arg(long, value_name = "N", default_value_t = 20)]
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Show one with all that is known of it
@@ -194,7 +211,7 @@ pub struct Which {
     )
 )]
 pub enum QueueAt {
-    File(PathBuf),
+    File { path: PathBuf, name: String },
     Server { address: String, name: String },
 }
 
@@ -212,7 +229,7 @@ pub enum Broker {
 impl QueueAt {
     fn new(file: Option<&PathBuf>, server: Option<&String>, name: &str) -> Option<Self> {
         match (file, server) {
-            (Some(file), _) => Some(Self::File(file.clone())),
+            (Some(file), _) => Some(Self::File { path: file.clone(), name: name.to_owned() }),
             (None, Some(address)) => {
                 Some(Self::Server { address: address.clone(), name: name.to_owned() })
             }

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use pipeline::sources::DeadLetter;
@@ -20,6 +20,9 @@ use crate::{
 
 /// How many dead letters are read at once.
 const PAGE: u32 = 100;
+
+/// How much of a key a line of the table shows, in characters.
+const KEY: usize = 24;
 
 /// How much of a payload or a reason a line of the table shows, in characters.
 const EXCERPT: usize = 60;
@@ -55,13 +58,32 @@ pub trait Graves: Send + Sync {
 
     /// Removes one. Returns whether there was one with this id.
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
+
+    /// Removes all that are there when it begins. Returns how many there were. By default one is removed after the other.
+    fn remove_all(&self) -> Asked<'_, u64> {
+        Box::pin(async move {
+            let mut ids = Vec::<String>::new();
+            loop {
+                let page = self.list(ids.last().map(String::as_str), PAGE).await?;
+                if page.is_empty() {
+                    break;
+                }
+                ids.extend(page.into_iter().map(|dead| dead.id));
+            }
+            let mut removed = 0;
+            for id in &ids {
+                removed += u64::from(self.remove(id).await?);
+            }
+            Ok(removed)
+        })
+    }
 }
 
 pub type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn Error>>> + 'a>>;
 
 #[cfg(any(feature = "nats", feature = "postgres", feature = "sqlite"))]
 pub fn number<N: std::str::FromStr>(id: &str) -> Result<N, String> {
-    id.parse().map_err(|_| format!("{id:?} is no id, expected a number"))
+    id.parse().map_err(|_| format!("\"{}\" is no id, expected a number", excerpt(id)))
 }
 
 /// The same with a text as its id, as the command line has it.
@@ -87,27 +109,30 @@ pub async fn run(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
             count("replayed", queue.replay_all().await?, as_json);
             Ok(true)
         }
+        Action::Drop(Which { all: true, .. }) => {
+            count("dropped", queue.remove_all().await?, as_json);
+            Ok(true)
+        }
         Action::Replay(which) => {
-            each(queue, which, "replayed", as_json, async |id| queue.replay(id).await).await
+            each(which, "replayed", as_json, async |id| queue.replay(id).await).await
         }
         Action::Drop(which) => {
-            each(queue, which, "dropped", as_json, async |id| queue.remove(id).await).await
+            each(which, "dropped", as_json, async |id| queue.remove(id).await).await
         }
     }
 }
 
 async fn opened(at: &QueueAt) -> Result<Arc<dyn Graves>, String> {
-    if let QueueAt::File(file) = at
-        && !file.exists()
+    if let QueueAt::File { path, .. } = at
+        && !path.exists()
     {
-        return Err(format!("there is no file {}", file.display()));
+        return Err(format!("there is no file {}", path.display()));
     }
-    // Nothing is fetched here.
-    Ok(queues::open(at, Duration::from_secs(30)).await?)
+    Ok(queues::open_for_command(at).await?)
 }
 
 fn missing(id: &str) -> bool {
-    complain(format!("there is no dead letter {}", printable(id)));
+    complain(format!("there is no dead letter {}", excerpt(id)));
     false
 }
 
@@ -132,33 +157,32 @@ async fn list(
             say(if as_json { to_json(dead) } else { line(dead) });
         }
     }
-    let more = match &last {
-        Some(last) if listed > 0 => !queue.list(Some(last), 1).await?.is_empty(),
-        _ => false,
-    };
     match last {
-        Some(last) if more && !as_json => say(format!("more: list --after {last}")),
-        _ if listed == 0 && !as_json => say("there are none"),
-        _ => {}
+        _ if as_json => {}
+        Some(last) if listed > 0 => match queue.list(Some(&last), 1).await {
+            Ok(page) if page.is_empty() => {}
+            Ok(_) => say(format!("more: list --after {last}")),
+            // What was asked for is listed.
+            Err(error) => complain(format!("it is not known whether there are more: {error}")),
+        },
+        _ => say("there are none"),
     }
     Ok(true)
 }
 
-/// Does something with each of the dead letters.
+/// Does something with each of the dead letters that are named.
 async fn each(
-    queue: &dyn Graves,
     which: &Which,
     done: &str,
     as_json: bool,
     act: impl AsyncFn(&str) -> Result<bool, Box<dyn Error>>,
 ) -> Result<bool, Box<dyn Error>> {
-    // Those that are given up meanwhile are others.
-    let ids = if which.all { all(queue).await? } else { which.ids.clone() };
-    let (mut acted, mut found_all) = (0_u64, true);
-    for id in &ids {
+    let mut found_all = true;
+    let mut acted = 0_u64;
+    for id in &which.ids {
         if act(id).await? {
             acted += 1;
-        } else if !which.all {
+        } else {
             found_all = missing(id);
         }
     }
@@ -168,17 +192,6 @@ async fn each(
 
 fn count(done: &str, number: u64, as_json: bool) {
     say(if as_json { json!({ done: number }).to_string() } else { format!("{number} {done}") });
-}
-
-async fn all(queue: &dyn Graves) -> Result<Vec<String>, Box<dyn Error>> {
-    let mut ids = Vec::<String>::new();
-    loop {
-        let page = queue.list(ids.last().map(String::as_str), PAGE).await?;
-        if page.is_empty() {
-            return Ok(ids);
-        }
-        ids.extend(page.into_iter().map(|dead| dead.id));
-    }
 }
 
 /// A line of the table.
@@ -191,7 +204,7 @@ fn line(dead: &DeadLetter<String>) -> String {
     let key = dead.item.key.as_deref().unwrap_or_default();
     let (at, tries) = (dead.given_up_at.map_or_else(String::new, utc), dead.deliveries.to_string());
     let (reason, payload) = (excerpt(&dead.reason), excerpt(&payload));
-    row([&printable(&dead.id), &at, &tries, &printable(key), &reason, &payload])
+    row([&printable(&dead.id), &at, &tries, &short_key(key), &reason, &payload])
 }
 
 /// Everything about one, with its payload at the end.
@@ -233,12 +246,22 @@ fn to_json(dead: &DeadLetter<String>) -> String {
 }
 
 /// The beginning of a text, in one line.
-fn excerpt(text: &str) -> String {
+pub fn excerpt(text: &str) -> String {
     let mut excerpt = printable(&text.chars().take(EXCERPT).collect::<String>());
     if excerpt.chars().count() >= EXCERPT {
         excerpt = excerpt.chars().take(EXCERPT - 1).chain(['…']).collect();
     }
     excerpt
+}
+
+/// A key in a line, and how long it is if it was cut: others may begin as it does.
+fn short_key(key: &str) -> String {
+    let length = key.chars().count();
+    if length <= KEY {
+        return printable(key);
+    }
+    let begin: String = key.chars().take(KEY).collect();
+    format!("{}… ({length} characters)", printable(&begin))
 }
 
 /// The text without characters that control a terminal.
@@ -270,6 +293,10 @@ fn utc(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use pipeline::sources::Item;
+
     use super::*;
 
     #[test]
@@ -280,6 +307,60 @@ mod tests {
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(at(1_709_251_200), "2024-03-01T00:00:00Z");
         assert_eq!(at(4_102_444_799), "2099-12-31T23:59:59Z");
+    }
+
+    /// Three dead letters, of a queue that cannot tell what is behind the last one.
+    struct Odd;
+
+    impl Graves for Odd {
+        fn list<'a>(
+            &'a self,
+            after: Option<&'a str>,
+            limit: u32,
+        ) -> Asked<'a, Vec<DeadLetter<String>>> {
+            let first = after.map_or(0, |after| after.parse::<u64>().unwrap());
+            let letter = |id: u64| DeadLetter::new(id.to_string(), Item::new("x"), "no");
+            let page = (first + 1..=3).take(limit.try_into().unwrap()).map(letter).collect();
+            let page =
+                if first < 3 { Ok(page) } else { Err("another program has dropped it".into()) };
+            Box::pin(async { page })
+        }
+
+        fn replay<'a>(&'a self, _: &'a str) -> Asked<'a, bool> {
+            Box::pin(async { Ok(false) })
+        }
+
+        fn replay_all(&self) -> Asked<'_, u64> {
+            Box::pin(async { Ok(0) })
+        }
+
+        fn remove<'a>(&'a self, _: &'a str) -> Asked<'a, bool> {
+            Box::pin(async { Ok(true) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_is_whole_although_it_is_not_known_whether_there_are_more() {
+        for as_json in [false, true] {
+            assert!(list(&Odd, None, 3, as_json).await.unwrap());
+            assert!(list(&Odd, None, 2, as_json).await.unwrap());
+            // Fewer than were asked for are not what was asked for.
+            assert!(list(&Odd, None, 4, as_json).await.is_err());
+        }
+        assert!(Odd.remove_all().await.is_err(), "not all were seen");
+    }
+
+    #[test]
+    fn a_long_key_is_cut_on_a_line_and_its_length_is_said() {
+        let with_key =
+            |key: &str| line(&DeadLetter::new("1".to_owned(), Item::new("x").key(key), "no"));
+        let long = with_key(&"k".repeat(100_000));
+        assert!(long.contains("kkk… (100000 characters)") && long.len() < 200, "{}", long.len());
+        assert!(with_key("user-7").contains("  user-7  "));
+        assert!(
+            whole(&DeadLetter::new("1".to_owned(), Item::new("x").key("k".repeat(100)), "no"))
+                .contains(&"k".repeat(100))
+        );
     }
 
     #[test]

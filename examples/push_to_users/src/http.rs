@@ -75,7 +75,7 @@ const NDJSON: &str = "application/x-ndjson";
 struct App {
     intake: Intake,
     signer: Signer,
-    client: Option<PhoenixClient>,
+    client: PhoenixClient,
     room: Arc<Room>,
 }
 
@@ -180,7 +180,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-pub fn router(intake: Intake, signer: Signer, client: Option<PhoenixClient>) -> Router {
+pub fn router(intake: Intake, signer: Signer, client: PhoenixClient) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/app.js", get(script))
@@ -210,7 +210,7 @@ async fn script() -> Response {
 }
 
 async fn phoenix(State(app): State<App>) -> Response {
-    PhoenixClient::respond(app.client)
+    app.client.respond().await
 }
 
 #[derive(Deserialize)]
@@ -507,7 +507,7 @@ mod tests {
         App {
             intake: Intake::Memory(pushes.clone()),
             signer: Signer::new("twenty bytes at least, and secret", "user socket").unwrap(),
-            client: None,
+            client: PhoenixClient::missing(),
             room: Room::new(places),
         }
     }

@@ -177,8 +177,9 @@ mod tests {
         let server =
             |address: &str| QueueAt::Server { address: address.to_owned(), name: "p".to_owned() };
         let secret = "user:MARK@127.0.0.1:1";
+        let file = QueueAt::File { path: "unused".into(), name: "p".to_owned() };
         let cases = [
-            (QueueAt::File("unused".into()), "sqlite", cfg!(feature = "sqlite")),
+            (file, "sqlite", cfg!(feature = "sqlite")),
             (server(&format!("redis://{secret}")), "redis", cfg!(feature = "redis")),
             (server(&format!("nats://{secret}")), "nats", cfg!(feature = "nats")),
             (server(&format!("postgres://{secret}/d")), "postgres", cfg!(feature = "postgres")),

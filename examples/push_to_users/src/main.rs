@@ -102,7 +102,6 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         format!("cannot listen on {}:{}: {error} ({advice})", args.host, args.port)
     })?;
     let address = listener.local_addr()?;
-    let client = PhoenixClient::find_or_install().await;
     let printed = match (args.statsd_all, args.statsd_lines) {
         (true, _) => Printed::all(),
         (false, true) => Printed::news(),
@@ -157,6 +156,9 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     if let Some(host) = &args.public_host {
         inspector = inspector.host(host);
     }
+    if args.operator {
+        inspector = inspector.operator(endpoint.operator());
+    }
     let inspector = inspector.build()?;
 
     say(format!("page     http://{address}/?user=1"));
@@ -165,9 +167,9 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         "push     curl http://{address}/push -d '{{\"user_id\":1,\"event\":\"push_timed\",\"data\":{{\"text\":\"hello\"}}}}'"
     ));
     say(format!("statsd   {statsd}"));
-    if let Err(reason) = &client {
+    let client = PhoenixClient::find_or_install(|reason| {
         say(format!("client   {reason}; the page cannot show pushes, everything else works"));
-    }
+    });
     if args.stdin {
         say("stdin    reading NDJSON, one push per line");
         stdin::read(intake.clone());
@@ -177,7 +179,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         tokio::spawn(demo::trickle(intake.clone()));
     }
 
-    let app = http::router(intake, signer, client.ok())
+    let app = http::router(intake, signer, client)
         .merge(health.router())
         .nest_service("/inspect", inspector)
         .fallback_service(endpoint.clone());

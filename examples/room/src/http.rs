@@ -16,13 +16,13 @@ use serde_json::json;
 
 use crate::visitor::{MAX_NAME, is_name};
 
-pub fn router(signer: Signer, client: Option<PhoenixClient>) -> Router {
+pub fn router(signer: Signer, client: PhoenixClient) -> Router {
     Router::new()
         .route("/", get(async || Html(include_str!("page/index.html"))))
         .route("/app.js", get(async || javascript(include_str!("page/app.js").to_owned())))
         .route("/style.css", get(style))
         .route("/token", get(async move |query| token(&signer, query)))
-        .route("/phoenix.mjs", get(async move || PhoenixClient::respond(client)))
+        .route("/phoenix.mjs", get(async move || client.respond().await))
 }
 
 async fn style() -> impl IntoResponse {

@@ -63,15 +63,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = listen(("127.0.0.1", args.port)).await?;
     let signer = Signer::new(&args.secret, "visitor")?;
     let endpoint = endpoint(&signer).build()?;
-    let client = PhoenixClient::find_or_install().await;
 
     let address = listener.local_addr()?;
     say(format!("page     http://{address}/?name=ada&device=phone"));
     say(format!("another  http://{address}/?name=ben&device=laptop"));
-    if let Err(reason) = &client {
+    let client = PhoenixClient::find_or_install(|reason| {
         say(format!("client   {reason}; the page shows nothing without it"));
-    }
-    let app = http::router(signer, client.ok()).fallback_service(endpoint.clone());
+    });
+    let app = http::router(signer, client).fallback_service(endpoint.clone());
     let report = serve(listener, app).endpoint(endpoint).await?;
     say(report.to_string());
     finish();

@@ -1,6 +1,9 @@
 //! The room's channel.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use parking_lot::Mutex;
 use pipeline::ws::{
@@ -82,7 +85,7 @@ impl Channel for Room {
                 }
                 // Stored before the broadcast: a visitor who joins now receives the message with the
                 // history, perhaps twice, and its page skips the second one.
-                let message = self.lobby.history.lock().add(name, text);
+                let message = self.lobby.history.lock().add(name, text, SystemTime::now());
                 cx.broadcast("said", json!(message))?;
                 self.is_typing(false, cx)?;
                 Ok(Reply::ok())

@@ -1,7 +1,7 @@
 //! Tests of the room through its clients.
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pipeline::ws::{
     channel_test::{
@@ -46,8 +46,10 @@ async fn a_message_reaches_all_visitors_and_later_ones() {
     let (_ada, room) = lobby.enter("ada", "phone").await;
     let said = room.push("say", json!({ "text": "hello" }));
     assert_reply!(room, said, "ok");
-    let hello = json!({ "number": 1, "name": "ada", "text": "hello" });
-    assert_broadcast!(room, "said", == hello);
+    let hello = assert_broadcast!(room, "said", |payload| payload.json().is_some());
+    let hello: serde_json::Value = hello.parse().unwrap();
+    let at = hello["at_ms"].clone();
+    assert_eq!(hello, json!({ "number": 1, "name": "ada", "text": "hello", "at_ms": at }));
     let (_ben, room) = lobby.enter("ben", "laptop").await;
     assert_eq!(room.joined().parse::<serde_json::Value>().unwrap(), json!({ "messages": [hello] }));
 }
@@ -97,8 +99,10 @@ async fn a_visitor_who_sends_too_much_is_rate_limited() {
 fn only_the_last_messages_are_kept() {
     let mut history = History::default();
     for n in 0..History::MAX + 10 {
-        history.add("ada", n.to_string());
+        let at = UNIX_EPOCH + Duration::from_millis(n as u64);
+        history.add("ada", n.to_string(), at);
     }
     let messages = history.messages();
     assert_eq!((messages.len(), messages[0].number), (History::MAX, 11));
+    assert_eq!(messages[0].at_ms, 10, "when it was said");
 }

@@ -1,11 +1,26 @@
 //! The admins, who may see the dashboard.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{collections::BTreeSet, convert::Infallible, fmt, str::FromStr, sync::Arc};
 
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header::ORIGIN},
+    response::{IntoResponse, Response},
+    routing::post,
+};
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::RwLock;
+use pipeline::ws::{Endpoint, pubsub::BroadcastError};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sha2::Sha256;
 use thiserror::Error;
+
+use crate::channels::sockets::socket_id;
+
+/// The topic on which one node tells all of them that an admin has no access any more.
+const WITHDRAWN: &str = "admins_withdrawn";
 
 /// The longest name or password.
 const MAX: usize = 200;
@@ -78,11 +93,74 @@ impl Admins {
         found.filter(|name| self.has(name))
     }
 
-    /// Withdraws the access of an admin. Open sockets are closed by their id.
-    pub fn withdraw(&self, name: &str) {
-        if let Some(known) = self.known.iter().find(|known| known.name == name) {
+    /// Withdraws the access of an admin. Returns whether there is one of this name. Open sockets are closed by their id.
+    pub fn withdraw(&self, name: &str) -> bool {
+        let known = self.known.iter().find(|known| known.name == name);
+        if let Some(known) = known {
             self.withdrawn.write().insert(known.name.clone());
         }
+        known.is_some()
+    }
+}
+
+/// What a node tells the others.
+#[derive(Deserialize, Serialize)]
+struct Withdrawn {
+    name: String,
+}
+
+/// Withdraws the access of an admin on all nodes that run, and closes the open sockets. Returns how many were open here.
+///
+/// A node that starts later has the admins that its flags name.
+///
+/// # Errors
+///
+/// [`BroadcastError`] if the other nodes were not told. Here, it is withdrawn all the same.
+pub fn withdraw(
+    admins: &Admins,
+    endpoint: &Endpoint,
+    name: &str,
+) -> Result<Option<usize>, BroadcastError> {
+    let is_known = admins.withdraw(name);
+    // A node without this admin may not be the only one.
+    let told = endpoint.broadcast(WITHDRAWN, "withdrawn", Withdrawn { name: name.to_owned() });
+    // Those that connect from now on are refused, so none is left.
+    let closed = endpoint.disconnect(&socket_id(name));
+    told.map(|()| is_known.then_some(closed))
+}
+
+/// Does what the other nodes tell of admins.
+pub async fn follow(admins: Arc<Admins>, endpoint: Endpoint) -> Infallible {
+    let mut told = endpoint.subscribe(WITHDRAWN);
+    loop {
+        // An operator who sees that the access is still there on a node withdraws it again.
+        let Ok(broadcast) = told.recv().await else { continue };
+        if let Ok(Withdrawn { name }) = broadcast.payload().parse() {
+            admins.withdraw(&name);
+            // A socket may have connected while this was on its way.
+            endpoint.disconnect(&socket_id(&name));
+        }
+    }
+}
+
+/// The operator's request: `POST /{name}/withdraw`.
+pub fn router(admins: Arc<Admins>, endpoint: Endpoint) -> Router {
+    Router::new().route("/{name}/withdraw", post(asked)).with_state((admins, endpoint))
+}
+
+async fn asked(
+    State((admins, endpoint)): State<(Arc<Admins>, Endpoint)>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Response {
+    // A page of any site can have a browser on this machine post here, but not without saying so.
+    if headers.contains_key(ORIGIN) {
+        return StatusCode::BAD_REQUEST.into_response();
+    }
+    match withdraw(&admins, &endpoint, &name) {
+        Ok(Some(closed)) => Json(json!({ "closed": closed })).into_response(),
+        Ok(None) => (StatusCode::NOT_FOUND, "no admin of this name here").into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
     }
 }
 

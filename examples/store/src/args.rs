@@ -10,7 +10,7 @@ use store::{
 };
 
 /// A shop that sells limited shoes in drops
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "store")]
 pub struct Args {
     /// The address to serve on
@@ -29,9 +29,40 @@ pub struct Args {
     #[arg(long, value_name = "HOST")]
     pub public_host: Option<String>,
 
-    /// The file of the database. It is created if need be
+    /// The address of a proxy in front of the shop, whose header x-forwarded-for says where a request comes from. May be given
+    /// several times, or with commas between them. Wrong passwords are counted by name and address, and without this, all that
+    /// come through a proxy have its address
+    #[arg(
+        long,
+        env = "STORE_TRUSTED_PROXY",
+        hide_env_values = true,
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    pub trusted_proxy: Vec<IpAddr>,
+
+    /// The file of the database. It is created if need be, and once: a file with the ending .created is written next to it,
+    /// and while that is there, a database that is missing is waited for
     #[arg(long, default_value = "store.db", value_name = "PATH")]
     pub db: PathBuf,
+
+    /// The address of a database in PostgreSQL, instead of a file: `postgres://user:password@host/shop`, for nodes on several
+    /// machines; needs the feature postgres, and --secret. Its tables are made if there are none. With `?sslmode=require` at the
+    /// end, connections have TLS: the server's certificate is for the host, and signed by one that the system trusts, or that is
+    /// in the file that `SSL_CERT_FILE` names
+    #[arg(
+        long,
+        env = "STORE_DATABASE",
+        hide_env_values = true,
+        value_name = "URL",
+        conflicts_with = "fresh",
+        requires = "secret"
+    )]
+    pub database: Option<String>,
+
+    /// Waits for the database instead of creating it, for a folder that may not be mounted yet
+    #[arg(long, conflicts_with = "fresh")]
+    pub no_create: bool,
 
     /// Removes the file of the database first
     #[arg(long)]

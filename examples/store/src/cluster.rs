@@ -14,7 +14,7 @@ use crate::args::Args;
 pub enum NodeError {
     /// The program was built without it.
     #[cfg_attr(
-        all(feature = "redis", feature = "nats"),
+        all(feature = "redis", feature = "nats", feature = "postgres"),
         expect(dead_code, reason = "all features are there")
     )]
     #[error("this program was built without the feature {0}")]

@@ -88,8 +88,20 @@ impl Inventory {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use axum::{body::Body, http::Request};
+    use pipeline::telemetry::Telemetry;
+    use tower_service::Service;
+
     use super::*;
-    use crate::database::seed::seed;
+    use crate::{
+        admins::Admins,
+        clock::Clock,
+        database::{SqliteDatabase, SqliteOptions, seed::seed},
+        http,
+        shop::{Shop, ShopOptions},
+    };
 
     fn stock(id: i64, available_count: i64, rev: i64) -> Change {
         Change::Item { id, available_count, rev }
@@ -122,10 +134,53 @@ mod tests {
         let (done, is_done) = std::sync::mpsc::channel();
         let reader = inventory.clone();
         std::thread::spawn(move || done.send((reader.is_loaded(), reader.snapshot())));
-        let read = is_done.recv_timeout(std::time::Duration::from_secs(20));
+        let read = is_done.recv_timeout(Duration::from_secs(20));
         drop(writer);
         let (is_loaded, snapshot) = read.unwrap();
         assert!(is_loaded && *snapshot.unwrap() == seed(1));
+    }
+
+    /// A shop none of whose pipelines runs: there is no task that could be asked. And the lock of writers is held all the time.
+    #[test]
+    fn p_013_pages_ask_no_task_and_wait_for_no_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = SqliteDatabase::new(SqliteOptions {
+            path: folder.path().join("store.db"),
+            seed: seed(1),
+            creates: true,
+            confirm_orders: false,
+        });
+        let options = ShopOptions {
+            database: Arc::new(database.unwrap()),
+            secret: "a secret of the tests, long enough".to_owned(),
+            max_cart_items: 4,
+            clock: Clock::wall(),
+            telemetry: Telemetry::global(),
+            bench: false,
+            idle_timeout: Duration::from_secs(60),
+            trusted_proxies: Vec::new(),
+        };
+        let (shop, producers) = Shop::new(options).unwrap();
+        drop(producers);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(shop.reload()).unwrap();
+        let writer = shop.inventory.early.lock();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let mut pages = http::router(shop.clone(), Arc::new(Admins::new(Vec::new())));
+        std::thread::spawn(move || {
+            let answered = runtime.block_on(async {
+                let mut answered = Vec::new();
+                for path in ["/", "/drops", "/app", "/app/cart"] {
+                    let request = Request::get(path).body(Body::empty()).unwrap();
+                    answered.push(pages.call(request).await.unwrap().status());
+                }
+                answered
+            });
+            done.send(answered)
+        });
+        let answered = is_done.recv_timeout(Duration::from_secs(20));
+        drop(writer);
+        assert_eq!(answered.unwrap(), [200; 4]);
     }
 
     #[test]

@@ -18,15 +18,25 @@ use std::{
 use clap::Parser;
 use futures::FutureExt;
 use pipeline::{
-    inspect::Inspector, serve, statsd::StatsdRecorder, telemetry::Telemetry, ws::listen,
+    Pipeline,
+    inspect::Inspector,
+    serve,
+    statsd::StatsdRecorder,
+    telemetry::Telemetry,
+    ws::{PubSub, listen},
 };
 use pipeline_example_support::{complain, finish, log_to_stderr, say};
 use store::{
+    admins,
     balance::{self, Alarm, Limits},
     clock::Clock,
-    database::{Database, LateDatabase, SqliteDatabase, SqliteOptions, seed::seed},
+    database::{Database, LateDatabase, SqliteDatabase, SqliteOptions, mark_of, seed::seed},
     domain::{ids, moment::Moment},
-    pipelines::{Duties, orders, rush},
+    pipelines::{
+        Duties,
+        orders::{self, OrdersError},
+        rush,
+    },
     shop::{Shop, ShopOptions},
     store::Store,
 };
@@ -35,7 +45,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+#[cfg(feature = "postgres")]
+use store::database::{PostgresDatabase, PostgresOptions};
+
 use self::args::Args;
+#[cfg(not(feature = "postgres"))]
+use self::cluster::NodeError;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -62,7 +77,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
-    let admins = args.admins()?;
+    let credentials = args.admins()?;
     if args.fresh {
         remove(&args.db)?;
     }
@@ -79,11 +94,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         None => None,
     };
 
-    let mut database: Arc<dyn Database> = Arc::new(SqliteDatabase::new(SqliteOptions {
-        path: args.db.clone(),
-        seed: seed(args.seed),
-        confirm_orders: true,
-    })?);
+    let mut database = open_database(&args)?;
     if let Some(by) = args.drill_database {
         database = Arc::new(LateDatabase::new(database, Duration::from_millis(by)));
     }
@@ -95,6 +106,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         telemetry: Telemetry::global(),
         bench: args.bench,
         idle_timeout: IDLE,
+        trusted_proxies: args.trusted_proxy.clone(),
     };
     let node = cluster::join(&args).await?;
     let duties = Duties {
@@ -102,7 +114,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         compares: !args.no_comparison,
         tell_late: Duration::from_millis(args.drill_worker.unwrap_or_default()),
     };
-    let store = Store::open(options, admins, duties, |mut endpoint| {
+    let store = Store::open(options, credentials, duties, |mut endpoint| {
         if let Some(host) = &args.public_host {
             endpoint = endpoint.host(host);
         }
@@ -117,19 +129,26 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         .health
         .router()
         .nest("/balance", balance::router(store.endpoint.clone()))
+        .nest("/admins", admins::router(store.admins.clone(), store.endpoint.clone()))
         .nest_service("/inspect", inspector.build()?);
 
     // The tasks end with this function.
     let mut tasks = JoinSet::new();
-    tasks.spawn(confirm_orders(args.db.clone(), store.endpoint.clone()));
+    tasks.spawn(confirm_orders(args.clone(), store.shop.clone(), store.endpoint.clone()));
     tasks.spawn(after_the_load(store.shop.clone(), args.release.clone(), args.sell));
+    let withdrawals = admins::follow(store.admins.clone(), store.endpoint.clone());
+    tasks.spawn(withdrawals.map(|never| match never {}));
     node.watch(&store.shop, &mut tasks);
     keep_balance(&args, &store.endpoint, &mut tasks);
 
     say(format!("shop     http://{address}/"));
     say(format!("admin    http://{address}/admin"));
     say(format!("inspect  http://{operator_address}/inspect"));
-    say(format!("database {}", args.db.display()));
+    match &args.database {
+        // The address has a password.
+        Some(_) => say("database PostgreSQL"),
+        None => say(format!("database {}", args.db.display())),
+    }
     let shop = store.shop.clone();
     let mut server = serve(listener, store.router).endpoint(store.endpoint).health(&store.health);
     for pipeline in store.pipelines {
@@ -149,6 +168,22 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     drop(statsd);
     say(report.to_string());
     Ok(report.is_clean())
+}
+
+/// The database that the flags name.
+fn open_database(args: &Args) -> Result<Arc<dyn Database>, Box<dyn Error>> {
+    let (seed, creates) = (seed(args.seed), !args.no_create);
+    #[cfg(feature = "postgres")]
+    if let Some(url) = args.database.clone() {
+        let options = PostgresOptions { url, seed, creates };
+        return Ok(Arc::new(PostgresDatabase::new(options)?));
+    }
+    #[cfg(not(feature = "postgres"))]
+    if args.database.is_some() {
+        return Err(NodeError::Missing("postgres").into());
+    }
+    let (path, confirm_orders) = (args.db.clone(), true);
+    Ok(Arc::new(SqliteDatabase::new(SqliteOptions { path, seed, creates, confirm_orders })?))
 }
 
 /// Gives sockets to other nodes as the flags and operators want it.
@@ -193,11 +228,11 @@ fn say_if_descriptors_are_few() {
 fn say_if_descriptors_are_few() {}
 
 /// Confirms placed orders to their carts, once the database is there.
-async fn confirm_orders(path: PathBuf, endpoint: pipeline::ws::Endpoint) {
+async fn confirm_orders(args: Args, shop: Arc<Shop>, endpoint: pipeline::ws::Endpoint) {
     loop {
-        // The database creates its file. A queue in a file without the shop's tables would be in its way.
-        if path.exists() {
-            match orders::start(path.clone(), endpoint.pubsub()).await {
+        // The database makes its tables first. A queue in a file without them would be in its way.
+        if shop.inventory.is_loaded() && (args.database.is_some() || args.db.exists()) {
+            match start_orders(&args, endpoint.pubsub()).await {
                 Ok(mut pipeline) => {
                     pipeline.join().await;
                     return;
@@ -209,6 +244,14 @@ async fn confirm_orders(path: PathBuf, endpoint: pipeline::ws::Endpoint) {
         }
         sleep(AGAIN).await;
     }
+}
+
+async fn start_orders(args: &Args, pubsub: &PubSub) -> Result<Pipeline, OrdersError> {
+    #[cfg(feature = "postgres")]
+    if let Some(url) = &args.database {
+        return orders::start_in_postgres(url, pubsub).await;
+    }
+    orders::start(args.db.clone(), pubsub).await
 }
 
 /// What the flags want to happen to the products.
@@ -268,9 +311,9 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
     }
 }
 
-/// Removes the file of a database, with those that SQLite has next to it.
+/// Removes the file of a database, with its mark and with those that SQLite has next to it.
 fn remove(db: &Path) -> io::Result<()> {
-    for path in [db.to_owned(), next_to(db, "-wal"), next_to(db, "-shm")] {
+    for path in [mark_of(db), db.to_owned(), next_to(db, "-wal"), next_to(db, "-shm")] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

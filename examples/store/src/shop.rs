@@ -2,6 +2,7 @@
 
 use std::{
     fmt, mem,
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use pipeline::{
     timed::Timed,
     ws::{
         Presence, PubSub,
-        presence::PresenceDiff,
+        presence::{PresenceDiff, TrackerOptions},
         pubsub::SubscriberId,
         token::{Signer, SignerError},
     },
@@ -33,7 +34,6 @@ use crate::{
         catalogue::{Applied, Catalogue},
         change::{Change, Row},
         ids::PresenceKeys,
-        level::Level,
     },
     inventory::Inventory,
     pages::{ItemView, ProductView},
@@ -59,6 +59,10 @@ const MAX_ROWS: usize = 100_000;
 /// The most writes that have begun and have not ended. The next one is refused, and counts as failed.
 const MAX_WRITES: usize = 16_384;
 
+/// After how long a silence the shoppers of another node are gone. What is added to it, until the next look and the diff, leaves
+/// them no longer than 30 seconds.
+const DOWN: Duration = Duration::from_secs(25);
+
 /// What a shop is made with.
 pub struct ShopOptions {
     /// The source of truth.
@@ -75,6 +79,8 @@ pub struct ShopOptions {
     pub bench: bool,
     /// How long an open page may say nothing. One that says less is gone.
     pub idle_timeout: Duration,
+    /// The addresses of proxies that say where a request comes from.
+    pub trusted_proxies: Vec<IpAddr>,
 }
 
 /// The shop.
@@ -99,6 +105,8 @@ pub struct Shop {
     pub bench: bool,
     /// How long an open page may say nothing.
     pub idle_timeout: Duration,
+    /// The addresses of proxies that say where a request comes from.
+    pub trusted_proxies: Vec<IpAddr>,
     news: News,
     /// Notified when the copy may miss something.
     doubt: Notify,
@@ -123,8 +131,6 @@ pub enum Tell {
         item: i64,
         /// Its product.
         product: i64,
-        /// Its level before the first change that was not told.
-        before: Level,
         /// When the first of these changes was applied.
         since: Instant,
     },
@@ -190,8 +196,8 @@ impl Shop {
     ///
     /// [`ShopError`] if the secret is too short.
     pub fn new(options: ShopOptions) -> Result<(Arc<Self>, Producers), ShopError> {
-        let ShopOptions { database, secret, max_cart_items, clock, telemetry, bench, idle_timeout } =
-            options;
+        let ShopOptions { database, secret, max_cart_items, clock, telemetry, bench, .. } = options;
+        let ShopOptions { idle_timeout, trusted_proxies, .. } = options;
         // One entry per row: what is true is read at the moment of telling, so one stands for all changes until then.
         let one_per_row = || FairQueueOptions::new().capacity(MAX_ROWS).key_capacity(1);
         let (levels, levels_producer) = timed_fair_queue(one_per_row());
@@ -202,6 +208,7 @@ impl Shop {
         let changed = totals.clone();
         let presence = Presence::builder()
             .name("carts")
+            .tracker(TrackerOptions::new().down_period(DOWN))
             .on_diff(move |diff: &PresenceDiff| {
                 if &*diff.topic == CART_TRACKER {
                     // One that waits stands for this one too.
@@ -220,6 +227,7 @@ impl Shop {
             metrics: Metrics::new(&telemetry),
             bench,
             idle_timeout,
+            trusted_proxies,
             news: News { levels, alerts, totals },
             doubt: Notify::new(),
             network: OnceLock::new(),
@@ -274,7 +282,7 @@ impl Shop {
     ///
     /// # Errors
     ///
-    /// [`DatabaseError`] if the database has not released it. Then nothing has changed anywhere.
+    /// [`DatabaseError`] if the database has not released it. Then nothing has changed anywhere, unless that is unknown.
     pub async fn release(self: &Arc<Self>, product: i64) -> Result<Release, DatabaseError> {
         let shop = self.clone();
         self.to_its_end(async move {
@@ -363,7 +371,7 @@ impl Shop {
             }
             Ok(CheckOut::Repeated) => self.empty(&order),
             Ok(CheckOut::Gone(_)) => self.metrics.out.increment(1),
-            Ok(CheckOut::NotForSale(_) | CheckOut::OtherItems) => {}
+            Ok(CheckOut::NotForSale(_) | CheckOut::OtherItems | CheckOut::BoughtBefore(_)) => {}
             Err(_) => self.metrics.failed.increment(1),
         }
         done
@@ -434,12 +442,13 @@ impl Shop {
         }
     }
 
+    /// Puts what has changed into the queues. Threads that have applied one change after another may come here in any order:
+    /// an entry names the row and not its change, and its state is read from the copy when the entry is handled.
     fn announce(&self, applied: &[Applied]) {
         for applied in applied {
             match *applied {
                 Applied::Stock { item, product, before, after } => {
-                    let since = Instant::now();
-                    let tell = Tell::Stock { item, product, before: Level::of(before), since };
+                    let tell = Tell::Stock { item, product, since: Instant::now() };
                     // An entry that waits stands for what is true when its turn comes, so a second one says nothing more.
                     let _ = self.news.levels.try_push(Row::Item(item), Timed::now(tell));
                     if (before == 0) != (after == 0) {

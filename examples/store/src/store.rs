@@ -10,12 +10,13 @@ use pipeline::{
     ws::{
         Endpoint,
         endpoint::{BuildError, EndpointBuilder},
+        pubsub::BroadcastError,
     },
 };
 use thiserror::Error;
 
 use crate::{
-    admins::{Admins, Credentials},
+    admins::{self, Admins, Credentials},
     channels, http,
     pipelines::{self, Duties},
     shop::{Shop, ShopError, ShopOptions},
@@ -82,10 +83,13 @@ impl Store {
         Ok(Self { shop, admins, endpoint, pipelines, health, router })
     }
 
-    /// Withdraws the access of an admin, whose open sockets are closed on all nodes. Returns how many were open here.
-    #[must_use]
-    pub fn withdraw(&self, admin: &str) -> usize {
-        self.admins.withdraw(admin);
-        self.endpoint.disconnect(&channels::sockets::socket_id(admin))
+    /// Withdraws the access of an admin, whose open sockets are closed on all nodes. Returns how many were open here; `None`
+    /// if there is no such admin here.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError`] if the other nodes were not told.
+    pub fn withdraw(&self, admin: &str) -> Result<Option<usize>, BroadcastError> {
+        admins::withdraw(&self.admins, &self.endpoint, admin)
     }
 }

@@ -24,6 +24,11 @@ pub struct Metrics {
     pub replicated: Counter,
     /// Open cart channels.
     pub carts: Gauge,
+    clock_ahead: Gauge,
+    /// Passwords of admins that were wrong.
+    pub wrong_passwords: Counter,
+    /// Tries to sign in that were refused because there were too many wrong ones.
+    pub refused_tries: Counter,
 }
 
 impl Metrics {
@@ -53,7 +58,19 @@ impl Metrics {
             copy_reloads: counter("store.copy_reloads", "loads that changed the copy"),
             replicated: counter("store.replicated", "changes of other nodes that were received"),
             carts: telemetry.gauge("store.carts", "open carts", []),
+            clock_ahead: telemetry.gauge(
+                "store.clock_ahead",
+                "milliseconds by which the shop's clock is ahead of the system's",
+                [],
+            ),
+            wrong_passwords: counter("store.wrong_passwords", "wrong passwords of admins"),
+            refused_tries: counter("store.refused_tries", "tries to sign in that were refused"),
         }
+    }
+
+    /// Records by how much the clock is ahead of the system's.
+    pub fn clock_is_ahead(&self, by: Duration) {
+        self.clock_ahead.set(milliseconds(by));
     }
 
     /// Records the time of a checkout.

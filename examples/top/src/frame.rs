@@ -1,7 +1,7 @@
 //! Draws one frame of a view in a terminal. Pure.
 
 use pipeline::{
-    inspect::{EndpointView, NodeView, PercentilesView, PipelineView, StageView, View},
+    inspect::{EndpointView, LegView, NodeView, PercentilesView, PipelineView, StageView, View},
     snapshot::{Activity, PipelinePhase, SourceSnapshot, StageKind},
 };
 use ratatui::{
@@ -183,7 +183,7 @@ const TIME: u16 = 12;
 
 /// All columns, with the widest text of each, because a truncated number is a wrong one.
 const COLUMNS: [Column; 9] = [
-    Column { name: "", width: 16, rank: 1, cell: |stage| doing(stage.mostly).0.to_owned() },
+    Column { name: "", width: 16, rank: 1, cell: state },
     Column { name: "in/s", width: 5, rank: 2, cell: arrived },
     Column { name: "out/s", width: 5, rank: 2, cell: |stage| rate(stage.out_per_second) },
     Column {
@@ -296,19 +296,23 @@ fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
 
 fn delivery(frame: &mut Frame<'_>, area: Rect, endpoint: &EndpointView) {
     // Only the columns that fit, so that no number is truncated.
-    let fit = usize::from(area.width.saturating_sub(BORDERS) / (TIME + SPACING)).clamp(2, 6);
-    let head = ["", "count", "p50", "p90", "p99", "max"].map(|name| right(name.to_owned()));
+    let fit = usize::from(area.width.saturating_sub(BORDERS) / (TIME + SPACING)).clamp(2, 7);
+    let head =
+        ["", "count", "p50", "p90", "p99", "max", "normal"].map(|name| right(name.to_owned()));
     let head = head.into_iter().take(fit);
-    let row = |name: String, window: &PercentilesView| {
+    let row = |name: String, window: &PercentilesView, normal: String| {
         let times = [window.p50, window.p90, window.p99, window.max].map(milliseconds);
-        let cells = [name, window.count.to_string()].into_iter().chain(times);
+        let cells = [name, window.count.to_string()].into_iter().chain(times).chain([normal]);
         Row::new(cells.take(fit).map(right))
     };
     let windows = endpoint.delivered.windows.iter();
-    let windows = windows.map(|window| row(format!("last {} s", window.seconds), window));
+    let windows =
+        windows.map(|window| row(format!("last {} s", window.seconds), window, String::new()));
     // The parts of the last minute.
     let legs = endpoint.delivered.legs.iter();
-    let rows = windows.chain(legs.map(|leg| row(leg.leg.clone(), &leg.percentiles)));
+    let normal =
+        |leg: &LegView| leg.normal_ms.map_or_else(String::new, |most| format!("< {most} ms"));
+    let rows = windows.chain(legs.map(|leg| row(leg.leg.clone(), &leg.percentiles, normal(leg))));
     let title = Line::from(vec![
         " delivery ".bold(),
         Span::from(format!(
@@ -388,6 +392,13 @@ fn nodes(frame: &mut Frame<'_>, area: Rect, nodes: &[NodeView]) {
     frame.render_widget(table, area);
 }
 
+fn state(stage: &StageView) -> String {
+    match stage.items_held_back {
+        0 => doing(stage.mostly).0.to_owned(),
+        items => format!("{} held back", short(items as f64)),
+    }
+}
+
 fn doing(activity: Activity) -> (&'static str, Color) {
     match activity {
         Activity::Busy => ("busy", Color::Green),
@@ -458,7 +469,7 @@ mod tests {
         "endpoint":{"sockets":[{"path":"/socket","open":3}],
         "channels":[{"pattern":"user:*","open":3,"topics":2}],"dropped":{"overflow":17},
         "delivered":{"count":1,"windows":[{"seconds":10,"count":1,"p50":0.714}],
-        "legs":[{"leg":"queued","count":1,"p50":0.5},{"leg":"written","count":2,"p99":812.4}]}}}"#;
+        "legs":[{"leg":"queued","normal_ms":1.0,"count":1,"p50":0.5},{"leg":"written","count":2,"p99":812.4}]}}}"#;
 
     #[test]
     fn a_frame_shows_stages_their_bottleneck_times_and_sockets() {
@@ -470,6 +481,7 @@ mod tests {
         assert!(line("▲ render").contains("busy") && line("▲ render").contains("99 %"), "{text}");
         assert!(line("last 10 s").contains("0.71 ms"), "{text}");
         assert!(line("written").contains("812.40 ms"), "{text}");
+        assert!(line("queued").contains("< 1 ms"), "{text}");
         assert!(line("user:*").contains("3 channels") && line("user:*").contains("2 topics"));
         assert!(line("overflow").contains("17 frames"), "{text}");
     }

@@ -185,7 +185,9 @@ impl Names {
             _ => ("", ""),
         };
         let tags = self.tags.iter().cloned();
-        let labels = labels.iter().map(|(key, value)| (cut(key), cut(value)));
+        let mut labels: Vec<_> =
+            labels.iter().map(|(key, value)| (cut(key), cut(value))).collect();
+        labels.sort_unstable();
         let tags = tags.chain(labels).filter(|(key, value)| !key.is_empty() && !value.is_empty());
         (name, tags.map(|(key, value)| (clean(&key, in_key), clean(&value, in_value))).collect())
     }

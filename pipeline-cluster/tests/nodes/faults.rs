@@ -1,24 +1,30 @@
 //! Nodes and servers that fail, and what the others and their clients see of it.
 
-use std::{process::Child, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    process::Child,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use pipeline_cluster::Gap;
 use pipeline_test_support::{
-    Way,
+    PATIENCE, Way,
     servers::{Kind, Server},
 };
 use pipeline_ws_sink::{
     Endpoint, Presence,
     presence::{PresenceDiff, PresenceGuard, TrackerOptions},
+    pubsub::Adapter,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Node, T, eventually, next, noticed, options, options_of, patient_tracker, spawn, tracker,
-    within,
+    Node, Stalls, T, eventually, next, noticed, options, options_of, patient_tracker, spawn,
+    tracker, within,
 };
 
 /// A node with a user, whose key is its name.
@@ -159,18 +165,150 @@ pub async fn slow(kind: Kind) {
     assert_eq!(right.count("pipeline.cluster.connects"), 1);
 }
 
-/// Four other nodes, each a process with a user.
-async fn five(kind: Kind, test: &str) -> Option<(Server, Present, Vec<Process>)> {
-    let server = Server::start(kind).await?;
-    let here = Present::start(&server.url(), "here", tracker()).await;
-    let others = (0..4).map(|n| Process(spawn(&server, test, n))).collect();
-    here.listing(&["here", "user 0", "user 1", "user 2", "user 3"]).await;
-    here.tells(&["+here", "+user 0", "+user 1", "+user 2", "+user 3"]).await;
-    Some((server, here, others))
+/// The server takes what a node sends far more slowly than the node broadcasts. Subscribers on the node do not notice, a
+/// bounded number waits, the oldest are dropped and counted, and what is left is sent while the server is still slow.
+pub async fn slow_server(kind: Kind) {
+    const WAITING: usize = 300;
+    const CALM: usize = 300;
+    const ALL: usize = 2_300;
+    let Some(server) = Server::start(kind).await else { return };
+    let way = Way::to(server.port()).await;
+    let through = server.url().replace(&server.port().to_string(), &way.port.to_string());
+    let bounded = options("left").max_waiting(WAITING);
+    let left = Node::at(&through, bounded, Endpoint::builder()).await;
+    let right = Node::start(&server, "right").await;
+    within(left.cluster.connected()).await;
+    let (mut here, mut there) = (left.subscribe(T).await, right.subscribe(T).await);
+    let mut gaps = right.cluster.gaps();
+    let waiting = || left.cluster.snapshot().unwrap().waiting;
+    // How long each takes to a subscriber on the node, in the middle.
+    let mut median = async |numbers: std::ops::Range<usize>| {
+        let mut times = Vec::new();
+        for n in numbers {
+            let since = Instant::now();
+            let said = json!({ "n": n, "text": "x".repeat(300) });
+            left.endpoint.broadcast(T, "said", said).unwrap();
+            assert_eq!(next(&mut here).await.1["n"], n);
+            times.push(since.elapsed());
+            let waiting = waiting();
+            // As many as are sent again after a lost connection may be on the way.
+            assert!(waiting <= WAITING + 512, "{waiting} wait");
+        }
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    let control = median(0..CALM).await;
+    assert!(within(left.cluster.flush(PATIENCE)).await);
+    // Those that wait take almost three seconds, and the server may take one to answer.
+    way.slow(40_000);
+    let slow = median(CALM..ALL).await;
+    println!("{kind:?}: {control:?} before, and {slow:?} while the server is slow");
+    assert!(slow <= 10 * control, "{slow:?}, and {control:?} while the server was well");
+    assert!(left.cluster.flush(2 * PATIENCE).await, "{} wait", waiting());
+    way.heal();
+    within(left.cluster.connected()).await;
+    left.say(T, ALL);
+    let mut received = Vec::new();
+    while received.last() != Some(&ALL) {
+        received.push(usize::try_from(next(&mut there).await.1["n"].as_u64().unwrap()).unwrap());
+    }
+    assert!(received.is_sorted_by(|one, next| one < next), "each once, in order: {received:?}");
+    // What was dropped, and nothing else, is missing, and the other node knows how many.
+    let dropped = left.recorded.counters("pipeline.cluster.dropped");
+    let missing = (ALL + 1 - received.len()) as u64;
+    // The slow server may count as lost for a moment.
+    assert!(dropped.iter().all(|(reason, _)| {
+        ["reason=queue_full", "reason=not_connected"].contains(&reason.as_str())
+    }));
+    assert_eq!(dropped.iter().map(|(_, count)| count).sum::<u64>(), missing);
+    assert_eq!(right.count("pipeline.cluster.lost"), missing);
+    assert!(within(gaps.next()).await.unwrap().concerns(T));
+}
+
+/// A node, and four others that are processes with a user each.
+struct Five {
+    server: Server,
+    here: Present,
+    others: Vec<Process>,
+    stalls: Stalls,
+    /// Those of the other processes, as they have said them.
+    stalls_of: HashMap<u64, u64>,
+    rounds: usize,
+    /// How often users have left and joined again who were there.
+    again: u64,
+}
+
+impl Five {
+    async fn start(kind: Kind, test: &str) -> Option<Self> {
+        let server = Server::start(kind).await?;
+        let here = Present::start(&server.url(), "here", tracker()).await;
+        let stalls = Stalls::watch(&server.url()).await;
+        let others = (0..4).map(|n| Process(spawn(&server, test, n))).collect();
+        here.listing(&["here", "user 0", "user 1", "user 2", "user 3"]).await;
+        let stalls_of = HashMap::new();
+        let mut five = Self { server, here, others, stalls, stalls_of, rounds: 0, again: 0 };
+        five.tells(&["+here", "+user 0", "+user 1", "+user 2", "+user 3"]).await;
+        Some(five)
+    }
+
+    /// Waits until these nodes answer, and no others.
+    async fn answer(&mut self, nodes: &[u64]) {
+        let Self { here, stalls_of, rounds, .. } = self;
+        let mut said = here.node.subscribe(T).await;
+        eventually(async || {
+            *rounds += 1;
+            here.node.say(T, *rounds);
+            let mut heard = BTreeSet::new();
+            // A node that was away for a moment has missed it.
+            let hearing = timeout(Duration::from_secs(1), async {
+                while heard.len() < nodes.len() {
+                    let (event, payload) = next(&mut said).await;
+                    if event == "heard" && payload["n"] == *rounds {
+                        let node = payload["node"].as_u64().unwrap();
+                        heard.insert(node);
+                        stalls_of.insert(node, payload["stalls"].as_u64().unwrap());
+                    }
+                }
+            });
+            hearing.await.is_ok() && heard.iter().eq(nodes)
+        })
+        .await;
+    }
+
+    /// Waits until clients have seen this, in any order. Users may have left and joined again meanwhile.
+    async fn tells(&mut self, expected: &[&str]) {
+        let balance = |told: &[&str]| {
+            let mut users = BTreeMap::<String, i64>::new();
+            for told in told {
+                let (change, user) = told.split_at(1);
+                *users.entry(user.to_owned()).or_default() += if change == "+" { 1 } else { -1 };
+            }
+            users.retain(|_, count| *count != 0);
+            users
+        };
+        let all = balance(expected);
+        eventually(async || {
+            let told = self.here.told.lock();
+            let told: Vec<_> = told.iter().map(String::as_str).collect();
+            balance(&told) == all && expected.iter().all(|it| told.contains(it))
+        })
+        .await;
+        let told = std::mem::take(&mut *self.here.told.lock());
+        self.again += (told.len() - expected.len()) as u64 / 2;
+    }
+
+    /// Users who are there have not left and joined again more often than their nodes, the server or this process were not
+    /// run, which does not happen on a machine that is calm.
+    fn users_left_only_for_stalls(&self, nodes: &[u64]) {
+        let (again, of) = (self.again, nodes.iter().filter_map(|node| self.stalls_of.get(node)));
+        let stalls = self.stalls.count() + of.sum::<u64>();
+        println!("{again} have left and joined again, with {stalls} stalls");
+        assert!(again <= stalls, "{again} have left and joined again, with {stalls} stalls");
+    }
 }
 
 /// A process of a test. Killed on drop.
-struct Process(Child);
+pub(super) struct Process(pub(super) Child);
 
 impl Process {
     fn signal(&self, signal: Signal) {
@@ -185,37 +323,24 @@ impl Drop for Process {
     }
 }
 
-/// The numbers of the nodes that answer.
-async fn answering(here: &Present, count: usize) -> Vec<u64> {
-    let mut said = here.node.subscribe(T).await;
-    here.node.say(T, 0);
-    let mut heard = Vec::new();
-    while heard.len() < count {
-        let (event, payload) = next(&mut said).await;
-        if event == "heard" {
-            heard.push(payload["node"].as_u64().unwrap());
-        }
-    }
-    heard.sort_unstable();
-    heard
-}
-
 /// A node that is frozen for longer than its presences are kept, and runs again.
 pub async fn frozen_node(kind: Kind, test: &str) {
     if super::inside_of_another().await {
         return;
     }
-    let Some((_server, here, others)) = five(kind, test).await else { return };
-    others[0].signal(Signal::STOP);
-    here.listing(&["here", "user 1", "user 2", "user 3"]).await;
-    assert_eq!(answering(&here, 3).await, [1, 2, 3], "the others are not delayed");
+    let Some(mut five) = Five::start(kind, test).await else { return };
+    five.others[0].signal(Signal::STOP);
+    five.here.listing(&["here", "user 1", "user 2", "user 3"]).await;
+    // The others are not delayed.
+    five.answer(&[1, 2, 3]).await;
     // Longer than the permanent-down period.
     sleep(Duration::from_millis(3_500)).await;
-    here.tells(&["-user 0"]).await;
-    others[0].signal(Signal::CONT);
-    here.listing(&["here", "user 0", "user 1", "user 2", "user 3"]).await;
-    here.tells(&["+user 0"]).await;
-    eventually(async || answering(&here, 4).await == [0, 1, 2, 3]).await;
+    five.tells(&["-user 0"]).await;
+    five.others[0].signal(Signal::CONT);
+    five.here.listing(&["here", "user 0", "user 1", "user 2", "user 3"]).await;
+    five.tells(&["+user 0"]).await;
+    five.answer(&[0, 1, 2, 3]).await;
+    five.users_left_only_for_stalls(&[1, 2, 3]);
 }
 
 /// A node that is killed, and one of the same name that is started at once.
@@ -223,16 +348,19 @@ pub async fn restarted_node(kind: Kind, test: &str) {
     if super::inside_of_another().await {
         return;
     }
-    let Some((server, here, mut others)) = five(kind, test).await else { return };
-    drop(others.remove(0));
-    others.push(Process(spawn(&server, test, 0)));
-    here.tells(&["+user 0", "-user 0"]).await;
+    let Some(mut five) = Five::start(kind, test).await else { return };
+    drop(five.others.remove(0));
+    five.others.push(Process(spawn(&five.server, test, 0)));
+    five.tells(&["+user 0", "-user 0"]).await;
     // Longer than the down period: its former life leaves no second time.
     sleep(Duration::from_millis(1_500)).await;
-    here.tells(&[]).await;
-    let list = here.presence.list(T).await;
-    assert_eq!((list.len(), list.metas("user 0").count()), (5, 1));
-    assert_eq!(answering(&here, 4).await, [0, 1, 2, 3]);
+    five.tells(&[]).await;
+    let here = &five.here;
+    here.listing(&["here", "user 0", "user 1", "user 2", "user 3"]).await;
+    assert_eq!(here.presence.list(T).await.metas("user 0").count(), 1);
+    five.answer(&[0, 1, 2, 3]).await;
+    five.tells(&[]).await;
+    five.users_left_only_for_stalls(&[0, 1, 2, 3]);
 }
 
 /// A server that is stopped for longer than nodes are waited for.

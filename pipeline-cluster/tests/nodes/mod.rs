@@ -5,16 +5,20 @@
 pub mod faults;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     env,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use pipeline_cluster::{Cluster, ClusterOptions, Gap};
 use pipeline_core::{
     Pipeline,
@@ -33,12 +37,17 @@ use pipeline_ws_sink::{
     channel::{JoinContext, JoinError},
     endpoint::EndpointBuilder,
     mount::LongPoll,
-    presence::TrackerOptions,
+    presence::{PresenceDiff, TrackerOptions},
     pubsub::{PreparedBroadcast, TopicSubscription},
     socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
 
 const T: &str = "room:lobby";
 
@@ -218,6 +227,49 @@ pub async fn broadcasts(kind: Kind) {
     assert_eq!(other.count("pipeline.cluster.received"), 0);
     let gaps = [&left, &right, &other].map(|node| node.count("pipeline.cluster.gaps"));
     assert_eq!(gaps, [0, 0, 0]);
+}
+
+/// A topic that is given up and wanted again, while another node broadcasts to it: what is sent in between is not missing.
+pub async fn wanted_again(kind: Kind) {
+    const TIMES: usize = 1_000;
+    let Some(server) = Server::start(kind).await else { return };
+    let left = Node::start(&server, "left").await;
+    let short = options("right").linger(Duration::ZERO);
+    let right = Node::with(&server, short, Endpoint::builder()).await;
+    within(right.cluster.connected()).await;
+    let is_over = AtomicBool::new(false);
+    let saying = async {
+        let mut n = 0;
+        while !is_over.load(Relaxed) {
+            for _ in 0..20 {
+                left.say(T, n);
+                n += 1;
+            }
+            sleep(Duration::from_micros(200)).await;
+        }
+    };
+    let changing = async {
+        for _ in 0..TIMES {
+            let mut there = right.subscribe(T).await;
+            next(&mut there).await;
+            drop(there);
+            // The next one is to come as soon as this one is given up.
+            let given_up = async {
+                while timeout(Duration::ZERO, right.cluster.receives(T)).await.is_ok() {
+                    yield_now().await;
+                }
+            };
+            within(given_up).await;
+        }
+        is_over.store(true, Relaxed);
+    };
+    tokio::join!(saying, changing);
+    let received = right.count("pipeline.cluster.received");
+    let counted =
+        ["gaps", "lost", "dropped"].map(|it| right.count(&format!("pipeline.cluster.{it}")));
+    println!("{kind:?}: {received} received, gaps, lost and dropped: {counted:?}");
+    assert!(received >= TIMES as u64, "{received}");
+    assert_eq!(counted, [0, 0, 0], "what was sent while it was given up is no gap");
 }
 
 /// Topics are subscribed to while they have subscribers, and a while longer.
@@ -584,7 +636,7 @@ pub async fn restart(kind: Kind) {
     }
     let dropped = left.recorded.counters("pipeline.cluster.dropped");
     let dropped: u64 =
-        dropped.iter().filter(|(label, _)| label.contains("queue_full")).map(|(_, n)| n).sum();
+        dropped.iter().filter(|(label, _)| label.contains("not_connected")).map(|(_, n)| n).sum();
     assert_eq!(dropped, 20);
     server.start_again().await;
     within(right.cluster.connected()).await;
@@ -697,6 +749,96 @@ pub async fn absent(kind: Kind) {
     while next(&mut there).await.1["n"] != 2 {}
 }
 
+/// Nodes whose users at a server of NATS may not do all that a node does. The server answers as if they did.
+pub async fn permissions() {
+    const MANY: u64 = 1_000;
+    const USERS: &str = r#"
+        authorization { users = [
+            { user: may, password: "se:cret" }
+            { user: deaf, password: "se:cret", permissions: { subscribe: { deny: "test.1.t.>" } } }
+            { user: mute, password: "se:cret", permissions: { publish: { deny: "test.1.t.>" } } }
+        ] }
+    "#;
+    let Some(server) = Server::start_nats(USERS).await else { return };
+    let mut nodes = Vec::new();
+    for user in ["may", "deaf", "mute"] {
+        let url = server.url().replace("//", &format!("//{user}:se%3Acret@"));
+        let node = Node::at(&url, options(user), Endpoint::builder()).await;
+        within(node.cluster.connected()).await;
+        nodes.push(node);
+    }
+    let [may, deaf, mute] = &nodes[..] else { panic!("three") };
+    let _user = deaf.endpoint.subscribe(T);
+    let mut errors = 0;
+    eventually(async || {
+        errors += deaf.count("pipeline.cluster.connection_errors");
+        errors >= 3 && !deaf.cluster.is_connected()
+    })
+    .await;
+    let refused_are = async |count: u64| {
+        let mut refused = 0;
+        eventually(async || {
+            let dropped = mute.recorded.counters("pipeline.cluster.dropped");
+            assert!(dropped.iter().all(|(reason, _)| reason == "reason=refused"), "{dropped:?}");
+            refused += dropped.iter().map(|(_, count)| count).sum::<u64>();
+            refused >= count
+        })
+        .await;
+        assert_eq!(refused, count);
+    };
+    // The first refusal may be heard after it was counted as sent.
+    mute.say(T, 0);
+    refused_are(1).await;
+    mute.count("pipeline.cluster.sent");
+    // They are fewer messages, and those in one message are refused together.
+    (0..20).for_each(|n| mute.say(T, n));
+    refused_are(20).await;
+    assert_eq!(mute.count("pipeline.cluster.sent"), 0);
+    // What it may publish is published.
+    assert_eq!(mute.count("pipeline.cluster.connection_errors"), 0);
+    // More refusals at once than the client keeps.
+    (0..MANY).for_each(|n| mute.say(&format!("room:{n}"), 1));
+    refused_are(MANY).await;
+    // Another node of the same server notices nothing.
+    let mut here = may.subscribe(T).await;
+    may.say(T, 2);
+    assert_eq!(next(&mut here).await.1["n"], 2);
+    assert_eq!(may.count("pipeline.cluster.connection_errors"), 0);
+}
+
+/// A node whose user at a server of Redis may publish to half of the channels.
+pub async fn channels_of_a_user() {
+    const TOPICS: u64 = 100;
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let allowed = ["&test.1.all", "&test.1.n.*", "&test.1.t.[0-7]*"];
+    let mut user = redis::cmd("ACL");
+    user.arg(&["SETUSER", "half", "on", ">secret", "~*", "+@all", "resetchannels"]).arg(&allowed);
+    user.exec_async(&mut connection).await.unwrap();
+    let may = Node::start(&server, "may").await;
+    let url = server.url().replace("//", "//half:secret@");
+    let half = Node::at(&url, options("half"), Endpoint::builder()).await;
+    within(half.cluster.connected()).await;
+    let topics: Vec<_> = (0..TOPICS).map(|n| format!("room:{n}")).collect();
+    let mut subscriptions = Vec::new();
+    for topic in &topics {
+        subscriptions.push(may.subscribe(topic).await);
+    }
+    topics.iter().for_each(|topic| half.say(topic, 1));
+    let (mut sent, mut refused) = (0, 0);
+    eventually(async || {
+        sent += half.count("pipeline.cluster.sent");
+        refused += half.count("pipeline.cluster.dropped");
+        sent + refused >= TOPICS
+    })
+    .await;
+    assert!(sent > 20 && refused > 20, "{sent} sent and {refused} refused");
+    may.has_received(sent).await;
+    assert_eq!(sent + refused, TOPICS);
+    assert_eq!(half.count("pipeline.cluster.connection_errors"), 0);
+}
+
 /// A node that sends no more than the options say refuses the rest.
 pub async fn refusal(kind: Kind) {
     let Some(mut server) = Server::start(kind).await else { return };
@@ -757,6 +899,64 @@ async fn noticed(mut so: impl AsyncFnMut() -> bool, mut control: impl AsyncFnMut
     assert!(2 * took < control, "{took:?}, and {control:?} with four times the period");
 }
 
+/// A part of the time after which a node counts as down: three processes have a part in each sign of life.
+const STALL: Duration = Duration::from_millis(200);
+
+/// How often a process, or the server that it asks, was not run for so long that its node may count as down, and once more
+/// for each second of that.
+struct Stalls(Arc<AtomicU64>);
+
+impl Stalls {
+    /// Counts to the end of the test.
+    async fn watch(url: &str) -> Self {
+        let address = url.split("//").nth(1).unwrap().trim_end_matches('/');
+        let mut server = TcpStream::connect(address).await.unwrap();
+        let stalls = Arc::<AtomicU64>::default();
+        let counts = stalls.clone();
+        tokio::spawn(async move {
+            loop {
+                let (since, mut said) = (Instant::now(), Vec::new());
+                // At the end of the test, the server ends.
+                if server.write_all(b"PING\r\n").await.is_err() {
+                    return;
+                }
+                while !said.windows(4).any(|it| it == b"PONG") {
+                    let Ok(1..) = server.read_buf(&mut said).await else { return };
+                }
+                sleep(Duration::from_millis(50)).await;
+                if since.elapsed() > STALL {
+                    counts.fetch_add(1 + since.elapsed().as_secs(), SeqCst);
+                }
+            }
+        });
+        Self(stalls)
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+}
+
+/// How often each user has joined and left, as its clients see it.
+#[derive(Clone, Default)]
+struct Changes(Arc<Mutex<HashMap<String, (usize, usize)>>>);
+
+impl Changes {
+    fn count(&self, diff: &PresenceDiff) {
+        let mut changes = self.0.lock();
+        for user in diff.joins.keys() {
+            changes.entry(user.to_owned()).or_default().0 += 1;
+        }
+        for user in diff.leaves.keys() {
+            changes.entry(user.to_owned()).or_default().1 += 1;
+        }
+    }
+
+    fn of(&self, user: &str) -> (usize, usize) {
+        self.0.lock().get(user).copied().unwrap_or_default()
+    }
+}
+
 /// Presences of all nodes are one list; a node that says goodbye leaves at once, and one that dies later;
 /// each leaves once.
 pub async fn presence(kind: Kind, test: &str) {
@@ -764,14 +964,10 @@ pub async fn presence(kind: Kind, test: &str) {
         return;
     }
     let Some(server) = Server::start(kind).await else { return };
-    let leaves = Arc::new(AtomicUsize::new(0));
-    let counted = leaves.clone();
-    let presence = Presence::builder()
-        .tracker(tracker())
-        .on_diff(move |diff| {
-            counted.fetch_add(diff.leaves.len(), SeqCst);
-        })
-        .build();
+    let changes = Changes::default();
+    let counted = changes.clone();
+    let presence =
+        Presence::builder().tracker(tracker()).on_diff(move |diff| counted.count(diff)).build();
     let builder = Endpoint::builder().presence(&presence);
     let here = Node::with(&server, options("here"), builder).await;
     within(here.cluster.connected()).await;
@@ -781,21 +977,31 @@ pub async fn presence(kind: Kind, test: &str) {
     within(control.cluster.connected()).await;
     let _ada = presence.track_detached(T, "ada", &json!({})).unwrap();
     let mut said = here.subscribe(T).await;
-    let mut nodes: Vec<Child> = (0..4).map(|n| spawn(&server, test, n)).collect();
+    let (stalls, mut stalls_of) = (Stalls::watch(&server.url()).await, HashMap::new());
+    let mut nodes: Vec<_> = (0..4).map(|n| faults::Process(spawn(&server, test, n))).collect();
+    let mut round = 0;
     // Each of the others broadcasts that it has heard, and whom it lists.
     let mut are_listed_by = async |users: &[&str], others: &[u64]| {
         eventually(async || {
-            here.say(T, 1);
-            let (mut heard, mut alike) = (Vec::new(), true);
-            while heard.len() < others.len() {
-                let (event, payload) = next(&mut said).await;
-                if event == "heard" {
-                    heard.push(payload["node"].as_u64().unwrap());
-                    alike &= payload["users"] == json!(users);
+            round += 1;
+            here.say(T, round);
+            let (mut heard, mut alike) = (BTreeSet::new(), true);
+            // A node that was away for a moment has missed it.
+            let hearing = timeout(Duration::from_secs(1), async {
+                while heard.len() < others.len() {
+                    let (event, payload) = next(&mut said).await;
+                    if event == "heard" && payload["n"] == round {
+                        let node = payload["node"].as_u64().unwrap();
+                        heard.insert(node);
+                        stalls_of.insert(node, payload["stalls"].as_u64().unwrap());
+                        alike &= payload["users"] == json!(users);
+                    }
                 }
+            });
+            if hearing.await.is_err() {
+                return false;
             }
-            heard.sort_unstable();
-            assert_eq!(heard, others);
+            assert!(heard.iter().eq(others), "{heard:?}");
             let own = presence.list(T).await;
             alike && own.keys().eq(users.iter().copied())
         })
@@ -804,27 +1010,37 @@ pub async fn presence(kind: Kind, test: &str) {
     eventually(async || presence.list(T).await.len() == 5).await;
     are_listed_by(&["ada", "user 0", "user 1", "user 2", "user 3"], &[0, 1, 2, 3]).await;
     eventually(async || patient.list(T).await.len() == 5).await;
-    assert_eq!(leaves.load(SeqCst), 0);
 
-    // A process that is killed, and one that ends.
-    let mut killed = nodes.remove(0);
-    killed.kill().unwrap();
-    killed.wait().unwrap();
-    let has_left = async || leaves.load(SeqCst) == 1;
+    // A process that is killed, and one that ends. Where a process is not run for longer than the tracker waits, its user
+    // leaves and joins again: so a user leaves as often as it has joined, and once when its process is gone.
+    let all_are_there = async |users: &[&str]| {
+        let is_there = |(joins, leaves): (usize, usize)| joins == leaves + 1;
+        eventually(async || users.iter().all(|user| is_there(changes.of(user)))).await;
+    };
+    all_are_there(&["user 0", "user 1", "user 2", "user 3"]).await;
+    let before = ["user 0", "user 1"].map(|user| changes.of(user));
+    drop(nodes.remove(0));
+    let left = |(joins, leaves): (usize, usize)| (joins, leaves + 1);
+    let has_left = async || changes.of("user 0").1 > before[0].1;
     noticed(has_left, async || patient.list(T).await.len() == 4).await;
     are_listed_by(&["ada", "user 1", "user 2", "user 3"], &[1, 2, 3]).await;
+    let before = [before[0], changes.of("user 1")];
     here.endpoint.broadcast("control", "end", json!({ "node": 1 })).unwrap();
-    assert!(nodes.remove(0).wait().unwrap().success());
-    eventually(async || leaves.load(SeqCst) == 2).await;
+    assert!(nodes.remove(0).0.wait().unwrap().success());
+    eventually(async || changes.of("user 1").1 > before[1].1).await;
     are_listed_by(&["ada", "user 2", "user 3"], &[2, 3]).await;
     // Longer than the permanent-down period: nothing leaves twice.
     sleep(Duration::from_millis(3_500)).await;
     are_listed_by(&["ada", "user 2", "user 3"], &[2, 3]).await;
-    assert_eq!(leaves.load(SeqCst), 2);
-    for mut node in nodes {
-        node.kill().unwrap();
-        node.wait().unwrap();
-    }
+    assert_eq!(["user 0", "user 1"].map(|user| changes.of(user)), before.map(left));
+    // On a machine that is calm, no user leaves whose process is there.
+    all_are_there(&["ada", "user 2", "user 3"]).await;
+    let again = before.iter().map(|(_, leaves)| leaves).sum::<usize>();
+    let again = again + changes.of("user 2").1 + changes.of("user 3").1;
+    let stalls = stalls.count() + stalls_of.values().sum::<u64>();
+    println!("{again} have left and joined again, with {stalls} stalls");
+    assert!(again as u64 <= stalls, "{again} have left and joined again, with {stalls} stalls");
+    assert_eq!(changes.of("ada"), (1, 0), "it is here");
 }
 
 /// Two applications with prefixes of their own share a server, and nothing else, although their nodes, topics
@@ -902,12 +1118,15 @@ async fn inside(url: &str) {
     let (mut said, mut control) = (endpoint.subscribe(T), endpoint.subscribe("control"));
     within(cluster.receives(T)).await;
     within(cluster.receives("control")).await;
+    let stalls = Stalls::watch(url).await;
     let guard = presence.track_detached(T, &format!("user {n}"), &json!({})).unwrap();
     loop {
         tokio::select! {
             said = next(&mut said) => if said.0 == "said" {
                 let users: Vec<_> = presence.list(T).await.keys().map(str::to_owned).collect();
-                endpoint.broadcast(T, "heard", json!({ "node": n, "users": users })).unwrap();
+                let (said, stalls) = (&said.1["n"], stalls.count());
+                let heard = json!({ "node": n, "users": users, "n": said, "stalls": stalls });
+                endpoint.broadcast(T, "heard", heard).unwrap();
             },
             control = next(&mut control) => if control.1["node"] == n {
                 break;

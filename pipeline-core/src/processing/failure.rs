@@ -4,6 +4,7 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
+use super::wake::Wake;
 use crate::exit::ExitReason;
 
 /// Why a message failed, and what its source should do with it.
@@ -33,6 +34,7 @@ pub struct Failure {
     kind: FailureKind,
     cause: Arc<dyn Error + Send + Sync>,
     redelivery: Redelivery,
+    wake: Option<Wake>,
 }
 
 /// The kind of a [`Failure`]: a closed list for metrics, and for sources that treat kinds differently.
@@ -106,7 +108,8 @@ impl Failure {
         kind: FailureKind,
         cause: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self { kind, cause: Arc::from(cause.into()), redelivery: Redelivery::Usual }
+        let redelivery = Redelivery::Usual;
+        Self { kind, cause: Arc::from(cause.into()), redelivery, wake: None }
     }
 
     /// The failure of a message whose callback panicked.
@@ -151,6 +154,20 @@ impl Failure {
         self.kind = FailureKind::Postponed;
         self.redelivery = Redelivery::Later(delay);
         self
+    }
+
+    /// The same, but the delay of [`later`](Self::later) ends when this signal is given. A source that cannot end
+    /// a delay delivers the message after it: those of SQLite, PostgreSQL and Redis can.
+    #[must_use]
+    pub fn woken_by(mut self, wake: &Wake) -> Self {
+        self.wake = Some(wake.clone());
+        self
+    }
+
+    /// What ends the delay of [`later`](Self::later), if anything does.
+    #[must_use]
+    pub fn wake(&self) -> Option<&Wake> {
+        self.wake.as_ref()
     }
 
     /// Its kind.

@@ -54,6 +54,7 @@ mod messages;
 mod metrics;
 mod processor;
 mod processor_stage;
+mod wake;
 
 pub use self::{
     acknowledge::{Acknowledgement, Acknowledger, NotConfigurable},
@@ -64,4 +65,5 @@ pub use self::{
     message::{BatchMode, Message, Metadata},
     messages::{MessagesHandle, NotRateLimited, TestOutcome, TestOutcomes},
     processor::{AsyncMut, FnProcessor, Processor, Processors},
+    wake::Wake,
 };

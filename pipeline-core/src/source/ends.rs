@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::Pin,
-    sync::Arc as StdArc,
+    sync::{Arc as StdArc, OnceLock},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -17,17 +17,19 @@ use super::{
     store::{Bounded, Offered, Pushed, Store},
 };
 use crate::{
-    discarding::Seldom,
+    discarding::{Refusing, Seldom},
     stage::{Emitter, Gauges, QueueProbe, QueueState, StageContext},
     sync::{Arc, AtomicU64, Mutex, Ordering},
-    telemetry::{Discard, StageMetrics},
+    telemetry::{Discard, Refusal, StageLabels, StageMetrics},
 };
 
 /// Creates the two ends of a queue.
 pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
     let [discarded, expired] = [AtomicU64::new(0), AtomicU64::new(0)];
     let (state, closed) = (Mutex::new(state), StdArc::new(Semaphore::new(0)));
-    let shared = Arc::new(Shared { state, closed, discarded, expired });
+    let (refused, refusing) = (Default::default(), Mutex::new(Refusing::default()));
+    let stage = OnceLock::new();
+    let shared = Arc::new(Shared { state, closed, discarded, expired, refused, refusing, stage });
     let push = PushEnd { end: Arc::new(End(shared.clone())) };
     let take = TakeEnd {
         end: End(shared),
@@ -48,6 +50,12 @@ pub(super) struct Shared<S: Bounded> {
     discarded: AtomicU64,
     /// How many items were discarded because they were too old.
     expired: AtomicU64,
+    /// How many items were refused, by reason.
+    refused: [AtomicU64; Refusal::ALL.len()],
+    /// Selects which refusals are logged.
+    refusing: Mutex<Refusing>,
+    /// The names of the pipeline and of the stage that takes the items, once it has started.
+    stage: OnceLock<StageLabels>,
 }
 
 /// Records in an item when it leaves the queue.
@@ -90,7 +98,9 @@ impl<S: Bounded + Send> QueueProbe for Probe<S> {
         let state = self.0.state.lock();
         let (items, capacity) = (state.len(), Some(state.capacity()));
         drop(state);
-        QueueState { items, capacity, discarded: self.0.discarded.load(Ordering::Relaxed) }
+        let discarded = self.0.discarded.load(Ordering::Relaxed);
+        let refused = std::array::from_fn(|why| self.0.refused[why].load(Ordering::Relaxed));
+        QueueState { items, capacity, discarded, refused }
     }
 
     fn close(&self) {
@@ -104,6 +114,50 @@ impl<S: Bounded> Shared<S> {
         // First, because a waker may panic.
         self.closed.close();
         wake.into_iter().for_each(Waker::wake);
+    }
+
+    /// Counts an item that was not pushed.
+    fn refused(&self, why: Refusal) {
+        self.refused[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same, for a caller that gets the item back. The log has a line when that begins.
+    fn gave_back(&self, why: Refusal) {
+        self.refused(why);
+        if self.refusing.lock().add(Instant::now()) {
+            let (pipeline, stage) = self.names();
+            let reason = why.reason();
+            tracing::warn!(pipeline, stage, reason, "the queue has no room, refusing items");
+        }
+    }
+
+    /// The names of the pipeline and of the stage, if it has started.
+    fn names(&self) -> (Option<&str>, Option<&str>) {
+        match self.stage.get() {
+            Some([(_, pipeline), (_, stage)]) => (Some(pipeline), Some(stage)),
+            None => (None, None),
+        }
+    }
+
+    /// Logs that the queue takes items again, if it has refused some and half of it is free.
+    fn takes_again(&self) {
+        let refused = [Refusal::QueueFull, Refusal::KeyFull].map(|why| &self.refused[why as usize]);
+        if refused.iter().all(|items| items.load(Ordering::Relaxed) == 0) {
+            return;
+        }
+        let state = self.state.lock();
+        let has_room = state.len() <= state.capacity() / 2;
+        drop(state);
+        let refused = self.refusing.lock().over(Instant::now(), has_room);
+        if refused > 0 {
+            let (pipeline, stage) = self.names();
+            tracing::warn!(
+                pipeline,
+                stage,
+                refused,
+                "the queue has room again, after it has refused items"
+            );
+        }
     }
 }
 
@@ -168,8 +222,14 @@ impl<S: Store> PushEnd<S> {
     }
 
     pub(super) fn try_push(&self, entry: S::Entry) -> Result<(), TryPushError<S::Item>> {
-        let reader = self.shared().state.lock().try_push(entry)?;
-        reader.into_iter().for_each(Waker::wake);
+        let shared = self.shared();
+        let pushed = shared.state.lock().try_push(entry);
+        match &pushed {
+            Err(TryPushError::Full(_)) => shared.gave_back(Refusal::QueueFull),
+            Err(TryPushError::KeyFull(_)) => shared.gave_back(Refusal::KeyFull),
+            Ok(_) | Err(TryPushError::Closed(_)) => {}
+        }
+        pushed?.into_iter().for_each(Waker::wake);
         Ok(())
     }
 
@@ -265,7 +325,13 @@ impl<S: Store> Drop for Push<S> {
     fn drop(&mut self) {
         if let Step::Waiting(ticket) = self.step {
             // The item is dropped outside the lock.
-            let item = self.shared.state.lock().leave(ticket);
+            let mut state = self.shared.state.lock();
+            let gave_up = !state.is_closed();
+            let item = state.leave(ticket);
+            drop(state);
+            if gave_up && item.is_some() {
+                self.shared.refused(Refusal::GaveUp);
+            }
             drop(item);
         }
     }
@@ -276,7 +342,10 @@ impl<S: Store> TakeEnd<S> {
     where
         S: Send + 'static,
     {
-        let metrics = StageMetrics::register(context.telemetry(), &context.labels());
+        let labels = context.labels();
+        let metrics = StageMetrics::register(context.telemetry(), &labels);
+        // A restarted stage has the same names.
+        let _ = self.end.0.stage.set(labels);
         self.counts = Some((metrics, context.gauges.clone()));
         context.gauges.set_queue(Probe(self.end.0.clone()));
     }
@@ -312,6 +381,7 @@ impl<S: Store> TakeEnd<S> {
         if discarded > 0 {
             tracing::warn!(discarded, "the queue has room again");
         }
+        self.end.0.takes_again();
         self.count_discarded();
         if at_end {
             out.finish();

@@ -45,7 +45,8 @@ use crate::{
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a consumer",
     label = "takes no events",
-    note = "`for_each(..)` makes a consumer of an async function, and `into_sink(..)` of a sink; others implement `Consumer`"
+    note = "`for_each(..)` makes a consumer of an async function, and `into_sink(..)` of a sink; others implement \
+            `Consumer`; a `ConsumerSupervisor` is added by `consumer_supervisor(..)`"
 )]
 pub trait Consumer: Sized + Send + 'static {
     /// The type of the received events.

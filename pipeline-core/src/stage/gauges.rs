@@ -19,7 +19,7 @@ use crate::{
     snapshot::{Activity, SourceSnapshot, StageKind, StageSnapshot, SubscriptionSnapshot},
     subscription::{Subscription, SubscriptionId},
     tally::Tally,
-    telemetry::Discard,
+    telemetry::{Discard, Refusal},
 };
 
 /// Numbers that the stage writes and a snapshot reads. They do not synchronize anything.
@@ -195,6 +195,9 @@ impl Gauges {
         };
         let discarded = Discard::ALL.map(discarded).into_iter();
         let discarded_by: BTreeMap<_, _> = discarded.filter(|(_, events)| *events > 0).collect();
+        let refused = Refusal::ALL.map(|why| Cow::from(why.reason())).into_iter();
+        let refused = refused.zip(queued.refused).filter(|(_, items)| *items > 0);
+        let refused_by: BTreeMap<_, _> = refused.collect();
         let times = self.times.at(Instant::now());
         let supervises = self.kind == StageKind::ConsumerSupervisor;
         StageSnapshot {
@@ -211,6 +214,8 @@ impl Gauges {
             buffer_capacity: self.buffer_capacity,
             discarded: discarded_by.values().sum(),
             discarded_by,
+            refused: refused_by.values().sum(),
+            refused_by,
             workers: supervises.then(|| self.workers.load(Relaxed)),
             worker_failures: self.worker_failures.get(),
             given_up: self.given_up.get(),
@@ -252,8 +257,8 @@ impl SourceReport {
 struct QueueGauge {
     queue: Option<Arc<dyn QueueProbe>>,
     last: QueueState,
-    /// The items discarded by earlier queues of the same stage.
-    before: u64,
+    /// What earlier queues of the same stage discarded and refused.
+    before: QueueState,
 }
 
 /// A queue as its stage's gauges see it.
@@ -271,19 +276,21 @@ pub(crate) struct QueueState {
     /// The capacity of the queue; `None` if there is no queue.
     pub(crate) capacity: Option<usize>,
     pub(crate) discarded: u64,
+    /// By reason, in the order of [`Refusal::ALL`].
+    pub(crate) refused: [u64; Refusal::ALL.len()],
 }
 
 impl QueueGauge {
     /// Sets the current queue.
     fn set(&mut self, queue: Arc<dyn QueueProbe>) {
-        self.before = self.queued().discarded;
+        self.before = self.queued();
         self.queue = Some(queue);
     }
 
     /// Drops the queue and keeps its last state.
     fn clear(&mut self) {
         self.last = self.queued();
-        self.before = 0;
+        self.before = QueueState::default();
         self.queue = None;
     }
 
@@ -294,7 +301,11 @@ impl QueueGauge {
 
     fn queued(&self) -> QueueState {
         let now = self.queue.as_ref().map_or(self.last, |queue| queue.state());
-        QueueState { discarded: self.before + now.discarded, ..now }
+        let mut refused = now.refused;
+        for (sum, before) in refused.iter_mut().zip(self.before.refused) {
+            *sum += before;
+        }
+        QueueState { discarded: self.before.discarded + now.discarded, refused, ..now }
     }
 }
 
@@ -312,7 +323,12 @@ mod tests {
 
     impl QueueProbe for Holding {
         fn state(&self) -> QueueState {
-            QueueState { items: *self.0, capacity: Some(9), discarded: self.1 }
+            QueueState {
+                items: *self.0,
+                capacity: Some(9),
+                discarded: self.1,
+                refused: [0, self.1, 0],
+            }
         }
 
         fn close(&self) {}
@@ -329,18 +345,20 @@ mod tests {
         let items = Arc::new(3);
         gauge.set(Arc::new(Holding(items.clone(), 1)));
         gauge.clear();
-        assert_eq!(gauge.queued(), QueueState { items: 3, capacity: Some(9), discarded: 1 });
+        let last = QueueState { items: 3, capacity: Some(9), discarded: 1, refused: [0, 1, 0] };
+        assert_eq!(gauge.queued(), last);
         assert_eq!(Arc::strong_count(&items), 1, "the queue must be dropped");
     }
 
     #[test]
-    fn discarded_items_are_counted_across_queues() {
+    fn discarded_and_refused_items_are_counted_across_queues() {
         let mut gauge = QueueGauge::default();
         gauge.set(queue(3, 5));
         gauge.clear();
         gauge.set(queue(1, 2));
-        assert_eq!(gauge.queued(), QueueState { items: 1, capacity: Some(9), discarded: 7 });
+        let both = QueueState { items: 1, capacity: Some(9), discarded: 7, refused: [0, 7, 0] };
+        assert_eq!(gauge.queued(), both);
         gauge.clear();
-        assert_eq!(gauge.queued().discarded, 7);
+        assert_eq!((gauge.queued().discarded, gauge.queued().refused), (7, [0, 7, 0]));
     }
 }

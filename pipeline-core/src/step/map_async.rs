@@ -13,10 +13,11 @@ use futures::{
     future::{Join, join},
     stream::{FuturesOrdered, FuturesUnordered},
 };
+use metrics::Gauge;
 
 use crate::{
     exit::ExitReason,
-    stage::{Emitter, ProducerConsumer},
+    stage::{Emitter, ProducerConsumer, ProducerConsumerHandle, StageContext},
     subscription::Subscription,
     wiring::Unprocessed,
 };
@@ -73,7 +74,8 @@ where
     assert!(concurrency > 0, "a stage works on at least one event");
     let (running, done) = (Running::InOrder(FuturesOrdered::new()), Vec::new());
     let rest = Vec::new().into_iter();
-    MapAsync { concurrency, function, running, begun: 0, done, rest }
+    let in_work = Gauge::noop();
+    MapAsync { concurrency, function, running, begun: 0, done, rest, in_work }
 }
 
 /// The stage returned by [`map_async`].
@@ -89,6 +91,8 @@ pub struct MapAsync<E, F, Fut: Future> {
     done: Vec<Fut::Output>,
     /// The events of the current callback that were not begun.
     rest: vec::IntoIter<E>,
+    /// Shows [`begun`](Self::begun).
+    in_work: Gauge,
 }
 
 /// The hash of an event's key.
@@ -231,6 +235,10 @@ impl<E, F, Fut: Future> MapAsync<E, F, Fut> {
         }
     }
 
+    fn show(&self) {
+        self.in_work.set(self.begun as f64);
+    }
+
     /// The next result. `None` if nothing is running.
     ///
     /// # Cancel safety
@@ -256,6 +264,20 @@ where
     type In = E;
     type Out = Fut::Output;
 
+    fn init(
+        &mut self,
+        context: &StageContext<ProducerConsumerHandle<Self>>,
+    ) -> Result<(), ExitReason> {
+        let of_stage = [("pipeline", context.pipeline()), ("stage", context.stage())];
+        self.in_work = context.telemetry().gauge(
+            "pipeline.stage.in_work",
+            "Events that a `map_async` has begun and not emitted",
+            of_stage.map(|(label, name)| (label, name.to_owned())),
+        );
+        self.show();
+        Ok(())
+    }
+
     async fn handle_events(
         &mut self,
         events: Vec<E>,
@@ -265,6 +287,9 @@ where
         out.emit_all(self.done.drain(..));
         self.rest = events.into_iter();
         while self.rest.len() > 0 {
+            if self.begun >= self.concurrency {
+                self.show();
+            }
             while self.begun >= self.concurrency {
                 out.emit_all(self.next().await);
             }
@@ -272,6 +297,7 @@ where
                 self.begin(event);
             }
         }
+        self.show();
         Ok(())
     }
 
@@ -289,6 +315,7 @@ where
         while let Some(Some(done)) = self.next().now_or_never() {
             out.emit(done);
         }
+        self.show();
         Ok(())
     }
 
@@ -297,6 +324,7 @@ where
         while let Some(done) = self.next().await {
             out.emit(done);
         }
+        self.show();
         Ok(())
     }
 

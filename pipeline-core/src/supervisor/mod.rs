@@ -28,7 +28,7 @@ pub(crate) use self::started::started_at;
 pub use self::{
     adaptive::Adaptive,
     supervision::Supervision,
-    tries::{TimedOut, TooManyRestarts},
+    tries::{KeyIsFull, TimedOut, TooManyRestarts},
     worker::{Admission, ChildContext, Reserved, Worker},
 };
 use self::{tries::Tries, waiting::KeyOf};
@@ -106,14 +106,19 @@ struct Options<E> {
     always_spawn: bool,
     /// Whether children have places that they can leave.
     may_leave: bool,
-    /// The key of an event, if the order of each key is kept.
+    /// The key of an event, if only so many of each key are in work.
     key_of: Option<KeyOf<E>>,
+    /// How many of each key.
+    at_most_per_key: usize,
+    /// How many of each key may wait.
+    max_waiting_per_key: usize,
 }
 
 impl<E> Options<E> {
-    /// Whether an event is tried again after `failed` failures.
-    fn may_try_again(&self, failed: u32) -> bool {
+    /// Whether an event is tried again after `failed` failures, the last one for this reason.
+    fn may_try_again(&self, failed: u32, reason: &ExitReason) -> bool {
         self.restart == Restart::Transient
+            && !reason.is_final()
             && self.tries.allow_another(failed, self.max_restarts.is_some())
     }
 
@@ -230,6 +235,8 @@ where
                 always_spawn: false,
                 may_leave: false,
                 key_of: None,
+                at_most_per_key: 1,
+                max_waiting_per_key: usize::MAX,
             },
         }
     }
@@ -264,8 +271,8 @@ where
     /// store the event in a dead-letter queue. It is called between two messages of the supervisor,
     /// so it should not block.
     ///
-    /// An event is given up when it has failed as often as [`tries`](Self::tries) allows, and when
-    /// its worker's `admit` returns an error. It is logged and counted in any case.
+    /// An event is given up when it has failed as often as [`tries`](Self::tries) allows, when its worker has
+    /// ended with [`ExitReason::give_up`], and when its worker's `admit` returns an error. It is logged and counted in any case.
     ///
     /// A queue for such events has a pipeline of its own. Drain that pipeline after this one, which
     /// may give up events until it has ended.
@@ -476,13 +483,71 @@ where
     /// # Ok(())
     /// # }
     /// ```
-    pub fn ordered_by_key<K: Hash>(
+    pub fn ordered_by_key<K: Hash>(self, key: impl Fn(&E) -> K + Send + Sync + 'static) -> Self {
+        self.at_most_per_key(1, key)
+    }
+
+    /// Bounds how many events with the same key are in work at a time: `children` of them. They begin in the
+    /// order of their arrival, and those of other keys do not wait for them. A user whose events are slow so
+    /// holds that many children, and the others have the rest. With one, it is
+    /// [`ordered_by_key`](Self::ordered_by_key), which says how events wait; with more, events of a key may end
+    /// in another order.
+    ///
+    /// # Panics
+    ///
+    /// If `children` is 0.
+    ///
+    /// ```
+    /// use pipeline_core::supervisor::ConsumerSupervisor;
+    ///
+    /// let export = async |(tenant, table): &(u64, &str)| Ok(println!("{tenant}: {table}"));
+    /// // 20 exports at once, of which no tenant has more than 3.
+    /// let supervisor = ConsumerSupervisor::new(export)
+    ///     .at_most_per_key(3, |(tenant, _): &(u64, &str)| *tenant)
+    ///     .max_children(20);
+    /// # drop(supervisor);
+    /// ```
+    #[track_caller]
+    pub fn at_most_per_key<K: Hash>(
         mut self,
+        children: usize,
         key: impl Fn(&E) -> K + Send + Sync + 'static,
     ) -> Self {
-        // Two keys with the same hash wait for each other, which changes no order.
+        assert!(children > 0, "at most 0 children per key, expected at least 1");
+        // Two keys with the same hash share their children, which changes no order.
         let hasher = foldhash::quality::RandomState::default();
         self.options.key_of = Some(Box::new(move |event| hasher.hash_one(key(event))));
+        self.options.at_most_per_key = children;
+        self
+    }
+
+    /// Bounds how many events of a key wait for those before them: `events` of them. Further ones are given up at once,
+    /// with the reason [`KeyIsFull`]: they are counted in `pipeline.worker.given_up`, and
+    /// [`on_given_up`](Self::on_given_up) receives them. By default there is no bound, and all events of a key that wait
+    /// are part of the demand: a user whose events are slow, and who has more of them than `max_demand`, holds up all users.
+    ///
+    /// # Panics
+    ///
+    /// If there is no key yet: call [`ordered_by_key`](Self::ordered_by_key) or
+    /// [`at_most_per_key`](Self::at_most_per_key) before.
+    ///
+    /// ```
+    /// use pipeline_core::supervisor::ConsumerSupervisor;
+    ///
+    /// let notify = async |(user, text): &(u64, &str)| Ok(println!("{user}: {text}"));
+    /// let supervisor = ConsumerSupervisor::new(notify)
+    ///     .ordered_by_key(|(user, _): &(u64, &str)| *user)
+    ///     .max_waiting_per_key(100)
+    ///     .on_given_up(|(user, _), reason| eprintln!("user {user} missed a notice: {reason}"));
+    /// # drop(supervisor);
+    /// ```
+    #[track_caller]
+    pub fn max_waiting_per_key(mut self, events: usize) -> Self {
+        assert!(
+            self.options.key_of.is_some(),
+            "max_waiting_per_key without a key, expected ordered_by_key or at_most_per_key before it"
+        );
+        self.options.max_waiting_per_key = events;
         self
     }
 

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     deadline::Deadline,
+    discarding::LineLimit,
     exit::ExitReason,
     report::StageReport,
     shown::shown,
@@ -62,6 +63,9 @@ pub struct Supervision<E, W> {
     phase: Option<PhaseOfPlace>,
     in_progress: usize,
     given_up: usize,
+    /// The log lines of workers that are tried again, and of events that are given up: a service that is away makes
+    /// thousands fail, and the first kind must not keep the second out of the log.
+    lines: [LineLimit; 2],
 }
 
 /// The state that all children share: one handle for each, because counting more references costs
@@ -171,7 +175,9 @@ where
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
         for (event, reason) in self.waiting.extend(from.id(), events) {
-            tracing::error!(stage = %self.stage, reason = shown(&reason), "the key of an event panicked, giving it up");
+            if let Some(left_out) = self.admit_line(false) {
+                tracing::error!(stage = %self.stage, reason = shown(&reason), left_out, "giving up an event before its worker starts");
+            }
             self.give_up(event, reason);
             self.slots.free(Some(from.id()));
         }
@@ -272,7 +278,8 @@ where
     pub(crate) fn new(
         ConsumerSupervisor { worker, mut options }: ConsumerSupervisor<E, W>,
     ) -> Self {
-        let waiting = Waiting::new(options.key_of.take());
+        let (at_once, most_waiting) = (options.at_most_per_key, options.max_waiting_per_key);
+        let waiting = Waiting::new(options.key_of.take(), at_once, most_waiting);
         Self {
             shared: Arc::new(Shared { worker, metrics: WorkerMetrics::none() }),
             budget: options.max_restarts.map(|(most, within)| RestartBudget::new(most, within)),
@@ -289,6 +296,7 @@ where
             phase: None,
             in_progress: 0,
             given_up: 0,
+            lines: Default::default(),
         }
     }
 
@@ -435,7 +443,9 @@ where
             Ok(None) => {}
             Err(reason) => {
                 self.count_failure();
-                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker failed to start, giving up its event");
+                if let Some(left_out) = self.admit_line(false) {
+                    tracing::error!(stage = %self.stage, reason = shown(&reason), left_out, "a worker failed to start, giving up its event");
+                }
                 self.give_up(event, reason);
             }
         }
@@ -457,6 +467,12 @@ where
         if let Err(reason) = outcome {
             tracing::error!(stage = %self.stage, reason = shown(&reason), "the on_given_up callback panicked");
         }
+    }
+
+    /// Whether a line about a failed worker may be written, and the number of lines left out since the last one, if any.
+    fn admit_line(&mut self, is_tried_again: bool) -> Option<Option<u64>> {
+        let left_out = self.lines[usize::from(is_tried_again)].admit(Instant::now())?;
+        Some((left_out > 0).then_some(left_out))
     }
 
     fn count_failure(&self) {
@@ -604,15 +620,20 @@ where
             {
                 self.count_failure();
                 let failed = restarts.saturating_add(1);
-                let restart = self.options.may_try_again(failed);
-                let (stage, tries) = (&self.stage, failed);
-                if restart {
-                    tracing::error!(%stage, reason = shown(&reason), restart, tries, "a worker failed");
-                } else {
-                    tracing::error!(
-                        %stage, reason = shown(&reason), restart, tries,
-                        "a worker failed, giving up its event"
-                    );
+                let restart = self.options.may_try_again(failed, &reason);
+                if let Some(left_out) = self.admit_line(restart) {
+                    let (stage, tries) = (&self.stage, failed);
+                    if restart {
+                        tracing::error!(
+                            %stage, reason = shown(&reason), restart, tries, left_out,
+                            "a worker failed"
+                        );
+                    } else {
+                        tracing::error!(
+                            %stage, reason = shown(&reason), restart, tries, left_out,
+                            "a worker failed, giving up its event"
+                        );
+                    }
                 }
                 return self.after_failure(id, event, failed, reason);
             }
@@ -620,7 +641,9 @@ where
                 // A destructor has panicked, and the event was dropped with the task.
                 self.count_failure();
                 self.in_progress += 1;
-                tracing::error!(stage = %self.stage, "a worker's task panicked, its event is lost");
+                if let Some(left_out) = self.admit_line(false) {
+                    tracing::error!(stage = %self.stage, left_out, "a worker's task panicked, its event is lost");
+                }
             }
             _ => {}
         }
@@ -637,7 +660,7 @@ where
         failed: u32,
         reason: ExitReason,
     ) -> Result<(), ExitReason> {
-        if !self.options.may_try_again(failed) {
+        if !self.options.may_try_again(failed, &reason) {
             self.give_up(event, reason);
             self.child_done(id);
             return Ok(());
@@ -693,10 +716,14 @@ where
             Err(reason) => {
                 self.count_failure();
                 let failed = failed.saturating_add(1);
-                if self.options.may_try_again(failed) {
-                    tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker failed to restart");
-                } else {
-                    tracing::error!(stage = %self.stage, reason = shown(&reason), tries = failed, "a worker failed to restart, giving up its event");
+                let restart = self.options.may_try_again(failed, &reason);
+                if let Some(left_out) = self.admit_line(restart) {
+                    let (stage, tries) = (&self.stage, failed);
+                    if restart {
+                        tracing::error!(%stage, reason = shown(&reason), tries, left_out, "a worker failed to restart");
+                    } else {
+                        tracing::error!(%stage, reason = shown(&reason), tries, left_out, "a worker failed to restart, giving up its event");
+                    }
                 }
                 return self.after_failure(id, event, failed, reason);
             }

@@ -94,6 +94,17 @@ impl fmt::Display for TooManyRestarts {
     }
 }
 
+/// The reason for giving up an event of which too many of its key wait:
+/// [`ConsumerSupervisor::max_waiting_per_key`](super::ConsumerSupervisor::max_waiting_per_key). It is the source of the
+/// [`ExitReason`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{waiting} events of its key wait already")]
+#[non_exhaustive]
+pub struct KeyIsFull {
+    /// How many wait, which is the bound.
+    pub waiting: usize,
+}
+
 impl std::error::Error for TooManyRestarts {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.last.source()

@@ -5,11 +5,10 @@ use std::{
     fmt,
 };
 
-use super::ChildId;
-use super::round_robin::RoundRobin;
+use super::{ChildId, KeyIsFull, round_robin::RoundRobin};
 use crate::{exit::ExitReason, stage::catch_panic_now, subscription::SubscriptionId};
 
-/// The key of an event, of which one is in work at a time.
+/// The key of an event, of which only so many are in work at a time.
 pub(super) type Key = u64;
 
 /// Finds the key of an event.
@@ -33,31 +32,46 @@ pub(super) struct Waiting<E> {
     children: usize,
 }
 
-/// Events of which one of each key is in work at a time.
+/// Events of which at most `at_once` of each key are in work at a time.
 struct ByKey<E> {
     key_of: KeyOf<E>,
-    /// The first of each key that is not in work. No two have the same key.
-    first: RoundRobin<(Key, Waits<E>)>,
-    /// The keys with an event that is in work or could begin, each with the events behind it, in the
-    /// order of their arrival.
-    keys: HashMap<Key, VecDeque<(Waits<E>, SubscriptionId)>, foldhash::fast::RandomState>,
-    /// The number of events behind others.
-    behind: usize,
+    at_once: usize,
+    /// How many of each key may wait.
+    most_waiting: usize,
+    /// A key for each event that could begin. It stands where the event's subscription has its turn, and the first
+    /// event of the key begins in its place.
+    startable: RoundRobin<Key>,
+    /// The keys with an event that waits or is in work.
+    keys: HashMap<Key, OfKey<E>, foldhash::fast::RandomState>,
+    /// The number of events that wait.
+    len: usize,
+}
+
+/// The events of a key.
+struct OfKey<E> {
+    in_work: usize,
+    /// How many of those that wait could begin.
+    startable: usize,
+    /// In the order of their arrival.
+    waiting: VecDeque<(Waits<E>, SubscriptionId)>,
 }
 
 impl<E> Waiting<E> {
-    pub(super) fn new(key_of: Option<KeyOf<E>>) -> Self {
+    /// With keys, `at_once` events of each may be in work at a time, at least one, and `most_waiting` may wait.
+    pub(super) fn new(key_of: Option<KeyOf<E>>, at_once: usize, most_waiting: usize) -> Self {
         let keyed = key_of.map(|key_of| ByKey {
             key_of,
-            first: RoundRobin::new(),
+            at_once,
+            most_waiting,
+            startable: RoundRobin::new(),
             keys: HashMap::default(),
-            behind: 0,
+            len: 0,
         });
         Self { plain: RoundRobin::new(), keyed, children: 0 }
     }
 
     /// Adds events behind those of the same subscription, and of the same key. Returns those whose key
-    /// cannot be found, because the function panics.
+    /// cannot be found, because the function panics, and those of which too many of their key wait.
     pub(super) fn extend(&mut self, from: SubscriptionId, events: Vec<E>) -> Vec<(E, ExitReason)> {
         match &mut self.keyed {
             None => {
@@ -83,7 +97,7 @@ impl<E> Waiting<E> {
     pub(super) fn pop(&mut self) -> Option<(Waits<E>, SubscriptionId, Option<Key>)> {
         let next = match &mut self.keyed {
             None => self.plain.pop().map(|(next, from)| (next, from, None)),
-            Some(keyed) => keyed.first.pop().map(|((key, next), from)| (next, from, Some(key))),
+            Some(keyed) => keyed.pop().map(|(next, from, key)| (next, from, Some(key))),
         };
         self.children -= usize::from(matches!(next, Some((Waits::Child(_), ..))));
         next
@@ -101,7 +115,7 @@ impl<E> Waiting<E> {
     pub(super) fn len(&self) -> usize {
         let all = match &self.keyed {
             None => self.plain.len(),
-            Some(keyed) => keyed.first.len() + keyed.behind,
+            Some(keyed) => keyed.len,
         };
         all - self.children
     }
@@ -110,7 +124,7 @@ impl<E> Waiting<E> {
     pub(super) fn startable(&self) -> usize {
         match &self.keyed {
             None => self.plain.len(),
-            Some(keyed) => keyed.first.len(),
+            Some(keyed) => keyed.startable.len(),
         }
     }
 }
@@ -121,32 +135,61 @@ impl<E> ByKey<E> {
             Ok(key) => key,
             Err(panicked) => return Err((event, panicked)),
         };
+        if let Some(of_key) = self.keys.get(&key)
+            && of_key.waiting_events() >= self.most_waiting
+        {
+            return Err((event, ExitReason::failed(KeyIsFull { waiting: self.most_waiting })));
+        }
         self.push_of(key, from, Waits::Event(event));
         Ok(())
     }
 
     fn push_of(&mut self, key: Key, from: SubscriptionId, waits: Waits<E>) {
-        match self.keys.entry(key) {
-            Entry::Vacant(entry) => {
-                entry.insert(VecDeque::new());
-                self.first.extend(from, vec![(key, waits)]);
-            }
-            Entry::Occupied(mut entry) => {
-                entry.get_mut().push_back((waits, from));
-                self.behind += 1;
-            }
-        }
+        let of_key = self.keys.entry(key).or_insert_with(|| OfKey {
+            in_work: 0,
+            startable: 0,
+            waiting: VecDeque::new(),
+        });
+        of_key.waiting.push_back((waits, from));
+        self.len += 1;
+        self.startable.extend(from, of_key.start(self.at_once, key));
+    }
+
+    fn pop(&mut self) -> Option<(Waits<E>, SubscriptionId, Key)> {
+        let (key, _) = self.startable.pop()?;
+        let of_key = self.keys.get_mut(&key)?;
+        let (next, from) = of_key.waiting.pop_front()?;
+        of_key.startable -= 1;
+        of_key.in_work += 1;
+        self.len -= 1;
+        Some((next, from, key))
     }
 
     fn done(&mut self, key: Key) {
         let Entry::Occupied(mut entry) = self.keys.entry(key) else { return };
-        match entry.get_mut().pop_front() {
-            Some((waits, from)) => {
-                self.behind -= 1;
-                self.first.extend(from, vec![(key, waits)]);
-            }
-            None => drop(entry.remove()),
+        let of_key = entry.get_mut();
+        of_key.in_work = of_key.in_work.saturating_sub(1);
+        if let Some((_, from)) = of_key.waiting.get(of_key.startable) {
+            self.startable.extend(*from, of_key.start(self.at_once, key));
+        } else if of_key.in_work == 0 && of_key.waiting.is_empty() {
+            entry.remove();
         }
+    }
+}
+
+impl<E> OfKey<E> {
+    /// Those that wait, without those that could begin: they take the places of the key's children.
+    fn waiting_events(&self) -> usize {
+        self.waiting.len().saturating_sub(self.startable)
+    }
+
+    /// Lets the next event that waits begin if there is room for it. Returns the key if so.
+    fn start(&mut self, at_once: usize, key: Key) -> Vec<Key> {
+        if self.startable == self.waiting.len() || self.in_work + self.startable >= at_once {
+            return Vec::new();
+        }
+        self.startable += 1;
+        vec![key]
     }
 }
 
@@ -163,7 +206,20 @@ mod tests {
     use super::*;
 
     fn by_tens() -> Waiting<u64> {
-        Waiting::new(Some(Box::new(|event| event / 10)))
+        Waiting::new(Some(Box::new(|event| event / 10)), 1, usize::MAX)
+    }
+
+    #[test]
+    fn events_beyond_those_of_a_key_that_may_wait_are_returned() {
+        let from = SubscriptionId::new(1);
+        let mut waiting = Waiting::new(Some(Box::new(|event: &u64| event / 10)), 1, 2);
+        let returned = waiting.extend(from, vec![10, 11, 20, 12, 13, 21]);
+        assert_eq!(returned.iter().map(|(event, _)| *event).collect::<Vec<_>>(), [13]);
+        assert_eq!(returned[0].1.to_string(), "failed: 2 events of its key wait already");
+        assert_eq!(waiting.pop(), Some((Waits::Event(10), from, Some(1))));
+        assert_eq!(waiting.extend(from, vec![14]).len(), 1, "one is in work, and two wait");
+        waiting.done(Some(1));
+        assert_eq!(waiting.extend(from, vec![15]).len(), 0);
     }
 
     #[test]
@@ -194,12 +250,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn events_of_a_key_are_begun_one_at_a_time_in_the_order_of_arrival(
+        fn only_so_many_events_of_a_key_are_begun_and_in_the_order_of_arrival(
+            at_once in 1..4usize,
             steps in prop::collection::vec((0..3u8, 0..4u64, 0..3u64), 1..200),
         ) {
-            let mut waiting: Waiting<(u64, usize)> = Waiting::new(Some(Box::new(|(key, _)| *key)));
+            let mut waiting: Waiting<(u64, usize)> = Waiting::new(Some(Box::new(|(key, _)| *key)), at_once, usize::MAX);
             let mut arrived = HashMap::<u64, VecDeque<usize>>::new();
             let mut in_work = Vec::new();
+            let count = |in_work: &[u64], key| in_work.iter().filter(|it| **it == key).count();
             for (number, (what, key, from)) in (0usize..).zip(steps) {
                 match what {
                     0 => {
@@ -209,7 +267,7 @@ mod tests {
                     1 => if let Some((Waits::Event((key, number)), _, of)) = waiting.pop() {
                         prop_assert_eq!(of, Some(key));
                         prop_assert_eq!(arrived.get_mut(&key).unwrap().pop_front(), Some(number));
-                        prop_assert!(!in_work.contains(&key));
+                        prop_assert!(count(&in_work, key) < at_once);
                         in_work.push(key);
                     },
                     _ => if !in_work.is_empty() {
@@ -218,9 +276,9 @@ mod tests {
                 }
                 let left = arrived.values().map(VecDeque::len).sum::<usize>();
                 prop_assert_eq!(waiting.len(), left);
-                // As many keys as are not in work could begin.
-                let idle = arrived.iter().filter(|(key, events)| !events.is_empty() && !in_work.contains(key));
-                prop_assert_eq!(waiting.startable(), idle.count());
+                // As many of each key could begin as are not in work.
+                let idle = arrived.iter().map(|(key, events)| events.len().min(at_once - count(&in_work, *key)));
+                prop_assert_eq!(waiting.startable(), idle.sum::<usize>());
             }
         }
     }

@@ -8,7 +8,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
 use self::handle::Handle;
-pub(crate) use self::stage::{BatchTimer, Discard, StageMetrics, StageSamples, WorkerMetrics};
+pub(crate) use self::stage::{
+    BatchTimer, Discard, Refusal, StageMetrics, StageSamples, WorkerMetrics,
+};
 
 /// The metrics recorder of a component: the global recorder, or an explicit one.
 ///

@@ -54,6 +54,31 @@ impl Discard {
     }
 }
 
+/// Why an item was not pushed into a queue, although the queue was open. Its sender still has it, or has dropped it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The queue was full.
+    QueueFull,
+    /// The queue was full for the item's key.
+    KeyFull,
+    /// The sender waited for room, and has stopped waiting.
+    GaveUp,
+}
+
+impl Refusal {
+    /// A reason's number is its index here.
+    pub(crate) const ALL: [Self; 3] = [Self::QueueFull, Self::KeyFull, Self::GaveUp];
+
+    /// The name of the reason in metrics and snapshots.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::KeyFull => "key_full",
+            Self::GaveUp => "gave_up",
+        }
+    }
+}
+
 /// The metrics of one stage.
 #[derive(Clone, Debug)]
 pub(crate) struct StageMetrics {
@@ -208,6 +233,8 @@ pub(crate) struct StageSamples {
     workers: Option<Gauge>,
     /// Only for a stage with a queue.
     queued: Option<Gauge>,
+    /// By reason, and only for a stage with a queue.
+    refused: Option<[Growing; Refusal::ALL.len()]>,
     restarts: Growing,
     failures: Growing,
     busy: Growing,
@@ -234,6 +261,14 @@ impl StageSamples {
             counter: telemetry.counter(name, description, labels.clone()),
             counted: 0,
         };
+        let refused = |why: Refusal| Growing {
+            counter: telemetry.counter(
+                "pipeline.events_refused",
+                "Items that a queue did not take, by reason",
+                labels.iter().cloned().chain([("reason", why.reason().to_owned())]),
+            ),
+            counted: 0,
+        };
         Self {
             demand_pending: gauge(
                 "pipeline.demand_pending",
@@ -257,6 +292,7 @@ impl StageSamples {
             queued: seen.queue_capacity.map(|_| {
                 gauge("pipeline.events_queued", "Items that wait in the queue before a stage")
             }),
+            refused: seen.queue_capacity.map(|_| Refusal::ALL.map(refused)),
             restarts: growing("pipeline.stage.restarts", "How often a stage was started again"),
             failures: growing(
                 "pipeline.stage.failures",
@@ -286,6 +322,9 @@ impl StageSamples {
         }
         if let Some(gauge) = &self.queued {
             gauge.set(seen.queued as f64);
+        }
+        for (counter, why) in self.refused.iter_mut().flatten().zip(Refusal::ALL) {
+            counter.reach(seen.refused_by.get(why.reason()).copied().unwrap_or_default());
         }
         self.restarts.reach(seen.restarts);
         self.failures.reach(seen.failures);

@@ -132,6 +132,21 @@ impl<T> Timed<T> {
         self.timeline.started(started_at())
     }
 
+    /// Makes another item of this one, with its times: for a stage between the queue and the workers.
+    ///
+    /// ```
+    /// use pipeline_core::{step::map, timed::Timed};
+    ///
+    /// // A stage that turns each number into a text.
+    /// let texts = map(|number: Timed<u64>| number.map(|number| format!("number {number}")));
+    /// # let _ = texts;
+    /// # assert_eq!(*Timed::now(7).map(|n: u64| n + 1), 8);
+    /// ```
+    #[must_use]
+    pub fn map<U>(self, function: impl FnOnce(T) -> U) -> Timed<U> {
+        Timed { item: function(self.item), timeline: self.timeline }
+    }
+
     /// The item.
     #[must_use]
     pub fn into_inner(self) -> T {

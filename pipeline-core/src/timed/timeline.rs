@@ -102,6 +102,25 @@ impl Timeline {
         until.saturating_duration_since(self.enqueued_at)
     }
 
+    /// Sets when its worker was started, for an item whose worker is not that of a
+    /// [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor): a stage or a task of the program's own. A time
+    /// before the item left its queue is ignored.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::timed::Timed;
+    ///
+    /// // An item of another program's queue, in which it has waited for 20 ms.
+    /// let item = Timed::fetched("hello", Duration::from_millis(20));
+    /// let timeline = item.timeline().with_started_at(tokio::time::Instant::now());
+    /// assert!(timeline.dispatch_time().is_some());
+    /// ```
+    #[must_use]
+    pub fn with_started_at(self, at: Instant) -> Self {
+        self.started(Some(at))
+    }
+
     /// Sets the time of the broadcast.
     #[must_use]
     pub fn with_broadcast_at(self, at: Instant) -> Self {

@@ -55,24 +55,29 @@ function table(id, rows) {
   })
 }
 
-// What is normal for a part of a push's time, and why it is long.
+// Why a part of a push's time is long.
 const LEGS = {
-  queued: ['below 1 ms', 'the workers are too few or too slow'],
-  waited: ['below 1 ms', 'a stage has taken more than its workers handle'],
-  worked: ['what your work takes', 'a database, a service'],
-  written: ['below 5 ms', 'clients read slowly, or the machine is busy'],
+  queued: 'the workers are too few or too slow',
+  waited: 'a stage has taken more than its workers handle',
+  worked: 'a database, a service',
+  written: 'clients read slowly, or the machine is busy',
 }
 
-function showLegs(legs) {
+// Items that a source may not fetch yet, although it has demand for them.
+const HELD_BACK = 'items are in work elsewhere, or wait for their key, a delay or a lease: more workers here do not help'
+
+function showLegs(legs, heldBack) {
   const most = Math.max(0, ...legs.map((leg) => leg.p99 ?? 0))
-  table('legs', legs.map((leg) => [leg.leg, ...[leg.p50, leg.p99, leg.max].map(milliseconds), ...LEGS[leg.leg] ?? ['', '']]))
+  const why = (leg) => (leg === 'queued' && heldBack ? HELD_BACK : LEGS[leg] ?? '')
+  const normal = ({normal_ms}) => normal_ms == null ? 'what your work takes' : `below ${normal_ms} ms`
+  table('legs', legs.map((leg) => [leg.leg, ...[leg.p50, leg.p99, leg.max].map(milliseconds), normal(leg), why(leg.leg)]))
   legs.forEach((leg, at) => {
     byId('legs').tBodies[0].rows[at].dataset.longest = String(most > 0 && leg.p99 === most)
   })
 }
 
-function showDelivered({windows, history, legs}) {
-  showLegs(legs ?? [])
+function showDelivered({windows, history, legs}, heldBack) {
+  showLegs(legs ?? [], heldBack)
   const parent = byId('delivery')
   windows.forEach((window, at) => {
     if (!parent.children[at]) {
@@ -110,10 +115,10 @@ function showDelivered({windows, history, legs}) {
   }
 }
 
-function showEndpoint(endpoint) {
+function showEndpoint(endpoint, heldBack) {
   byId('endpoint').hidden = endpoint === null
   if (endpoint === null) return
-  showDelivered(endpoint.delivered)
+  showDelivered(endpoint.delivered, heldBack)
   cards(byId('frames'), [
     {label: 'frames out', value: rate(endpoint.frames_out_per_second)},
     {label: 'frames in', value: rate(endpoint.frames_in_per_second)},
@@ -126,11 +131,20 @@ function showEndpoint(endpoint) {
   table('channels', endpoint.channels.map((c) => [c.pattern, count(c.topics), count(c.open), count(c.refused)]))
 }
 
+// Items that a queue did not take: their senders know.
+const refusals = {
+  queue_full: 'refused, the queue was full',
+  key_full: 'refused, the queue was full for the key',
+  gave_up: 'the sender stopped waiting for room',
+}
+
 function showDrops({pipelines, endpoint}) {
   const rows = []
   for (const pipeline of pipelines) {
     for (const stage of pipeline.stages) {
-      for (const [reason, n] of Object.entries(stage.discarded_by)) rows.push([`${pipeline.name} › ${stage.name}`, reason, count(n)])
+      const of = `${pipeline.name} › ${stage.name}`
+      for (const [reason, n] of Object.entries(stage.discarded_by)) rows.push([of, reason, count(n)])
+      for (const [reason, n] of Object.entries(stage.refused_by)) rows.push([of, refusals[reason] ?? `${reason}, refused`, count(n)])
     }
   }
   for (const [reason, n] of Object.entries(endpoint?.dropped ?? {})) rows.push(['frames', reason, count(n)])
@@ -183,7 +197,7 @@ function show(view) {
   showNodes(view.nodes)
   showPipelines(view.pipelines)
   showSources(view.pipelines)
-  showEndpoint(view.endpoint)
+  showEndpoint(view.endpoint, view.pipelines.some(({stages}) => stages.some((stage) => stage.items_held_back > 0)))
   showDrops(view)
 }
 

@@ -174,7 +174,8 @@ class StageBox {
   }
 
   show(stage, isBottleneck) {
-    const [icon, word] = WORDS[stage.mostly] ?? ['', stage.mostly]
+    const [icon, plain] = WORDS[stage.mostly] ?? ['', stage.mostly]
+    const word = stage.items_held_back > 0 ? `${count(stage.items_held_back)} held back` : plain
     this.element.setAttribute('data-state', stage.mostly)
     this.element.classList.toggle('bottleneck', isBottleneck)
     const narrow = this.room < 180

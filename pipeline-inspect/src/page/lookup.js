@@ -2,6 +2,8 @@
 const byId = (id) => document.getElementById(id)
 const base = location.pathname.replace(/\/lookup\/*$/, '')
 const seconds = (value) => (value === null ? '–' : `${Math.round(value)} s`)
+const wait = (socket) => `${socket.frames_waiting} (${socket.bytes_waiting} B)`
+const LOST = 'connection lost'
 let shown = null
 
 function say(text) {
@@ -16,14 +18,14 @@ function button(text, end) {
   return made
 }
 
-async function find() {
+async function lookUp() {
   shown = byId('id').value
   try {
     const response = await fetch(`${base}/lookup.json?id=${encodeURIComponent(shown)}`, {cache: 'no-store'})
     if (!response.ok) return say(await response.text())
     show(await response.json())
   } catch {
-    say('connection lost')
+    say(LOST)
   }
 }
 
@@ -33,9 +35,11 @@ async function end(question, query) {
   try {
     const response = await fetch(`${base}/end?${parts.join('&')}`, {method: 'POST', headers: {'x-inspect': 'end'}})
     if (!response.ok) return say(await response.text())
-    await find()
+    await refresh()
+    // A socket is there until it has ended.
+    setTimeout(refresh, 1000)
   } catch {
-    say('connection lost')
+    say(LOST)
   }
 }
 
@@ -52,7 +56,7 @@ function show({sockets, more}) {
     row.insertCell().append(`${number} `, close)
     for (const text of [
       socket.socket, socket.transport, seconds(socket.open_seconds), seconds(socket.silent_seconds),
-      seconds(socket.expires_in_seconds), `${socket.frames_waiting} (${socket.bytes_waiting} B)`,
+      seconds(socket.expires_in_seconds), wait(socket),
     ]) row.insertCell().textContent = text
     const topics = row.insertCell()
     if (socket.topics === null) topics.textContent = 'no answer'
@@ -65,6 +69,42 @@ function show({sockets, more}) {
   }
 }
 
-byId('find').addEventListener('click', find)
-byId('id').addEventListener('keydown', (event) => event.key === 'Enter' && find())
+async function look() {
+  try {
+    const response = await fetch(`${base}/waiting.json`, {cache: 'no-store'})
+    if (!response.ok) return say(await response.text())
+    const {sockets} = await response.json()
+    if (byId('status').textContent === LOST) say('')
+    const body = byId('waiting').tBodies[0]
+    body.replaceChildren()
+    byId('waiting').hidden = sockets.length === 0
+    byId('none').textContent = sockets.length === 0 ? 'nothing waits' : ''
+    for (const socket of sockets) {
+      const row = body.insertRow()
+      const find = () => {
+        byId('id').value = socket.id
+        return lookUp()
+      }
+      if (socket.id === null) row.insertCell().textContent = '–'
+      else row.insertCell().append(button(socket.id, find))
+      for (const text of [
+        `${socket.number}, ${socket.socket}`, wait(socket), seconds(socket.silent_seconds),
+        socket.topics?.join(', ') ?? 'no answer',
+      ]) row.insertCell().textContent = text
+    }
+  } catch {
+    say(LOST)
+  }
+}
+
+// Looks again, unless another id is typed meanwhile.
+function refresh() {
+  return Promise.all([byId('id').value === shown && lookUp(), look()])
+}
+
+byId('again').addEventListener('click', look)
+look()
+
+byId('find').addEventListener('click', lookUp)
+byId('id').addEventListener('keydown', (event) => event.key === 'Enter' && lookUp())
 byId('all').addEventListener('click', () => end(`Close all sockets of ${shown}, on all nodes?`, {}))

@@ -13,7 +13,9 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
+    broker::{
+        Ahead, Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement, Wanted,
+    },
     item::Delivery,
 };
 
@@ -54,10 +56,12 @@ pub enum Call {
     Renew,
     /// [`Settle::backlog`].
     Backlog,
+    /// [`Settle::wake`].
+    Wake,
 }
 
 /// How many calls there are.
-const CALLS: usize = 5;
+const CALLS: usize = 6;
 
 /// How a broker refuses to store that items are given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +199,14 @@ impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {
         Ok(fetched)
     }
 
+    fn wanted(&mut self, wanted: Wanted) {
+        self.0.wanted(wanted);
+    }
+
+    async fn idle(&mut self) -> BrokerError {
+        self.0.idle().await
+    }
+
     async fn stop(&mut self) {
         self.0.stop().await;
     }
@@ -202,6 +214,8 @@ impl<F: Fetch<Receipt: Send>> Fetch for FaultyFetch<F> {
 
 impl<S: Settle<Receipt: Clone + Send + Sync>> Settle for FaultySettle<S> {
     type Receipt = S::Receipt;
+
+    const WAKES: bool = S::WAKES;
 
     async fn settle(
         &self,
@@ -233,6 +247,11 @@ impl<S: Settle<Receipt: Clone + Send + Sync>> Settle for FaultySettle<S> {
         Ok(refused)
     }
 
+    async fn wake(&self, receipts: &[S::Receipt]) -> Result<(), BrokerError> {
+        self.1.call(Call::Wake).await?;
+        self.0.wake(receipts).await
+    }
+
     async fn renew(&self, receipts: &[S::Receipt]) -> Result<(), BrokerError> {
         self.1.call(Call::Renew).await?;
         self.0.renew(receipts).await
@@ -241,5 +260,9 @@ impl<S: Settle<Receipt: Clone + Send + Sync>> Settle for FaultySettle<S> {
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
         self.1.call(Call::Backlog).await?;
         self.0.backlog().await
+    }
+
+    fn ahead(&self) -> Ahead {
+        self.0.ahead()
     }
 }

@@ -13,7 +13,7 @@ use super::{
     tracker::{KafkaReceipt, Taken},
 };
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
+    broker::{Ahead, Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     item::Delivery,
 };
 
@@ -162,6 +162,10 @@ impl Settle for KafkaSettle {
         }
         self.store(stored.into_iter()).await?;
         Ok(not_stored)
+    }
+
+    fn ahead(&self) -> Ahead {
+        self.shared.state.lock().tracker.ahead()
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {

@@ -18,7 +18,7 @@ use std::{
 
 use futures::future::{self, BoxFuture};
 use parking_lot::{Condvar, Mutex};
-use pipeline_core::shown::shown;
+use pipeline_core::{Deadline, shown::shown};
 use rdkafka::{
     ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -110,7 +110,8 @@ impl Shared {
         }
     }
 
-    /// Takes up to `max` items, and has the thread read as many if there are none.
+    /// Takes up to `max` items. The thread reads as many again, so that the next call finds them: it is woken
+    /// by the outcomes of these, or by the caller if there were none.
     pub(super) fn take(&self, max: usize) -> Result<Vec<Taken<Arc<Record>>>, KafkaError> {
         let mut state = self.state.lock();
         if let Some(failure) = &state.failure {
@@ -118,7 +119,7 @@ impl Shared {
         }
         state.tracker.wake(Instant::now());
         let taken = state.tracker.take(max);
-        state.wanted = if taken.is_empty() { max } else { 0 };
+        state.wanted = max;
         Ok(taken)
     }
 
@@ -128,15 +129,14 @@ impl Shared {
         outcomes: impl Iterator<Item = (&'a KafkaReceipt, &'a Outcome)>,
     ) -> Vec<Commit> {
         let now = Instant::now();
+        let at = |after: Duration| now.checked_add(after.min(LONGEST_DELAY)).unwrap_or(now);
         let mut state = self.state.lock();
         for (receipt, outcome) in outcomes {
             let next = match outcome {
                 Outcome::Done | Outcome::GiveUp { .. } => Next::Done,
-                Outcome::Retry { after, failures } => {
-                    Next::At(now + (*after).min(LONGEST_DELAY), *failures)
-                }
+                Outcome::Retry { after, failures } => Next::At(at(*after), *failures),
                 Outcome::Release { after: Duration::ZERO } => Next::Released,
-                Outcome::Release { after } => Next::ReleasedAt(now + (*after).min(LONGEST_DELAY)),
+                Outcome::Release { after } => Next::ReleasedAt(at(*after)),
             };
             state.tracker.settle(receipt, next);
         }
@@ -384,8 +384,8 @@ struct Queue {
 struct Revoking {
     partitions: Vec<i32>,
     /// How long to wait for outcomes, and then for their commit.
-    outcomes_until: Instant,
-    commit_until: Instant,
+    outcomes_until: Deadline,
+    commit_until: Deadline,
     /// Whether nothing can be committed, as another consumer has the partitions.
     is_lost: bool,
 }
@@ -501,13 +501,11 @@ impl Reader {
         if let Some(before) = self.revoking.take() {
             partitions.extend(before.partitions);
         }
-        let now = Instant::now();
-        let after = |wait| now.checked_add(wait).unwrap_or(now);
         let commit_wait = self.setup.revoke_wait.saturating_add(self.setup.call_timeout);
         self.revoking = Some(Revoking {
             partitions,
-            outcomes_until: after(self.setup.revoke_wait),
-            commit_until: after(commit_wait),
+            outcomes_until: Deadline::from_now(self.setup.revoke_wait),
+            commit_until: Deadline::from_now(commit_wait),
             is_lost: self.consumer.assignment_lost(),
         });
     }
@@ -521,8 +519,8 @@ impl Reader {
             let in_work = revoking.partitions.iter().any(|it| state.tracker.is_in_work(*it));
             let to_commit = state.tracker.to_commit();
             let is_owed = to_commit.iter().any(|it| revoking.partitions.contains(&it.partition));
-            let waits_for_outcomes = in_work && now < revoking.outcomes_until;
-            let waits_for_commit = is_owed && now < revoking.commit_until;
+            let waits_for_outcomes = in_work && !revoking.outcomes_until.has_passed(now);
+            let waits_for_commit = is_owed && !revoking.commit_until.has_passed(now);
             if waits_for_outcomes || waits_for_commit {
                 return;
             }

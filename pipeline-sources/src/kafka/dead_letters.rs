@@ -20,13 +20,16 @@ use super::{
 };
 use crate::{
     item::DeadLetter,
-    replaying::{ALL, Page, replay_all},
+    replaying::{Page, replay_all},
 };
 
 impl KafkaQueue {
     /// Up to `limit` items that were given up, by partition and offset, after the one with this id.
     ///
     /// It reads the topic of the dead letters from there to its end.
+    ///
+    /// With 16 MiB a page is full and ends, so there may be more behind one of fewer than `limit`: not behind an empty one,
+    /// unless `limit` is 0.
     ///
     /// # Errors
     ///
@@ -114,7 +117,7 @@ impl KafkaQueue {
     ) -> Result<u64, KafkaError> {
         let ends = Arc::new(self.ends().await?);
         replay_all!(
-            which, ALL,
+            which,
             after => self.page(after.copied(), Some(ends.clone()), Page::next()),
             id => self.replay(*id)
         )

@@ -7,6 +7,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::broker::Ahead;
+
 /// What identifies a delivery: the item's place, the time for which its partition is assigned, and which
 /// delivery it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -233,6 +235,16 @@ impl<T: Clone> Tracker<T> {
     /// When the next failed item is delivered again.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         self.delayed.first().map(|(at, ..)| *at)
+    }
+
+    /// The items that were read and are not in work: they wait to be taken, for their time, or for another one of their key.
+    pub(super) fn ahead(&self) -> Ahead {
+        let entries = self.partitions.values().flat_map(|it| it.entries.values());
+        let waiting = entries.filter(|entry| entry.stage == Stage::Waiting);
+        waiting.fold(Ahead::default(), |ahead, entry| Ahead {
+            items: ahead.items + 1,
+            bytes: ahead.bytes.saturating_add(entry.bytes),
+        })
     }
 
     /// How many items wait to be taken.

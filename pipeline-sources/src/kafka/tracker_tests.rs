@@ -36,6 +36,26 @@ fn an_offset_is_committed_when_everything_before_it_is_done() {
 }
 
 #[test]
+fn what_was_read_and_is_not_in_work_is_ahead() {
+    let mut tracker = Tracker::new(true);
+    (0..2).for_each(|partition| tracker.assign(partition));
+    for partition in 0..2 {
+        (0..3).for_each(|offset| tracker.receive(partition, offset, Some("k".into()), offset, 10));
+    }
+    let ahead = |tracker: &Tracker<i64>| (tracker.ahead().items, tracker.ahead().bytes);
+    assert_eq!(ahead(&tracker), (6, 60));
+    // The others of the key wait.
+    let taken = tracker.take(10);
+    assert_eq!((taken.len(), ahead(&tracker)), (2, (4, 40)));
+    tracker.settle(&taken[0].receipt, Next::Done);
+    assert_eq!(ahead(&tracker), (4, 40));
+    tracker.settle(&taken[1].receipt, Next::At(Instant::now(), 1));
+    assert_eq!(ahead(&tracker), (5, 50));
+    tracker.remove(taken[0].receipt.partition);
+    assert_eq!(ahead(&tracker), (3, 30));
+}
+
+#[test]
 fn an_item_that_failed_holds_the_offset_until_it_is_done() {
     let mut tracker = tracker(&[0]);
     (0..2).for_each(|offset| tracker.receive(0, offset, None, offset, 1));

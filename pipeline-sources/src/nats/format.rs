@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
 use pipeline_core::timed::TraceContext;
 use serde::{Deserialize, Serialize};
@@ -277,8 +277,22 @@ pub(super) fn parse_headers(bytes: &[u8]) -> HeaderMap {
 /// Whether the client library can read these headers. It closes its connection at those that it cannot.
 pub(super) fn is_readable(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
-    let mut lines = text.lines().skip(1).filter(|line| !line.is_empty()).peekable();
+    if text.is_empty() {
+        return true; // a message without headers
+    }
+    let mut lines = text.lines().peekable();
+    // The first line may have a status of three digits, as an answer of the server has.
+    let Some(first) = lines.next().and_then(|line| line.strip_prefix("NATS/1.0")) else {
+        return false;
+    };
+    let status = first.trim().split(' ').next().unwrap_or_default();
+    if !status.is_empty() && status.parse::<StatusCode>().is_err() {
+        return false;
+    }
     while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
         let Some((name, _)) = line.split_once(':') else { return false };
         if name.parse::<HeaderName>().is_err() {
             return false;
@@ -334,7 +348,7 @@ pub(super) fn from_rfc3339(text: &str) -> Option<SystemTime> {
     let days = (year * 365 + leap_days + (month * 153 + 2) / 5 + day - 1).checked_sub(719_468)?;
     let nanoseconds = format!("{fraction:0<9}").get(..9)?.parse::<u64>().ok()?;
     let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
-    let since = Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds);
+    let since = Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanoseconds))?;
     SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
@@ -450,15 +464,22 @@ mod tests {
 
     #[test]
     fn headers_that_the_library_cannot_read_are_known() {
-        for good in
-            ["NATS/1.0\r\na: b\r\n\r\n", "NATS/1.0\r\n\r\n", "NATS/1.0\r\na: b\r\n c\r\n\r\n"]
-        {
+        for good in [
+            "NATS/1.0\r\na: b\r\n\r\n",
+            "NATS/1.0\r\n\r\n",
+            "NATS/1.0\r\na: b\r\n c\r\n\r\n",
+            "NATS/1.0 404 No\r\n",
+            "",
+        ] {
             assert!(is_readable(good.as_bytes()), "{good:?}");
         }
-        let bad: [&[u8]; 3] = [
+        let bad: [&[u8]; 6] = [
             b"NATS/1.0\r\na: \xff\r\n\r\n",
             b"NATS/1.0\r\nno colon\r\n\r\n",
             b"NATS/1.0\r\na b: x\r\n",
+            b"NATS/1.0 abc\r\n\r\n",
+            b"NATS/2\r\n\r\n",
+            b"NATS/1.0\r\na: b\r\n\r\n c\r\n",
         ];
         for bad in bad {
             assert!(!is_readable(bad), "{bad:?}");

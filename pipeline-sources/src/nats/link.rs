@@ -1,6 +1,7 @@
 //! One connection to a server, and the requests of JetStream on it.
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -9,9 +10,11 @@ use std::{
 };
 
 use async_nats::{
-    Client, Event, HeaderMap, Message, Request, ServerAddr, client::RequestErrorKind,
+    Client, ConnectOptions, Event, HeaderMap, Message, Request, ServerAddr,
+    client::RequestErrorKind,
 };
 use bytes::Bytes;
+use percent_encoding::percent_decode_str;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::timeout};
@@ -23,8 +26,23 @@ pub(super) const STREAM_NOT_FOUND: u64 = 10059;
 pub(super) const CONSUMER_NOT_FOUND: u64 = 10014;
 const NO_MESSAGE_FOUND: u64 = 10037;
 
+/// What the server answers when a stream does not store a message, because it is full.
+pub(super) const NOT_STORED: u64 = 10077;
+
 /// How long the library waits before it connects again on its own. The link is given up before.
 const RECONNECT: Duration = Duration::from_secs(1);
+
+/// The shortest and the longest time between two pings. The library cannot count longer ones.
+const SOONEST_PING: Duration = Duration::from_millis(100);
+const LATEST_PING: Duration = Duration::from_secs(3600);
+
+/// The longest time of a stream or a consumer. Servers reckon with moments that are as far away.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A time in nanoseconds, for the server.
+pub(super) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.min(CENTURY).as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// The most that is added to an item when it becomes a dead letter, in bytes.
 pub(super) const RESERVED: usize = 8 * 1024;
@@ -48,10 +66,8 @@ impl Link {
         let connected = Arc::new(AtomicBool::new(false));
         let was_connected = connected.clone();
         // It sees three missing answers to pings before it gives a connection up.
-        let ping = (options.timeout / 3).max(Duration::from_millis(100));
-        let connect = options
-            .connect
-            .clone()
+        let ping = (options.timeout / 3).clamp(SOONEST_PING, LATEST_PING);
+        let connect = authenticated(options.connect.clone(), servers)
             .connection_timeout(options.timeout)
             .max_reconnects(servers.len())
             .ping_interval(ping)
@@ -64,7 +80,8 @@ impl Link {
                 }
                 async {}
             });
-        let connecting = timeout(options.timeout * 2, connect.connect(servers.to_vec()));
+        let connecting =
+            timeout(options.timeout.saturating_mul(2), connect.connect(servers.to_vec()));
         let client = match connecting.await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => return Err(NatsError::Connect(Arc::new(error))),
@@ -105,7 +122,8 @@ impl Link {
         let request = request.timeout(Some(self.timeout));
         let answered = async {
             // The library's own time begins when it has taken the request.
-            let answered = timeout(self.timeout * 2, self.client.send_request(subject, request));
+            let answered =
+                timeout(self.timeout.saturating_mul(2), self.client.send_request(subject, request));
             match answered.await {
                 Ok(Ok(message)) => Ok(message),
                 Ok(Err(error)) => Err(match error.kind() {
@@ -259,8 +277,6 @@ pub(super) struct Stream<'a> {
 
 impl Stream<'_> {
     fn config(&self) -> Value {
-        let nanoseconds =
-            |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         json!({
             "name": self.name,
             "subjects": [self.subject],
@@ -281,4 +297,20 @@ impl Stream<'_> {
             "duplicate_window": nanoseconds(self.options.duplicate_window),
         })
     }
+}
+
+/// Options with the user and the password of the first address that has them, which the client leaves out. A user
+/// without a password is a token.
+fn authenticated(options: ConnectOptions, servers: &[ServerAddr]) -> ConnectOptions {
+    let named = servers.iter().find_map(|it| Some((it.username()?, it.password())));
+    match named.map(|(user, password)| (decoded(user), password.map(decoded))) {
+        Some((user, Some(password))) => options.user_and_password(user, password),
+        Some((token, None)) => options.token(token),
+        None => options,
+    }
+}
+
+/// A part of an address, without its escapes.
+fn decoded(part: &str) -> String {
+    percent_decode_str(part).decode_utf8().map_or_else(|_| part.to_owned(), Cow::into_owned)
 }

@@ -28,7 +28,8 @@
 //! ```
 //!
 //! The stream and its consumer are made if they are missing, also after the server has lost them. A stream
-//! that is there is used as it is; the consumer gets the lease of the last process that connects. It needs
+//! that is there is used as it is; the consumer gets the lease of the last source that connects. A program that
+//! only pushes, or looks at the backlog or the dead letters, changes nothing of a consumer that is there. It needs
 //! a server of version 2.9 or later.
 //!
 //! # Messages of other programs
@@ -56,6 +57,12 @@
 //!   one that is killed may deliver again what was done in its last seconds.
 //! - Items are delivered in the order in which they were added; after a retry or a lease that is over, later
 //!   ones may have been handled before.
+//! - The server delivers what is due again before what is new. So that many postponed items leave new ones half of the
+//!   places, a source makes their delays longer while the server has more items than the pipeline takes: as long
+//!   as the pipeline needs for twice as many items as it has postponed, and an hour at most. The delays of items that
+//!   have failed stay as they are.
+//!   Each of them counts as delivered, and the server delivers no new ones when there are
+//!   [`max_pending`](NatsOptions::max_pending), 100,000, say.
 //! - A dead letter that cannot be stored, as when the server has no space, is tried again and holds up nothing
 //!   else. What is done frees space meanwhile.
 //! - JetStream counts each delivery, also one that was given back by a drain or
@@ -67,6 +74,7 @@
 mod format;
 mod link;
 mod session;
+mod share;
 
 use std::{
     error::Error,
@@ -80,15 +88,20 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 
-use self::link::{Link, RESERVED, Stream};
+use self::link::{Link, RESERVED, Stream, nanoseconds};
 pub use self::session::{NatsFetch, NatsReceipt, NatsSettle};
 use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
+    metrics::Refusals,
     options::SourceOptions,
-    replaying::{ALL, Page, replay_all},
+    replaying::{Page, replay_all},
     source::Source,
 };
+
+/// Why the server delivers nothing more.
+const STALLED: &str = "as many items are in work or postponed as max_pending of NatsOptions allows (max_ack_pending of the \
+                       consumer), and the server delivers no others until some of them are done";
 
 /// A queue in a stream of NATS JetStream.
 ///
@@ -111,6 +124,7 @@ struct Shared {
     /// Whether a connection was lost while messages were on their way, so that one of them may be what the
     /// client library cannot read.
     suspect: AtomicBool,
+    refusals: Refusals,
 }
 
 impl fmt::Debug for Shared {
@@ -205,7 +219,7 @@ impl NatsOptions {
     }
 
     /// How long after the death of a process its items are delivered again. Default 30 seconds. It is
-    /// renewed while an item is handled. The last process that connects decides.
+    /// renewed while an item is handled. The last source that connects decides.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.max(Duration::from_millis(100));
         self
@@ -244,7 +258,10 @@ impl NatsOptions {
     }
 
     /// How many items may be delivered and not done, in all sources together and with those that wait for
-    /// a retry. Beyond it none are delivered. Default 100,000.
+    /// a retry or are [postponed](pipeline_core::processing::Failure::later), such as pushes that are kept for users who are
+    /// not there. Beyond it none are delivered, new ones neither. If that lasts for some seconds although items wait, the gauge
+    /// `pipeline.source.stalled` is 1, and a line of the log says so. So it has to be larger than the number of items that may be
+    /// postponed at one time. Each costs the server some memory. Default 100,000. The last source that connects decides.
     ///
     /// # Panics
     ///
@@ -255,9 +272,9 @@ impl NatsOptions {
         self
     }
 
-    /// How connections are made: users, tokens, TLS. What concerns reconnecting has no effect, for the
-    /// source connects again. The type is of the crate `async-nats`, which has features for other ways to
-    /// authenticate.
+    /// How connections are made: users, tokens, TLS. A user and a password in the address replace those here.
+    /// What concerns reconnecting has no effect, for the source connects again. The type is of the crate
+    /// `async-nats`, which has features for other ways to authenticate.
     pub fn connect_options(mut self, options: ConnectOptions) -> Self {
         self.connect = options;
         self
@@ -339,13 +356,22 @@ impl From<NatsError> for BrokerError {
     }
 }
 
+/// What becomes of a consumer that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Consumer {
+    /// The consumer gets the lease and the limit of this queue, which a source takes items from.
+    Changed,
+    /// The consumer stays as the sources want it.
+    AsItIs,
+}
+
 /// Makes a call on the connection of pushes. If a stream is missing, makes it and calls again.
 macro_rules! on_link {
     ($shared:expr, $link:ident => $call:expr) => {{
         let $link = $shared.connected().await?;
         match { $call }.await {
             Err(error) if error.is_missing() => {
-                $shared.prepare(&$link).await?;
+                $shared.prepare(&$link, Consumer::AsItIs).await?;
                 { $call }.await
             }
             answered => answered,
@@ -394,6 +420,7 @@ impl NatsQueue {
                 return Err(NatsError::Name(name.into()));
             }
         }
+        let refusals = Refusals::register("nats", stream);
         let shared = Shared {
             servers,
             stream: stream.into(),
@@ -403,6 +430,7 @@ impl NatsQueue {
             options,
             link: Mutex::default(),
             suspect: AtomicBool::new(false),
+            refusals,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -442,6 +470,15 @@ impl NatsQueue {
     }
 
     async fn publish(&self, item: &Item, id: Option<&str>) -> Result<u64, NatsError> {
+        let published = self.publish_item(item, id).await;
+        if let Err(error) = &published {
+            let is_full = matches!(error, NatsError::Refused { code: link::NOT_STORED, .. });
+            self.shared.refusals.count(1, is_full);
+        }
+        published
+    }
+
+    async fn publish_item(&self, item: &Item, id: Option<&str>) -> Result<u64, NatsError> {
         let headers = format::to_headers(item);
         let size = item.payload.len() + format::size_of_headers(&headers);
         on_link!(self.shared, link => {
@@ -467,10 +504,14 @@ impl NatsQueue {
     ///
     /// [`NatsError`] if the server did not tell.
     pub async fn backlog(&self) -> Result<Backlog, NatsError> {
-        on_link!(self.shared, link => self.shared.backlog(&link))
+        let (backlog, ..) = on_link!(self.shared, link => self.shared.backlog(&link))?;
+        Ok(backlog)
     }
 
     /// Up to `limit` items that were given up, in their order, after the one with this id.
+    ///
+    /// With 16 MiB a page is full and ends, so there may be more behind one of fewer than `limit`: not behind an empty one,
+    /// unless `limit` is 0.
     ///
     /// # Errors
     ///
@@ -523,7 +564,7 @@ impl NatsQueue {
     ) -> Result<u64, NatsError> {
         let last = on_link!(self.shared, link => self.shared.last_dead_letter(&link))?;
         replay_all!(
-            which, ALL,
+            which,
             after => self.page(after.copied().unwrap_or(0), last, Page::next()),
             id => self.replay(*id)
         )
@@ -558,7 +599,7 @@ impl Shared {
     /// The connection of pushes.
     async fn connected(&self) -> Result<Link, NatsError> {
         // Waiting for others that connect counts too.
-        let link = timeout(self.options.timeout * 2, self.link());
+        let link = timeout(self.options.timeout.saturating_mul(2), self.link());
         link.await.map_err(|_| NatsError::Timeout("connecting"))?
     }
 
@@ -568,12 +609,12 @@ impl Shared {
             return Ok(link.clone());
         }
         let link = Link::connect(&self.servers, &self.options).await?;
-        self.prepare(&link).await?;
+        self.prepare(&link, Consumer::AsItIs).await?;
         Ok(kept.insert(link).clone())
     }
 
     /// Makes what is missing. Returns what the server tells about the stream and its consumer.
-    async fn prepare(&self, link: &Link) -> Result<[Value; 2], NatsError> {
+    async fn prepare(&self, link: &Link, consumer: Consumer) -> Result<[Value; 2], NatsError> {
         let options = &self.options;
         let max_bytes = options.max_bytes;
         let (name, subject) = (&*self.stream, &*self.subject);
@@ -581,13 +622,28 @@ impl Shared {
             link.stream(&Stream { name, subject, is_queue: true, max_bytes, options }).await?;
         let (name, subject) = (&*self.dead_stream, &*self.dead_subject);
         link.stream(&Stream { name, subject, is_queue: false, max_bytes: None, options }).await?;
-        let consumer = json!({
+        Ok([stream, self.consumer(link, consumer).await?])
+    }
+
+    /// Makes the consumer, or gives it the options of this queue, unless it is to stay as it is.
+    async fn consumer(&self, link: &Link, consumer: Consumer) -> Result<Value, NatsError> {
+        let options = &self.options;
+        let is_kept = consumer == Consumer::AsItIs;
+        if is_kept {
+            match self.consumer_info(link).await {
+                Err(NatsError::Refused { code: link::CONSUMER_NOT_FOUND, .. }) => {}
+                answered => return answered,
+            }
+        }
+        let wanted = json!({
             "stream_name": self.stream,
+            // Servers before version 2.10 know no action, and change a consumer that was made meanwhile.
+            "action": if is_kept { "create" } else { "" },
             "config": {
                 "durable_name": options.consumer,
                 "deliver_policy": "all",
                 "ack_policy": "explicit",
-                "ack_wait": u64::try_from(options.lease.as_nanos()).unwrap_or(u64::MAX),
+                "ack_wait": nanoseconds(options.lease),
                 "max_deliver": -1,
                 "max_ack_pending": options.max_pending,
                 "filter_subject": self.subject,
@@ -595,8 +651,12 @@ impl Shared {
             },
         });
         let api = format!("CONSUMER.DURABLE.CREATE.{}.{}", self.stream, options.consumer);
-        let consumer = link.api("making the consumer", &api, &consumer).await?;
-        Ok([stream, consumer])
+        let made = link.api("making the consumer", &api, &wanted).await;
+        match made {
+            // Another process was faster.
+            Err(NatsError::Refused { .. }) if is_kept => self.consumer_info(link).await.or(made),
+            made => made,
+        }
     }
 
     async fn dead_letters(
@@ -637,13 +697,18 @@ impl Shared {
         Ok(Some(new))
     }
 
-    async fn backlog(&self, link: &Link) -> Result<Backlog, NatsError> {
-        let what = "asking for the backlog";
+    async fn consumer_info(&self, link: &Link) -> Result<Value, NatsError> {
         let consumer = format!("CONSUMER.INFO.{}.{}", self.stream, self.options.consumer);
+        link.api("asking for the consumer", &consumer, &json!({})).await
+    }
+
+    /// The backlog, how many of its items were delivered, and the last that was delivered for the first time.
+    async fn backlog(&self, link: &Link) -> Result<(Backlog, Option<u64>, Option<u64>), NatsError> {
+        let what = "asking for the backlog";
         let (none, dead) = (json!({}), format!("STREAM.INFO.{}", self.dead_stream));
         let stream = format!("STREAM.INFO.{}", self.stream);
         let (consumer, stream, dead) = tokio::try_join!(
-            link.api::<Value>(what, &consumer, &none),
+            self.consumer_info(link),
             link.api::<Value>(what, &stream, &none),
             link.api::<Value>(what, &dead, &none),
         )?;
@@ -654,11 +719,15 @@ impl Shared {
         // Of other streams, the first message may be done.
         let is_queue = stream["config"]["retention"] == "workqueue";
         let oldest = stream["state"]["first_ts"].as_str().filter(|_| is_queue && items != Some(0));
-        Ok(Backlog {
+        let limit = consumer["config"]["max_ack_pending"].as_u64().filter(|limit| *limit > 0);
+        let is_full = limit.is_some_and(|limit| delivered >= Some(limit));
+        let backlog = Backlog {
+            stalled: (is_full && pending > Some(0)).then_some(STALLED),
             items,
             oldest: oldest.and_then(format::from_rfc3339),
             dead_letters: count(&dead["state"]["messages"]),
             ..Backlog::default()
-        })
+        };
+        Ok((backlog, delivered, count(&consumer["delivered"]["stream_seq"])))
     }
 }

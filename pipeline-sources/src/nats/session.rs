@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     hash::{DefaultHasher, Hash, Hasher},
+    mem::replace,
     sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, SystemTime},
 };
@@ -10,17 +11,19 @@ use std::{
 use async_nats::{Message, Request, Subscriber};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use pipeline_core::shown::shown;
+use parking_lot::Mutex;
+use pipeline_core::{Deadline, shown::shown};
 use serde_json::{Value, json};
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
-    NatsError, NatsQueue, Shared,
+    Consumer, NatsError, NatsQueue, Shared,
     format::{self, Death},
-    link::{Link, Stored},
+    link::{Link, Stored, nanoseconds},
+    share::Share,
 };
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
@@ -30,6 +33,9 @@ use crate::{
 
 /// How long the server keeps a pull open.
 const WAIT: Duration = Duration::from_secs(5);
+
+/// How long the items of a pull may be apart.
+const FOLLOWS: Duration = Duration::from_secs(1);
 
 /// How many requests are under way together.
 const AT_ONCE: usize = 32;
@@ -57,6 +63,9 @@ struct Session {
     shared: Arc<Shared>,
     link: Link,
     life: u64,
+    share: Mutex<Share>,
+    /// The last item that the server had delivered for the first time when the backlog was counted.
+    newest: Mutex<Option<u64>>,
 }
 
 impl Broker for NatsQueue {
@@ -71,14 +80,15 @@ impl Broker for NatsQueue {
     async fn connect(&self) -> Result<(NatsFetch, NatsSettle), BrokerError> {
         let shared = self.shared.clone();
         let link = Link::connect(&shared.servers, &shared.options).await?;
-        let told = shared.prepare(&link).await?;
+        let told = shared.prepare(&link, Consumer::Changed).await?;
         let mut life = DefaultHasher::new();
         for told in &told {
             told["created"].as_str().hash(&mut life);
         }
-        let session = Arc::new(Session { shared, link, life: life.finish() });
+        let [_, consumer] = &told;
+        let (share, newest) = (Mutex::default(), Mutex::default());
+        let session = Arc::new(Session { shared, link, life: life.finish(), share, newest });
         if session.shared.suspect.load(SeqCst) {
-            let [_, consumer] = &told;
             let all = session.give_up_what_is_unreadable(consumer).await?;
             session.shared.suspect.store(!all, SeqCst);
         }
@@ -113,6 +123,8 @@ impl Fetch for NatsFetch {
         // deliver more than there is demand for then.
         let no_wait = json!({ "batch": max, "no_wait": true });
         let there = self.pull(&no_wait, max, Duration::ZERO).await?;
+        let again = there.iter().filter(|delivery| delivery.deliveries > 1).count();
+        self.session.share.lock().pulled(max, there.len(), again, Instant::now());
         if !there.is_empty() {
             return Ok(there);
         }
@@ -148,20 +160,37 @@ impl NatsFetch {
         let sent = timeout(link.timeout(), sent).await;
         sent.map_err(|_| NatsError::Timeout("pulling items"))?.map_err(|_| NatsError::Lost)?;
         let mut taken = Vec::new();
-        let mut deadline = Instant::now() + wait + link.timeout();
+        let patience = wait.saturating_add(link.timeout());
+        // What was taken waits for what follows it, and its lease is not renewed meanwhile.
+        let follows = link.timeout().min(FOLLOWS).min(shared.options.lease / 8);
+        let mut all_follow = Deadline::from_now(Duration::MAX);
+        let mut deadline = Deadline::from_now(patience);
         while taken.len() < max {
             let message = tokio::select! {
                 message = pulled.messages.next() => message.ok_or(NatsError::Lost),
                 lost = link.lost() => Err(lost),
-                () = sleep_until(deadline) => Err(NatsError::Timeout("pulling items")),
+                () = deadline.passed() => Err(NatsError::Timeout("pulling items")),
+                () = all_follow.passed() => return Ok(taken),
             };
             if matches!(message, Err(NatsError::Lost)) {
                 shared.suspect.store(true, SeqCst);
             }
+            if let Err(error @ NatsError::Timeout(_)) = message {
+                // A server with as many items in work as there may be says nothing to a pull that does not wait.
+                if taken.is_empty() {
+                    session.shared.consumer_info(link).await.map_err(|_| error)?;
+                }
+                // A later message would be taken for one of the next pull.
+                return Ok(taken);
+            }
             let message = message?;
-            deadline = Instant::now() + wait + link.timeout();
-            match message.status.map(|status| status.as_u16()) {
-                None => taken.push(session.delivery(message)?),
+            match answered(&message) {
+                None => {
+                    if taken.is_empty() {
+                        all_follow = Deadline::from_now(shared.options.lease / 4);
+                    }
+                    taken.push(session.delivery(message)?);
+                }
                 // A sign of life.
                 Some(100) => {}
                 // No more are there, or the time of the pull is over.
@@ -179,10 +208,18 @@ impl NatsFetch {
                     });
                 }
             }
+            deadline = Deadline::from_now(if taken.is_empty() { patience } else { follows });
         }
         self.pulled = open.pulled.take();
         Ok(taken)
     }
+}
+
+/// The status of an answer of the server, and none of a message of the stream. A program can store one with a
+/// status as well, but only a delivery says how it is acknowledged.
+fn answered(message: &Message) -> Option<u16> {
+    let is_delivery = message.reply.as_deref().is_some_and(|reply| format::told(reply).is_some());
+    message.status.filter(|_| !is_delivery).map(|status| status.as_u16())
 }
 
 /// A pull that is open. If it is dropped, what arrives yet is given back.
@@ -203,7 +240,9 @@ impl Drop for OpenPull<'_> {
                 return;
             }
             while let Some(message) = pulled.messages.next().await {
-                if let (Some(reply), None) = (message.reply, message.status) {
+                if answered(&message).is_none()
+                    && let Some(reply) = message.reply
+                {
                     let _ = session.link.client().publish(reply, RELEASE).await;
                 }
             }
@@ -238,7 +277,10 @@ impl Settle for NatsSettle {
             let answer = match outcome {
                 Outcome::Done => DONE,
                 Outcome::Release { after: Duration::ZERO } => RELEASE,
-                Outcome::Retry { after, .. } | Outcome::Release { after } => nak(*after),
+                Outcome::Retry { after, .. } => nak(*after),
+                Outcome::Release { after } => {
+                    nak(session.share.lock().postpone(*after, Instant::now()))
+                }
                 Outcome::GiveUp { reason } => {
                     given_up.push((index, receipt.reply.clone(), reason.clone()));
                     continue;
@@ -275,7 +317,13 @@ impl Settle for NatsSettle {
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
-        Ok(self.0.shared.backlog(&self.0.link).await?)
+        let (mut backlog, pending, newest) = self.0.shared.backlog(&self.0.link).await?;
+        self.0.share.lock().pending(pending.unwrap_or(u64::MAX));
+        // As many as may be are in work all the time where few may be.
+        if replace(&mut *self.0.newest.lock(), newest) != newest {
+            backlog.stalled = None;
+        }
+        Ok(backlog)
     }
 }
 
@@ -353,7 +401,7 @@ impl Session {
         match publish().await {
             // An operator has removed the stream of the dead letters.
             Err(error) if error.is_missing() => {
-                self.shared.prepare(&self.link).await?;
+                self.shared.prepare(&self.link, Consumer::Changed).await?;
                 publish().await?;
             }
             published => drop(published?),
@@ -407,6 +455,5 @@ impl Session {
 
 /// The answer after which a message is delivered again when this time is over.
 fn nak(delay: Duration) -> Bytes {
-    let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
-    format!("-NAK {{\"delay\": {}}}", delay.min(i64::MAX.unsigned_abs())).into()
+    format!("-NAK {{\"delay\": {}}}", nanoseconds(delay)).into()
 }

@@ -1,18 +1,19 @@
 //! A connection to the server.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use tokio::{
     sync::Notify,
     task::AbortHandle,
     time::{sleep, timeout},
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Config, NoTls, Row,
+    AsyncMessage, Client, Config, Row,
     types::{ToSql, Type},
 };
 
-use super::{PostgresError, schema};
+use super::{PostgresError, schema, tls};
 
 /// The time between two looks whether another program has changed the tables.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -43,12 +44,11 @@ impl Link {
         creates: bool,
         notified: impl Fn(&str) + Send + 'static,
     ) -> Result<Self, PostgresError> {
-        let connecting = timeout(patience, config.connect(NoTls)).await;
-        let (client, mut connection) = connecting.map_err(|_| PostgresError::TimedOut)??;
+        let connecting = timeout(patience, tls::open(config)).await;
+        let (client, mut messages) = connecting.map_err(|_| PostgresError::TimedOut)??;
         let task = tokio::spawn(async move {
             // It ends with an error or when the client is gone. Calls get the error.
-            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
-            {
+            while let Some(Ok(message)) = messages.next().await {
                 if let AsyncMessage::Notification(notification) = message {
                     notified(notification.payload());
                 }
@@ -57,7 +57,7 @@ impl Link {
         let link = Self { client, patience, task: task.abort_handle() };
         link.execute(schema::BEGIN).await?;
         // What is given up here is given up there too.
-        link.execute(&format!("SET statement_timeout = {}", patience.as_millis().max(1))).await?;
+        link.execute(&format!("SET statement_timeout = {}", server_ms(patience))).await?;
         let prepared = timeout(patience, link.prepare_schema(creates)).await;
         prepared.map_err(|_| PostgresError::TimedOut)??;
         Ok(link)
@@ -92,7 +92,7 @@ impl Link {
         // What waits for a lock here makes all others wait that use the table, and still waits when the client
         // has given up. But to change large tables may take long: the server completes it then, and a
         // later connection finds it done.
-        let lock_timeout = (self.patience / 4).as_millis().max(1);
+        let lock_timeout = server_ms(self.patience / 4);
         let begin = format!(
             "BEGIN; SET LOCAL lock_timeout = {lock_timeout}; SET LOCAL statement_timeout = 0"
         );
@@ -161,6 +161,11 @@ impl Link {
         let called = timeout(self.patience, call).await;
         Ok(called.map_err(|_| PostgresError::TimedOut)??)
     }
+}
+
+/// A time in milliseconds as a setting of the server, which counts up to 24 days.
+fn server_ms(time: Duration) -> i32 {
+    i32::try_from(time.as_millis()).unwrap_or(i32::MAX).max(1)
 }
 
 /// Wakes what waits for items of this queue.

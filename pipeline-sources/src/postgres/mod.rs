@@ -67,17 +67,22 @@
 //! An item that is done is deleted, so the table stays as small as what is not done, if it is vacuumed.
 //! A transaction that stays open for hours, anywhere in the database, prevents that.
 //!
-//! Connections are without TLS. The server is of version 11 or newer.
+//! The server is of version 11 or newer. Connections have TLS where the address says `sslmode=require`, which needs the
+//! feature `postgres-tls`, and have none otherwise. The server's certificate has to be for the name in the address,
+//! and to be signed by one that the system trusts, or that is in the file that the variable `SSL_CERT_FILE` names. These
+//! are read once.
 
 mod link;
 mod row;
 mod schema;
 mod session;
+mod tls;
 
 use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
 
 use pipeline_core::shown::shown;
 use thiserror::Error;
+pub use tls::connect;
 use tokio::{sync::Mutex, time::timeout};
 /// The client library. A program that calls [`push_in`] needs it in this version.
 pub use tokio_postgres;
@@ -92,7 +97,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item, QueuedItem},
     options::SourceOptions,
-    replaying::{ALL, Page, replay_all},
+    replaying::{PAGE, Page, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -426,16 +431,23 @@ impl PostgresQueue {
     /// Up to `limit` items that are not done, by id, after the one with this id. They are in work or wait:
     /// [`QueuedItem::state`].
     ///
+    /// With 4 MiB or 1,000 of them a page is full and ends, so there may be more behind one of fewer than `limit`: not behind
+    /// an empty one, unless `limit` is 0.
+    ///
     /// # Errors
     ///
     /// [`PostgresError`] if the server does not say them.
     pub async fn items(&self, after: i64, limit: u32) -> Result<Vec<QueuedItem>, PostgresError> {
-        let rows = self.page(schema::ITEMS, after, limit).await?;
+        let page = Page::<i64>::of_an_answer(limit);
+        let rows = self.page(schema::ITEMS, after, i64::MAX, &page).await?;
         rows.iter().map(row::queued).collect()
     }
 
     /// Up to `limit` items that were given up, by id, after the one with this id. They keep the ids which
     /// they had in the queue, unless there was a dead letter with that id already.
+    ///
+    /// With 4 MiB or 1,000 of them a page is full and ends, so there may be more behind one of fewer than `limit`: not behind
+    /// an empty one, unless `limit` is 0.
     ///
     /// # Errors
     ///
@@ -445,7 +457,7 @@ impl PostgresQueue {
         after: i64,
         limit: u32,
     ) -> Result<Vec<DeadLetter>, PostgresError> {
-        self.dead_letter_page(after, i64::MAX, Page::of(limit)).await
+        self.dead_letter_page(after, i64::MAX, Page::of_an_answer(limit)).await
     }
 
     /// Adds an item that was given up to the queue again, as a new item, whose age begins now. Returns its
@@ -488,8 +500,8 @@ impl PostgresQueue {
         let last = last.first().map(|row| row.try_get::<_, Option<i64>>(0)).transpose()?;
         let Some(last) = last.flatten() else { return Ok(0) };
         replay_all!(
-            which, ALL,
-            after => self.dead_letter_page(after.copied().unwrap_or(i64::MIN), last, Page::next()),
+            which,
+            after => self.dead_letter_page(after.copied().unwrap_or(i64::MIN), last, Page::of_an_answer(PAGE)),
             id => self.replay(*id)
         )
     }
@@ -514,30 +526,26 @@ impl PostgresQueue {
         last: i64,
         page: Page<i64>,
     ) -> Result<Vec<DeadLetter>, PostgresError> {
+        let rows = self.page(schema::DEAD_LETTERS, after, last, &page).await?;
+        rows.iter().map(row::dead_letter).collect()
+    }
+
+    /// The rows of a statement for a page.
+    async fn page(
+        &self,
+        statement: &str,
+        after: i64,
+        last: i64,
+        page: &Page<i64>,
+    ) -> Result<Vec<Row>, PostgresError> {
         let limit = i64::try_from(page.limit()).unwrap_or(i64::MAX);
         let most_bytes = i64::try_from(page.most_bytes()).unwrap_or(i64::MAX);
-        let rows = self.call(async |link| {
+        self.call(async |link| {
             let name = (&self.0.name as _, Type::TEXT);
             let ids =
                 [(&after as _, Type::INT8), (&limit as _, Type::INT8), (&last as _, Type::INT8)];
             let [after, limit, last] = ids;
             let parameters = [name, after, limit, last, (&most_bytes as _, Type::INT8)];
-            link.query(schema::DEAD_LETTERS, &parameters).await
-        });
-        rows.await?.iter().map(row::dead_letter).collect()
-    }
-
-    /// The rows of a statement with the parameters queue, id and limit.
-    async fn page(
-        &self,
-        statement: &str,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<Row>, PostgresError> {
-        let limit = i64::from(limit);
-        self.call(async |link| {
-            let name = (&self.0.name as _, Type::TEXT);
-            let parameters = [name, (&after as _, Type::INT8), (&limit as _, Type::INT8)];
             link.query(statement, &parameters).await
         })
         .await

@@ -1,7 +1,7 @@
 //! The tables and functions of queues in PostgreSQL, and the statements on them.
 
 /// The version of [`SCHEMA`].
-pub(super) const VERSION: i32 = 4;
+pub(super) const VERSION: i32 = 5;
 
 /// What a connection begins with. Where a database has no encoding, a text may be of any bytes, and the server
 /// would refuse to send one that is not UTF-8. Notices are of no use, and the server would end a change of the
@@ -81,7 +81,14 @@ DROP FUNCTION IF EXISTS pipeline_settle(text, bool, int8[], int8[], text[], int8
 DROP FUNCTION IF EXISTS pipeline_take(text, int8, int8, int8, text);
 DROP FUNCTION IF EXISTS pipeline_settle(text, int8[], int8[], text[], int8[], text[]);
 
--- Leases items. In a queue that is ordered by key, it may look for them key by key, after `after_key`. Then
+-- The size of an item as it is sent. That of a payload is known without reading it, that of headers is not: they may be
+-- compressed.
+CREATE OR REPLACE FUNCTION pipeline_size(payload bytea, headers jsonb, key text, trace text) RETURNS int8
+    LANGUAGE sql STABLE
+    AS $$ SELECT coalesce(octet_length(payload), 0)::int8 + coalesce(octet_length(headers::text), 0)
+        + coalesce(octet_length(key), 0) + coalesce(octet_length(trace), 0) $$;
+
+-- Leases items, as many as have 16 MiB with the last of them. In a queue that is ordered by key, it may look for them key by key, after `after_key`. Then
 -- a row without an id has the key up to which it has looked, or NULL if it has looked at the last one.
 CREATE OR REPLACE FUNCTION pipeline_take(
     of_queue text, most int8, lease_ms int8, token int8, after_key text
@@ -99,17 +106,23 @@ DECLARE
     head record;
     last_key text := after_key;
     has_looked bool := false;
+    most_bytes CONSTANT int8 := 16777216;
+    taken_bytes int8 := 0;
+    more_bytes int8;
 BEGIN
     IF NOT EXISTS (SELECT FROM pipeline_queues q WHERE q.queue = of_queue AND q.ordered) THEN
         RETURN QUERY
         WITH available AS (
-            SELECT i.id FROM pipeline_items i
+            SELECT i.id, i.available_at, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
+                FROM pipeline_items i
                 WHERE i.queue = of_queue AND i.available_at <= now()
                 ORDER BY i.available_at, i.id LIMIT most FOR UPDATE SKIP LOCKED
+        ), summed AS (
+            SELECT a.id, sum(a.size) OVER (ORDER BY a.available_at, a.id) - a.size AS before FROM available a
         )
         UPDATE pipeline_items i SET available_at = lease_end, lease = token,
                 deliveries = least(i.deliveries, 2147483646) + 1
-            FROM available a WHERE i.id = a.id
+            FROM summed s WHERE i.id = s.id AND s.before < most_bytes
             RETURNING i.id, i.key, i.payload, i.headers, i.trace, i.enqueued_at, i.deliveries, i.failures;
         RETURN;
     END IF;
@@ -118,7 +131,8 @@ BEGIN
     -- First as many as are wanted. If it is not the turn of some, more.
     FOREACH at_once IN ARRAY ARRAY[most, 1000] LOOP
         WITH found AS (
-            SELECT i.id, i.key, i.available_at FROM pipeline_items i
+            SELECT i.id, i.key, i.available_at, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
+                FROM pipeline_items i
                 WHERE i.queue = of_queue AND i.available_at <= now()
                 ORDER BY i.available_at, i.id LIMIT at_once FOR UPDATE SKIP LOCKED
         ), keys AS (
@@ -134,16 +148,17 @@ BEGIN
                     WHERE e.queue = of_queue AND e.key = k.key ORDER BY e.id LIMIT 1
             ) AS f
         ), turns AS (
-            SELECT f.id, f.available_at,
+            SELECT f.id, f.available_at, f.size,
                     f.key IS NULL OR (f.id = k.first_id AND NOT k.is_in_work) AS has_turn
                 FROM found f LEFT JOIN keys k ON k.key = f.key
         ), taken AS (
             UPDATE pipeline_items i SET available_at = lease_end, lease = token,
                     deliveries = least(i.deliveries, 2147483646) + 1
                 FROM (
-                    SELECT t.id FROM turns t WHERE t.has_turn ORDER BY t.available_at, t.id
+                    SELECT t.id, t.size, sum(t.size) OVER (ORDER BY t.available_at, t.id) - t.size AS before
+                        FROM turns t WHERE t.has_turn ORDER BY t.available_at, t.id
                         LIMIT most - cardinality(taken_ids)
-                ) AS t WHERE i.id = t.id RETURNING i.id
+                ) AS t WHERE i.id = t.id AND taken_bytes + t.before < most_bytes RETURNING i.id, t.size
         ), blocked AS (
             UPDATE pipeline_items i SET available_at = 'infinity', lease = NULL
                 FROM turns t WHERE i.id = t.id AND NOT t.has_turn
@@ -154,21 +169,25 @@ BEGIN
             UPDATE pipeline_items i SET available_at = least(i.enqueued_at, now()), lease = NULL
                 FROM freeable f WHERE i.id = f.id
         )
-        SELECT (SELECT count(*) FROM found), (SELECT array_agg(t.id) FROM taken t)
-            INTO found_now, ids;
+        SELECT (SELECT count(*) FROM found), (SELECT array_agg(t.id) FROM taken t),
+                (SELECT sum(t.size) FROM taken t)
+            INTO found_now, ids, more_bytes;
         taken_ids := taken_ids || ids;
-        EXIT WHEN cardinality(taken_ids) >= most OR found_now = 0;
+        taken_bytes := taken_bytes + coalesce(more_bytes, 0);
+        EXIT WHEN cardinality(taken_ids) >= most OR taken_bytes >= most_bytes OR found_now = 0;
     END LOOP;
     -- There are many before their turn. Others need not wait until all of them were found.
-    IF cardinality(taken_ids) < most AND found_now >= 1000 THEN
+    IF cardinality(taken_ids) < most AND taken_bytes < most_bytes AND found_now >= 1000 THEN
         has_looked := true;
         FOR n IN 1..1000 LOOP
             IF last_key IS NULL THEN
-                SELECT i.id, i.key, i.available_at INTO head FROM pipeline_items i
+                SELECT i.id, i.key, i.available_at, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
+                    INTO head FROM pipeline_items i
                     WHERE i.queue = of_queue AND i.key IS NOT NULL
                     ORDER BY i.queue, i.key, i.id LIMIT 1;
             ELSE
-                SELECT i.id, i.key, i.available_at INTO head FROM pipeline_items i
+                SELECT i.id, i.key, i.available_at, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
+                    INTO head FROM pipeline_items i
                     WHERE i.queue = of_queue AND i.key IS NOT NULL AND i.key > last_key
                     ORDER BY i.queue, i.key, i.id LIMIT 1;
             END IF;
@@ -185,7 +204,8 @@ BEGIN
                 WHERE i.id IN (SELECT e.id FROM pipeline_items e WHERE e.id = head.id FOR UPDATE SKIP LOCKED);
             IF FOUND THEN
                 taken_ids := taken_ids || head.id;
-                EXIT WHEN cardinality(taken_ids) >= most;
+                taken_bytes := taken_bytes + head.size;
+                EXIT WHEN cardinality(taken_ids) >= most OR taken_bytes >= most_bytes;
             END IF;
         END LOOP;
     END IF;
@@ -380,7 +400,7 @@ BEGIN
 END $$;
 
 DELETE FROM pipeline_schema;
-INSERT INTO pipeline_schema VALUES (4);
+INSERT INTO pipeline_schema VALUES (5);
 "
     };
 }
@@ -392,9 +412,9 @@ pub(super) const MAY_CHANGE: &str = "SELECT pg_try_advisory_xact_lock(hashtext('
 /// What a program executes after that, in the same transaction.
 pub(super) const CHANGE: &str = concat!(tables!(), "COMMIT;\n");
 
-/// The tables, indexes and functions of all queues of a database, in version 4. A program that may not
+/// The tables, indexes and functions of all queues of a database, in version 5. A program that may not
 /// create tables leaves it to an operator, who runs this text once; it can be run again, and makes tables
-/// of an older version those of version 4.
+/// of an older version those of version 5.
 ///
 /// An item is available from the time `available_at` on. A lease moves that time forward.
 ///
@@ -467,6 +487,16 @@ WITH held AS (
 UPDATE pipeline_items i SET available_at = now() + $3 * interval '1 ms'
     FROM held h WHERE i.id = h.id";
 
+/// Ends the delays of items. One that another transaction holds waits for the end of its delay. Parameters: array of ids.
+pub(super) const WAKE: &str = "
+WITH postponed AS (
+    SELECT e.id FROM pipeline_items e
+        WHERE e.id = ANY ($1) AND e.lease IS NULL
+            AND e.available_at > now() AND e.available_at < 'infinity'
+        FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE pipeline_items i SET available_at = now() FROM postponed p WHERE i.id = p.id";
+
 /// The number of items, of dead letters, and when the first item was added. Parameters: queue, and how far
 /// it is counted.
 pub(super) const BACKLOG: &str = "
@@ -482,7 +512,8 @@ SELECT
 /// bytes with which the page is full.
 pub(super) const DEAD_LETTERS: &str = "
 SELECT id, key, payload, headers, trace, enqueued_at, deliveries, reason, given_up_at FROM (
-    SELECT *, sum(coalesce(octet_length(payload), 0)::int8 + coalesce(octet_length(headers), 0))
+    SELECT *, sum(coalesce(octet_length(payload), 0)::int8 + coalesce(octet_length(headers), 0)
+            + coalesce(octet_length(key), 0) + coalesce(octet_length(trace), 0) + coalesce(octet_length(reason), 0))
             OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
         FROM (
             SELECT id, key, payload, headers::text AS headers, trace,
@@ -501,15 +532,27 @@ SELECT id, key, payload, headers, trace, enqueued_at, deliveries, reason, given_
 pub(super) const LAST_DEAD_LETTER: &str =
     "SELECT max(id) FROM pipeline_dead_letters WHERE queue = $1";
 
-/// Items of a queue after an id, what they wait for, and until when. Parameters: queue, id, limit.
+/// Items of a queue after an id, what they wait for, and until when. Parameters: those of [`DEAD_LETTERS`].
 pub(super) const ITEMS: &str = "
-SELECT id, key, payload, headers::text, trace,
-        CASE WHEN isfinite(enqueued_at) THEN (extract(epoch FROM enqueued_at) * 1000)::int8 END,
-        deliveries,
-        CASE WHEN available_at = 'infinity' THEN 'blocked' WHEN available_at <= now() THEN 'available'
-            WHEN lease IS NOT NULL THEN 'in work' ELSE 'later' END,
-        CASE WHEN isfinite(available_at) THEN (extract(epoch FROM available_at) * 1000)::int8 END
-    FROM pipeline_items WHERE queue = $1 AND id > $2 ORDER BY id LIMIT $3";
+SELECT id, key, payload, headers, trace, enqueued_at, deliveries, state, until FROM (
+    SELECT *, sum(coalesce(octet_length(payload), 0)::int8 + coalesce(octet_length(headers), 0)
+            + coalesce(octet_length(key), 0) + coalesce(octet_length(trace), 0))
+            OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM (
+            SELECT id, key, payload, headers::text AS headers, trace,
+                    CASE WHEN isfinite(enqueued_at)
+                        THEN (extract(epoch FROM enqueued_at) * 1000)::int8 END AS enqueued_at,
+                    deliveries,
+                    CASE WHEN available_at = 'infinity' THEN 'blocked'
+                        WHEN available_at <= now() THEN 'available'
+                        WHEN lease IS NOT NULL THEN 'in work' ELSE 'later' END AS state,
+                    CASE WHEN isfinite(available_at)
+                        THEN (extract(epoch FROM available_at) * 1000)::int8 END AS until
+                FROM pipeline_items WHERE queue = $1 AND id > $2 AND id <= $4
+                ORDER BY id LIMIT $3
+        ) AS page
+    ) AS page
+    WHERE coalesce(before, 0) < $5 ORDER BY id";
 
 /// Adds a dead letter to its queue again. Parameters: queue, id.
 pub(super) const REPLAY: &str = "

@@ -258,11 +258,20 @@ pub struct PostgresSettle {
 impl Settle for PostgresSettle {
     type Receipt = PostgresReceipt;
 
+    const WAKES: bool = true;
+
     async fn settle(
         &self,
         settlements: &[Settlement<PostgresReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
         Ok(self.session.settle(settlements).await?)
+    }
+
+    async fn wake(&self, receipts: &[PostgresReceipt]) -> Result<(), BrokerError> {
+        let ids: Vec<_> = receipts.iter().map(|receipt| receipt.id).collect();
+        self.session.settling.change(schema::WAKE, &[(&ids, Type::INT8_ARRAY)]).await?;
+        self.session.added.notify_one();
+        Ok(())
     }
 
     async fn renew(&self, receipts: &[PostgresReceipt]) -> Result<(), BrokerError> {

@@ -15,6 +15,7 @@ use lapin::{
 use pipeline_core::timed::TraceContext;
 use serde::{Deserialize, Serialize};
 
+use super::{dead_ids::NUMBERED, headers::hash};
 use crate::{
     item::{DeadLetter, Item},
     reason::{cut, with_note},
@@ -38,13 +39,19 @@ const FAILURES: &str = "pipeline-failures";
 /// Of a dead letter: why, when in milliseconds since 1970, and its id.
 const REASON: &str = "pipeline-reason";
 const GIVEN_UP_AT: &str = "pipeline-given-up-at";
-const DEAD_ID: &str = "pipeline-dead-letter-id";
+pub(super) const DEAD_ID: &str = "pipeline-dead-letter-id";
+
+/// Why the properties of a message could not be read. They are replaced by this one before they are read.
+pub(super) const UNREADABLE: &str = "pipeline-unreadable";
 
 /// How often a quorum queue has delivered a message before.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// How the server itself has moved a message to other queues, the last time first.
 const DEATHS: &str = "x-death";
+
+/// A time in seconds since 1970, which is in 1973 if it is in milliseconds.
+const YEAR_5138: u64 = 100_000_000_000;
 
 /// The persistent mode of a message.
 const PERSISTENT: u8 = 2;
@@ -73,7 +80,8 @@ fn is_taken(name: &str) -> bool {
 
 /// Whether a header is of the server, or of an earlier life of a message.
 fn is_of_a_delivery(name: &str) -> bool {
-    name.starts_with("x-") || [DELIVERIES, FAILURES, REASON, GIVEN_UP_AT, DEAD_ID].contains(&name)
+    let own = [DELIVERIES, FAILURES, REASON, GIVEN_UP_AT, DEAD_ID, UNREADABLE];
+    name.starts_with("x-") || own.contains(&name)
 }
 
 /// The properties of an item with this id.
@@ -100,11 +108,10 @@ pub(super) fn to_properties(item: &Item, id: &str, now: SystemTime) -> BasicProp
     if let (false, Ok(rest)) = (rest.headers.is_empty(), serde_json::to_string(&rest)) {
         headers.insert(REST.into(), text(&rest));
     }
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let properties = BasicProperties::default()
         .with_headers(headers)
         .with_delivery_mode(PERSISTENT)
-        .with_timestamp(since.as_secs());
+        .with_timestamp(to_timestamp(now));
     match ShortString::try_new(id) {
         Ok(id) => properties.with_message_id(id),
         Err(_) => properties,
@@ -159,6 +166,10 @@ pub(super) fn told(properties: &BasicProperties, payload: Bytes, redelivered: bo
             }
         }
     }
+    if let Some(why) = get(UNREADABLE) {
+        let why = to_text(why).unwrap_or_else(|| "its properties cannot be read".into());
+        malformed = Some(why.into());
+    }
     // A queue that does not count tells at least whether it is the first time.
     let here = get(DELIVERY_COUNT).and_then(to_number).unwrap_or(u64::from(redelivered));
     let before = get(DELIVERIES).and_then(to_number).unwrap_or_default();
@@ -168,11 +179,22 @@ pub(super) fn told(properties: &BasicProperties, payload: Bytes, redelivered: bo
     Told {
         item,
         malformed,
-        enqueued_at: properties
-            .timestamp()
-            .and_then(|seconds| from_unix(Duration::from_secs(seconds))),
+        enqueued_at: properties.timestamp().and_then(from_timestamp),
         counts: Counts { deliveries: count(deliveries), failures: count(failures) },
     }
+}
+
+/// A timestamp is in seconds. Many programs give milliseconds.
+fn from_timestamp(timestamp: u64) -> Option<SystemTime> {
+    match timestamp {
+        ..YEAR_5138 => from_unix(Duration::from_secs(timestamp)),
+        ms if ms / 1000 < YEAR_5138 => from_unix(Duration::from_millis(ms)),
+        _ => None,
+    }
+}
+
+fn to_timestamp(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn from_unix(since: Duration) -> Option<SystemTime> {
@@ -240,17 +262,23 @@ fn again(properties: &BasicProperties, id: &str) -> (BasicProperties, FieldTable
     (id.into_iter().fold(same, BasicProperties::with_message_id), headers)
 }
 
-/// The properties of a message that waits for a retry.
+/// The properties of a message that waits for a retry. It keeps its timestamp as it is, or gets that of its first delivery if
+/// it has none that can be read.
 pub(super) fn for_retry(
     properties: &BasicProperties,
     id: &str,
     Counts { deliveries, failures }: Counts,
+    added: SystemTime,
     delay_ms: u64,
 ) -> BasicProperties {
     let (same, mut headers) = again(properties, id);
     headers.insert(DELIVERIES.into(), AMQPValue::LongLongInt(deliveries.into()));
     headers.insert(FAILURES.into(), AMQPValue::LongLongInt(failures.into()));
-    same.with_headers(headers).with_expiration(delay_ms.to_string().into())
+    let mut same = same.with_headers(headers);
+    if properties.timestamp().and_then(from_timestamp).is_none() {
+        same = same.with_timestamp(to_timestamp(added));
+    }
+    same.with_expiration(delay_ms.to_string().into())
 }
 
 /// How a message becomes a dead letter.
@@ -328,32 +356,46 @@ pub(super) fn for_replay(
     now: SystemTime,
 ) -> BasicProperties {
     let (same, headers) = again(properties, id);
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    same.with_headers(headers).with_timestamp(since.as_secs())
+    same.with_headers(headers).with_timestamp(to_timestamp(now))
 }
 
-/// The id of a dead letter. Those that the server has given up itself have that of their message.
-pub(super) fn dead_id(properties: &BasicProperties) -> Arc<str> {
-    let headers = properties.headers().as_ref();
-    let id = headers.and_then(|headers| headers.inner().get(DEAD_ID)).and_then(to_text);
-    let message_id = || properties.message_id().as_ref().map(ToString::to_string);
-    id.or_else(message_id).unwrap_or_default().into()
+/// The id of a dead letter. One that the server has given up itself has that of its message, which may have none, and
+/// a hash of its payload: if two have the same, it does not matter which of them is replayed.
+pub(super) fn dead_id(properties: &BasicProperties, payload: &[u8]) -> Arc<str> {
+    let none = FieldTable::default();
+    let headers = properties.headers().as_ref().unwrap_or(&none).inner();
+    let id = headers.get(DEAD_ID).and_then(to_text);
+    let is_own = |id: &str| !headers.contains_key(UNREADABLE) && !id.contains(NUMBERED);
+    match id {
+        Some(id) if is_own(&id) => id.into(),
+        id => {
+            let message_id = || properties.message_id().as_ref().map(ToString::to_string);
+            let id = id.or_else(message_id).unwrap_or_default();
+            format!("{id}-{:016x}", hash(payload)).into()
+        }
+    }
 }
 
-pub(super) fn dead_letter(properties: &BasicProperties, payload: Bytes) -> DeadLetter<Arc<str>> {
+/// A dead letter with the id that it has in its queue.
+pub(super) fn dead_letter(
+    id: Arc<str>,
+    properties: &BasicProperties,
+    payload: Bytes,
+) -> DeadLetter<Arc<str>> {
     let none = FieldTable::default();
     let headers = properties.headers().as_ref().unwrap_or(&none).inner();
     let told = told(properties, payload, false);
     let given_up_at = headers.get(GIVEN_UP_AT).and_then(to_number);
     let deliveries = headers.get(DELIVERIES).and_then(to_number).unwrap_or_default();
-    let reason = headers.get(REASON).and_then(to_text).or_else(|| {
+    let reason = [REASON, UNREADABLE].iter().find_map(|name| to_text(headers.get(*name)?));
+    let reason = reason.or_else(|| {
         let AMQPValue::FieldArray(deaths) = headers.get(DEATHS)? else { return None };
         let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
         let why = to_text(death.inner().get("reason")?)?;
         Some(format!("the server has given it up: {why}"))
     });
     DeadLetter {
-        id: dead_id(properties),
+        id,
         item: told.item,
         enqueued_at: told.enqueued_at,
         given_up_at: given_up_at.and_then(|ms| from_unix(Duration::from_millis(ms))),
@@ -412,6 +454,11 @@ pub(super) fn group_of(delay_ms: u64) -> u64 {
 mod tests {
     use super::*;
 
+    /// The dead letter with these properties.
+    fn letter(properties: &BasicProperties) -> DeadLetter<Arc<str>> {
+        dead_letter(dead_id(properties, b"x"), properties, "x".into())
+    }
+
     fn counts(deliveries: u32, failures: u32) -> Counts {
         Counts { deliveries, failures }
     }
@@ -442,7 +489,7 @@ mod tests {
     #[test]
     fn deliveries_are_counted_over_retries() {
         let first = to_properties(&Item::new("x").header("kind", "order"), "7", AT);
-        let retried = for_retry(&first, "", counts(3, 1), 5000);
+        let retried = for_retry(&first, "", counts(3, 1), AT, 5000);
         assert_eq!(retried.expiration().as_ref().map(ToString::to_string), Some("5000".into()));
         assert_eq!(back(&retried).counts, counts(4, 1));
         let mut headers = retried.headers().clone().unwrap();
@@ -450,7 +497,7 @@ mod tests {
         let again = retried.with_headers(headers);
         assert_eq!(back(&again).counts, counts(6, 1));
         assert_eq!(told(&first, "x".into(), true).counts, counts(2, 0));
-        let twice = for_retry(&again, "", counts(6, 2), 1);
+        let twice = for_retry(&again, "", counts(6, 2), AT, 1);
         assert_eq!(back(&twice).counts, counts(7, 2));
         assert_eq!(back(&twice).item, back(&first).item);
     }
@@ -463,13 +510,26 @@ mod tests {
         let death = Death { deliveries: 3, reason: "it\nis bad", now: at, dead_id: "d1" };
         let given_up = for_dead_letter(&first, "", &death, 10_000);
         assert_eq!(*given_up.expiration(), None);
-        let dead = dead_letter(&given_up, "x".into());
+        let dead = letter(&given_up);
         assert_eq!((&*dead.id, &*dead.reason, dead.deliveries), ("d1", "it\nis bad", 3));
         assert_eq!((dead.item.clone(), dead.given_up_at), (item.clone(), Some(at)));
         let later = AT + Duration::from_secs(7);
         let replayed = back(&for_replay(&given_up, "", later));
         assert_eq!((replayed.item, replayed.counts), (item, counts(1, 0)));
         assert_eq!(replayed.enqueued_at, Some(later));
+    }
+
+    #[test]
+    fn dead_letters_of_the_server_have_the_same_id_only_if_they_have_the_same_payload() {
+        let none = BasicProperties::default();
+        let named = none.clone().with_message_id("7".into());
+        let mut headers = FieldTable::default();
+        headers.insert(DEAD_ID.into(), text("d~2"));
+        let numbered = none.clone().with_headers(headers);
+        for (properties, begin) in [(&none, "-"), (&named, "7-"), (&numbered, "d~2-")] {
+            let id = |payload: &[u8]| dead_id(properties, payload);
+            assert!(id(b"a").starts_with(begin) && id(b"a") == id(b"a") && id(b"a") != id(b"b"));
+        }
     }
 
     #[test]
@@ -488,23 +548,40 @@ mod tests {
         assert!(size(&large) > 160_000 && size(&large) < 170_000, "{}", size(&large));
         let fitted = for_dead_letter(&large, "", &death, 90_000);
         assert!(size(&fitted) < 90_000);
-        let dead = dead_letter(&fitted, "x".into());
+        let dead = letter(&fitted);
         assert!(dead.item.headers.contains_key("text"));
         assert!(dead.reason.starts_with("it is bad (1 of its headers"), "{}", dead.reason);
         let fitted = for_dead_letter(&large, "", &death, 30_000);
-        let dead = dead_letter(&fitted, "x".into());
+        let dead = letter(&fitted);
         assert_eq!((dead.item.headers.len(), dead.item.key.as_deref()), (100, Some("k")));
         assert!(dead.reason.contains("2 of its headers"), "{}", dead.reason);
         let fitted = for_dead_letter(&large, "", &death, 100);
-        let dead = dead_letter(&fitted, "x".into());
+        let dead = letter(&fitted);
         assert!(dead.item.headers.is_empty() && dead.reason.contains("nothing else"), "{dead:?}");
         assert_eq!((&*dead.id, dead.deliveries), ("d1", 3));
     }
 
     #[test]
     fn a_message_without_an_id_gets_one() {
-        let given = for_retry(&BasicProperties::default(), "7", counts(1, 0), 1);
+        let given = for_retry(&BasicProperties::default(), "7", counts(1, 0), AT, 1);
         assert_eq!(given.message_id().as_ref().map(ToString::to_string), Some("7".into()));
+    }
+
+    #[test]
+    fn a_time_is_in_seconds_or_in_milliseconds_or_is_that_of_the_first_delivery() {
+        let stamped = |timestamp| BasicProperties::default().with_timestamp(timestamp);
+        let added = |timestamp| back(&stamped(timestamp)).enqueued_at;
+        assert_eq!(added(to_timestamp(AT)), Some(AT));
+        let ms = u64::try_from(AT.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis());
+        assert_eq!(added(ms.unwrap()), Some(AT));
+        // Another program may read it as it has written it.
+        let later = AT + Duration::from_secs(3600);
+        let kept = for_retry(&stamped(ms.unwrap()), "", counts(1, 0), later, 1);
+        assert_eq!(*kept.timestamp(), Some(ms.unwrap()));
+        for odd in [stamped(u64::MAX), stamped(YEAR_5138 * 1000), BasicProperties::default()] {
+            assert_eq!(back(&odd).enqueued_at, None);
+            assert_eq!(back(&for_retry(&odd, "", counts(1, 0), AT, 1)).enqueued_at, Some(AT));
+        }
     }
 
     #[test]

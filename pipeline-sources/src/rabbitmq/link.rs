@@ -1,9 +1,18 @@
 //! Connections to a server, and the queues that are made on them.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+    BasicProperties, Channel, Confirmation, Connection, ExchangeKind,
     options::{
         BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
         QueueDeclareOptions,
@@ -11,13 +20,18 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
     uri::AMQPUri,
 };
+use pipeline_core::Deadline;
 use tokio::{
+    runtime::Handle,
     sync::Mutex,
     task::JoinHandle,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 
-use super::{RabbitError, RabbitOptions, RabbitQueueKind, format};
+use super::{
+    RabbitError, RabbitOptions, RabbitQueueKind, format,
+    transport::{self, Connected},
+};
 
 /// How often a push that waits for a blocked connection looks at it.
 const LOOK: Duration = Duration::from_millis(20);
@@ -66,7 +80,7 @@ pub(super) async fn open_channel(
             opened => return opened,
         }
     }
-    open().await
+    Err(RabbitError::NoChannel)
 }
 
 /// Opens connections.
@@ -80,7 +94,7 @@ pub(super) struct Dialer {
 /// so there is no second one for a while.
 #[derive(Debug, Default)]
 struct Dialing {
-    task: Option<(JoinHandle<lapin::Result<Connection>>, Instant)>,
+    task: Option<(JoinHandle<lapin::Result<Connected>>, Instant)>,
     /// How many were given up in a row.
     given_up: u32,
 }
@@ -102,24 +116,23 @@ impl Dialer {
         Self { uri, limit, dialing: Mutex::default() }
     }
 
-    pub(super) async fn connect(&self) -> Result<Connection, RabbitError> {
+    pub(super) async fn connect(&self) -> Result<Connected, RabbitError> {
         const WHAT: &str = "connecting";
-        let deadline = Instant::now() + self.limit;
-        let dialing = timeout_at(deadline, self.dialing.lock()).await;
+        let deadline = Deadline::from_now(self.limit);
+        let dialing = deadline.limit(self.dialing.lock()).await;
         let mut dialing = dialing.map_err(|_| RabbitError::Timeout(WHAT))?;
         let Dialing { task, given_up } = &mut *dialing;
         // The library does not always notice that a server was killed while it connected.
-        let patience = self.limit * (2 << (*given_up).min(8));
+        let patience = self.limit.saturating_mul(2 << (*given_up).min(8));
         if let Some((old, _)) = task.take_if(|(_, since)| since.elapsed() >= patience) {
             old.abort();
             *given_up += 1;
         }
         let (running, _) = task.get_or_insert_with(|| {
-            let properties = ConnectionProperties::default();
-            let connected = Connection::connect_uri(self.uri.clone(), properties);
+            let connected = transport::connect(self.uri.clone());
             (tokio::spawn(connected), Instant::now())
         });
-        let connected = timeout_at(deadline, running).await;
+        let connected = deadline.limit(running).await;
         let connected = connected.map_err(|_| RabbitError::Timeout(WHAT))?;
         *dialing = Dialing::default();
         match connected {
@@ -127,6 +140,60 @@ impl Dialer {
             // The task has panicked, or its runtime ends.
             Err(_) => Err(RabbitError::Closed),
         }
+    }
+}
+
+/// A connection that is closed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Owned {
+    connection: Option<Connection>,
+    /// A channel that has consumers. It is dropped after the connection was closed: the library ends consumers under a lock,
+    /// and the end of the last user of a channel waits for another one, whose owner may wait for the first.
+    channel: Option<Channel>,
+    limit: Duration,
+}
+
+impl Owned {
+    pub(super) const fn new(connection: Connection, limit: Duration) -> Self {
+        Self { connection: Some(connection), channel: None, limit }
+    }
+
+    /// The same, with a channel on which items are delivered.
+    pub(super) fn with_consumers(mut self, channel: Channel) -> Self {
+        self.channel = Some(channel);
+        self
+    }
+}
+
+impl Deref for Owned {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("it is taken only when it is dropped")
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let (Some(connection), Ok(runtime)) = (self.connection.take(), Handle::try_current())
+        else {
+            return;
+        };
+        // The library may keep a connection that is only dropped.
+        let (limit, channel) = (self.limit, self.channel.take());
+        runtime.spawn(async move {
+            let closed = timeout(limit, connection.close(200, "done".into())).await;
+            let has_ended = async {
+                while connection.status().connected() {
+                    sleep(LOOK).await;
+                }
+            };
+            if closed.is_err() && channel.is_some() {
+                // The server does not answer. The library gives it up after two heartbeats.
+                let _ = timeout(limit.saturating_mul(4), has_ended).await;
+            }
+            drop(channel);
+        });
     }
 }
 
@@ -250,11 +317,13 @@ pub(super) async fn declared(
 /// A connection that adds messages, each of which is confirmed.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    connection: Connection,
+    connection: Owned,
     channel: Channel,
     limit: Duration,
     kind: RabbitQueueKind,
     has_limit: bool,
+    /// Whether the library has refused to open a channel, and always will.
+    is_used_up: AtomicBool,
 }
 
 impl Publisher {
@@ -263,22 +332,44 @@ impl Publisher {
         names: &Names,
         options: &RabbitOptions,
     ) -> Result<Arc<Self>, RabbitError> {
-        let connection = dialer.connect().await?;
-        prepare(&connection, names, options).await?;
         let limit = options.timeout;
+        let (connection, _) = dialer.connect().await?;
+        let connection = Owned::new(connection, limit);
+        prepare(&connection, names, options).await?;
         let channel = open_channel(&connection, limit).await?;
         let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
         within(limit, "asking for confirmations", confirmed).await?;
         let (kind, has_limit) = (options.kind, options.max_items.is_some());
-        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit }))
+        let is_used_up = AtomicBool::new(false);
+        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit, is_used_up }))
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.connection.status().connected() && self.channel.status().connected()
+        let is_connected =
+            self.connection.status().connected() && self.channel.status().connected();
+        is_connected && !self.is_used_up.load(SeqCst)
     }
 
-    pub(super) const fn connection(&self) -> &Connection {
-        &self.connection
+    /// Opens a channel. When the connection opens none any more, the next call of the queue connects anew.
+    pub(super) async fn open_channel(&self) -> Result<Channel, RabbitError> {
+        self.noted(open_channel(&self.connection, self.limit).await)
+    }
+
+    /// Makes the queues and the exchange that are missing.
+    pub(super) async fn prepare(
+        &self,
+        names: &Names,
+        options: &RabbitOptions,
+    ) -> Result<(), RabbitError> {
+        self.noted(prepare(&self.connection, names, options).await)
+    }
+
+    /// Takes note when the connection opens no channel any more.
+    fn noted<T>(&self, opened: Result<T, RabbitError>) -> Result<T, RabbitError> {
+        if matches!(opened, Err(RabbitError::NoChannel)) {
+            self.is_used_up.store(true, SeqCst);
+        }
+        opened
     }
 
     /// The largest properties of a message, in bytes.
@@ -380,7 +471,7 @@ impl Publisher {
         let kept = group_ms.saturating_mul(2).saturating_add(unused);
         arguments.insert("x-expires".into(), number(kept));
         // The server closes the channel if a queue of this name has other arguments.
-        let channel = open_channel(&self.connection, self.limit).await?;
+        let channel = self.open_channel().await?;
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let made = channel.queue_declare(name.clone(), durable, arguments);
         within(self.limit, "making a queue of retries", made).await?;

@@ -44,7 +44,9 @@
 //!   is given up, and of a dead letter that is too large, the largest headers are left out. The reason says so.
 //! - Pushes, retries and dead letters are persistent, and are confirmed by the server. They have a connection
 //!   of their own, for a server that is short of memory or disk takes nothing from it: a push waits then, and
-//!   fails with [`RabbitError::Blocked`] when its time is over. Items are handled and acknowledged meanwhile.
+//!   fails with [`RabbitError::Blocked`] when its time is over. Items are handled and acknowledged meanwhile. Those
+//!   that fail then keep their places until they can be added again, and the prefetch is raised by their number, up to
+//!   [`max_prefetch`](RabbitOptions::max_prefetch).
 //!
 //! # Messages of other programs
 //!
@@ -54,7 +56,7 @@
 //! | property or header | what it is |
 //! | --- | --- |
 //! | `message-id` | the id of the item; one without gets one |
-//! | `timestamp` | when it was added, in seconds |
+//! | `timestamp` | when it was added, in seconds or milliseconds; without one, it counts as added when it is first delivered, and anew when it is delivered again without a retry, as after a drain or a lost connection |
 //! | `pipeline-key` | the key |
 //! | `traceparent` | the trace, as the W3C has defined it |
 //! | `pipeline-item` | a JSON object with `headers`, for those whose names are taken or longer than 255 bytes |
@@ -62,6 +64,11 @@
 //! | `x-…` | of the server, and no part of the item |
 //!
 //! A message whose key is not text, or whose `pipeline-item` is not valid, is given up.
+//!
+//! So is a message whose properties the client library could not read: with headers that are more than 32 tables or lists in
+//! each other, larger than 1 MiB, of a type that is not known, or with a text or a name that is not UTF-8. They are
+//! replaced, before the library reads them, by a header `pipeline-unreadable` that says why. The dead letter has the
+//! payload and this reason, and nothing else of the message. When it is replayed, it is an item without headers.
 //!
 //! # What RabbitMQ promises
 //!
@@ -71,15 +78,19 @@
 //!   was of use for ten seconds. A server fixes the prefetch of a consumer when this is opened (it can change that
 //!   of a whole channel, but not with quorum queues), so another one is opened then, after the last item of the one
 //!   before. This is why items may be delivered before they are asked for: as many as were in work at one time, at most,
-//!   and no more than [`max_prefetch`](RabbitOptions::max_prefetch) together with those in work, twice that for a
-//!   moment when the prefetch is raised. They wait in the source, other sources do not get them meanwhile, the
-//!   backlog does not count them, and a drain gives them back at once. What [`max_unsettled_bytes`](crate::SourceOptions::max_unsettled_bytes) allows does not count them.
+//!   and no more together with those in work than [`max_prefetch`](RabbitOptions::max_prefetch), 1,000 items, and
+//!   [`max_prefetch_bytes`](RabbitOptions::max_prefetch_bytes), 256 MiB, say; 100 items more for a moment when
+//!   the prefetch is raised. They wait in the source, other sources do not get them meanwhile, the
+//!   backlog does not count them, and a drain gives them back at once. What [`max_unsettled_bytes`](crate::SourceOptions::max_unsettled_bytes)
+//!   allows does not count them; the gauges `pipeline.source.ahead` and `pipeline.source.ahead_bytes` show them.
 //! - A quorum queue counts each delivery, also one that was given back by a drain. Where drains are frequent,
 //!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for them. One that was
 //!   [postponed](pipeline_core::processing::Failure::later) is not counted. A classic queue that is
 //!   there tells only whether an item was delivered before.
 //! - Acknowledgements are not confirmed. A source makes sure that the server has read them, but one that is
-//!   killed may deliver again what was done in its last moments.
+//!   killed may deliver again what was done in its last moments. The answer of the server comes behind the items that
+//!   it has delivered, and is not waited for where these take longer than [`timeout`](RabbitOptions::timeout), unless the
+//!   source ends.
 //! - It tells how many items wait, and not how many are being handled or wait for a retry, nor how old any of
 //!   them is: [`Backlog::oldest`] is `None`, so an alert on the age never fires.
 //!
@@ -91,7 +102,8 @@
 //! [`max_demand`](pipeline_core::processing::Processors::max_demand) says, and as many again that were delivered
 //! before they were asked for. Then
 //! everything that the source has in work is delivered again, the outcomes of these deliveries are not stored,
-//! and the source shows [`RabbitError::ConsumerTimeout`]. Work that takes longer each time is given up after
+//! and the source shows [`RabbitError::ConsumerTimeout`]. A server of version 4.3 or later cancels the consumer instead,
+//! and the source connects again and shows [`RabbitError::Cancelled`]. Work that takes longer each time is given up after
 //! [`max_deliveries`](crate::SourceOptions::max_deliveries). There is nothing that a client could renew. So
 //! where work may take that long, set `consumer_timeout` in `rabbitmq.conf` to more, in milliseconds, or
 //! [for the queue](RabbitOptions::consumer_timeout).
@@ -103,10 +115,13 @@
 //! queues are there: three at the first start. What concerns a program is returned, or logged by the source, so
 //! a filter may leave out the target `lapin`, such as `RUST_LOG=info,lapin=off`.
 
+mod dead_ids;
 mod flow;
 mod format;
+mod headers;
 mod link;
 mod session;
+mod transport;
 
 use std::{
     error::Error,
@@ -119,7 +134,7 @@ use std::{
 };
 
 use lapin::{
-    Channel, ErrorKind,
+    BasicProperties, Channel, ErrorKind,
     message::BasicGetMessage,
     options::{BasicAckOptions, BasicGetOptions},
     protocol::{AMQPErrorKind, AMQPSoftError},
@@ -129,14 +144,18 @@ use lapin::{
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 
-use self::link::{Dialer, Names, Publisher, declared, open_channel, prepare, within};
 pub use self::session::{RabbitFetch, RabbitReceipt, RabbitSettle};
+use self::{
+    dead_ids::Walk,
+    link::{Dialer, Names, Publisher, declared, within},
+};
 use crate::{
     broker::{Backlog, BrokerError},
     clock::now,
     item::{DeadLetter, Item},
+    metrics::Refusals,
     options::SourceOptions,
-    replaying::{Page, replay_all},
+    replaying::{CHOSEN, Page},
     source::Source,
 };
 
@@ -145,6 +164,17 @@ const LONGEST_NAME: usize = 200;
 
 /// How many dead letters are looked at in a call.
 const MOST_DEAD: usize = 10_000;
+
+/// How many dead letters are walked through when all are taken. Their ids are kept until then, and the server keeps those
+/// that stay.
+const MOST_WALKED: u64 = CHOSEN as u64;
+
+/// What becomes of dead letters that are taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Replayed,
+    Dropped,
+}
 
 /// A queue of RabbitMQ.
 ///
@@ -168,6 +198,9 @@ struct Shared {
     sessions: AtomicU64,
     /// How many fetches are made for one item only.
     careful: AtomicUsize,
+    /// The mean size of the items that sources had last.
+    mean: AtomicUsize,
+    refusals: Refusals,
 }
 
 /// The kind of a queue of RabbitMQ.
@@ -199,6 +232,7 @@ pub struct RabbitOptions {
     delivery_limit: u32,
     consumer_timeout: Option<Duration>,
     max_prefetch: u16,
+    max_prefetch_bytes: usize,
 }
 
 impl Default for RabbitOptions {
@@ -213,6 +247,7 @@ impl Default for RabbitOptions {
             delivery_limit: 100,
             consumer_timeout: None,
             max_prefetch: 1000,
+            max_prefetch_bytes: 256 * 1024 * 1024,
         }
     }
 }
@@ -258,9 +293,8 @@ impl RabbitOptions {
     }
 
     /// The largest prefetch of a source: how many items the server has delivered to it that are not acknowledged,
-    /// in work and before they are asked for. Default 1,000. It bounds the memory that they take, for the server
-    /// sends them whatever their size is: for large items take less. No more can be in work at the same time. For
-    /// a moment, when the prefetch is raised, a source may have up to twice as many.
+    /// in work and before they are asked for. Default 1,000. No more can be in work at the same time, and those whose
+    /// outcomes the server refuses are among them. For a moment, when the prefetch is raised, a source may have 100 more, and no more than twice as many.
     ///
     /// # Panics
     ///
@@ -271,8 +305,26 @@ impl RabbitOptions {
         self
     }
 
+    /// How many bytes the items may have that the server has delivered to a source and that are not acknowledged, in
+    /// work and before they are asked for. Default 256 MiB.
+    ///
+    /// A server of RabbitMQ cannot limit bytes, so the prefetch is made such that as many items as it allows have
+    /// about this size, if they are as large as the last ones were. When larger ones come, it is lowered at once,
+    /// and until that has reached the server, those of the prefetch before may come. Before any item
+    /// has come, 64 KiB are expected of each. One item may always be delivered, whatever its size. The gauges
+    /// `pipeline.source.held_bytes` and `pipeline.source.ahead_bytes` show how many there are.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn max_prefetch_bytes(mut self, bytes: usize) -> Self {
+        assert!(bytes > 0, "max_prefetch_bytes must be at least 1");
+        self.max_prefetch_bytes = bytes;
+        self
+    }
+
     /// How often a quorum queue delivers an item without an outcome before the server gives it up. Default 100.
-    /// This happens to an item that the client library cannot read, for it closes the connection then.
+    /// This happens to an item that ends its process each time.
     ///
     /// # Panics
     ///
@@ -330,9 +382,47 @@ pub enum RabbitError {
         "the server has closed the channel, as when an item is in work for longer than its consumer_timeout"
     )]
     ConsumerTimeout,
-    /// The connection or the consumer was closed.
+    /// The server has cancelled the consumer, because the queue was deleted, has moved to another server, or, with
+    /// version 4.3 and later, because an item was in work for longer than its `consumer_timeout`.
+    #[error(
+        "the server cancelled the consumer, as when the queue was deleted, or an item was in work for longer than \
+         its consumer_timeout"
+    )]
+    Cancelled,
+    /// The connection opens no channel any more, because the server has closed one of each number.
+    #[error("the connection opens no channel any more, because the server has closed too many")]
+    NoChannel,
+    /// The connection was closed.
     #[error("the connection was closed")]
     Closed,
+    /// The dead letter behind which a page was to begin was not found: it was taken away meanwhile, another program reads
+    /// it at this moment, or it is behind those that are looked at.
+    #[error(
+        "no dead letter has the id {after:?} among the first {looked}: it was taken away, or another program reads it at \
+         this moment"
+    )]
+    NotAmongDead {
+        /// The id.
+        after: Arc<str>,
+        /// How many were looked at.
+        looked: usize,
+    },
+    /// A page was to begin behind the last dead letter that can be looked at, and there are others.
+    #[error(
+        "there are more dead letters than the first {looked}, and no others are looked at: replay or drop some of these first"
+    )]
+    TooManyDead {
+        /// How many are looked at.
+        looked: usize,
+    },
+    /// Some of the dead letters were replayed or dropped, and then a request failed.
+    #[error("{taken} dead letters were replayed or dropped, and then it failed: {source}")]
+    Stopped {
+        /// How many were replayed or dropped.
+        taken: u64,
+        /// Why the others were not.
+        source: Box<Self>,
+    },
 }
 
 impl RabbitError {
@@ -420,6 +510,8 @@ impl RabbitQueue {
             publisher: Mutex::default(),
             sessions: AtomicU64::new(0),
             careful: AtomicUsize::new(0),
+            mean: AtomicUsize::new(flow::UNKNOWN),
+            refusals: Refusals::register("rabbitmq", queue),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -441,15 +533,22 @@ impl RabbitQueue {
     ///
     /// If the future is dropped, the item may be added or not.
     pub async fn push(&self, item: Item) -> Result<Arc<str>, RabbitError> {
+        let pushed = self.push_item(item).await;
+        if let Err(error) = &pushed {
+            self.shared.refusals.count(1, matches!(error, RabbitError::Refused));
+        }
+        pushed
+    }
+
+    async fn push_item(&self, item: Item) -> Result<Arc<str>, RabbitError> {
         let id = random_id();
         let properties = format::to_properties(&item, &id, now());
         let queue = &self.shared.names.queue;
         let publisher = self.shared.publisher().await?;
-        let push = || publisher.push(queue, properties.clone(), &item.payload);
-        match push().await {
+        match publisher.push(queue, properties.clone(), &item.payload).await {
             Err(RabbitError::Unroutable) => {
-                self.shared.prepare(&publisher).await?;
-                push().await?;
+                let publisher = self.shared.prepare(publisher).await?;
+                publisher.push(queue, properties, &item.payload).await?;
             }
             pushed => pushed?,
         }
@@ -470,11 +569,12 @@ impl RabbitQueue {
     ///
     /// [`RabbitError`] if the server did not tell.
     pub async fn backlog(&self) -> Result<Backlog, RabbitError> {
-        let publisher = self.shared.publisher().await?;
-        match self.shared.backlog(&self.shared.channel(&publisher).await?).await {
+        let (publisher, channel) = self.shared.channel().await?;
+        match self.shared.backlog(&channel).await {
             Err(error) if error.is_missing() => {
-                self.shared.prepare(&publisher).await?;
-                self.shared.backlog(&self.shared.channel(&publisher).await?).await
+                self.shared.prepare(publisher).await?;
+                let (_publisher, channel) = self.shared.channel().await?;
+                self.shared.backlog(&channel).await
             }
             backlog => backlog,
         }
@@ -483,13 +583,21 @@ impl RabbitQueue {
     /// Up to `limit` items that were given up, in their order, after the one with this id or from the first
     /// one on.
     ///
+    /// With 16 MiB a page is full and ends, so there may be more behind one of fewer than `limit`: not behind an empty one,
+    /// unless `limit` is 0.
+    ///
     /// The server has no other way to look at them than to take them and to give them back, so pages take
     /// the longer the further back they are, and other calls find fewer meanwhile. At most 10,000 are
-    /// looked at.
+    /// looked at: to see the others, replay or drop some of these.
+    ///
+    /// Those that the server itself has moved are named by the id and the payload of their messages. If several have the
+    /// same, those behind the first get a number, such as `~2`, which becomes smaller when one before them is taken away: so
+    /// take several of them from the last to the first. An empty page is the answer where `limit` is 0.
     ///
     /// # Errors
     ///
-    /// [`RabbitError`] if the server did not tell.
+    /// [`RabbitError::NotAmongDead`] if there is no letter with the id `after` among the first 10,000, and
+    /// [`RabbitError::TooManyDead`] if it is the 10,000th and not the last one. Another [`RabbitError`] if the server did not tell.
     pub async fn dead_letters(
         &self,
         after: Option<&str>,
@@ -504,24 +612,38 @@ impl RabbitQueue {
         after: Option<&str>,
         mut page: Page<Arc<str>>,
     ) -> Result<Vec<DeadLetter<Arc<str>>>, RabbitError> {
-        let publisher = self.shared.publisher().await?;
+        if page.limit() == 0 {
+            return Ok(page.into_letters());
+        }
         // They are given back when it is closed.
-        let channel = self.shared.channel(&publisher).await?;
-        let mut skip = after.is_some();
-        for _ in 0..MOST_DEAD {
-            if page.is_full() {
+        let (_publisher, channel) = self.shared.channel().await?;
+        let mut walk = Walk::to(after);
+        let (mut looked, mut is_end) = (0, false);
+        while !page.is_full() && looked < MOST_DEAD {
+            let Some(got) = self.shared.get_dead(&channel).await? else {
+                is_end = true;
                 break;
-            }
-            let Some(got) = self.shared.get_dead(&channel).await? else { break };
-            let properties = &got.delivery.properties;
-            if !skip {
-                page.push(format::dead_letter(properties, got.delivery.data.into()));
-            } else if after == Some(&*format::dead_id(properties)) {
-                skip = false;
+            };
+            looked += 1;
+            let (properties, payload) = (&got.delivery.properties, &got.delivery.data);
+            if let Some(id) = walk.step(&format::dead_id(properties, payload)) {
+                page.push(format::dead_letter(id, properties, got.delivery.data.into()));
             }
         }
+        let letters = page.into_letters();
+        let awaited = walk.awaited();
+        // The 10,000th may be the last one.
+        let others_follow = awaited.is_none()
+            && !is_end
+            && looked == MOST_DEAD
+            && letters.is_empty()
+            && self.shared.get_dead(&channel).await?.is_some();
         self.shared.close(channel).await?;
-        Ok(page.into_letters())
+        match awaited {
+            Some(after) => Err(RabbitError::NotAmongDead { after, looked }),
+            None if others_follow => Err(RabbitError::TooManyDead { looked }),
+            None => Ok(letters),
+        }
     }
 
     /// Adds an item that was given up to the queue again, as a new item whose age begins now. Returns its id, or `None` if there
@@ -532,26 +654,25 @@ impl RabbitQueue {
     /// [`RabbitError`] if a request failed. The item may then be both in the queue and among the dead
     /// letters.
     pub async fn replay(&self, id: &str) -> Result<Option<Arc<str>>, RabbitError> {
-        let publisher = self.shared.publisher().await?;
-        let channel = self.shared.channel(&publisher).await?;
+        let (publisher, channel) = self.shared.channel().await?;
         let found = self.shared.find_dead(&channel, id).await?;
         let mut new = None;
         if let Some(found) = found {
             let message = &found.delivery;
-            let properties = format::for_replay(&message.properties, &random_id(), now());
-            let message_id = properties.message_id().as_ref().map(ToString::to_string);
-            let to = (&ShortString::default(), &self.shared.names.queue);
-            publisher.push_again(to, properties, &message.data).await?;
+            new =
+                Some(self.shared.push_again(&publisher, &message.properties, &message.data).await?);
             self.shared.ack(&channel, message.delivery_tag).await?;
-            new = Some(message_id.unwrap_or_default().into());
         }
         self.shared.close(channel).await?;
         Ok(new)
     }
 
     /// Replays the items that were given up and for which the function says so. It takes those that are there when
-    /// it begins, the first 10,000 at most, and not those that fail again meanwhile. If another program takes dead
-    /// letters at the same time, later ones may be among them. Returns how many there were.
+    /// it begins, and not those that fail again meanwhile. Returns how many there were.
+    ///
+    /// It takes one after the other from the queue of dead letters, and gives back those that stay at its end. So
+    /// another program sees fewer meanwhile. If one takes dead letters at the same time, later ones may be among them, and
+    /// those that another program looks at when this one comes to the end are left out.
     ///
     /// ```no_run
     /// # async fn replay(queue: pipeline_sources::rabbitmq::RabbitQueue) -> Result<(), Box<dyn std::error::Error>> {
@@ -562,19 +683,46 @@ impl RabbitQueue {
     ///
     /// # Errors
     ///
-    /// Those of [`dead_letters`](Self::dead_letters) and of [`replay`](Self::replay). Those before it are replayed.
+    /// [`RabbitError`] if a request failed, or if there are more than a million: [`RabbitError::Stopped`] if some were
+    /// replayed before it. One item may then be both in the queue and among the dead letters.
     pub async fn replay_all(
         &self,
-        mut which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
+        which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
     ) -> Result<u64, RabbitError> {
-        // They have no order but that of the queue.
+        self.take_all(Fate::Replayed, which).await
+    }
+
+    /// Removes the items that were given up and for which the function says so. It takes them as
+    /// [`replay_all`](Self::replay_all) does. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError`] if a request failed, or if there are more than a million: [`RabbitError::Stopped`] if some were
+    /// removed before it.
+    pub async fn drop_all_dead_letters(
+        &self,
+        which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
+    ) -> Result<u64, RabbitError> {
+        self.take_all(Fate::Dropped, which).await
+    }
+
+    async fn take_all(
+        &self,
+        fate: Fate,
+        which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
+    ) -> Result<u64, RabbitError> {
         let there = self.backlog().await?.dead_letters.unwrap_or_default();
-        let there = usize::try_from(there).unwrap_or(usize::MAX);
-        replay_all!(
-            which, there,
-            after => self.page(after.map(|id: &Arc<str>| &**id), Page::next()),
-            id => self.replay(id)
-        )
+        let (publisher, channel) = self.shared.channel().await?;
+        let mut taken = 0;
+        let walked = self.shared.take_dead((&publisher, &channel), there, fate, which, &mut taken);
+        let walked = walked.await;
+        let closed = self.shared.close(channel).await;
+        match walked.and(closed) {
+            Err(source) if taken > 0 => {
+                Err(RabbitError::Stopped { taken, source: Box::new(source) })
+            }
+            done => done.map(|()| taken),
+        }
     }
 
     /// Removes an item that was given up. Returns whether there was one with this id. It looks for it as
@@ -584,8 +732,7 @@ impl RabbitQueue {
     ///
     /// [`RabbitError`] if a request failed.
     pub async fn drop_dead_letter(&self, id: &str) -> Result<bool, RabbitError> {
-        let publisher = self.shared.publisher().await?;
-        let channel = self.shared.channel(&publisher).await?;
+        let (_publisher, channel) = self.shared.channel().await?;
         let found = self.shared.find_dead(&channel, id).await?;
         if let Some(found) = &found {
             self.shared.ack(&channel, found.delivery.delivery_tag).await?;
@@ -599,7 +746,7 @@ impl Shared {
     /// The connection of pushes.
     async fn publisher(&self) -> Result<Arc<Publisher>, RabbitError> {
         let limit = self.options.timeout;
-        let kept = timeout(limit * 2, self.publisher.lock());
+        let kept = timeout(limit.saturating_mul(2), self.publisher.lock());
         let mut kept = kept.await.map_err(|_| RabbitError::Timeout("connecting"))?;
         if let Some(publisher) = kept.as_ref().filter(|publisher| publisher.is_open()) {
             return Ok(publisher.clone());
@@ -610,12 +757,27 @@ impl Shared {
         Ok(kept.insert(opened).clone())
     }
 
-    async fn prepare(&self, publisher: &Publisher) -> Result<(), RabbitError> {
-        prepare(publisher.connection(), &self.names, &self.options).await
+    /// Makes what is missing at the server. Returns the connection of pushes, which is another one if this one opens no
+    /// channel any more.
+    async fn prepare(&self, publisher: Arc<Publisher>) -> Result<Arc<Publisher>, RabbitError> {
+        match publisher.prepare(&self.names, &self.options).await {
+            // A new one begins with it.
+            Err(RabbitError::NoChannel) => self.publisher().await,
+            prepared => prepared.map(|()| publisher),
+        }
     }
 
-    async fn channel(&self, publisher: &Publisher) -> Result<Channel, RabbitError> {
-        open_channel(publisher.connection(), self.options.timeout).await
+    /// The connection of pushes, and a channel on it. It connects anew when the connection opens none any more.
+    async fn channel(&self) -> Result<(Arc<Publisher>, Channel), RabbitError> {
+        let mut publisher = self.publisher().await?;
+        let channel = match publisher.open_channel().await {
+            Err(RabbitError::NoChannel) => {
+                publisher = self.publisher().await?;
+                publisher.open_channel().await?
+            }
+            opened => opened?,
+        };
+        Ok((publisher, channel))
     }
 
     async fn close(&self, channel: Channel) -> Result<(), RabbitError> {
@@ -641,14 +803,62 @@ impl Shared {
         within(self.options.timeout, "reading dead letters", got).await
     }
 
+    /// Takes the dead letters away for which the function says so, of as many as are there. The others are given back when
+    /// the channel is closed.
+    async fn take_dead(
+        &self,
+        (publisher, channel): (&Publisher, &Channel),
+        there: u64,
+        fate: Fate,
+        mut which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
+        taken: &mut u64,
+    ) -> Result<(), RabbitError> {
+        let mut walk = Walk::default();
+        for looked in 0..there {
+            let Some(got) = self.get_dead(channel).await? else { break };
+            if looked >= MOST_WALKED {
+                return Err(RabbitError::TooManyDead { looked: CHOSEN });
+            }
+            let message = got.delivery;
+            let name = walk.name(&format::dead_id(&message.properties, &message.data));
+            let dead = format::dead_letter(name, &message.properties, message.data.into());
+            if !which(&dead) {
+                continue;
+            }
+            if fate == Fate::Replayed {
+                let payload = &dead.item.payload;
+                self.push_again(publisher, &message.properties, payload).await?;
+            }
+            self.ack(channel, message.delivery_tag).await?;
+            *taken += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds a dead letter to the queue as a new item. Returns its id.
+    async fn push_again(
+        &self,
+        publisher: &Publisher,
+        properties: &BasicProperties,
+        payload: &[u8],
+    ) -> Result<Arc<str>, RabbitError> {
+        let properties = format::for_replay(properties, &random_id(), now());
+        let id = properties.message_id().as_ref().map(ToString::to_string);
+        let to = (&ShortString::default(), &self.names.queue);
+        publisher.push_again(to, properties, payload).await?;
+        Ok(id.unwrap_or_default().into())
+    }
+
     async fn find_dead(
         &self,
         channel: &Channel,
         id: &str,
     ) -> Result<Option<BasicGetMessage>, RabbitError> {
+        let mut walk = Walk::default();
         for _ in 0..MOST_DEAD {
             let Some(got) = self.get_dead(channel).await? else { break };
-            if &*format::dead_id(&got.delivery.properties) == id {
+            let name = walk.name(&format::dead_id(&got.delivery.properties, &got.delivery.data));
+            if &*name == id {
                 return Ok(Some(got));
             }
         }

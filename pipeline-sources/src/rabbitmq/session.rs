@@ -3,23 +3,28 @@
 use std::{
     borrow::Cow,
     collections::{
-        HashMap,
+        HashMap, VecDeque,
         btree_map::{BTreeMap, Entry},
     },
+    convert::Infallible,
     fmt,
     hash::{Hash, Hasher},
     mem::replace,
-    sync::{Arc, OnceLock, atomic::Ordering::SeqCst},
-    time::Duration,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use futures::{
     FutureExt, StreamExt,
     future::{BoxFuture, Shared as SharedFuture, join_all, try_join, try_join_all},
+    stream::BoxStream,
 };
 use lapin::{
-    BasicProperties, Channel, Connection, Consumer,
+    BasicProperties, Channel, Consumer, Event,
     message::Delivery as Delivered,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
@@ -27,22 +32,25 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use parking_lot::Mutex as Lock;
+use pipeline_core::Deadline;
 use tokio::{
-    runtime::Handle,
     sync::{Mutex, Notify},
     task::yield_now,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 
 use super::{
     RabbitError, RabbitQueue, Shared,
-    flow::Flow,
+    flow::{Flow, Limits, Need},
     format::{self, Counts, Death},
-    link::{ADDING, Publisher, declared, open_channel, prepare, within},
+    link::{ADDING, Owned, Publisher, declared, open_channel, prepare, within},
     random_id,
+    transport::Received,
 };
 use crate::{
-    broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
+    broker::{
+        Ahead, Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement, Wanted,
+    },
     clock::now,
     item::Delivery,
 };
@@ -76,6 +84,8 @@ struct Kept {
     properties: BasicProperties,
     payload: Bytes,
     counts: Counts,
+    /// When it was added, or was first delivered if its message does not tell.
+    added: SystemTime,
     /// Its id as a dead letter, also if it has to be added as one several times.
     dead_id: OnceLock<Arc<str>>,
 }
@@ -111,7 +121,7 @@ struct Session {
     number: u64,
     /// What items are delivered and acknowledged on.
     channel: Channel,
-    /// What the server has delivered and was told nothing of.
+    /// The items that are not acknowledged.
     flow: Lock<Flow>,
     /// Says that items were acknowledged.
     acknowledged: Notify,
@@ -122,23 +132,15 @@ struct Session {
     /// The messages that are added again, by the tags of their deliveries. One whose confirmation takes long
     /// is waited for the next time, for it may have been stored.
     adding: Lock<HashMap<u64, Adding>>,
-    connection: Option<Connection>,
+    connection: Owned,
+    /// What the connection has received.
+    received: Received,
+    /// Whether the source takes nothing more, and ends when all outcomes are stored.
+    is_ending: AtomicBool,
 }
 
 /// A message that is added again.
 type Adding = SharedFuture<BoxFuture<'static, Result<(), RabbitError>>>;
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        let (Some(connection), Ok(runtime)) = (self.connection.take(), Handle::try_current())
-        else {
-            return;
-        };
-        // The library may keep a connection that is only dropped.
-        let limit = self.shared.options.timeout;
-        runtime.spawn(async move { timeout(limit, connection.close(200, "done".into())).await });
-    }
-}
 
 impl Broker for RabbitQueue {
     type Receipt = RabbitReceipt;
@@ -151,12 +153,17 @@ impl Broker for RabbitQueue {
 
     async fn connect(&self) -> Result<(RabbitFetch, RabbitSettle), BrokerError> {
         let shared = self.shared.clone();
-        let connection = shared.dialer.connect().await?;
+        let (connection, received) = shared.dialer.connect().await?;
+        let connection = Owned::new(connection, shared.options.timeout);
         prepare(&connection, &shared.names, &shared.options).await?;
         let open = || open_channel(&connection, shared.options.timeout);
         let (channel, asking) = (open().await?, open().await?);
         let number = shared.sessions.fetch_add(1, SeqCst);
-        let flow = Flow::new(shared.options.max_prefetch, Instant::now());
+        let limits =
+            Limits { items: shared.options.max_prefetch, bytes: shared.options.max_prefetch_bytes };
+        let flow = Flow::new(limits, Instant::now()).expecting(shared.mean.load(SeqCst));
+        let events = connection.events_listener().boxed();
+        let connection = connection.with_consumers(channel.clone());
         let session = Arc::new(Session {
             shared,
             number,
@@ -166,14 +173,17 @@ impl Broker for RabbitQueue {
             telling: Mutex::new(()),
             asking: Mutex::new(asking),
             adding: Lock::default(),
-            connection: Some(connection),
+            connection,
+            received,
+            is_ending: AtomicBool::new(false),
         });
         let fetch = RabbitFetch {
             session: session.clone(),
             consumers: 0,
             feed: Feed::Closed,
-            least: 0,
-            taken: Vec::new(),
+            events,
+            need: None,
+            taken: VecDeque::new(),
         };
         Ok((fetch, RabbitSettle(session)))
     }
@@ -193,10 +203,12 @@ pub struct RabbitFetch {
     /// How many consumers there were in this session.
     consumers: u64,
     feed: Feed,
-    /// The least prefetch of the next consumer.
-    least: u16,
+    /// The events of the connection.
+    events: BoxStream<'static, Event>,
+    /// What is needed, as the source has said before a fetch.
+    need: Option<Need>,
     /// What was taken and not returned yet.
-    taken: Vec<Delivered>,
+    taken: VecDeque<Delivered>,
 }
 
 /// What items are delivered to. It is kept between fetches, and nothing is lost when one is dropped.
@@ -216,6 +228,8 @@ impl fmt::Debug for RabbitFetch {
 
 impl Drop for RabbitFetch {
     fn drop(&mut self) {
+        let mean = self.session.flow.lock().mean();
+        self.session.shared.mean.store(mean, SeqCst);
         let is_lost = !self.session.is_connected();
         if is_lost && matches!(self.feed, Feed::Open(_) | Feed::Cancelled(_)) {
             self.session.shared.careful.store(CAREFUL, SeqCst);
@@ -235,106 +249,155 @@ impl Fetch for RabbitFetch {
         let taken = taken.map_err(|error| session.explained(error));
         match &taken {
             Ok(_) if careful > 0 => session.shared.careful.store(careful - 1, SeqCst),
-            Ok(_) => {}
+            // These are of no item that cannot be read.
+            Ok(_) | Err(RabbitError::Cancelled | RabbitError::ConsumerTimeout) => {}
             Err(_) => session.shared.careful.store(CAREFUL, SeqCst),
         }
         Ok(taken?)
     }
 
+    fn wanted(&mut self, wanted: Wanted) {
+        let in_work = wanted.in_work.saturating_add(wanted.items);
+        self.need = Some(Need { in_work, set_aside: wanted.set_aside });
+    }
+
+    async fn idle(&mut self) -> BrokerError {
+        let Err(error) = self.watch().await;
+        self.session.explained(error).into()
+    }
+
     async fn stop(&mut self) {
+        self.session.is_ending.store(true, SeqCst);
         // What cannot be given back now is so when the connection is closed.
         let _ = timeout(self.session.shared.options.timeout, self.give_back()).await;
     }
 }
 
 impl RabbitFetch {
-    /// Takes up to `max` items, and waits until there is at least one.
+    /// Takes up to `max` items, and waits until there is at least one. It returns none when the server delivers
+    /// nothing more, so that it is called again with what is asked for then.
     async fn take(
         &mut self,
         max: usize,
         is_careful: bool,
     ) -> Result<Vec<Delivery<RabbitReceipt>>, RabbitError> {
         let session = self.session.clone();
-        if !session.channel.status().connected() {
-            return Err(RabbitError::Closed);
-        }
-        if !is_careful {
-            // The task of the source sees outcomes that have come before the demand.
-            for _ in 0..2 {
-                yield_now().await;
+        session.check()?;
+        // The task of the source takes outcomes that have come before the demand.
+        yield_now().await;
+        let need = self.need.take().unwrap_or_else(|| {
+            let in_work = session.flow.lock().held().saturating_add(max);
+            Need { in_work, set_aside: 0 }
+        });
+        if !is_careful && matches!(self.feed, Feed::Open(_)) {
+            let is_replaced = session.flow.lock().replaces(need, Instant::now());
+            if is_replaced {
+                self.cancel()?;
             }
-            let better = session.flow.lock().better_prefetch(max, Instant::now());
-            if let (Some(better), Feed::Open(_)) = (better, &self.feed) {
-                self.least = better;
-                self.cancel().await?;
-            }
         }
-        let mut enough = None;
+        let patience = Deadline::from_now(FULL);
+        let mut gathering = None;
         while self.taken.len() < max {
             let first = self.taken.is_empty();
             let consumer = match &mut self.feed {
                 Feed::Closed if !first => break,
                 Feed::Closed if !session.flow.lock().may_open() => {
-                    let _ = timeout(FULL, session.acknowledged.notified()).await;
-                    if !session.channel.status().connected() {
-                        return Err(RabbitError::Closed);
+                    if patience.limit(session.acknowledged.notified()).await.is_err() {
+                        break;
                     }
+                    session.check()?;
                     continue;
                 }
                 Feed::Closed => {
-                    let prefetch = session.flow.lock().prefetch_for(max);
-                    let least = replace(&mut self.least, 0);
-                    self.open(if is_careful { 1 } else { prefetch.max(least) });
+                    let now = Instant::now();
+                    let mut flow = session.flow.lock();
+                    let prefetch =
+                        if is_careful { flow.open_with(1, now) } else { flow.open(need, now) };
+                    drop(flow);
+                    self.open(prefetch);
                     continue;
                 }
                 Feed::Opening(_) => {
                     self.opened().await?;
                     continue;
                 }
-                Feed::Cancelled(consumer) => {
-                    // The server confirms it behind what it has delivered.
-                    let next = timeout(session.shared.options.timeout, consumer.next()).await;
-                    let next = next.map_err(|_| RabbitError::Timeout(CONSUMING))?;
-                    self.taken(next)?;
+                Feed::Cancelled(_) if first => {
+                    self.take_last().await?;
                     continue;
                 }
-                Feed::Open(consumer) => consumer,
+                Feed::Open(consumer) | Feed::Cancelled(consumer) => consumer,
             };
             let next = match consumer.next().now_or_never() {
                 Some(next) => next,
-                None if session.flow.lock().is_full() => {
-                    if !first {
-                        break;
+                None if first && session.flow.lock().is_full() => {
+                    // Items that are done are acknowledged soon.
+                    if patience.limit(session.acknowledged.notified()).await.is_ok() {
+                        continue;
                     }
-                    // Items that are done are acknowledged soon. If not, more than before are in work.
-                    let waited = timeout(FULL, session.acknowledged.notified()).await;
-                    if waited.is_err() && session.flow.lock().is_too_small(max) {
-                        self.cancel().await?;
-                    }
-                    continue;
+                    break;
                 }
-                None if first => consumer.next().await,
+                None if first => next_delivery(consumer, &mut self.events).await,
+                None if session.flow.lock().is_full() => break,
                 None => {
-                    let enough = *enough.get_or_insert_with(|| Instant::now() + GATHER);
-                    let Ok(next) = timeout_at(enough, consumer.next()).await else { break };
+                    let gathering = *gathering.get_or_insert_with(|| Deadline::from_now(GATHER));
+                    let Ok(next) = gathering.limit(consumer.next()).await else { break };
                     next
                 }
             };
             self.taken(next)?;
         }
         if is_careful && matches!(self.feed, Feed::Open(_)) {
-            self.cancel().await?;
+            self.cancel()?;
         }
         let count = self.taken.len().min(max);
-        Ok(self.taken.drain(..count).map(|delivered| session.delivery(delivered)).collect())
+        let taken: Vec<_> = self.taken.drain(..count).collect();
+        let mut flow = session.flow.lock();
+        taken.iter().for_each(|delivered| flow.returned(delivered.delivery_tag));
+        drop(flow);
+        Ok(taken.into_iter().map(|delivered| session.delivery(delivered)).collect())
     }
 
-    /// Begins to open a consumer.
+    /// Takes items that nothing asks for yet, and returns the error with which the session has ended.
+    async fn watch(&mut self) -> Result<Infallible, RabbitError> {
+        loop {
+            self.session.check()?;
+            let is_too_large = self.session.flow.lock().is_too_large();
+            if is_too_large && matches!(self.feed, Feed::Open(_)) {
+                self.cancel()?;
+            }
+            match &mut self.feed {
+                Feed::Closed => match self.events.next().await {
+                    Some(Event::Error(error)) if self.session.check().is_err() => {
+                        return Err(RabbitError::new(CONSUMING, error));
+                    }
+                    // It is of another channel.
+                    Some(_) => {}
+                    None => return Err(RabbitError::Closed),
+                },
+                Feed::Opening(_) => self.opened().await?,
+                Feed::Cancelled(_) => self.take_last().await?,
+                Feed::Open(consumer) => {
+                    let next = next_delivery(consumer, &mut self.events).await;
+                    self.taken(next)?;
+                }
+            }
+        }
+    }
+
+    /// Takes an item of a cancelled consumer, or closes it after its last one.
+    async fn take_last(&mut self) -> Result<(), RabbitError> {
+        let Feed::Cancelled(consumer) = &mut self.feed else { return Ok(()) };
+        let Session { shared, received, .. } = &*self.session;
+        // The server confirms it behind what it has delivered, which may be much.
+        let next = received.then(shared.options.timeout, consumer.next()).await;
+        self.taken(next.ok_or(RabbitError::Timeout(CONSUMING))?)
+    }
+
+    /// Begins to open a consumer with this prefetch.
     fn open(&mut self, prefetch: u16) {
         self.consumers += 1;
         let tag = ShortString::from(format!("pipeline-{}", self.consumers));
-        let Session { shared, channel, flow, .. } = &*self.session;
-        flow.lock().opened(prefetch, Instant::now());
+        let Session { shared, channel, .. } = &*self.session;
         let (limit, queue, channel) =
             (shared.options.timeout, shared.names.queue.clone(), channel.clone());
         self.feed = Feed::Opening(Box::pin(async move {
@@ -357,31 +420,37 @@ impl RabbitFetch {
         Ok(())
     }
 
-    /// Says that nothing more is to be delivered to the open consumer.
-    async fn cancel(&mut self) -> Result<(), RabbitError> {
+    /// Says that nothing more is to be delivered to the open consumer. It ends when the server has confirmed this.
+    fn cancel(&mut self) -> Result<(), RabbitError> {
         self.feed = match replace(&mut self.feed, Feed::Closed) {
             Feed::Open(consumer) => Feed::Cancelled(consumer),
             other => other,
         };
         let Feed::Cancelled(consumer) = &self.feed else { return Ok(()) };
-        let Session { shared, channel, .. } = &*self.session;
+        let channel = &self.session.channel;
         let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-        within(shared.options.timeout, CONSUMING, cancelled).await
+        // It is on its way when it has been polled.
+        let sent = cancelled.now_or_never().unwrap_or(Ok(()));
+        sent.map_err(|error| RabbitError::new(CONSUMING, error))
     }
 
     /// Something was delivered, or nothing more is.
     fn taken(&mut self, next: Option<lapin::Result<Delivered>>) -> Result<(), RabbitError> {
         match next {
             Some(Ok(delivered)) => {
-                self.session.flow.lock().delivered(delivered.delivery_tag);
-                self.taken.push(delivered);
+                let bytes =
+                    format::size(&delivered.properties).saturating_add(delivered.data.len());
+                self.session.flow.lock().delivered(delivered.delivery_tag, bytes);
+                self.taken.push_back(delivered);
                 Ok(())
             }
             Some(Err(error)) => Err(RabbitError::new(CONSUMING, error)),
             None => match replace(&mut self.feed, Feed::Closed) {
                 Feed::Cancelled(_) => Ok(()),
-                // The queue was deleted, or the server ends.
-                _ => Err(RabbitError::Closed),
+                _ => {
+                    self.session.check()?;
+                    Err(RabbitError::Cancelled)
+                }
             },
         }
     }
@@ -392,11 +461,8 @@ impl RabbitFetch {
             match &mut self.feed {
                 Feed::Closed => break,
                 Feed::Opening(_) => self.opened().await?,
-                Feed::Open(_) => self.cancel().await?,
-                Feed::Cancelled(consumer) => {
-                    let next = consumer.next().await;
-                    self.taken(next)?;
-                }
+                Feed::Open(_) => self.cancel()?,
+                Feed::Cancelled(_) => self.take_last().await?,
             }
         }
         let tags: Vec<_> = self.taken.drain(..).map(|it| it.delivery_tag).collect();
@@ -404,11 +470,32 @@ impl RabbitFetch {
     }
 }
 
+/// Waits for a delivery, or the end of the consumer. Events are forgotten meanwhile: the consumer ends with its
+/// channel and its connection.
+async fn next_delivery(
+    consumer: &mut Consumer,
+    events: &mut BoxStream<'static, Event>,
+) -> Option<lapin::Result<Delivered>> {
+    loop {
+        tokio::select! {
+            biased;
+            next = consumer.next() => return next,
+            Some(_) = events.next() => {}
+        }
+    }
+}
+
 const REQUEUE: BasicNackOptions = BasicNackOptions { multiple: false, requeue: true };
 
 impl Session {
     fn is_connected(&self) -> bool {
-        self.connection.as_ref().is_some_and(|it| it.status().connected())
+        self.connection.status().connected()
+    }
+
+    /// An error if the connection or the channel of deliveries is closed.
+    fn check(&self) -> Result<(), RabbitError> {
+        let is_open = self.is_connected() && self.channel.status().connected();
+        if is_open { Ok(()) } else { Err(RabbitError::Closed) }
     }
 
     /// The error of a call of the channel, or why it was closed while the connection is still there.
@@ -425,11 +512,13 @@ impl Session {
         let told = format::told(&delivered.properties, payload.clone(), delivered.redelivered);
         let id = delivered.properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
         let id = id.unwrap_or_else(random_id);
+        let added = told.enqueued_at.unwrap_or_else(now);
         let kept = Kept {
             id: id.clone(),
             properties: delivered.properties,
             payload,
             counts: told.counts,
+            added,
             dead_id: OnceLock::new(),
         };
         let receipt = RabbitReceipt {
@@ -441,7 +530,7 @@ impl Session {
             receipt,
             id,
             item: told.item,
-            enqueued_at: told.enqueued_at,
+            enqueued_at: Some(added),
             deliveries: told.counts.deliveries,
             failures: Some(told.counts.failures),
             malformed: told.malformed,
@@ -455,7 +544,9 @@ impl Session {
             Err(error) => return failed.iter().map(|_| Err(error.clone())).collect(),
         };
         let mut queues = BTreeMap::new();
-        for failed in failed {
+        // The server answers nothing on a connection that it has blocked.
+        let failed_now = if publisher.is_blocked() { &[] } else { failed };
+        for failed in failed_now {
             let is_added = self.adding.lock().contains_key(&failed.receipt.tag);
             let Some((_, delay)) = failed.again().filter(|_| !is_added) else { continue };
             let group = format::group_of(delay_ms(delay));
@@ -478,6 +569,9 @@ impl Session {
         let adding = match adding {
             Some(adding) => adding,
             None => {
+                if publisher.is_blocked() {
+                    return Err(RabbitError::Blocked);
+                }
                 let again = Again {
                     shared: self.shared.clone(),
                     publisher: publisher.clone(),
@@ -499,7 +593,9 @@ impl Session {
                 adding
             }
         };
-        match timeout(self.shared.options.timeout, adding).await {
+        let is_blocked = publisher.is_blocked();
+        let limit = if is_blocked { Duration::ZERO } else { self.shared.options.timeout };
+        match timeout(limit, adding).await {
             Ok(added) => {
                 self.adding.lock().remove(&tag);
                 added
@@ -525,8 +621,8 @@ impl Again {
         delay: Duration,
         queue: &ShortString,
     ) -> Result<(), RabbitError> {
-        let Kept { id, properties, payload, .. } = &*self.message;
-        let properties = format::for_retry(properties, id, counts, delay_ms(delay));
+        let Kept { id, properties, payload, added, .. } = &*self.message;
+        let properties = format::for_retry(properties, id, counts, *added, delay_ms(delay));
         let to = (&ShortString::default(), queue);
         match self.publisher.push_again(to, properties, payload).await {
             Err(error @ RabbitError::TooLarge { .. }) => {
@@ -540,7 +636,7 @@ impl Again {
     /// Adds an item to the dead letters.
     async fn bury(&self, reason: &str) -> Result<(), RabbitError> {
         let Self { shared, publisher, message } = self;
-        let Kept { id, properties, payload, counts, dead_id } = &**message;
+        let Kept { id, properties, payload, counts, dead_id, .. } = &**message;
         let dead_id = dead_id.get_or_init(random_id);
         let death = Death { deliveries: counts.deliveries, reason, now: now(), dead_id };
         let limit = publisher.largest_properties();
@@ -548,7 +644,7 @@ impl Again {
         let to = (&shared.names.dead, &shared.names.queue);
         match publisher.push_again(to, properties.clone(), payload).await {
             Err(RabbitError::Unroutable) => {
-                shared.prepare(publisher).await?;
+                let publisher = shared.prepare(publisher.clone()).await?;
                 publisher.push_again(to, properties, payload).await
             }
             added => added,
@@ -600,29 +696,23 @@ impl Settle for RabbitSettle {
         Ok(stored.map_err(|error| self.0.explained(error))?)
     }
 
+    fn ahead(&self) -> Ahead {
+        self.0.flow.lock().ahead()
+    }
+
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
         let Session { shared, asking, connection, .. } = &*self.0;
         let mut asking = asking.lock().await;
-        if let (false, Some(connection)) = (asking.status().connected(), connection) {
-            *asking = open_channel(connection, shared.options.timeout).await?;
+        if !asking.status().connected() {
+            let limit = shared.options.timeout;
+            let opened = open_channel(connection, limit).await;
+            if matches!(opened, Err(RabbitError::NoChannel)) {
+                // It would never be counted again. The source connects anew.
+                let _ = timeout(limit, connection.close(200, "no channel is left".into())).await;
+            }
+            *asking = opened?;
         }
         Ok(shared.backlog(&asking).await?)
-    }
-}
-
-/// Outcomes are being stored as long as it is there.
-struct Settling<'a>(&'a Session);
-
-impl<'a> Settling<'a> {
-    fn begin(session: &'a Session) -> Self {
-        session.flow.lock().is_settling = true;
-        Self(session)
-    }
-}
-
-impl Drop for Settling<'_> {
-    fn drop(&mut self) {
-        self.0.flow.lock().is_settling = false;
     }
 }
 
@@ -632,7 +722,6 @@ impl Session {
         &self,
         settlements: &[Settlement<RabbitReceipt>],
     ) -> Result<Vec<NotStored>, RabbitError> {
-        let _settling = Settling::begin(self);
         // The server has delivered those of other sessions again.
         let known = settlements
             .iter()
@@ -644,7 +733,6 @@ impl Session {
                 Outcome::Done => acked.push(receipt.tag),
                 Outcome::Release { after: Duration::ZERO } => again.push(receipt.tag),
                 Outcome::Retry { .. } | Outcome::Release { .. } | Outcome::GiveUp { .. } => {
-                    self.flow.lock().has_outcome(receipt.tag);
                     failed.push(Failed { index, receipt, outcome });
                 }
             }
@@ -662,12 +750,27 @@ impl Session {
                 }
             }
         }
-        let Shared { names, options, .. } = &*self.shared;
         let _turn = self.telling.lock().await;
-        // Its answer comes behind what was sent before, so the server has read it.
-        let read = declared(&self.channel, &names.queue, options.timeout);
-        try_join(self.send(acked, again), read).await?;
+        try_join(self.send(acked, again), self.read()).await?;
         Ok(not_stored)
+    }
+
+    /// Waits until the server has read what was sent to it, which is so when it answers. Its answer comes behind the
+    /// items that it has delivered before. Where these take longer, they show that it is there, and it reads
+    /// meanwhile. When the source ends, no more come, and a connection that is closed before they were read could take
+    /// the outcomes with it, so the answer is waited for.
+    async fn read(&self) -> Result<(), RabbitError> {
+        let Shared { names, options, .. } = &*self.shared;
+        if self.is_ending.load(SeqCst) {
+            let asked = declared(&self.channel, &names.queue, Duration::MAX);
+            let answer = self.received.then(options.timeout, asked).await;
+            return answer.unwrap_or(Err(RabbitError::Timeout("storing outcomes"))).map(drop);
+        }
+        let before = self.received.bytes();
+        match declared(&self.channel, &names.queue, options.timeout).await {
+            Err(RabbitError::Timeout(_)) if self.received.bytes() != before => Ok(()),
+            answered => answered.map(drop),
+        }
     }
 
     /// Tells the server which items are done and which are given back. It does not answer.

@@ -51,16 +51,26 @@ struct Read {
     /// The fields of a dead letter.
     id: Option<String>,
     reason: Option<String>,
-    deliveries: u32,
+    deliveries: Option<u32>,
     given_up_at: Option<SystemTime>,
 }
 
 impl Read {
-    fn of(id: &str, fields: Vec<Vec<u8>>) -> Self {
+    /// Reads the fields of an item, or of a dead letter: its own fields come first, and an item of another program may
+    /// have fields of their names.
+    fn of(id: &str, fields: Vec<Vec<u8>>, is_dead: bool) -> Self {
         let mut read = Self::default();
         let mut fields = fields.into_iter();
         while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-            if let Err(why) = read.field(&name, value) {
+            let outcome = if name.starts_with(DEAD.as_bytes()) {
+                if is_dead {
+                    read.dead_field(&name, &value);
+                }
+                Ok(())
+            } else {
+                read.field(&name, value)
+            };
+            if let Err(why) = outcome {
                 read.malformed.get_or_insert(why);
             }
         }
@@ -71,6 +81,18 @@ impl Read {
         let id = read.id.as_deref().unwrap_or(id);
         read.enqueued_at = read.enqueued_at.or_else(|| time(id.split('-').next()?.as_bytes()));
         read
+    }
+
+    /// Reads a field of a dead letter, unless it has it already.
+    fn dead_field(&mut self, name: &[u8], value: &[u8]) {
+        let text = || String::from_utf8_lossy(value).into_owned();
+        match name {
+            b"dead:id" => _ = self.id.get_or_insert_with(text),
+            b"dead:reason" => _ = self.reason.get_or_insert_with(text),
+            b"dead:deliveries" => self.deliveries = self.deliveries.or_else(|| number(value)),
+            b"dead:at" => self.given_up_at = self.given_up_at.or_else(|| time(value)),
+            _ => {}
+        }
     }
 
     /// Reads a field. An error says why the item is malformed.
@@ -95,11 +117,6 @@ impl Read {
             // A trace that cannot be read is no reason to give the item up.
             b"trace" => self.item.trace = number(&value),
             b"enqueued_at" => self.enqueued_at = time(&value),
-            b"dead:id" => self.id = Some(String::from_utf8_lossy(&value).into_owned()),
-            b"dead:reason" => self.reason = Some(String::from_utf8_lossy(&value).into_owned()),
-            b"dead:deliveries" => self.deliveries = number(&value).unwrap_or_default(),
-            b"dead:at" => self.given_up_at = time(&value),
-            _ if name.starts_with(DEAD.as_bytes()) => {}
             _ => {
                 let header = |bytes: &[u8]| Some(Arc::<str>::from(from_utf8(bytes).ok()?));
                 let name = header(name).ok_or_else(|| not_text("field's name"))?;
@@ -127,7 +144,7 @@ pub(super) fn delivery(
     failures: u32,
     consumer: &Arc<str>,
 ) -> Delivery<RedisReceipt> {
-    let read = Read::of(&id, fields);
+    let read = Read::of(&id, fields, false);
     let id = Arc::<str>::from(id);
     Delivery {
         receipt: RedisReceipt { id: id.clone(), consumer: consumer.clone(), deliveries },
@@ -142,13 +159,13 @@ pub(super) fn delivery(
 
 /// A dead letter.
 pub(super) fn dead_letter((id, fields): Entry) -> DeadLetter<Arc<str>> {
-    let read = Read::of(&id, fields);
+    let read = Read::of(&id, fields, true);
     DeadLetter {
         id: id.into(),
         item: read.item,
         enqueued_at: read.enqueued_at,
         given_up_at: read.given_up_at,
-        deliveries: read.deliveries,
+        deliveries: read.deliveries.unwrap_or_default(),
         reason: read.reason.unwrap_or_default().into(),
     }
 }
@@ -186,6 +203,30 @@ mod tests {
         assert_eq!(delivery.malformed, None);
         assert_eq!(delivery.item, Item::new("7").header("kind", "order"));
         assert_eq!(delivery.enqueued_at, from_ms(1400));
+    }
+
+    #[test]
+    fn an_item_cannot_forge_its_dead_letter() {
+        let own: [(&str, &[u8]); 5] = [
+            ("payload", b"7"),
+            ("dead:id", b"9-9"),
+            ("dead:reason", b"forged"),
+            ("dead:deliveries", b"77"),
+            ("dead:at", b"77"),
+        ];
+        let delivery = read(&own);
+        assert_eq!((delivery.malformed, delivery.enqueued_at), (None, from_ms(1500)));
+        assert_eq!(delivery.item, Item::new("7"));
+        let given_up: [(&str, &[u8]); 4] = [
+            ("dead:id", b"1500-2"),
+            ("dead:reason", b"it is bad"),
+            ("dead:deliveries", b"3"),
+            ("dead:at", b"1600"),
+        ];
+        let fields = given_up.iter().chain(&own).flat_map(|(name, value)| [name.as_bytes(), value]);
+        let dead = dead_letter(("1700-0".to_owned(), fields.map(<[u8]>::to_vec).collect()));
+        assert_eq!((&*dead.reason, dead.deliveries), ("it is bad", 3));
+        assert_eq!((dead.given_up_at, dead.enqueued_at), (from_ms(1600), from_ms(1500)));
     }
 
     #[test]

@@ -85,8 +85,9 @@ use self::{
 use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item},
+    metrics::Refusals,
     options::SourceOptions,
-    replaying::{ALL, PAGE, PAGE_BYTES, replay_all},
+    replaying::{ANSWER_BYTES, ANSWER_LETTERS, PAGE, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -111,6 +112,7 @@ struct Inner {
     options: RedisOptions,
     /// The connection for what is not of a source, and how many there were.
     link: Mutex<(u64, Option<Link>)>,
+    refusals: Refusals,
 }
 
 /// The options of a queue in a stream of Redis.
@@ -263,7 +265,9 @@ impl RedisQueue {
         let failures = format!("{stream}:{group}:failures");
         let dead = format!("{stream}:{group}:dead");
         let link = Mutex::default();
-        Ok(Self(Arc::new(Inner { client, stream, later, failures, dead, options, link })))
+        let refusals = Refusals::register("redis", &stream);
+        let inner = Inner { client, stream, later, failures, dead, options, link, refusals };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The name of the queue.
@@ -283,7 +287,7 @@ impl RedisQueue {
     ///
     /// If the future is dropped, the item may be added or not.
     pub async fn push(&self, item: Item) -> Result<Arc<str>, RedisQueueError> {
-        let ids = self.push_items(&[item]).await?;
+        let ids = self.push_counted(&[item]).await?;
         // One was added.
         ids.into_iter().next().ok_or(RedisQueueError::Closed)
     }
@@ -295,7 +299,16 @@ impl RedisQueue {
     ///
     /// As for [`push`](Self::push).
     pub async fn push_all(&self, items: Vec<Item>) -> Result<Vec<Arc<str>>, RedisQueueError> {
-        self.push_items(&items).await
+        self.push_counted(&items).await
+    }
+
+    async fn push_counted(&self, items: &[Item]) -> Result<Vec<Arc<str>>, RedisQueueError> {
+        let pushed = self.push_items(items).await;
+        if let Err(error) = &pushed {
+            let is_full = matches!(error, RedisQueueError::Full { .. });
+            self.0.refusals.count(items.len(), is_full);
+        }
+        pushed
     }
 
     async fn push_items(&self, items: &[Item]) -> Result<Vec<Arc<str>>, RedisQueueError> {
@@ -347,6 +360,9 @@ impl RedisQueue {
     /// Up to `limit` items that were given up, by id, after the one with this id, or from the first one
     /// if it is empty. They have ids of their own.
     ///
+    /// With 4 MiB or 1,000 of them a page is full and ends, so there may be more behind one of fewer than `limit`: not behind
+    /// an empty one, unless `limit` is 0.
+    ///
     /// # Errors
     ///
     /// [`RedisQueueError`] if the server does not say them.
@@ -355,11 +371,8 @@ impl RedisQueue {
         after: &str,
         limit: u32,
     ) -> Result<Vec<DeadLetter<Arc<str>>>, RedisQueueError> {
-        let from = if after.is_empty() { "-".to_owned() } else { format!("({after}") };
-        let mut range = redis::cmd("XRANGE");
-        range.arg(&self.0.dead).arg(from).arg("+").arg("COUNT").arg(limit);
-        let entries: Vec<Entry> = self.call(async |link| link.query(&range).await).await?;
-        Ok(entries.into_iter().map(entry::dead_letter).collect())
+        let after = (!after.is_empty()).then_some(after);
+        self.page(after, &mut "+".to_owned(), limit).await
     }
 
     /// Adds an item that was given up to the queue again, as a new item whose age begins now. Returns its new
@@ -398,25 +411,27 @@ impl RedisQueue {
     ) -> Result<u64, RedisQueueError> {
         let mut last = String::new();
         replay_all!(
-            which, ALL,
-            after => self.next_page(after.map(|id: &Arc<str>| &**id), &mut last),
+            which,
+            after => self.page(after.map(|id: &Arc<str>| &**id), &mut last, PAGE),
             id => self.replay(id)
         )
     }
 
-    /// The next dead letters of those that were there when the first page was read.
-    async fn next_page(
+    /// The dead letters after an id, up to another, as far as they are on a page. Without the other, it becomes the last
+    /// one that there is.
+    async fn page(
         &self,
         after: Option<&str>,
         last: &mut String,
+        limit: u32,
     ) -> Result<Vec<DeadLetter<Arc<str>>>, RedisQueueError> {
         let from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
-        let (limit, bytes) = (PAGE, PAGE_BYTES);
-        let end = last.clone();
+        let (bytes, end) = (ANSWER_BYTES, last.clone());
         let (end, entries): (String, Vec<Entry>) = self
             .call(async |link| {
                 let mut read = link.script(Script::Dead, &[&self.0.dead]);
-                link.query(read.arg(&from).arg(&end).arg(limit).arg(bytes)).await
+                link.query(read.arg(&from).arg(&end).arg(limit.min(ANSWER_LETTERS)).arg(bytes))
+                    .await
             })
             .await?;
         *last = end;

@@ -2,9 +2,13 @@
 //!
 //! A script reads the server's clock, so that processes whose clocks differ agree about leases and delays.
 
-/// Takes items for a consumer: first those whose delay is over, then those of dead consumers, then new
-/// ones. Keys: stream, later, failures. Arguments: group, consumer, the most, lease, and where the search for items of
-/// dead consumers begins, or nothing.
+/// Takes items for a consumer: those that were given back, those of dead consumers, those whose delay is over, and new
+/// ones, which have half of the other places if there are so many. Keys: stream, later, failures. Arguments: group, consumer,
+/// the most, lease, where the search for items of dead consumers begins, or nothing, 1 if new items have the
+/// smaller half, the bytes with which it has enough, and how many new ones are read first.
+///
+/// The server tells the size of an item only with the item. So a few are read at a time, one at first and twice as many
+/// each time, unless those before were small.
 ///
 /// Returns the items with their deliveries and failures, where the next search begins, and in how many milliseconds the
 /// next delay is over.
@@ -14,10 +18,27 @@ local group, consumer, cursor = ARGV[1], ARGV[2], ARGV[5]
 local most = tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local taken = {}
+local most_bytes, at_once = tonumber(ARGV[7]), tonumber(ARGV[8])
+local taken, new, bytes, largest = {}, {}, 0, 0
+local function left()
+    if bytes >= most_bytes then return 0 end
+    return most - #taken - #new
+end
+-- How many of those are read together whose sizes are not known.
+local function few()
+    local fitting = math.floor((most_bytes - bytes) / math.max(largest, 1))
+    return math.min(at_once, left(), math.max(fitting, 1))
+end
+local function measure(fields)
+    local size = 0
+    for _, value in ipairs(fields) do size = size + #value end
+    bytes = bytes + size
+    if size > largest then largest = size end
+end
 local function take(id)
     local entry = redis.call('XCLAIM', stream, group, consumer, 0, id)[1]
     if entry then
+        measure(entry[2])
         local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
         local failed = redis.call('HGET', failures, id)
         taken[#taken + 1] = {entry[1], pending[4], tonumber(failed or 0) or 0, entry[2]}
@@ -27,28 +48,55 @@ local function take(id)
         redis.call('HDEL', failures, id)
     end
 end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, most)) do
-    redis.call('ZREM', later, id)
-    take(id)
-end
-local left = most - #taken
-if cursor ~= '' and left > 0 then
-    local found = redis.call(
-        'XAUTOCLAIM', stream, group, consumer, ARGV[4], cursor, 'COUNT', left, 'JUSTID')
-    cursor = found[1]
-    for _, id in ipairs(found[2]) do
-        -- An item that waits for its delay is in no consumer's work.
-        if not redis.call('ZSCORE', later, id) then take(id) end
+local function take_due(from, to, count)
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', later, from, to, 'LIMIT', 0, count)) do
+        if left() <= 0 then break end
+        redis.call('ZREM', later, id)
+        take(id)
     end
 end
-left = most - #taken
-if left > 0 then
-    local read = redis.call(
-        'XREADGROUP', 'GROUP', group, consumer, 'COUNT', left, 'STREAMS', stream, '>')
-    if read then
-        for _, entry in ipairs(read[1][2]) do taken[#taken + 1] = {entry[1], 1, 0, entry[2]} end
+local function take_new(count)
+    count = math.min(count, left())
+    while count > 0 do
+        local asked = math.min(count, few())
+        local read = redis.call(
+            'XREADGROUP', 'GROUP', group, consumer, 'COUNT', asked, 'STREAMS', stream, '>')
+        if not read then return end
+        for _, entry in ipairs(read[1][2]) do
+            measure(entry[2])
+            new[#new + 1] = {entry[1], 1, 0, entry[2]}
+        end
+        if #read[1][2] < asked then return end
+        count = math.min(count - asked, left())
+        at_once = math.min(at_once * 2, 16)
     end
 end
+-- What was given back without a delay comes first.
+take_due('-inf', 0, most)
+-- Of the others, new items have half of the places, if there are so many.
+local again = math.floor((left() + tonumber(ARGV[6])) / 2)
+if cursor == '' then again = math.min(again, redis.call('ZCOUNT', later, '(0', now)) end
+take_new(left() - again)
+if cursor ~= '' then
+    local looks = left()
+    while looks > 0 do
+        local asked = few()
+        looks = looks - asked
+        local found = redis.call(
+            'XAUTOCLAIM', stream, group, consumer, ARGV[4], cursor, 'COUNT', asked, 'JUSTID')
+        cursor = found[1]
+        for _, id in ipairs(found[2]) do
+            -- An item that waits for its delay is in no consumer's work.
+            if not redis.call('ZSCORE', later, id) then take(id) end
+        end
+        if cursor == '0-0' or left() <= 0 then break end
+        -- A look that has found none has told no size.
+        if #found[2] > 0 then at_once = math.min(at_once * 2, 16) end
+    end
+end
+take_due('(0', now, left())
+take_new(left())
+for _, entry in ipairs(new) do taken[#taken + 1] = entry end
 local first = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
 local due = -1
 if first[2] then due = math.max(tonumber(first[2]) - now, 0) end
@@ -205,7 +253,8 @@ return ids
 /// Adds a dead letter to the stream again. Keys: stream, dead letters. Arguments: its id.
 pub(super) const REPLAY: &str = "
 local entry = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])[1]
-if not entry then return false end
+-- Half an id is that of the first one of its millisecond.
+if not entry or entry[1] ~= ARGV[1] then return false end
 local fields = {}
 for i = 1, #entry[2], 2 do
     local name = entry[2][i]
@@ -235,6 +284,8 @@ local found, bytes = {}, 0
 while #found < tonumber(ARGV[3]) and bytes < tonumber(ARGV[4]) do
     local entry = redis.call('XRANGE', KEYS[1], from, last, 'COUNT', 1)[1]
     if not entry then break end
+    -- The server works for each, however small it is.
+    bytes = bytes + 100
     for _, value in ipairs(entry[2]) do bytes = bytes + #value end
     found[#found + 1] = entry
     from = '(' .. entry[1]

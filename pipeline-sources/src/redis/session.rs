@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
+use pipeline_core::Deadline;
 use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::{
     runtime::Handle,
@@ -25,8 +26,20 @@ use crate::{
 /// How many items one call of a script concerns at most, so that the server is not kept busy for long.
 const AT_ONCE: usize = 1000;
 
+/// With so many bytes a fetch has enough items, however many are asked for.
+const FETCHED_BYTES: usize = 16 * 1024 * 1024;
+
+/// How many items are read at once, of which the server tells the size with the item only.
+const UNSEEN: usize = 16;
+
+/// Of items up to this size, so many are read at once.
+const SMALL: usize = FETCHED_BYTES / UNSEEN / 4;
+
 /// How long a consumer with nothing in work is kept.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
+
+/// The longest time for which the server is asked to wait, so that its clock can count it.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// The end and the start of a search for items of dead consumers.
 const START: &str = "0-0";
@@ -73,10 +86,17 @@ impl Broker for RedisQueue {
         let id = redis::cmd("CLIENT").arg("ID").query_async(&mut waiting).await?;
         let consumer = format!("{:016x}", random_i64()).into();
         let session = Session { queue: queue.clone(), link, consumer };
-        let next_search = Instant::now();
-        let fetch =
-            RedisFetch { session: session.clone(), waiting, id, cursor: START.into(), next_search };
-        Ok((fetch, RedisSettle(session)))
+        let next_search = Deadline::from_now(Duration::ZERO);
+        let fetch = RedisFetch {
+            session: session.clone(),
+            waiting,
+            id,
+            cursor: START.into(),
+            next_search,
+            again_first: false,
+            at_once: 1,
+        };
+        Ok((fetch, RedisSettle { session, waiting: id }))
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -100,7 +120,11 @@ pub struct RedisFetch {
     id: i64,
     /// Where the search for items of dead consumers begins next.
     cursor: String,
-    next_search: Instant,
+    next_search: Deadline,
+    /// Whether of an odd number there is one more of those that are delivered again.
+    again_first: bool,
+    /// How many items are read at once before their sizes are known.
+    at_once: usize,
 }
 
 impl Fetch for RedisFetch {
@@ -110,11 +134,13 @@ impl Fetch for RedisFetch {
         let poll = self.session.queue.options.poll;
         loop {
             let (taken, due) = self.take(max).await?;
-            if !taken.is_empty() {
+            if let Some(largest) = taken.iter().map(|it| it.item.bytes()).max() {
+                self.at_once = if largest <= SMALL { UNSEEN } else { 1 };
                 return Ok(taken);
             }
-            let wait = due.map_or(poll, |due| due.min(poll)).max(Duration::from_millis(1));
-            let taken = self.wait(max, wait).await?;
+            let wait = due.map_or(poll, |due| due.min(poll));
+            let wait = wait.clamp(Duration::from_millis(1), LONGEST_WAIT);
+            let taken = self.wait(max.min(self.at_once), wait).await?;
             if !taken.is_empty() {
                 return Ok(taken);
             }
@@ -128,14 +154,16 @@ impl RedisFetch {
         let queue = &self.session.queue;
         let lease = queue.options.lease;
         let now = Instant::now();
-        let searches = self.cursor != START || self.next_search <= now;
+        let searches = self.cursor != START || self.next_search.has_passed(now);
         if searches {
-            self.next_search = now + lease / 4;
+            self.next_search = Deadline::after(now, lease / 4);
         }
         let mut take =
             self.session.link.script(Script::Take, &[&queue.stream, &queue.later, &queue.failures]);
         take.arg(&queue.options.group).arg(&*self.session.consumer).arg(max).arg(ms(lease));
         take.arg(if searches { &self.cursor } else { "" });
+        self.again_first = !self.again_first;
+        take.arg(u8::from(self.again_first)).arg(FETCHED_BYTES).arg(self.at_once);
         let session = self.session.clone();
         let call = async move {
             type Answer = (Vec<(String, u32, u32, Vec<Vec<u8>>)>, String, i64);
@@ -217,7 +245,11 @@ impl Drop for Unblock<'_> {
 
 /// Stores the outcomes of a stream's items.
 #[derive(Debug)]
-pub struct RedisSettle(Session);
+pub struct RedisSettle {
+    session: Session,
+    /// The server's number of the connection on which the other half waits.
+    waiting: i64,
+}
 
 impl Session {
     async fn settle(
@@ -255,15 +287,35 @@ impl Session {
 impl Settle for RedisSettle {
     type Receipt = RedisReceipt;
 
+    const WAKES: bool = true;
+
     async fn settle(
         &self,
         settlements: &[Settlement<RedisReceipt>],
     ) -> Result<Vec<NotStored>, BrokerError> {
-        Ok(self.0.settle(settlements).await?)
+        Ok(self.session.settle(settlements).await?)
+    }
+
+    async fn wake(&self, receipts: &[RedisReceipt]) -> Result<(), BrokerError> {
+        let Session { queue, link, .. } = &self.session;
+        for receipts in receipts.chunks(AT_ONCE) {
+            // Those that are not there any more have no delay.
+            let mut wake = redis::cmd("ZADD");
+            wake.arg(&queue.later).arg("XX").arg("LT");
+            for receipt in receipts {
+                // Long over. Before those without a delay come only those that were given back.
+                wake.arg(1).arg(&*receipt.id);
+            }
+            link.query::<i64>(&wake).await?;
+        }
+        let mut unblock = redis::cmd("CLIENT");
+        // A user of the server may not have the right to it. Then they are found by polling.
+        let _ = link.query::<i64>(unblock.arg("UNBLOCK").arg(self.waiting)).await;
+        Ok(())
     }
 
     async fn renew(&self, receipts: &[RedisReceipt]) -> Result<(), BrokerError> {
-        let Session { queue, link, .. } = &self.0;
+        let Session { queue, link, .. } = &self.session;
         for receipts in receipts.chunks(AT_ONCE) {
             let mut renew = link.script(Script::Renew, &[&queue.stream]);
             renew.arg(&queue.options.group);
@@ -276,7 +328,7 @@ impl Settle for RedisSettle {
     }
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
-        let Session { queue, link, .. } = &self.0;
+        let Session { queue, link, .. } = &self.session;
         if queue.options.shared {
             link.query::<()>(&link.script(Script::Trim, &[&queue.stream])).await?;
         }

@@ -8,12 +8,16 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+};
 
 use super::{
     SqliteError,
     room::{self, Room, lacks_room},
     schema,
+    watch::Watch,
 };
 use crate::heard::{Answer, heard};
 
@@ -84,21 +88,46 @@ where
     }
 
     fn answer(self: Box<Self>, committed: Result<(), &SqliteError>) {
-        let result = self.result.unwrap_or(Err(SqliteError::Closed));
-        // What it has failed of itself says more than how the transaction ended.
-        self.answer.send(result.and_then(|done| committed.map_err(Clone::clone).map(|()| done)));
+        let committed = committed.map_err(Clone::clone);
+        let result = match (self.result, committed) {
+            // Nothing that a file which is gone has answered counts, not even that it is full.
+            (_, Err(gone @ SqliteError::Replaced { .. })) => Err(gone),
+            // What it has failed of itself says more than how the transaction ended.
+            (Some(Err(error)), _) | (_, Err(error)) => Err(error),
+            (Some(done), Ok(())) => done,
+            (None, Ok(())) => Err(SqliteError::Closed),
+        };
+        self.answer.send(result);
     }
+}
+
+/// What is created where it is not there.
+#[derive(Clone, Copy, Debug)]
+enum Creates {
+    /// The file, its tables, and what is next to it.
+    Missing,
+    Nothing,
 }
 
 /// An open file. Its thread ends when the last handle is gone.
 #[derive(Clone, Debug)]
 pub(super) struct File {
     calls: mpsc::Sender<Box<dyn Call>>,
+    watch: Watch,
 }
 
 impl File {
     /// Opens a file, creates it and its tables if there are none, and runs its thread.
     pub(super) async fn open(path: PathBuf) -> Result<Self, SqliteError> {
+        Self::opened(path, Creates::Missing).await
+    }
+
+    /// Opens a file that has the tables, and changes nothing in it.
+    pub(super) async fn open_existing(path: PathBuf) -> Result<Self, SqliteError> {
+        Self::opened(path, Creates::Nothing).await
+    }
+
+    async fn opened(path: PathBuf, creates: Creates) -> Result<Self, SqliteError> {
         let (calls, waiting) = mpsc::channel::<Box<dyn Call>>(CALLS);
         let (opened, answer) = oneshot::channel();
         // SQLite needs room to open a file whose log is empty.
@@ -106,15 +135,22 @@ impl File {
             room::give_up(path);
             open(path)
         };
-        let opening = move |path: &Path| match open(path) {
-            Err(error) if lacks_room(&error) => again(path),
-            opened => opened,
+        let opening = move |path: &Path| match creates {
+            Creates::Nothing => open_existing(path),
+            Creates::Missing => match open(path) {
+                Err(error) if lacks_room(&error) => again(path),
+                opened => opened,
+            },
         };
         let serve = move || match opening(&path) {
             Ok(connection) => {
-                let room = Room::of(&connection, &path);
-                let _ = opened.send(Ok(()));
-                run(connection, room, waiting);
+                let watch = Watch::of(&connection, &path);
+                let room = match creates {
+                    Creates::Missing => Room::of(&connection, &path),
+                    Creates::Nothing => Room::without_reserve(),
+                };
+                let _ = opened.send(Ok(watch.clone()));
+                run(connection, room, &watch, waiting);
             }
             Err(error) => {
                 let _ = opened.send(Err(error));
@@ -122,8 +158,15 @@ impl File {
         };
         let spawned = thread::Builder::new().name("sqlite-queue".to_owned()).spawn(serve);
         spawned.map_err(|error| SqliteError::Thread(Arc::new(error)))?;
-        answer.await.map_err(|_| SqliteError::Closed)??;
-        Ok(Self { calls })
+        let watch = answer.await.map_err(|_| SqliteError::Closed)??;
+        Ok(Self { calls, watch })
+    }
+
+    /// Fails if the file is not at its path any more.
+    pub(super) async fn is_there(&self) -> Result<(), SqliteError> {
+        let watch = self.watch.clone();
+        // A file system that does not answer must not hold up a thread of the runtime.
+        spawn_blocking(move || watch.check()).await.map_err(|_| SqliteError::Closed)?
     }
 
     /// Executes a call, together with other calls that wait. When it returns, what was written is on
@@ -188,6 +231,10 @@ fn open(path: &Path) -> Result<Connection, SqliteError> {
     let prepare = || {
         let mut connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        // Before anything is changed in the file.
+        if let Some(why) = schema::is_foreign(&connection, false)? {
+            return Ok(Err(why));
+        }
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         // What a savepoint would restore. In a file, it costs as much as the log.
@@ -215,24 +262,86 @@ fn open(path: &Path) -> Result<Connection, SqliteError> {
             }
             transaction.commit()?;
         }
-        Ok(connection)
+        Ok(Ok(connection))
     };
-    prepare()
-        .map_err(|source| SqliteError::Open { path: path.to_owned(), source: Arc::new(source) })
+    explained(path, prepare())
+}
+
+/// Opens a connection to a file that has the tables of a queue, and changes nothing in it.
+fn open_existing(path: &Path) -> Result<Connection, SqliteError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let prepare = || {
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        if let Some(why) = schema::is_foreign(&connection, true)? {
+            return Ok(Err(why));
+        }
+        // These are of the connection alone.
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        connection.set_prepared_statement_cache_capacity(64);
+        Ok(Ok(connection))
+    };
+    explained(path, prepare())
+}
+
+/// The connection, or why the file could not be opened, or is not that of a queue.
+fn explained(
+    path: &Path,
+    opened: rusqlite::Result<Result<Connection, String>>,
+) -> Result<Connection, SqliteError> {
+    let path = path.to_owned();
+    match opened {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(why)) => Err(SqliteError::NotAQueue { path, why }),
+        Err(source) => Err(SqliteError::Open { path, source: Arc::new(source) }),
+    }
 }
 
 /// Executes calls until the last handle is gone.
-fn run(mut connection: Connection, mut room: Room, mut calls: mpsc::Receiver<Box<dyn Call>>) {
+///
+/// While the file is not at its path, calls fail. The file stays open: it may be moved back, and the last
+/// handle of a deleted file is all that is left of its items. What is at the path now is not opened, as
+/// SQLite would take the log of the old file for its own.
+fn run(
+    mut connection: Connection,
+    mut room: Room,
+    watch: &Watch,
+    mut calls: mpsc::Receiver<Box<dyn Call>>,
+) {
+    let mut is_gone = false;
     while let Some(first) = calls.blocking_recv() {
-        room.look(&connection);
         let mut group = vec![first];
+        if is_gone && let Err(gone) = watch.check() {
+            take_waiting(&mut group, &mut calls);
+            answer(group, Err(&gone));
+            continue;
+        }
+        room.look(&connection);
         let committed = execute(&mut connection, &mut room, &mut group, &mut calls);
         if committed.as_ref().is_err_and(lacks_room) || group.iter().any(|call| call.lacks_room()) {
             room.use_up(&connection);
         }
-        for call in group {
-            call.answer(committed.as_ref().copied());
-        }
+        // Before anything is confirmed. It costs one look for all that was committed together.
+        let there = watch.check();
+        is_gone = there.is_err();
+        answer(group, there.as_ref().copied().and(committed.as_ref().copied()));
+    }
+}
+
+/// Answers the calls of a group.
+fn answer(group: Vec<Box<dyn Call>>, committed: Result<(), &SqliteError>) {
+    for call in group {
+        call.answer(committed);
+    }
+}
+
+/// Adds the calls that wait to a group.
+fn take_waiting(group: &mut Vec<Box<dyn Call>>, calls: &mut mpsc::Receiver<Box<dyn Call>>) {
+    while group.len() < CALLS
+        && let Ok(call) = calls.try_recv()
+    {
+        group.push(call);
     }
 }
 
@@ -243,7 +352,15 @@ fn execute(
     group: &mut Vec<Box<dyn Call>>,
     calls: &mut mpsc::Receiver<Box<dyn Call>>,
 ) -> Result<(), SqliteError> {
-    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut transaction = match connection.transaction_with_behavior(TransactionBehavior::Immediate)
+    {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            // The others would wait as long, one after the other, for a file that another process has locked.
+            take_waiting(group, calls);
+            return Err(error.into());
+        }
+    };
     loop {
         if let Some(call) = group.last_mut() {
             let kind = call.kind();
@@ -276,7 +393,38 @@ fn execute(
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
+
+    #[tokio::test]
+    async fn calls_at_a_locked_file_fail_together_and_say_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.db");
+        let file = File::open(path.clone()).await.unwrap();
+        let short =
+            |connection: &Connection| Ok(connection.busy_timeout(Duration::from_millis(300))?);
+        file.call(short, |()| {}).await.unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        // The first waits alone, and all the others behind it.
+        let begun = Instant::now();
+        file.call(|_| Ok(()), |()| {}).await.unwrap_err();
+        let alone = begun.elapsed();
+        let calls = (0..20).map(|_| {
+            let file = file.clone();
+            tokio::spawn(async move { file.call(|_| Ok(()), |()| {}).await })
+        });
+        let begun = Instant::now();
+        for call in calls.collect::<Vec<_>>() {
+            let error = call.await.unwrap().unwrap_err().to_string();
+            assert!(error.contains("locked"), "{error}");
+        }
+        // Two waits, as one call may come before the others, and not twenty.
+        assert!(begun.elapsed() < alone * 8, "{:?}, and {alone:?} alone", begun.elapsed());
+        other.execute_batch("ROLLBACK").unwrap();
+        file.call(|_| Ok(()), |()| {}).await.unwrap();
+    }
 
     #[tokio::test]
     async fn a_statement_that_ends_the_transaction_is_an_error_of_all_in_it() {
@@ -336,7 +484,7 @@ mod tests {
         assert!(lacks_room(&error), "{error}");
         // The thread looks for room when there is a call.
         assert!(!reserve.exists());
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         while let Err(error) = push().await {
             assert!(matches!(error, SqliteError::Full), "{error}");
             assert!(began.elapsed() < Duration::from_secs(30));

@@ -39,6 +39,7 @@ mod file;
 mod room;
 mod row;
 mod schema;
+mod watch;
 
 use std::{
     borrow::Cow,
@@ -53,23 +54,23 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rusqlite::{
-    Connection, ErrorCode, OptionalExtension, Row, ToSql, Transaction, params, types::Value,
-};
+use pipeline_core::telemetry::Telemetry;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, ToSql, Transaction, params};
 use thiserror::Error;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
 };
 
-use self::{ahead::Clock, file::File};
+use self::{ahead::Clock, file::File, room::lacks_room, row::RawValue};
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     item::{DeadLetter, Delivery, Item, QueuedItem},
+    metrics::Refusals,
     options::SourceOptions,
     random::random_i64,
     reason::cut,
-    replaying::{ALL, Page, replay_all},
+    replaying::{PAGE_BYTES, Page, replay_all},
     source::Source,
     unix_ms::{from_ms, ms, now_ms},
 };
@@ -88,6 +89,9 @@ use crate::{
 /// is full the reserve is given up, and [items are refused](SqliteError::Full), but those that are there are
 /// delivered and done. When there is room again, or a part of the file is free, items are added again.
 ///
+/// A file that is deleted, moved or replaced while it is open [fails](SqliteError::Replaced) all calls, on Unix, until
+/// it is at its path again. A deleted log (`-wal`) is not noticed.
+///
 /// A call waits for other processes that write to the file, up to ten seconds, and fails then. A file system
 /// that does not answer cannot be interrupted.
 #[derive(Clone, Debug)]
@@ -98,6 +102,7 @@ pub struct SqliteQueue {
     /// Wakes sources in this process.
     added: Arc<Notify>,
     clock: Arc<Mutex<Clock>>,
+    refusals: Refusals,
 }
 
 /// The options of a queue in a SQLite file.
@@ -134,7 +139,8 @@ impl SqliteOptions {
     }
 
     /// How often a waiting source looks for items of other processes, and for those whose time has
-    /// come. Default 100 milliseconds. Items of the same process wake it at once.
+    /// come. Default 100 milliseconds. Items that the same process [pushes](SqliteQueue::push) wake it at once, and so does
+    /// [`SqliteQueue::wake`].
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll = interval.max(Duration::from_millis(1));
         self
@@ -149,6 +155,9 @@ impl SqliteOptions {
     }
 }
 
+/// How many queues an error names that says which there are.
+const NAMED: u32 = 20;
+
 /// Why a call of a SQLite queue failed.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
@@ -162,12 +171,46 @@ pub enum SqliteError {
         #[source]
         source: Arc<rusqlite::Error>,
     },
+    /// The tables of the file are not those of a queue. Nothing was changed in it.
+    #[error("cannot open the queue in {path}: {why}", path = path.display())]
+    NotAQueue {
+        /// The path of the file.
+        path: PathBuf,
+        /// Which table or column is not as it was expected.
+        why: String,
+    },
+    /// The file has no queue of this name.
+    #[error("there is no queue {queue:?} in {path}, but {there:?}", path = path.display())]
+    UnknownQueue {
+        /// The path of the file.
+        path: PathBuf,
+        /// The name that was asked for.
+        queue: Arc<str>,
+        /// The names of the queues that there are, up to twenty.
+        there: Vec<String>,
+    },
     /// A statement or a transaction failed.
     #[error("a statement of the queue failed: {0}")]
     Statement(#[source] Arc<rusqlite::Error>),
     /// A call failed, and SQLite has rolled back what was written with it.
     #[error("the transaction of the queue was rolled back, because a statement of it failed")]
     RolledBack,
+    /// The file was deleted, moved or replaced while it was open, so that nothing that is written to it would
+    /// be found again. Nothing is added, delivered or done until the same file is at its path again; what is
+    /// there instead is not opened.
+    ///
+    /// Move the file back. If that is not possible, end all programs that have it open, remove the files next
+    /// to the path whose names have `-wal` and `-shm` at their ends, as they belong to the old file, and start the programs
+    /// again.
+    #[error(
+        "the file {path} was deleted or replaced while it was open: move it back, or end the program, remove \
+         {path}-wal and {path}-shm, and start it again",
+        path = path.display()
+    )]
+    Replaced {
+        /// The path of the file.
+        path: PathBuf,
+    },
     /// The disk is full. What room is left is kept for what becomes of the items that are there.
     #[error("there is no room on the disk for more items")]
     Full,
@@ -218,7 +261,8 @@ impl From<SqliteError> for BrokerError {
 /// Adds an item to a queue in a transaction of the program. It returns the item's id.
 ///
 /// The tables exist once a [`SqliteQueue`] was opened in the file. Sources of other processes see the
-/// item after their [poll interval](SqliteOptions::poll_interval).
+/// item after their [poll interval](SqliteOptions::poll_interval); those of this one too, unless the program calls
+/// [`SqliteQueue::wake`] after its commit.
 ///
 /// # Errors
 ///
@@ -304,8 +348,7 @@ impl SqliteQueue {
         options: SqliteOptions,
     ) -> Result<Self, SqliteError> {
         let file = File::open(path.into()).await?;
-        let clock = Arc::new(Mutex::new(Clock::new(now_ms(), Instant::now())));
-        let queue = Self { file, queue: queue.into(), options, added: Arc::default(), clock };
+        let queue = Self { options, ..Self::of(file, queue.into()) };
         let Some(ordered) = options.ordered else { return Ok(queue) };
         let name = queue.queue.clone();
         let declare = move |connection: &Connection| {
@@ -318,6 +361,47 @@ impl SqliteQueue {
         };
         queue.file.call(declare, |()| {}).await?;
         Ok(queue)
+    }
+
+    /// Opens a queue that is there: a file with the tables, in which items of this name were added or the queue was
+    /// declared ordered. It creates nothing, in the file or next to it, and changes nothing until it is asked
+    /// to. So it is for tools that look at a queue; a program that adds items [opens](Self::open) it.
+    ///
+    /// # Errors
+    ///
+    /// [`SqliteError::Open`] if there is no file or it is no database, [`SqliteError::NotAQueue`] if it is that of
+    /// another program, and [`SqliteError::UnknownQueue`], with the names of those that there are.
+    pub async fn open_existing(
+        path: impl Into<PathBuf>,
+        queue: impl Into<Arc<str>>,
+    ) -> Result<Self, SqliteError> {
+        let (path, name) = (path.into(), queue.into());
+        let queue = Self::of(File::open_existing(path.clone()).await?, name.clone());
+        let look = move |connection: &Connection| {
+            if connection.query_row(schema::IS_THERE, [&*name], |row| row.get(0))? {
+                return Ok(());
+            }
+            let mut statement = connection.prepare(schema::QUEUES)?;
+            let there =
+                statement.query_map([NAMED], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            Err(SqliteError::UnknownQueue { path, queue: name, there })
+        };
+        queue.file.call(look, |()| {}).await?;
+        Ok(queue)
+    }
+
+    fn of(file: File, queue: Arc<str>) -> Self {
+        let clock = Arc::new(Mutex::new(Clock::new(now_ms(), Instant::now())));
+        let refusals = Refusals::register("sqlite", &queue);
+        Self { file, queue, options: SqliteOptions::new(), added: Arc::default(), clock, refusals }
+    }
+
+    /// Counts what this handle, and clones of it, cannot add at this recorder, as `pipeline.source.refused`.
+    /// Default: the global recorder, as there is one when the queue is opened.
+    #[must_use]
+    pub fn telemetry(self, telemetry: &Telemetry) -> Self {
+        let refusals = Refusals::at(telemetry, "sqlite", &self.queue);
+        Self { refusals, ..self }
     }
 
     /// The name of the queue.
@@ -341,8 +425,8 @@ impl SqliteQueue {
             push_in(connection, &queue, &item)
                 .map_err(|error| SqliteError::of_adding(connection, error))
         };
-        let id = self.file.add_by_one_statement(push).await?;
-        self.added.notify_waiters();
+        let id = self.counted(1, self.file.add_by_one_statement(push).await)?;
+        self.wake();
         Ok(id)
     }
 
@@ -352,15 +436,27 @@ impl SqliteQueue {
     ///
     /// [`SqliteError`] if they could not be stored.
     pub async fn push_all(&self, items: Vec<Item>) -> Result<Vec<i64>, SqliteError> {
-        let queue = self.queue.clone();
+        let (queue, number) = (self.queue.clone(), items.len());
         let push = move |connection: &Connection| {
             let pushed = items.iter().map(|item| push_in(connection, &queue, item));
             let pushed: Result<Vec<_>, _> = pushed.collect();
             pushed.map_err(|error| SqliteError::of_adding(connection, error))
         };
-        let ids = self.file.add(push).await?;
-        self.added.notify_waiters();
+        let ids = self.counted(number, self.file.add(push).await)?;
+        self.wake();
         Ok(ids)
+    }
+
+    /// Counts items that were not added.
+    fn counted<R>(&self, items: usize, added: Result<R, SqliteError>) -> Result<R, SqliteError> {
+        if let Err(error) = &added {
+            match error {
+                SqliteError::Replaced { .. } => self.refusals.count_replaced(items),
+                SqliteError::Full => self.refusals.count(items, true),
+                error => self.refusals.count(items, lacks_room(error)),
+            }
+        }
+        added
     }
 
     /// Removes an item of this queue that is being handled, and adds one to another queue in the file, in one
@@ -397,10 +493,32 @@ impl SqliteQueue {
             forward(connection, &from, &id, &to, &item)
                 .map_err(|error| SqliteError::of_adding(connection, error))
         };
-        let new = self.file.call(forward, |_| {}).await?;
+        let new = self.counted(1, self.file.call(forward, |_| {}).await)?;
         // It may be the turn of the next item of its key.
-        self.added.notify_waiters();
+        self.wake();
         Ok(new)
+    }
+
+    /// Wakes the sources of this queue in this process: of this value and of its clones. They look for items at once,
+    /// and not after their [poll interval](SqliteOptions::poll_interval).
+    ///
+    /// It is for what has added items without [`push`](Self::push): a transaction of the program
+    /// ([`push_in`], a plain `INSERT`), a trigger, or [`forward`](Self::forward) to this queue. Call it after the
+    /// commit. Without an item, a call costs each source one look.
+    ///
+    /// ```
+    /// # use pipeline_sources::{Item, sqlite::{SqliteQueue, push_in}};
+    /// # fn place(db: &mut rusqlite::Connection, pushes: &SqliteQueue) -> rusqlite::Result<()> {
+    /// let transaction = db.transaction()?;
+    /// transaction.execute("INSERT INTO orders (user) VALUES ('ada')", [])?;
+    /// push_in(&transaction, pushes.name(), &Item::new("{}").key("ada"))?;
+    /// transaction.commit()?;
+    /// pushes.wake();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wake(&self) {
+        self.added.notify_waiters();
     }
 
     /// A source of the queue's items. A queue may have several, in any number of processes; each item
@@ -429,7 +547,7 @@ impl SqliteQueue {
                 items: u64::try_from(items).ok(),
                 oldest: oldest.flatten().and_then(from_ms),
                 dead_letters: u64::try_from(dead_letters).ok(),
-                brought_forward: 0,
+                ..Backlog::default()
             })
         };
         self.file.call(read, |_| {}).await
@@ -438,6 +556,9 @@ impl SqliteQueue {
     /// Up to `limit` items that are not done, by id, after the one with this id. They are in work or wait:
     /// [`QueuedItem::state`].
     ///
+    /// With 16 MiB a page is full and ends, so there may be more behind one of fewer than `limit`: not behind an empty one,
+    /// unless `limit` is 0.
+    ///
     /// # Errors
     ///
     /// [`SqliteError`] if the file could not be read.
@@ -445,14 +566,25 @@ impl SqliteQueue {
         let queue = self.queue.clone();
         let read = move |connection: &Connection| {
             let mut statement = connection.prepare_cached(schema::ITEMS)?;
-            let rows = statement.query_map(params![&*queue, after, limit], row::queued)?;
-            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+            let mut rows = statement.query(params![&*queue, after, limit])?;
+            let (mut items, mut bytes) = (Vec::new(), 0_usize);
+            while bytes < PAGE_BYTES
+                && let Some(row) = rows.next()?
+            {
+                let item = row::queued(row)?;
+                bytes = bytes.saturating_add(item.item.bytes());
+                items.push(item);
+            }
+            Ok(items)
         };
         self.file.call(read, |_| {}).await
     }
 
     /// Up to `limit` items that were given up, by id, after the one with this id. They keep the ids which
     /// they had in the queue, unless there was a dead letter with that id already.
+    ///
+    /// With 16 MiB a page is full and ends, so there may be more behind one of fewer than `limit`: not behind an empty one,
+    /// unless `limit` is 0.
     ///
     /// # Errors
     ///
@@ -535,7 +667,7 @@ impl SqliteQueue {
         };
         let Some(last) = self.file.call(read, |_| {}).await? else { return Ok(0) };
         replay_all!(
-            which, ALL,
+            which,
             after => self.page(after.copied().unwrap_or(i64::MIN), last, Page::next()),
             id => self.replay(*id)
         )
@@ -572,6 +704,8 @@ impl Broker for SqliteQueue {
     }
 
     async fn connect(&self) -> Result<(SqliteFetch, SqliteSettle), BrokerError> {
+        // Otherwise a source would be connected for a moment, again and again.
+        self.file.is_there().await?;
         let brought_forward = Arc::<AtomicU64>::default();
         let sweep = Sweep { brought_forward: brought_forward.clone(), ..Sweep::default() };
         let fetch = SqliteFetch { queue: self.clone(), again_first: false, sweep };
@@ -598,12 +732,15 @@ pub struct SqliteFetch {
 struct Sweep {
     last: Option<Instant>,
     /// The key after which it looks next.
-    after: Option<Value>,
+    after: Option<RawValue>,
     /// The time and the id of the item before which it looks next.
-    before: Option<(Value, i64)>,
+    before: Option<(RawValue, i64)>,
     /// How many items it has brought forward and not reported.
     brought_forward: Arc<AtomicU64>,
 }
+
+/// With so many bytes a fetch has enough items, however many are asked for.
+const FETCHED_BYTES: usize = 16 * 1024 * 1024;
 
 /// The time between two sweeps.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -668,7 +805,7 @@ impl SqliteQueue {
 
     /// Frees items whose turn has come unnoticed: in an ordered queue, of some keys after this one. Returns the
     /// key after which there are more to look at.
-    async fn sweep(&self, after: Option<Value>) -> Result<Option<Value>, SqliteError> {
+    async fn sweep(&self, after: Option<RawValue>) -> Result<Option<RawValue>, SqliteError> {
         let queue = self.queue.clone();
         let sweep = move |connection: &Connection| {
             if !is_ordered(connection, &queue)? {
@@ -687,7 +824,7 @@ impl SqliteQueue {
                         .prepare_cached(schema::NEXT_KEY)?
                         .query_row(params![&*queue, key], |row| row.get(0))?,
                 };
-                if next == Value::Null {
+                if next == RawValue::Null {
                     return Ok(None);
                 }
                 let free = params![&*queue, next, now_ms()];
@@ -701,14 +838,14 @@ impl SqliteQueue {
 }
 
 /// Where the next look begins, and how many items were brought forward.
-type BroughtForward = (Option<(Value, i64)>, u64);
+type BroughtForward = (Option<(RawValue, i64)>, u64);
 
 impl SqliteQueue {
     /// Looks at some of the items that are available later, from this one on to earlier ones. One that waits
     /// since a time that is still to come is available once it has waited as long as it was to wait.
     async fn bring_forward(
         &self,
-        before: Option<(Value, i64)>,
+        before: Option<(RawValue, i64)>,
     ) -> Result<BroughtForward, SqliteError> {
         let queue = self.queue.clone();
         let (now, clock) = {
@@ -718,15 +855,15 @@ impl SqliteQueue {
             (now, *clock)
         };
         let bring = move |connection: &Connection| {
-            let (at, id) = before.unwrap_or((Value::Integer(schema::NEVER), i64::MIN));
+            let (at, id) = before.unwrap_or((RawValue::Integer(schema::NEVER), i64::MIN));
             let limit = i64::try_from(SWEPT).unwrap_or(i64::MAX);
             let mut later = connection.prepare_cached(schema::LATER)?;
             let values = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
             let found = later.query_map(params![&*queue, at, id, now, limit], values)?;
-            let found = found.collect::<rusqlite::Result<Vec<(i64, Value, Value)>>>()?;
+            let found = found.collect::<rusqlite::Result<Vec<(i64, RawValue, RawValue)>>>()?;
             let mut brought = 0;
             for (id, at, since) in &found {
-                if let (Value::Integer(at), Value::Integer(since)) = (at, since)
+                if let (RawValue::Integer(at), RawValue::Integer(since)) = (at, since)
                     && clock.is_over(*at, *since)
                 {
                     connection.prepare_cached(schema::WAIT_UNTIL)?.execute([*id, now, now])?;
@@ -784,14 +921,21 @@ fn lease_items(
     let until = later(now, lease);
     let token = random_i64();
     let mut statement = connection.prepare_cached(schema::LEASE)?;
-    let mut leased = Vec::with_capacity(ids.len());
+    let (mut leased, mut bytes) = (Vec::with_capacity(ids.len()), 0_usize);
     for id in ids {
+        // The next fetch takes the others.
+        if bytes >= FETCHED_BYTES {
+            break;
+        }
         let receipt = SqliteReceipt { id, lease: token };
         let delivery = statement.query_row(params![id, until, token, is_ordered, now], |row| {
             row::delivery(row, receipt)
         });
         match delivery.optional()? {
-            Some(delivery) => leased.push(delivery),
+            Some(delivery) => {
+                bytes = bytes.saturating_add(delivery.item.bytes());
+                leased.push(delivery);
+            }
             None => wait(connection, queue, id, now)?,
         }
     }
@@ -802,7 +946,7 @@ fn lease_items(
 fn wait(connection: &Connection, queue: &str, id: i64, now: i64) -> Result<(), SqliteError> {
     let key = connection
         .prepare_cached(schema::WAIT)?
-        .query_row([id], |row| row.get::<_, Value>(0))
+        .query_row([id], |row| row.get::<_, RawValue>(0))
         .optional()?;
     connection.prepare_cached(schema::FREE)?.execute(params![queue, key, now])?;
     Ok(())
@@ -835,6 +979,8 @@ pub struct SqliteSettle {
 impl Settle for SqliteSettle {
     type Receipt = SqliteReceipt;
 
+    const WAKES: bool = true;
+
     async fn settle(
         &self,
         settlements: &[Settlement<SqliteReceipt>],
@@ -854,9 +1000,24 @@ impl Settle for SqliteSettle {
         let (not_stored, is_ordered) = queue.file.call(settle, |_| {}).await?;
         // It may be the turn of the next item of a key.
         if is_ordered {
-            queue.added.notify_waiters();
+            queue.wake();
         }
         Ok(not_stored)
+    }
+
+    async fn wake(&self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {
+        let receipts = receipts.to_vec();
+        let wake = move |connection: &Connection| {
+            let now = now_ms();
+            let mut statement = connection.prepare_cached(schema::WAKE)?;
+            for SqliteReceipt { id, .. } in receipts {
+                statement.execute([id, now])?;
+            }
+            Ok(())
+        };
+        self.queue.file.call(wake, |()| {}).await?;
+        self.queue.wake();
+        Ok(())
     }
 
     async fn renew(&self, receipts: &[SqliteReceipt]) -> Result<(), BrokerError> {

@@ -53,20 +53,25 @@ impl Room {
         let path = connection.path().map_or(path, Path::new);
         let has_file = !path.as_os_str().is_empty() && path != Path::new(":memory:");
         let reserve = has_file.then(|| reserve_of(path));
-        let mut room = Self {
-            reserve,
-            has_reserve: false,
-            is_used_up: false,
-            look: Instant::now(),
-            pause: LOOK[0],
-            lines: LineLimit::default(),
-        };
+        let mut room = Self { reserve, ..Self::without_reserve() };
         match room.make() {
             Ok(()) => room.has_reserve = room.reserve.is_some(),
             Err(error) if is_full(&error) => room.use_up(connection),
             Err(_) => {}
         }
         room
+    }
+
+    /// The room of a file next to which nothing is to be made.
+    pub(super) fn without_reserve() -> Self {
+        Self {
+            reserve: None,
+            has_reserve: false,
+            is_used_up: false,
+            look: Instant::now(),
+            pause: LOOK[0],
+            lines: LineLimit::default(),
+        }
     }
 
     pub(super) fn is_used_up(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The tables of queues in a SQLite file, and the statements on them.
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, Row};
 
 /// The time of an item that waits for an earlier one of its key.
 pub(super) const NEVER: i64 = i64::MAX;
@@ -36,6 +36,88 @@ pub(super) fn used_up_by(connection: &Connection, error: &rusqlite::Error) -> Op
 /// Whether the items have a column. Parameters: its name.
 pub(super) const HAS_COLUMN: &str =
     "SELECT EXISTS (SELECT 1 FROM pragma_table_info('pipeline_items') WHERE name = ?1)";
+
+/// The tables, and the columns that they have had from the first version on.
+const COLUMNS: [(&str, &[&str]); 3] = [
+    ("pipeline_queues", &["queue", "ordered", "items", "dead_letters"]),
+    (
+        "pipeline_items",
+        &[
+            "id",
+            "queue",
+            "key",
+            "payload",
+            "headers",
+            "trace",
+            "enqueued_at",
+            "available_at",
+            "lease",
+            "deliveries",
+        ],
+    ),
+    (
+        "pipeline_dead_letters",
+        &[
+            "id",
+            "queue",
+            "key",
+            "payload",
+            "headers",
+            "trace",
+            "enqueued_at",
+            "deliveries",
+            "reason",
+            "given_up_at",
+        ],
+    ),
+];
+
+/// The columns of a table, and whether each is the whole primary key and counts. Parameters: its name.
+const COLUMNS_OF: &str = "
+SELECT name, pk = 1 AND upper(type) = 'INTEGER' AND (SELECT count(*) FROM pragma_table_info(?1) WHERE pk > 0) = 1
+    FROM pragma_table_info(?1)";
+
+/// Why the tables of these names are not those of a queue, if so, in one line: such as a table of another program.
+/// Tables that are not there are created, unless they have to exist.
+pub(super) fn is_foreign(
+    connection: &Connection,
+    have_to_exist: bool,
+) -> rusqlite::Result<Option<String>> {
+    for (table, expected) in COLUMNS {
+        let columns = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?));
+        let mut statement = connection.prepare(COLUMNS_OF)?;
+        let found = statement.query_map([table], columns)?.collect::<rusqlite::Result<Vec<_>>>()?;
+        if found.is_empty() {
+            if have_to_exist {
+                let why = format!("it has no table {table}, so no queue was made in it");
+                return Ok(Some(why));
+            }
+            continue;
+        }
+        let find = |name: &str| found.iter().find(|(it, _)| it.eq_ignore_ascii_case(name));
+        let lacking: Vec<_> =
+            expected.iter().copied().filter(|name| find(name).is_none()).collect();
+        let expected = expected.join(", ");
+        if !lacking.is_empty() {
+            let lacking = lacking.join(", ");
+            return Ok(Some(format!(
+                "its table {table} is not that of a queue, it lacks {lacking}: expected the columns {expected}"
+            )));
+        }
+        if find("id").is_some_and(|(_, counts)| !counts) {
+            return Ok(Some(format!(
+                "its table {table} is not that of a queue: expected the column id to be its INTEGER PRIMARY KEY"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The names of queues, the first ones. Parameters: limit.
+pub(super) const QUEUES: &str = "SELECT queue FROM pipeline_queues ORDER BY queue LIMIT ?1";
+
+/// Whether there is a queue. Parameters: its name.
+pub(super) const IS_THERE: &str = "SELECT EXISTS (SELECT 1 FROM pipeline_queues WHERE queue = ?1)";
 
 /// The columns that older files do not have, and what adds them. Programs of the versions before do not set
 /// them, and go on.
@@ -249,6 +331,11 @@ pub(super) const RELEASE: &str = "
 UPDATE pipeline_items SET available_at = ?3, waits_since = ?4, lease = NULL,
         deliveries = max(deliveries - 1, 0)
     WHERE id = ?1 AND lease = ?2";
+
+/// Ends the delay of an item. Parameters: id, now.
+pub(super) const WAKE: &str = "
+UPDATE pipeline_items SET available_at = ?2, waits_since = ?2
+    WHERE id = ?1 AND lease IS NULL AND available_at > ?2 AND available_at < 9223372036854775807";
 
 /// Copies an item to the dead letters. It keeps its id, unless there is a dead letter with it. Parameters:
 /// id, lease, reason, now.

@@ -2,13 +2,21 @@
 #![allow(dead_code, reason = "a broker's tests may use a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use parking_lot::Mutex;
 use pipeline_core::{
     Pipeline,
     backoff::{Backoff, Jitter},
-    processing::{Failure, Message, Processors},
+    processing::{Failure, Message, Processors, Wake},
 };
 use pipeline_sources::{Broker, DeadLetter, Item, Source, SourceOptions};
 use tokio::time::{sleep, timeout};
@@ -77,6 +85,63 @@ pub(crate) async fn stuck<B: Broker>(source: Source<B>) -> Pipeline {
     pipeline
 }
 
+/// Checks that a signal ends the delay of an item, given before or after the broker has stored the delay, and that
+/// of no other item.
+pub(crate) async fn a_signal_ends_a_delay<B: Broker>(source: Source<B>, push: impl AsyncFn(Item)) {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (wakes, done) = (Arc::<Mutex<HashMap<String, Wake>>>::default(), Seen::default());
+    let (postponed, log) = (wakes.clone(), done.clone());
+    let handle = async move |message: &mut Message<Item>| {
+        let text = text(message);
+        if postponed.lock().contains_key(&text) {
+            log.lock().push(text);
+            return Ok(());
+        }
+        let wake = Wake::new();
+        if text == "early" {
+            wake.wake();
+        }
+        let failure = Failure::new("its time has not come").later(HOUR).woken_by(&wake);
+        postponed.lock().insert(text, wake);
+        Err(failure)
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(source)
+        .processors(Processors::from_fn(handle).concurrency(1))
+        .start()
+        .unwrap();
+    for text in ["never", "late", "early"] {
+        push(Item::new(text)).await;
+    }
+    until("one is delivered again", async || *done.lock() == ["early"]).await;
+    let stored = || pipeline.snapshot().stages[0].source.as_ref().map_or(0, |seen| seen.released);
+    until("the delays are stored", async || stored() == 3).await;
+    wakes.lock()["late"].wake();
+    until("the other is delivered again", async || done.lock().len() > 1).await;
+    assert_eq!(*done.lock(), ["early", "late"]);
+    drop(pipeline);
+}
+
+/// Checks that all of these large dead letters are listed, and that no page has more of them than bytes fit, which are
+/// 17 million at most.
+pub(crate) async fn large_letters_are_listed_by_pages<Id: Clone>(
+    all: usize,
+    page: impl AsyncFn(Option<Id>) -> Vec<DeadLetter<Id>>,
+) {
+    let (mut last, mut pages) = (None, Vec::new());
+    loop {
+        let page = page(last.clone()).await;
+        let Some(end) = page.last() else { break };
+        last = Some(end.id.clone());
+        pages.push(page.iter().map(|dead| dead.item.payload.len()).collect::<Vec<_>>());
+    }
+    assert_eq!(pages.iter().map(Vec::len).sum::<usize>(), all, "{pages:?}");
+    assert!(pages.len() > 1, "{pages:?}");
+    for page in &pages {
+        assert!(page[1..].iter().sum::<usize>() < 17_000_000, "{pages:?}");
+    }
+}
+
 /// Checks that a dead letter is this item, with this number of deliveries and this reason.
 #[track_caller]
 pub(crate) fn assert_dead<Id>(dead: &DeadLetter<Id>, item: &Item, deliveries: u32, reason: &str) {
@@ -102,5 +167,37 @@ impl Numbers {
 
     pub(crate) fn one_of<T: Copy>(&mut self, of: &[T]) -> Option<T> {
         (!of.is_empty()).then(|| of[self.below(of.len())])
+    }
+}
+
+/// The counters of refused items, by the broker, the queue and the reason.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Refusals(Arc<Mutex<HashMap<[String; 3], Arc<AtomicU64>>>>);
+
+impl Refusals {
+    pub(crate) fn counted(&self, broker: &str, queue: &str, reason: &str) -> u64 {
+        self.0.lock()[&[broker, queue, reason].map(str::to_owned)].load(SeqCst)
+    }
+}
+
+impl Recorder for Refusals {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        assert_eq!(key.name(), "pipeline.source.refused");
+        let label =
+            |name: &str| key.labels().find(|label| label.key() == name).unwrap().value().to_owned();
+        let labels = ["broker", "queue", "reason"].map(label);
+        Counter::from_arc(self.0.lock().entry(labels).or_default().clone())
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
     }
 }

@@ -49,7 +49,7 @@ const IS_THERE: Duration = Duration::from_secs(1);
 
 /// Why a channel ends whose mailbox has no room for an intercepted broadcast. It says what to do.
 const TOO_MANY_BROADCASTS: &str = "too many broadcasts to handle; do not intercept an event that comes in bursts, \
-    or send it with a `broadcast_worker` and set `WhenFull::Block`";
+    or send it with `broadcast_when_ready` and set `WhenFull::Block`";
 
 /// A client's request to join.
 pub(crate) struct Join<S: Socket> {

@@ -62,10 +62,14 @@ impl<C: Channel> JoinContext<'_, C> {
     ///
     /// A response that cannot be encoded crashes the join.
     ///
-    /// With other nodes, a state that `join` reads may miss a change: the node subscribes to the topic after
-    /// `join` and before the answer, and what another node broadcasts after the reading and before that is
-    /// in neither. A state that must miss nothing is read in a message after the join:
-    /// [`send_after`](Self::send_after) with [`Duration::ZERO`].
+    /// The client is subscribed to the topic when `join` has returned, in the same step in which it is answered. So a
+    /// state that `join` reads may miss a change, also with a single node: what is broadcast after the reading and before
+    /// that step is neither in the state nor received, and the rest of `join` is that long. With other nodes the wait for
+    /// their broadcasts comes after `join`, and makes it longer.
+    ///
+    /// A state that must miss nothing is read in a message after the join: [`send_after`](Self::send_after) with
+    /// [`Duration::ZERO`], whose handler pushes it. Each change is in that state, or received after the answer, or both: so
+    /// give it a number, or let it say the whole value.
     pub fn reply(&mut self, response: impl IntoPayload) {
         self.reply = response.into_payload();
     }

@@ -109,8 +109,10 @@ pub trait Channel: Send + Sized + 'static {
     /// client. None by default.
     ///
     /// A channel that has not handled 256 of them, or 16 MiB, crashes with the next one. With
-    /// [`WhenFull::Block`](crate::mount::WhenFull::Block), a
-    /// [`broadcast_worker`](crate::PubSub::broadcast_worker) waits instead.
+    /// [`WhenFull::Block`](crate::mount::WhenFull::Block),
+    /// [`broadcast_when_ready`](crate::PubSub::broadcast_when_ready) waits instead, and so does a
+    /// [`broadcast_worker`](crate::PubSub::broadcast_worker) while all its events are for one topic; with several, see
+    /// [`max_waiting`](crate::pubsub::BroadcastWorker::max_waiting).
     const INTERCEPT: &'static [&'static str] = &[];
 
     /// The channel's name in metrics. Default: the name of the type.

@@ -19,6 +19,7 @@ use crate::{
         state::EndpointState,
     },
     handshake::{Answer, Mounted, Variables},
+    pubsub::topic::TopicPattern,
     socket::Socket,
     transport::{longpoll::ReadBody, longpoll_relay as relay, longpoll_sessions::SessionHandle},
 };
@@ -44,6 +45,9 @@ pub(crate) trait ErasedMount: Send + Sync {
 
     /// The full path of its WebSockets, by which other nodes name the mount.
     fn path(&self) -> &str;
+
+    /// The patterns of its routes.
+    fn patterns(&self) -> Vec<TopicPattern>;
 
     /// The long-polling session with this token.
     fn polled(&self, token: &str) -> Option<SessionHandle>;
@@ -97,6 +101,10 @@ impl<S: Socket> ErasedMount for Mounted<S> {
 
     fn path(&self) -> &str {
         &self.path
+    }
+
+    fn patterns(&self) -> Vec<TopicPattern> {
+        self.routes.patterns().collect()
     }
 
     fn polled(&self, token: &str) -> Option<SessionHandle> {

@@ -50,6 +50,7 @@ use self::{
 };
 pub use crate::{
     handshake::path::PathError, pubsub::topic::PatternError, telemetry::latencies::Latencies,
+    transport::answer_body::AnswerBody,
 };
 use crate::{
     handshake::{
@@ -250,6 +251,12 @@ impl Endpoint {
     #[must_use]
     pub fn subscribe(&self, topic: &str) -> TopicSubscription {
         self.pubsub().subscribe(topic)
+    }
+
+    /// Whether a route of a mount matches this topic, so that clients can join it: see [`PubSub::knows_topic`].
+    #[must_use]
+    pub fn knows_topic(&self, topic: &str) -> bool {
+        self.pubsub().knows_topic(topic)
     }
 
     /// Closes every socket with this id, with a code that makes the official client connect again.
@@ -886,6 +893,7 @@ impl EndpointBuilder {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
             }
         }
+        state.pubsub.set_served(mounts.iter().flat_map(|mount| mount.patterns()).collect());
         let inner = Arc::new(Inner { mounts, mount_points, state });
         let relayed = Arc::downgrade(&inner);
         inner.state.pubsub.on_relayed(Box::new(move |message| {

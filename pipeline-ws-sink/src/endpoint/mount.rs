@@ -495,6 +495,9 @@ impl<S: Socket> Mount<S> {
     /// How long a client may take no byte of its pending frames. Default 30 seconds; with
     /// [`Duration::MAX`] there is no limit.
     ///
+    /// What counts is what the operating system takes for it. While that makes its buffer larger, for a client that reads
+    /// nothing, the time begins anew, three times at most.
+    ///
     /// Such a client is closed with 1011, and counted in `socket.closed_slow`. With
     /// [`WhenFull::Block`] it is also closed when its outbox has been full for this long without
     /// being half empty in between: otherwise senders, which wait for one push after the other,
@@ -596,6 +599,10 @@ impl<S> Routes<S> {
             return None; // topics of node-to-node messages are closed to clients
         }
         self.routes.iter().find_map(|route| Some((route.pattern.matches(topic)?, route)))
+    }
+
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = TopicPattern> + '_ {
+        self.routes.iter().map(|route| route.pattern.clone())
     }
 
     /// Snapshots of the channels of each route, at the mount of this path.

@@ -9,9 +9,12 @@ use std::{
 use futures::future::join_all;
 use pipeline_core::{Deadline, shown::shown};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::yield_now};
 
-use super::{Inner, sockets::Found};
+use super::{
+    Inner,
+    sockets::{Found, MostWaiting},
+};
 use crate::{session::question::Question, telemetry::log_line};
 
 /// How many sockets of an id are described.
@@ -59,6 +62,8 @@ pub struct FoundSockets {
 pub struct SocketSnapshot {
     /// The socket's number on this node. No other socket ever has it.
     pub number: u64,
+    /// Its [id](crate::Socket::id), if it has one.
+    pub id: Option<String>,
     /// The socket's [name](crate::Socket::name) in metrics.
     pub socket: String,
     /// The transport: `websocket` or `longpoll`.
@@ -93,14 +98,30 @@ impl EndpointOperator {
         let (found, more) = inner.state.sockets.find(id, MOST);
         // An endpoint that is about to end does not wait for this.
         drop(inner);
-        let until = Deadline::from_now(ANSWERED_WITHIN);
-        let described = found.into_iter().map(async |found| {
-            let (answer, answered) = oneshot::channel();
-            found.ask(Question::Joined(answer));
-            let topics = until.limit(answered).await.ok().and_then(Result::ok);
-            describe(&found, topics)
-        });
-        FoundSockets { sockets: join_all(described).await, more }
+        FoundSockets { sockets: describe_all(found).await, more }
+    }
+
+    /// The sockets of this node for which the most bytes wait, the one with the most first: `most` of them at most, and
+    /// never more than 100. Sockets without waiting bytes are left out. It looks at each open socket, and takes a second
+    /// at most after that.
+    ///
+    /// What the operating system has taken and the client has not read does not wait here. Frames wait when
+    /// its buffer is full, which may be some MiB later.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn most_waiting(&self, most: usize) -> Vec<SocketSnapshot> {
+        let mut waiting = MostWaiting::new(most.min(MOST));
+        let found = loop {
+            let Some(inner) = self.0.upgrade() else { return Vec::new() };
+            if !waiting.look(&inner.state.sockets) {
+                break waiting.found(&inner.state.sockets);
+            }
+            drop(inner);
+            yield_now().await;
+        };
+        describe_all(found).await
     }
 
     /// Ends the channel of a topic that a socket has joined: with `phx_close`, so that the official client
@@ -158,6 +179,18 @@ impl EndpointOperator {
     }
 }
 
+/// Asks all of them at once for their topics.
+async fn describe_all(found: Vec<Found>) -> Vec<SocketSnapshot> {
+    let until = Deadline::from_now(ANSWERED_WITHIN);
+    let described = found.into_iter().map(async |found| {
+        let (answer, answered) = oneshot::channel();
+        found.ask(Question::Joined(answer));
+        let topics = until.limit(answered).await.ok().and_then(Result::ok);
+        describe(&found, topics)
+    });
+    join_all(described).await
+}
+
 fn describe(found: &Found, topics: Option<Vec<Arc<str>>>) -> SocketSnapshot {
     let load = found.load();
     let topics = topics.map(|topics| {
@@ -167,6 +200,7 @@ fn describe(found: &Found, topics: Option<Vec<Arc<str>>>) -> SocketSnapshot {
     });
     SocketSnapshot {
         number: found.number,
+        id: found.id.as_deref().map(ToOwned::to_owned),
         socket: found.socket.to_owned(),
         transport: found.transport().to_owned(),
         open_seconds: found.opened_at.elapsed().as_secs_f64(),

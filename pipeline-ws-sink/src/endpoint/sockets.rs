@@ -65,6 +65,7 @@ struct OpenSocket {
 /// A socket that was looked up.
 pub(super) struct Found {
     pub(super) number: u64,
+    pub(super) id: Option<Arc<str>>,
     pub(super) opened_at: Instant,
     /// Its name in metrics.
     pub(super) socket: &'static str,
@@ -74,9 +75,10 @@ pub(super) struct Found {
 
 impl Found {
     fn of(open: &OpenSocket) -> Self {
-        let OpenSocket { outbox, opened_at, number, drainer, asked, .. } = open;
+        let OpenSocket { outbox, id, opened_at, number, drainer, asked, .. } = open;
         Self {
             number: *number,
+            id: id.clone(),
             opened_at: *opened_at,
             socket: drainer.socket,
             outbox: outbox.clone(),
@@ -256,6 +258,49 @@ impl Sockets {
                 return waiting;
             }
         }
+    }
+}
+
+/// A walk over all sockets, in parts, for those with the most waiting bytes. Sockets that open or close
+/// meanwhile may be missed.
+pub(super) struct MostWaiting {
+    most: usize,
+    next: usize,
+    /// The waiting bytes and the keys of those found so far, in any order.
+    found: Vec<(usize, usize, u64)>,
+}
+
+impl MostWaiting {
+    pub(super) const fn new(most: usize) -> Self {
+        Self { most, next: 0, found: Vec::new() }
+    }
+
+    /// Looks at the next part. Returns whether there are more.
+    pub(super) fn look(&mut self, sockets: &Sockets) -> bool {
+        let table = sockets.table.lock();
+        let to = table.open.capacity().min(self.next + LOOK);
+        for key in self.next..to {
+            let Some(open) = table.open.get(key) else { continue };
+            let bytes = open.outbox.load().bytes;
+            if bytes > 0 {
+                self.found.push((bytes, key, open.number));
+            }
+        }
+        self.next = to;
+        let are_more = to < table.open.capacity();
+        drop(table);
+        self.found.sort_unstable_by_key(|&(bytes, ..)| std::cmp::Reverse(bytes));
+        self.found.truncate(self.most);
+        are_more
+    }
+
+    /// Those that are still open, the one with the most waiting bytes first.
+    pub(super) fn found(self, sockets: &Sockets) -> Vec<Found> {
+        let table = sockets.table.lock();
+        let open = self.found.into_iter().filter_map(|(_, key, number)| {
+            table.open.get(key).filter(|open| open.number == number)
+        });
+        open.map(Found::of).collect()
     }
 }
 

@@ -25,7 +25,6 @@ use http::{
         UPGRADE,
     },
 };
-use http_body_util::Full;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use pipeline_core::ExitReason;
 use serde_json::Value;
@@ -54,7 +53,7 @@ use crate::{
     telemetry::{
         ContainedSpan, InSpan, MountMetrics, Outcome, described, limited, log, log_line, shown,
     },
-    transport::{io::Io, longpoll_sessions::LongPollSessions, websocket},
+    transport::{answer_body::AnswerBody, io::Io, longpoll_sessions::LongPollSessions, websocket},
 };
 
 /// The transport's name in the log.
@@ -67,7 +66,7 @@ const UPGRADED_WITHIN: Duration = Duration::from_secs(30);
 const LAST_UPGRADES: Duration = Duration::from_secs(1);
 
 /// An endpoint's answer to a request.
-pub(crate) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<AnswerBody>;
 
 /// The variables of a request's path.
 pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
@@ -164,10 +163,11 @@ impl<S: Socket> Mounted<S> {
             return status(StatusCode::FORBIDDEN, "");
         };
         select_websocket(request.headers_mut());
-        let mut switching = match create_response_with_body(&request, Full::default) {
-            Ok(response) => response,
-            Err(error) => return status(StatusCode::BAD_REQUEST, &error.to_string()),
-        };
+        let mut switching =
+            match create_response_with_body(&request, || AnswerBody::from(Bytes::new())) {
+                Ok(response) => response,
+                Err(error) => return status(StatusCode::BAD_REQUEST, &error.to_string()),
+            };
         if let Some(subprotocol) = subprotocol {
             switching.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, subprotocol);
         }
@@ -185,7 +185,9 @@ impl<S: Socket> Mounted<S> {
             Ok(connected) => connected,
             Err(error) => {
                 let refusal = state.refusals.of(&error);
-                let Some(refusal) = refusal else { return error.into_answer().map(Full::from) };
+                let Some(refusal) = refusal else {
+                    return error.into_answer().map(AnswerBody::from);
+                };
                 drop(entrant);
                 let upgrading = hyper::upgrade::on(request);
                 let tasks = state.tasks.clone();
@@ -587,7 +589,7 @@ pub(crate) fn too_many() -> Answer {
 }
 
 pub(crate) fn status(status: StatusCode, text: &str) -> Answer {
-    let mut response = Response::new(Full::from(Bytes::copy_from_slice(text.as_bytes())));
+    let mut response = Response::new(Bytes::copy_from_slice(text.as_bytes()).into());
     *response.status_mut() = status;
     if !text.is_empty() {
         response.headers_mut().insert(CONTENT_TYPE, TEXT);

@@ -63,6 +63,9 @@ use crate::{protocol::frame::Frame, session::end::SocketEnd, telemetry::SocketMe
 /// The maximum number of frames in one write.
 const GATHER: usize = 64;
 
+/// How many deadlines in a row may pass at which the system takes bytes of a socket that it has not called writable.
+const LOOKS: u8 = 3;
+
 /// The expected number of frames in a write when frames come fast.
 const IN_A_WRITE: usize = 16;
 
@@ -166,6 +169,9 @@ struct State {
     /// Whether it is written to again and again, so it keeps its memory.
     keep_buffer: bool,
     phase: Phase,
+    /// How many deadlines in a row have passed at which the system took bytes, without having said before that the
+    /// socket is writable.
+    looks: u8,
     last_active: Instant,
     last_heard: Instant,
 }
@@ -180,6 +186,7 @@ impl Outbox {
             flush: FlushState::Idle,
             keep_buffer: false,
             phase: Phase::Open,
+            looks: 0,
             last_active: now,
             last_heard: now,
         };
@@ -264,7 +271,7 @@ impl Outbox {
         let mut state = self.state.lock();
         if state.is_open() && state.waiting().is_some() && !state.is_flushing() {
             if state.writer.is_shared() {
-                self.write_first(&mut state, &mut unrecorded);
+                self.write_first(&mut state, GATHER, &mut unrecorded);
             }
             // The rest is left to the socket's task.
             if state.waiting().is_some() {
@@ -425,9 +432,20 @@ impl Outbox {
     }
 
     /// Whether the socket takes some of the waiting bytes now. Asks the system.
+    ///
+    /// A system says that a socket is writable when a third of its buffer is free, and takes bytes as long as any of it is:
+    /// also from a buffer that it has made larger, for a client that reads nothing. So this is no more than
+    /// [`LOOKS`] times a sign that the client reads. It writes one frame and not all, so that what a slow client reads in
+    /// that time makes room.
     fn takes_something(&self) -> bool {
         let mut unrecorded = PendingMetrics::default();
-        let takes_something = self.write_first(&mut self.state.lock(), &mut unrecorded);
+        let mut state = self.state.lock();
+        if state.looks == LOOKS && state.writer.is_shared() {
+            return false;
+        }
+        let takes_something = self.write_first(&mut state, 1, &mut unrecorded);
+        state.looks += u8::from(takes_something && state.writer.is_shared());
+        drop(state);
         unrecorded.record(&self.metrics);
         takes_something
     }
@@ -539,7 +557,7 @@ impl Outbox {
         }
         match written {
             Ok(1..) => {
-                state.last_active = now;
+                (state.last_active, state.looks) = (now, 0);
                 if state.waiting().is_some() && state.is_open() {
                     state.flush = FlushState::Queued;
                 }
@@ -642,7 +660,9 @@ impl Outbox {
             }
             let Some(backlog) = state.waiting() else { break };
             let limits = self.limits();
-            if !backlog.has_room_for(outgoing, limits) && self.write_first(&mut state, unrecorded) {
+            if !backlog.has_room_for(outgoing, limits)
+                && self.write_first(&mut state, GATHER, unrecorded)
+            {
                 continue;
             }
             let Some(backlog) = state.waiting() else { break };
@@ -682,7 +702,7 @@ impl Outbox {
         let written = match written {
             Ok(count) if count == outgoing.bytes().len() => {
                 let now = Instant::now();
-                state.last_active = now;
+                (state.last_active, state.looks) = (now, 0);
                 drop(state);
                 unrecorded.wrote(begun, now);
                 unrecorded.frame(outgoing, now);
@@ -699,12 +719,13 @@ impl Outbox {
         state.wake();
     }
 
-    /// Writes some of the waiting frames, for a sender that finds no room. Returns whether to check
+    /// Writes some of the waiting frames, `most` of them, for a sender that finds no room. Returns whether to check
     /// for room again, which is false only if the socket takes nothing. The lock may have been
     /// released meanwhile.
     fn write_first(
         &self,
         state: &mut MutexGuard<'_, State>,
+        most: usize,
         unrecorded: &mut PendingMetrics,
     ) -> bool {
         if state.is_flushing() {
@@ -717,7 +738,7 @@ impl Outbox {
             return true;
         };
         let mut slices = [IoSlice::new(&[]); GATHER];
-        let count = backlog.slices(&mut slices);
+        let count = backlog.slices(&mut slices).min(most);
         let begun = self.metrics.write_time.begin();
         match writer.write_for(task.as_ref(), &slices[..count]) {
             Ok(written @ 1..) => self.wrote(state, written, begun, unrecorded),
@@ -771,6 +792,7 @@ impl Outbox {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            state.looks = 0;
             self.wrote(state, written, begun, unrecorded);
         }
         state.writer.poll_flush(cx)

@@ -7,7 +7,7 @@ use pipeline_core::Deadline;
 use tokio::time::Instant;
 
 use super::{
-    CurrentLimits, Outbox, PendingMetrics, SharedFrame, State, WhenFull, WriteMode,
+    CurrentLimits, GATHER, Outbox, PendingMetrics, SharedFrame, State, WhenFull, WriteMode,
     late::{RECOVERY, is_late},
 };
 
@@ -164,7 +164,7 @@ impl Outbox {
         unrecorded: &mut PendingMetrics,
     ) -> bool {
         while !state.takes_more(self.wait_limits()) {
-            if !self.write_first(state, unrecorded) {
+            if !self.write_first(state, GATHER, unrecorded) {
                 if let Some(backlog) = state.waiting() {
                     backlog.found_full(Instant::now());
                 }

@@ -42,9 +42,14 @@ async fn tcp() -> (TcpStream, TcpStream) {
 
 /// The two ends of a connection. The first can be written to, and the system buffers little.
 pub(super) async fn connection(buffer: u32) -> (TcpStream, TcpStream) {
+    between(buffer, buffer).await
+}
+
+/// A connection with these buffers of the writing and the reading end.
+async fn between(writing: u32, reading: u32) -> (TcpStream, TcpStream) {
     let (ours, theirs) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
-    ours.set_send_buffer_size(buffer).unwrap();
-    theirs.set_recv_buffer_size(buffer).unwrap();
+    ours.set_send_buffer_size(writing).unwrap();
+    theirs.set_recv_buffer_size(reading).unwrap();
     theirs.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let listener = theirs.listen(1).unwrap();
     let ours = ours.connect(listener.local_addr().unwrap()).await.unwrap();
@@ -471,6 +476,42 @@ async fn a_writable_socket_is_not_closed_although_the_runtime_has_not_noticed() 
     let mut received = [0; 10];
     theirs.read_exact(&mut received).unwrap();
     assert_eq!(received, small(10).bytes()[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_nothing_more_is_closed_although_the_system_has_some_room() {
+    const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+    let (ours, theirs) = between(1 << 20, 16_384).await;
+    let (chunk, mut sent) = ([0; 65_536], 0);
+    // The system says that there is room while it passes on what it has.
+    for _ in 0..100 {
+        while let Ok(count) = ours.try_write(&chunk) {
+            sent += count;
+        }
+        tokio::task::yield_now().await;
+    }
+    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global()));
+    let outbox =
+        Outbox::new(Writer::Tcp(Arc::new(ours)), ROOMY, metrics).send_timeout(SEND_TIMEOUT);
+    let outbox = Arc::new(outbox);
+    let mut writing = pin!(outbox.write());
+    assert!(poll!(&mut writing).is_pending());
+    // The system has room again, and too little to say so.
+    let mut theirs = theirs.into_std().unwrap();
+    theirs.set_nonblocking(false).unwrap();
+    theirs.read_exact(&mut vec![0; sent / 16]).unwrap();
+    let mut taken = 0;
+    while end(&outbox).is_none() {
+        // A pipeline whose next push waits until this one is written.
+        outbox.send(&small(10), None);
+        assert!(poll!(&mut writing).is_pending());
+        assert_eq!(waiting(&outbox), 1, "the runtime takes the socket for blocked");
+        advance(SEND_TIMEOUT + Duration::from_millis(1)).await;
+        let _ = poll!(&mut writing);
+        taken += usize::from(waiting(&outbox) == 0 && end(&outbox).is_none());
+        assert!(taken <= 3, "it is taken for a client that reads");
+    }
+    assert_eq!((taken, end(&outbox)), (3, Some(SocketEnd::Overflow)));
 }
 
 #[tokio::test]

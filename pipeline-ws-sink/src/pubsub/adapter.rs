@@ -136,7 +136,7 @@ pub type UntilReceives = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct AdapterSnapshot {
     /// Whether the node can send and receive now.
     pub is_connected: bool,
-    /// Broadcasts that wait to be sent.
+    /// Broadcasts that wait to be sent, or are on the way to the server between the nodes.
     pub waiting: usize,
     /// Broadcasts that were sent to other nodes.
     pub sent: u64,

@@ -96,12 +96,17 @@ impl PubSub {
 impl PubSub {
     /// Whether clients have joined a topic, here or, as far as is known, elsewhere.
     pub(super) fn may_have_clients(&self, topic: &str) -> bool {
-        self.shared.table.has_clients(topic) || self.has_subscribers_elsewhere(topic)
+        self.has_clients_here(topic) || self.has_subscribers_elsewhere(topic)
+    }
+
+    /// Whether clients of this node have joined a topic.
+    pub(super) fn has_clients_here(&self, topic: &str) -> bool {
+        self.shared.table.has_clients(topic)
     }
 
     /// Whether this node has no client, and knows that another node may have some.
     pub(super) fn has_clients_elsewhere_only(&self, topic: &str) -> bool {
-        !self.shared.table.has_clients(topic)
+        !self.has_clients_here(topic)
             && self.shared.topics.as_ref().is_some_and(|topics| topics.may_have(topic))
     }
 

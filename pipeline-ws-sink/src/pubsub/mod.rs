@@ -7,10 +7,13 @@ mod by_route;
 mod confirm;
 mod expected_topics;
 mod filter;
+mod first_seen;
+mod kept_topics;
 mod push_messages;
 #[cfg(test)]
 mod schedules;
 mod sequence;
+mod served;
 mod subscription;
 mod synced_topics;
 mod table;
@@ -48,8 +51,10 @@ pub use self::{
 };
 use self::{
     expected_topics::ExpectedTopics,
+    served::Served,
     synced_topics::{Changed, SyncedTopics},
     table::SlowReceiver,
+    topic::{TopicPattern, is_reserved},
     turns::{TopicTurns, Turn, TurnKind},
 };
 pub use crate::outbox::{Delivered, PushOutcome};
@@ -63,7 +68,6 @@ use crate::{
     presence::tracker::{TRACKERS, TrackerOptions},
     protocol::message::Encoded,
     telemetry::{SocketMetrics, described, log_line, shown},
-    transport::longpoll_relay::RELAYS,
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.
@@ -113,6 +117,8 @@ struct Shared {
     expected: Arc<ExpectedTopics>,
     /// What handles requests of long-polling clients that other nodes pass on.
     relayed: OnceLock<OnRelayed>,
+    /// The topics that clients can join.
+    served: OnceLock<Served>,
     /// How many channels may be joined in a second. Here, because every channel has this.
     joins: OnceLock<Arrivals>,
 }
@@ -157,6 +163,7 @@ impl PubSub {
             interest,
             expected: Arc::default(),
             relayed: OnceLock::new(),
+            served: OnceLock::new(),
             joins: OnceLock::new(),
         };
         let pubsub = Self { shared: Arc::new(shared) };
@@ -182,6 +189,61 @@ impl PubSub {
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
         self.broadcast_encoded(&Encoded::by_application(topic, event, payload)?, None)
+    }
+
+    /// Whether a route of a mount of this endpoint matches a topic, so that clients can join it.
+    ///
+    /// A topic that none matches is a likely mistake in its spelling, or one that only tasks of the server subscribe
+    /// to, or clients of another kind of node. So a broadcast to it is no error, and a test may assert what it expects.
+    /// [`push_messages`](Self::push_messages), whose pushes are for clients, logs a warning.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{Channel, Endpoint, Mount, Payload, Socket, Topic};
+    /// # use pipeline_ws_sink::{channel::{JoinContext, JoinError}, socket::{ConnectError, ConnectInfo, Params}};
+    /// # struct Users;
+    /// # struct User;
+    /// # impl Socket for Users {
+    /// #     type Assigns = ();
+    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+    /// # }
+    /// # impl Channel for User {
+    /// #     type Socket = Users;
+    /// #     type Config = ();
+    /// #     async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+    /// #         Ok(Self)
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mount = Mount::new(Users).channel::<User>("user:*");
+    /// let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
+    /// assert!(endpoint.knows_topic("user:7"));
+    /// assert!(!endpoint.knows_topic("users:7"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn knows_topic(&self, topic: &str) -> bool {
+        self.shared.served.get().is_some_and(|served| served.has(topic))
+    }
+
+    /// Sets the topics that clients can join.
+    pub(crate) fn set_served(&self, patterns: Vec<TopicPattern>) {
+        // Set only once, when the endpoint is built.
+        let _ = self.shared.served.set(Served::new(patterns));
+    }
+
+    /// Logs that a push is for a topic that clients cannot join, once for each kind of topic.
+    fn check_served(&self, topic: &str) {
+        let Some(served) = self.shared.served.get() else { return };
+        // A topic that tasks read is no mistake, nor does it hide one.
+        if !served.has(topic) && !self.shared.table.has(topic) && served.is_new_mistake(topic) {
+            let topic = shown(topic);
+            log_line!(
+                WARN,
+                topic,
+                "a push is for a topic that clients cannot join: no mount of this node has a route that matches it"
+            );
+        }
     }
 
     /// Sends an event to all subscribers of a topic, and records its timing.
@@ -236,7 +298,8 @@ impl PubSub {
     ///
     /// # Errors
     ///
-    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary, and [`BroadcastError::Adapter`] if the
+    /// topic is reserved for messages between nodes.
     pub fn local_broadcast_timed(
         &self,
         timeline: impl Into<Timeline>,
@@ -245,6 +308,7 @@ impl PubSub {
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
         let broadcast = PreparedBroadcast::new(topic, event, payload)?.timed(timeline);
+        not_reserved(topic)?;
         self.shared.table.metrics().push_times.record_broadcast(&broadcast.event);
         self.deliver_locally(&broadcast.event, None);
         Ok(())
@@ -273,13 +337,15 @@ impl PubSub {
     ///
     /// # Errors
     ///
-    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary, and [`BroadcastError::Adapter`] if the
+    /// topic is reserved for messages between nodes.
     pub fn local_broadcast(
         &self,
         topic: &str,
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
+        not_reserved(topic)?;
         self.deliver_locally(&Encoded::by_application(topic, event, payload)?, None);
         Ok(())
     }
@@ -288,7 +354,8 @@ impl PubSub {
     ///
     /// # Errors
     ///
-    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary, and [`BroadcastError::Adapter`] if the
+    /// topic is reserved for messages between nodes.
     pub fn local_broadcast_from(
         &self,
         from: SubscriberId,
@@ -296,6 +363,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
+        not_reserved(topic)?;
         self.deliver_locally(&Encoded::by_application(topic, event, payload)?, Some(from));
         Ok(())
     }
@@ -315,7 +383,7 @@ impl PubSub {
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
         let broadcast = Broadcast::from(&Encoded::by_application(topic, event, payload)?);
-        not_of_relays(topic)?;
+        not_reserved(topic)?;
         let adapter = self.shared.adapter.as_ref();
         let adapter = adapter.ok_or_else(|| AdapterError::new("there is no adapter"))?;
         Ok(adapter.direct_broadcast(node, &broadcast)?)
@@ -573,8 +641,9 @@ impl PubSub {
         self.shared.adapter.as_ref().map(|adapter| adapter.node_name())
     }
 
-    /// Sends to all other nodes only.
-    pub(crate) fn send_to_others(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+    /// Sends to all other nodes only, also on a reserved topic. For the project's own crates.
+    #[doc(hidden)]
+    pub fn send_to_others(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
         self.shared.adapter.as_ref().map_or(Ok(()), |adapter| adapter.broadcast(broadcast))
     }
 
@@ -589,13 +658,17 @@ impl PubSub {
     }
 
     fn forward_prepared(&self, broadcast: &PreparedBroadcast) -> Result<(), AdapterError> {
-        if broadcast.here_only { Ok(()) } else { self.forward(&broadcast.event) }
+        if broadcast.here_only {
+            not_reserved(broadcast.event.topic())
+        } else {
+            self.forward(&broadcast.event)
+        }
     }
 
     fn forward(&self, broadcast: &Encoded) -> Result<(), AdapterError> {
+        not_reserved(broadcast.topic())?;
         match &self.shared.adapter {
             Some(adapter) => {
-                not_of_relays(broadcast.topic())?;
                 let timeline = broadcast.timeline().copied();
                 let broadcast = Broadcast::from(broadcast);
                 adapter.broadcast(&match timeline {
@@ -629,13 +702,14 @@ impl fmt::Debug for PubSub {
     }
 }
 
-/// Refuses the topic of the requests that nodes pass on to each other. A channel may let its clients
-/// choose the topic and the bytes of a broadcast; no node may take them for those of another node.
-fn not_of_relays(topic: &str) -> Result<(), AdapterError> {
-    match topic {
-        RELAYS => Err(AdapterError::new("the topic is reserved for messages between nodes")),
-        _ => Ok(()),
+/// Refuses the topics on which nodes talk to each other: requests that they pass on, presences and subscriptions. A
+/// channel may let its clients choose the topic and the payload of a broadcast; no node may take them for those of
+/// another node.
+fn not_reserved(topic: &str) -> Result<(), AdapterError> {
+    if is_reserved(topic) {
+        return Err(AdapterError::new("the topic is reserved for messages between nodes"));
     }
+    Ok(())
 }
 
 /// A broadcast was not sent.

@@ -1,25 +1,37 @@
 //! The end of a pipeline of messages: it pushes each to a topic, and acknowledges it when its push has
 //! come far enough.
 
-use std::{borrow::Cow, fmt, marker::PhantomData, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    marker::PhantomData,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
 
 use futures::{future::BoxFuture, poll};
+use parking_lot::Mutex;
 use pipeline_core::{
     backoff::{Backoff, Jitter},
     processing::{AsyncMut, Failure, Message, Processor, Redelivery},
-    timed::Timeline,
+    shown::shown,
+    timed::{Timed, Timeline},
 };
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::{
     Confirmation, Delivered, NotConfirmed, PreparedBroadcast, PubSub, PushOutcome,
+    first_seen::FirstSeen,
     waiting_pushes::{BegunPush, Limits, WaitingPushes},
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, elapsed},
     endpoint::CONFIRMATIONS,
     payload::{IntoPayload, Payload, PayloadError},
-    telemetry::PushMetrics,
+    telemetry::{LineLimit, PushMetrics, limited},
 };
 
 /// How long a push may take to be written, by default.
@@ -75,7 +87,8 @@ pub enum NoSubscribers {
     Done,
     /// Its source keeps it, and delivers it again until a client is there.
     Keep {
-        /// For how long, since it was added to its source.
+        /// For how long, since it was added to its source. One from the future is kept for so long from when it is looked
+        /// at first: see [`PushMessages::look_again`].
         keep_for: Duration,
         /// What becomes of it afterwards.
         then: Expired,
@@ -143,6 +156,8 @@ pub struct Push<P> {
     event: Cow<'static, str>,
     payload: P,
     timeline: Option<Timeline>,
+    /// Whether other nodes are left out.
+    here_only: bool,
 }
 
 impl<P: IntoPayload> Push<P> {
@@ -152,10 +167,12 @@ impl<P: IntoPayload> Push<P> {
         event: impl Into<Cow<'static, str>>,
         payload: P,
     ) -> Self {
-        Self { topic: topic.into(), event: event.into(), payload, timeline: None }
+        let (topic, event) = (topic.into(), event.into());
+        Self { topic, event, payload, timeline: None, here_only: false }
     }
 
-    /// Enables timing, as [`PreparedBroadcast::timed`] does: `timeline` holds the times until now.
+    /// Enables timing, as [`PreparedBroadcast::timed`] does: `timeline` holds the times until now. To time all from when
+    /// they were added to their source, take [`PushMessages::timed`].
     ///
     /// ```
     /// use pipeline_core::timed::Timed;
@@ -167,6 +184,32 @@ impl<P: IntoPayload> Push<P> {
     /// ```
     pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
         Self { timeline: Some(timeline.into()), ..self }
+    }
+
+    /// Sends the event to the clients of this node only, as [`PreparedBroadcast::here_only`] does. For a
+    /// program whose nodes each have their own copy of the message, such as a consumer group of Kafka for
+    /// each node.
+    ///
+    /// Clients of other nodes count as absent then, whatever
+    /// [`clients_elsewhere`](PushMessages::clients_elsewhere) says: without a client on this node, the
+    /// message is [kept or done](PushMessages::no_subscribers). A node that need not wait for its clients
+    /// has [`NoSubscribers::Done`].
+    ///
+    /// ```
+    /// use pipeline_ws_sink::pubsub::Push;
+    /// use serde_json::json;
+    ///
+    /// let push = Push::new("news", "headline", json!({ "text": "Rain" })).here_only();
+    /// ```
+    pub fn here_only(self) -> Self {
+        Self { here_only: true, ..self }
+    }
+}
+
+impl<P> Push<P> {
+    /// Gives it these times, unless it has some.
+    fn or_timed(self, times: Option<Timeline>) -> Self {
+        Self { timeline: self.timeline.or(times), ..self }
     }
 }
 
@@ -181,9 +224,13 @@ pub struct PushMessages<F> {
     written_within: Duration,
     look_again: Backoff,
     in_order: bool,
+    timed: bool,
     waiting: Arc<WaitingPushes>,
     when_crowded: WhenCrowded,
     clock: Clock,
+    /// The messages from the future that were kept.
+    from_future: Mutex<FirstSeen>,
+    lines: LineLimit,
     metrics: Arc<PushMetrics>,
 }
 
@@ -274,9 +321,12 @@ impl PubSub {
             written_within: WRITTEN_WITHIN,
             look_again: Backoff::new(second, minute).jitter(Jitter::None),
             in_order: false,
+            timed: false,
             waiting: WaitingPushes::new(WAITING, metrics.clone()),
             when_crowded: WhenCrowded::default(),
             clock: Clock::start(),
+            from_future: Mutex::default(),
+            lines: LineLimit::new(),
             metrics,
         }
     }
@@ -376,9 +426,16 @@ impl<F> PushMessages<F> {
     }
 
     /// When a message that is kept is delivered again. Default from a second to a minute: the older the
-    /// message, the longer, but not longer than this end of a pipeline has existed. A join wakes nothing, so
-    /// this is also how long a user who comes back may wait for what was kept. A message that is from the
-    /// future by more than a minute has no age, and counts as one that was there before this end.
+    /// message, the longer, but not longer than this end of a pipeline has existed. A message that is from the
+    /// future by more than a minute counts as one that was there before this end. It is
+    /// [kept](Self::no_subscribers) as if it was added when this end has looked at it first, which a line of the log says; of
+    /// more than 100,000 such messages, the source counts how often they are looked at, as of messages without a time.
+    ///
+    /// A join of its topic on the node that keeps it delivers it at once, if its source can end a delay
+    /// (`Settle::wake`): those of SQLite, PostgreSQL and Redis can. An endpoint
+    /// knows the last 50,000 messages that are kept, 1,000 of each topic and 8 MiB of topics' names; counted in
+    /// `socket.kept_messages`. What is more, what another process keeps or has kept before a restart, and what another
+    /// source has, waits for its delay after the user is back.
     #[must_use]
     pub fn look_again(self, backoff: Backoff) -> Self {
         Self { look_again: backoff, ..self }
@@ -407,6 +464,54 @@ impl<F> PushMessages<F> {
     #[must_use]
     pub fn in_order(self) -> Self {
         Self { in_order: true, ..self }
+    }
+
+    /// Enables timing of all pushes, from when their items were added to their source until they are written to the
+    /// sockets, as [`Push::timed`] does for one. A push with times of its own keeps them.
+    ///
+    /// - `pipeline.push_delivered`: the time since [`enqueued_at`](pipeline_core::processing::Metadata::enqueued_at).
+    /// - `pipeline.push_queued`: from then until this processor begins with the message. What was kept for a user
+    ///   counts with the user's absence, and a message that is delivered again with all that came before.
+    /// - `pipeline.push_worked`: from then until the broadcast: the function of
+    ///   [`push_messages_async`](PubSub::push_messages_async), and the wait for its turn.
+    /// - `pipeline.push_written`: from there to the socket.
+    ///
+    /// The first two are measured by the wall clock, which another machine may have set differently. A message from the
+    /// future counts as one that was added now, and so does one without a time. If it has a trace, so has the push.
+    ///
+    /// ```
+    /// # use pipeline_core::processing::Message;
+    /// # use pipeline_ws_sink::{Endpoint, pubsub::Push};
+    /// # use serde_json::json;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let endpoint = Endpoint::builder().build()?;
+    /// let push = endpoint
+    ///     .pubsub()
+    ///     .push_messages(|ticket: &Message<u64>| {
+    ///         Ok(Push::new(format!("user:{}", **ticket), "ticket", json!({ "seat": 12 })))
+    ///     })
+    ///     .timed();
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn timed(self) -> Self {
+        Self { timed: true, ..self }
+    }
+
+    /// The times of a push, if all are timed: its processor begins now.
+    fn times<T>(&self, message: &Message<T>) -> Option<Timeline> {
+        if !self.timed {
+            return None;
+        }
+        let metadata = message.metadata();
+        let waited = metadata.enqueued_at.map(elapsed).unwrap_or_default();
+        let fetched = Timed::fetched((), waited);
+        let fetched = match metadata.trace {
+            Some(trace) => fetched.with_trace(trace),
+            None => fetched,
+        };
+        Some(fetched.timeline().with_started_at(Instant::now()))
     }
 
     /// How many pushes may wait at the same time for clients to take or to confirm them, or for their turn, and
@@ -456,11 +561,12 @@ impl<F> PushMessages<F> {
     where
         P: IntoPayload + Send,
     {
-        let Push { topic, event, payload, timeline } = push;
+        let Push { topic, event, payload, timeline, here_only } = push;
         if self.elsewhere == ClientsElsewhere::GiveBack
+            && !here_only
             && self.pubsub.has_clients_elsewhere_only(&topic)
         {
-            return self.on_other_nodes(message);
+            return self.on_other_nodes(&topic, message);
         }
         let payload = payload.into_payload().map_err(|error| Failure::from(error).give_up())?;
         let bytes = [topic.len(), event.len(), payload.bytes().len()].iter().sum();
@@ -468,11 +574,11 @@ impl<F> PushMessages<F> {
         let kept = message.take_held::<BegunPush>();
         let (in_order, when) = (self.in_order, self.when_crowded);
         let Ok(mut begun) = self.waiting.begin_again(kept, &topic, bytes, in_order, when) else {
-            return Err(self.given_back(Stuck::Crowded, message));
+            return Err(self.given_back(&topic, Stuck::Crowded, message));
         };
         let place = message.place();
         let confirmation = place.without_limit(self.ready(&topic, &mut begun, message)).await?;
-        let push = Push { topic, event, payload, timeline };
+        let push = Push { topic, event, payload, timeline, here_only };
         let sent = {
             let mut sending = pin!(self.send(push, confirmation, message));
             match poll!(&mut sending) {
@@ -518,7 +624,7 @@ impl<F> PushMessages<F> {
                 () = begun.turn() => {}
             }
             if !message.is_current() {
-                return Err(self.given_back(Stuck::Old, message));
+                return Err(self.given_back(topic, Stuck::Old, message));
             }
         }
         let Acknowledge::Confirmed { within } = self.acknowledge else { return Ok(None) };
@@ -527,7 +633,7 @@ impl<F> PushMessages<F> {
         }
         // It waits for one where it is, or is given back.
         if self.when_crowded == WhenCrowded::GiveBack && !begun.has_room() {
-            return Err(self.given_back(Stuck::Confirmations, message));
+            return Err(self.given_back(topic, Stuck::Confirmations, message));
         }
         begun.keep_place();
         let place = message.place();
@@ -541,7 +647,7 @@ impl<F> PushMessages<F> {
             confirmation = self.pubsub.confirmation_once_free(topic) => confirmation?,
         };
         if !message.is_current() {
-            return Err(self.given_back(Stuck::Old, message));
+            return Err(self.given_back(topic, Stuck::Old, message));
         }
         Ok(Some((confirmation, within)))
     }
@@ -553,18 +659,20 @@ impl<F> PushMessages<F> {
         confirmation: Option<(Confirmation, Duration)>,
         message: &mut Message<T>,
     ) -> Result<Delivered, Failure> {
-        let Push { topic, event, payload, timeline } = push;
-        let prepared = |payload| encoded(&topic, &event, payload, timeline);
+        let Push { topic, event, payload, timeline, here_only } = push;
+        self.pubsub.check_served(&topic);
+        let to = (&*topic, &*event, here_only);
+        let prepared = |payload| encoded(to, payload, timeline);
         if let Some((confirmation, within)) = confirmation {
             let payload = WithAck { payload, id: confirmation.id() };
-            let broadcast = encoded(&topic, &event, payload, timeline)?;
+            let broadcast = encoded(to, payload, timeline)?;
             let outcome = self.deliver(broadcast).await?;
             return match confirmed(confirmation, outcome, within).await {
                 Ok(delivered) => {
                     self.metrics.confirmed.increment(1);
                     Ok(delivered)
                 }
-                Err(Unconfirmed::Absent(delivered)) => self.absent(delivered, message),
+                Err(Unconfirmed::Absent(delivered)) => self.absent(&topic, delivered, message),
                 Err(Unconfirmed::Not(why)) => {
                     self.metrics.unconfirmed.increment(1);
                     Err(why.into())
@@ -574,9 +682,9 @@ impl<F> PushMessages<F> {
         match self.acknowledge {
             Acknowledge::TakenOver => {
                 if matches!(self.no_subscribers, NoSubscribers::Keep { .. })
-                    && !self.pubsub.may_have_clients(&topic)
+                    && !self.may_have_clients(&topic, here_only)
                 {
-                    return self.absent(Delivered::default(), message);
+                    return self.absent(&topic, Delivered::default(), message);
                 }
                 // What cannot be encoded is not taken over, but given up.
                 let broadcast = prepared(payload)?;
@@ -589,7 +697,7 @@ impl<F> PushMessages<F> {
                 let outcome = self.deliver(prepared(payload)?).await?;
                 let delivered = outcome.so_far();
                 if delivered.is_unheard() {
-                    return self.absent(delivered, message);
+                    return self.absent(&topic, delivered, message);
                 }
                 self.metrics.handled.increment(1);
                 Ok(delivered)
@@ -599,7 +707,7 @@ impl<F> PushMessages<F> {
                 let outcome = self.deliver(prepared(payload)?).await?;
                 let delivered = outcome.within(self.written_within).await;
                 if delivered.is_unheard() {
-                    return self.absent(delivered, message);
+                    return self.absent(&topic, delivered, message);
                 }
                 if delivered.pending > 0 || delivered.dropped > 0 {
                     self.metrics.stuck.increment(1);
@@ -612,42 +720,92 @@ impl<F> PushMessages<F> {
         }
     }
 
+    /// Whether a push may find a client, on this node or, if it is for all, on another one.
+    fn may_have_clients(&self, topic: &str, here_only: bool) -> bool {
+        if here_only {
+            self.pubsub.has_clients_here(topic)
+        } else {
+            self.pubsub.may_have_clients(topic)
+        }
+    }
+
     async fn deliver(&self, broadcast: PreparedBroadcast) -> Result<PushOutcome, Failure> {
         Ok(self.pubsub.deliver(broadcast).await?)
     }
 
     /// Why a message is not pushed now.
-    fn given_back<T>(&self, why: Stuck, message: &Message<T>) -> Failure {
+    fn given_back<T>(&self, topic: &str, why: Stuck, message: &Message<T>) -> Failure {
         self.metrics.given_back.increment(1);
-        Failure::from(why).later(delay_at(self.look_again, self.looked_for(message)))
+        Failure::from(why).later(delay_at(self.look_again, self.looked_for(topic, message)))
     }
 
     /// For how long a message was looked at by this end of a pipeline.
-    fn looked_for<T>(&self, message: &Message<T>) -> Duration {
-        let added = message.metadata().enqueued_at.map(|at| self.clock.since(at));
-        added.unwrap_or_default().min(self.clock.started().elapsed())
+    fn looked_for<T>(&self, topic: &str, message: &Message<T>) -> Duration {
+        let here = self.clock.started().elapsed();
+        let Some(enqueued_at) = message.metadata().enqueued_at else { return Duration::ZERO };
+        // It may be as old as this end.
+        if self.clock.until(enqueued_at) > AHEAD {
+            return here;
+        }
+        self.past_age(topic, message, enqueued_at).min(here)
     }
 
     /// What becomes of a message whose clients are on other nodes.
-    fn on_other_nodes<T>(&self, message: &Message<T>) -> Result<Delivered, Failure> {
-        let added = message.metadata().enqueued_at.map(|at| self.clock.since(at));
+    fn on_other_nodes<T>(&self, topic: &str, message: &Message<T>) -> Result<Delivered, Failure> {
         if let NoSubscribers::Keep { keep_for, .. } = self.no_subscribers
-            && added.is_some_and(|added| added >= keep_for)
+            && self.age(topic, message, keep_for).is_some_and(|age| age >= keep_for)
         {
-            return self.absent(Delivered::default(), message);
+            return self.absent(topic, Delivered::default(), message);
         }
         self.metrics.elsewhere.increment(1);
-        Err(Failure::from(Stuck::Elsewhere).later(delay_at(hand_over(), self.looked_for(message))))
+        let looked_for = self.looked_for(topic, message);
+        Err(Failure::from(Stuck::Elsewhere).later(delay_at(hand_over(), looked_for)))
+    }
+
+    /// The age of a message that is not from the future. One that was from it is at least as old as it is known to this end.
+    fn past_age<T>(&self, topic: &str, message: &Message<T>, enqueued_at: SystemTime) -> Duration {
+        let identity = (topic, &message.metadata().id, enqueued_at);
+        let known = self.from_future.lock().known(identity, Instant::now());
+        self.clock.since(enqueued_at).max(known.unwrap_or_default())
+    }
+
+    /// The age of a message that is kept for so long. One from the future is as old as it is known to this end, also when its
+    /// time has come.
+    fn age<T>(&self, topic: &str, message: &Message<T>, keep_for: Duration) -> Option<Duration> {
+        let metadata = message.metadata();
+        let enqueued_at = metadata.enqueued_at?;
+        let ahead = self.clock.until(enqueued_at);
+        if ahead <= AHEAD {
+            return Some(self.past_age(topic, message, enqueued_at));
+        }
+        // It is forgotten when its last look is over.
+        let forget_after = keep_for.saturating_mul(2);
+        let identity = (topic, &metadata.id, enqueued_at);
+        let age = self.from_future.lock().age(identity, Instant::now(), forget_after);
+        if age.is_none_or(|age| age.is_zero()) {
+            limited!(
+                self.lines,
+                WARN,
+                topic = shown(topic),
+                ?ahead,
+                "a message is from the future by its enqueued_at, so it is kept as long as one that was added now"
+            );
+        }
+        age
     }
 
     /// What becomes of a message whose push has reached no client.
-    fn absent<T>(&self, delivered: Delivered, message: &Message<T>) -> Result<Delivered, Failure> {
+    fn absent<T>(
+        &self,
+        topic: &str,
+        delivered: Delivered,
+        message: &Message<T>,
+    ) -> Result<Delivered, Failure> {
         let NoSubscribers::Keep { keep_for, then } = self.no_subscribers else {
             self.metrics.absent.increment(1);
             return Ok(delivered);
         };
-        let enqueued_at = message.metadata().enqueued_at;
-        let added = enqueued_at.map(|at| self.clock.since(at));
+        let added = self.age(topic, message, keep_for);
         // A message without a time is as young as it can be.
         let left = keep_for.saturating_sub(added.unwrap_or_default());
         if !left.is_zero() {
@@ -655,14 +813,23 @@ impl<F> PushMessages<F> {
             // Its last delivery is at its deadline.
             let absent = Failure::from(Stuck::Absent);
             return Err(match added {
-                Some(age) => {
+                Some(_) => {
                     // It was not looked for before this worker was there, and its user may come back soon.
-                    let here = self.clock.started().elapsed();
-                    let is_ahead = enqueued_at.is_some_and(|at| self.clock.until(at) > AHEAD);
-                    let looked_for = if is_ahead { here } else { age.min(here) };
-                    absent.later(delay_at(self.look_again, looked_for).min(left))
+                    let looked_for = self.looked_for(topic, message);
+                    let delay = delay_at(self.look_again, looked_for).min(left);
+                    let table = &self.pubsub.shared.table;
+                    let wake = table.keep(topic, delay);
+                    // A client may have joined before that, and since the push. One that cannot get it has not.
+                    let is_back = delivered.unsupported == 0 && table.has_clients(topic);
+                    if is_back && delivered.closed == 0 {
+                        wake.wake();
+                    }
+                    // Or it is one that has just ended.
+                    let soon = is_back && delivered.closed > 0;
+                    let soon = soon.then(|| delay_at(hand_over(), looked_for));
+                    absent.later(soon.map_or(delay, |soon| soon.min(delay))).woken_by(&wake)
                 }
-                // It would never be too old, so its source counts how often it is looked for.
+                // It might never be too old, so its source counts how often it is looked for.
                 None => {
                     let deliveries = message.metadata().deliveries.max(1);
                     absent.retry_after(self.look_again.nth_delay(deliveries, 0.5))
@@ -693,15 +860,16 @@ fn delay_at(backoff: Backoff, looked_for: Duration) -> Duration {
     delay
 }
 
-/// Encodes a push. Another try of one that cannot be encoded would not help.
+/// Encodes a push: its topic, its event, and whether it is for this node only. Another try of one that cannot be
+/// encoded would not help.
 fn encoded(
-    topic: &str,
-    event: &str,
+    (topic, event, here_only): (&str, &str, bool),
     payload: impl IntoPayload,
     timeline: Option<Timeline>,
 ) -> Result<PreparedBroadcast, Failure> {
     let broadcast = PreparedBroadcast::new(topic, event, payload)
         .map_err(|error| Failure::from(error).give_up())?;
+    let broadcast = if here_only { broadcast.here_only() } else { broadcast };
     Ok(match timeline {
         Some(timeline) => broadcast.timed(timeline),
         None => broadcast,
@@ -748,8 +916,9 @@ where
     const ONE_AT_A_TIME: bool = true;
 
     async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
+        let times = self.times(message);
         let push = (self.push)(message)?;
-        self.send_apart(push, message).await
+        self.send_apart(push.or_timed(times), message).await
     }
 }
 
@@ -764,8 +933,9 @@ where
     const ONE_AT_A_TIME: bool = true;
 
     async fn handle_message(&self, message: &mut Message<T>) -> Result<Delivered, Failure> {
+        let times = self.times(message);
         let push = self.push.push.clone()(message).await?;
-        self.send_apart(push, message).await
+        self.send_apart(push.or_timed(times), message).await
     }
 }
 

@@ -6,11 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use foldhash::quality::RandomState;
 use parking_lot::RwLock;
-use pipeline_core::Deadline;
+use pipeline_core::{Deadline, processing::Wake};
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -19,6 +20,7 @@ use super::{
     burst::{self, BurstDetector},
     by_route::ByRoute,
     confirm::Confirmations,
+    kept_topics::KeptTopics,
     subscription::BroadcastQueue,
     synced_topics::Changed,
 };
@@ -45,6 +47,8 @@ pub(crate) struct SubscriberTable {
     metrics: Arc<SocketMetrics>,
     /// What clients are to confirm.
     confirmations: Arc<Confirmations>,
+    /// The topics for which messages are kept.
+    kept: KeptTopics,
     /// Where it is marked that a topic has got its first subscriber or lost its last: for the nodes, if
     /// they share their topics, and for an adapter that follows them.
     changed: Vec<Arc<Changed>>,
@@ -170,6 +174,7 @@ impl SubscriberTable {
     ) -> Self {
         Self {
             confirmations: Arc::new(Confirmations::new(max_confirmations, metrics.clone())),
+            kept: KeptTopics::new(metrics.kept.clone()),
             metrics,
             changed,
             shards: std::array::from_fn(|_| RwLock::default()),
@@ -232,6 +237,7 @@ impl SubscriberTable {
             }
             if let Some(route) = route {
                 route.joined(is_first);
+                self.kept.joined(&guard.topic);
             }
             return guard;
         }
@@ -380,6 +386,11 @@ impl SubscriberTable {
     /// What clients are to confirm.
     pub(crate) fn confirmations(&self) -> &Arc<Confirmations> {
         &self.confirmations
+    }
+
+    /// Notes that a message for a topic is kept for this time. A join of the topic gives the signal.
+    pub(super) fn keep(&self, topic: &str, delay: Duration) -> Wake {
+        self.kept.keep(topic, delay)
     }
 
     /// The number of topics with subscribers.

@@ -91,11 +91,20 @@ impl TopicPattern {
     /// The topic as this pattern sees it, if it matches. The comparison is by bytes and
     /// case-sensitive.
     pub(crate) fn matches(&self, topic: &str) -> Option<Topic> {
-        let rest = match self {
-            Self::Exact(exact) => (**exact == *topic).then_some(topic.len())?,
-            Self::Prefix(prefix) => topic.starts_with(&**prefix).then_some(prefix.len())?,
-        };
-        Some(Topic { whole: topic.into(), rest })
+        Some(Topic { whole: topic.into(), rest: self.rest_of(topic)? })
+    }
+
+    /// Where the rest of a topic begins that this pattern matches.
+    fn rest_of(&self, topic: &str) -> Option<usize> {
+        match self {
+            Self::Exact(exact) => (**exact == *topic).then_some(topic.len()),
+            Self::Prefix(prefix) => topic.starts_with(&**prefix).then_some(prefix.len()),
+        }
+    }
+
+    /// Whether clients may join a topic by this pattern.
+    pub(super) fn is_joined_as(&self, topic: &str) -> bool {
+        !is_reserved(topic) && self.rest_of(topic).is_some()
     }
 
     /// Whether this pattern matches all topics that the other one matches.

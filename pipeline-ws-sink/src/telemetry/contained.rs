@@ -113,6 +113,17 @@ macro_rules! log_enabled {
 }
 pub(crate) use log_enabled;
 
+/// Whether spans of a target and a level are made: `span_enabled!(target: TARGET, LEVEL)`.
+macro_rules! span_enabled {
+    (target: $target:expr, $level:expr) => {
+        $crate::telemetry::contained::contained(|| {
+            tracing::span_enabled!(target: $target, $level)
+        })
+        .unwrap_or(false)
+    };
+}
+pub(crate) use span_enabled;
+
 pub(crate) fn is_enabled(level: Level, by_subscriber: impl FnOnce() -> bool) -> bool {
     contained(|| by_subscriber() || goes_to_log_crate(level)).unwrap_or(false)
 }

@@ -2,7 +2,8 @@
 //!
 //! These lines correspond to the events `socket_connected`, `channel_joined`, `channel_handled_in`
 //! and `socket_drain` of Phoenix, and are written at the same moments. Each kind has a target of
-//! its own, so that a filter can leave it out.
+//! its own, so that a filter can leave it out. The lines are written in the spans of their socket and
+//! channel, whose fields they repeat only where a filter leaves out the spans.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use pipeline_core::shown::{shown, with_causes};
 
 use super::{
     ContainedSpan, LineLimit, ParamFilter, RouteMetrics,
-    contained::{Empty, Level, contained_span, debug},
+    contained::{Empty, Level, contained_span, debug, span_enabled},
     limited, log_enabled, log_line,
 };
 use crate::{
@@ -21,6 +22,8 @@ use crate::{
     socket::ConnectError,
 };
 
+/// The target of the spans of sockets and channels.
+const SPAN: &str = "pipeline_ws_sink::span";
 const CONNECT: &str = "pipeline_ws_sink::connect";
 const JOIN: &str = "pipeline_ws_sink::join";
 const HANDLE_IN: &str = "pipeline_ws_sink::handle_in";
@@ -58,15 +61,16 @@ impl Connecting<'_> {
     /// At level `DEBUG`, each client is logged.
     pub(crate) fn connected(&self, id: Option<&str>, lines: &LineLimit) {
         let Self { socket, transport, version, filter, took, .. } = self;
-        let (id, params) = (id.map(shown), || filter.params(self.params.as_map()));
+        let (is_alone, params) = (is_alone(), || filter.params(self.params.as_map()));
+        let (socket, id) = (is_alone.then_some(*socket), id.filter(|_| is_alone));
         if log_enabled!(target: CONNECT, Level::DEBUG) {
             log_line!(
-                target: CONNECT, INFO, socket, id, transport, ?version, params = params(), ?took,
+                target: CONNECT, INFO, socket, id = id.map(shown), transport, ?version, params = params(), ?took,
                 "connected"
             );
         } else {
             limited!(
-                lines, target: CONNECT, INFO, socket, id, transport, ?version, params = params(),
+                lines, target: CONNECT, INFO, socket, id = id.map(shown), transport, ?version, params = params(),
                 ?took, "connected"
             );
         }
@@ -74,6 +78,7 @@ impl Connecting<'_> {
 
     pub(crate) fn refused(&self, error: &ConnectError, lines: &LineLimit) {
         let Self { socket, transport, version, filter, took, .. } = self;
+        let socket = is_alone().then_some(*socket);
         limited!(
             lines, target: CONNECT, INFO, socket, transport, ?version,
             params = filter.params(self.params.as_map()), ?took,
@@ -83,10 +88,21 @@ impl Connecting<'_> {
     }
 }
 
+/// Whether a line is without the spans of its socket and its channel: a filter leaves them out, or it is written for
+/// the `log` crate.
+fn is_alone() -> bool {
+    !span_enabled!(target: SPAN, Level::INFO)
+}
+
+/// The channel and the topic of a line, if it has to say them.
+fn of_channel<'a>(channel: &'static str, topic: &'a Topic) -> Option<(&'static str, &'a Topic)> {
+    is_alone().then_some((channel, topic))
+}
+
 /// The span of a socket.
 pub(crate) fn socket_span(socket: &'static str, path: &str, info: &ConnectInfo) -> ContainedSpan {
     let peer = info.peer_addr.map(debug);
-    contained_span!(Level::INFO, "socket", socket, path, peer, id = Empty)
+    contained_span!(target: SPAN, Level::INFO, "socket", socket, path, peer, id = Empty)
 }
 
 /// The span of a socket's `connect`.
@@ -98,7 +114,7 @@ pub(crate) fn connect_span(socket: &ContainedSpan) -> ContainedSpan {
 
 /// The span of a channel.
 pub(crate) fn channel_span(channel: &'static str, topic: &str) -> ContainedSpan {
-    contained_span!(Level::INFO, "channel", channel, topic = shown(topic))
+    contained_span!(target: SPAN, Level::INFO, "channel", channel, topic = shown(topic))
 }
 
 /// The span of a channel's `join`.
@@ -133,39 +149,38 @@ impl MessageLog {
 
     /// At level `DEBUG`, each join is logged.
     pub(crate) fn joined(&self, metrics: &RouteMetrics, topic: &Topic, took: Duration) {
-        let (channel, params) = (metrics.channel, &self.params);
+        let params = &self.params;
         if !is_logged(topic) {
             return;
         }
+        let (channel, topic) = of_channel(metrics.channel, topic).unzip();
         if params.is_some() {
-            log_line!(target: JOIN, INFO, channel, topic = shown(topic), params, ?took, "joined");
+            log_line!(target: JOIN, INFO, channel, topic = topic.map(shown), params, ?took, "joined");
         } else {
-            limited!(
-                metrics.joined_lines, target: JOIN, INFO, channel, topic = shown(topic), params,
-                ?took, "joined"
-            );
+            let lines = &metrics.joined_lines;
+            limited!(lines, target: JOIN, INFO, channel, topic = topic.map(shown), params, ?took, "joined");
         }
     }
 
     pub(crate) fn refused(&self, metrics: &RouteMetrics, topic: &Topic, took: Duration) {
         if is_logged(topic) {
-            let (channel, params) = (metrics.channel, &self.params);
-            limited!(
-                metrics.join_lines, target: JOIN, INFO, channel, topic = shown(topic), params, ?took,
-                "refused a join"
-            );
+            let (lines, params) = (&metrics.join_lines, &self.params);
+            let (channel, topic) = of_channel(metrics.channel, topic).unzip();
+            limited!(lines, target: JOIN, INFO, channel, topic = topic.map(shown), params, ?took, "refused a join");
         }
     }
 
     pub(crate) fn handled(
         &self,
-        channel: &str,
+        channel: &'static str,
         topic: &Topic,
         (event, reference): (&str, &Ref),
         took: Duration,
     ) {
         if let Some(params) = &self.params {
-            log_line!(target: HANDLE_IN, DEBUG, channel, topic = shown(topic), event = shown(event),
+            let (channel, topic) = of_channel(channel, topic).unzip();
+            log_line!(
+                target: HANDLE_IN, DEBUG, channel, topic = topic.map(shown), event = shown(event),
                 "ref" = shown(reference.plain()), params, ?took, "handled"
             );
         }

@@ -28,7 +28,7 @@ pub(crate) use self::{
     latency_histogram::LatencyHistogram,
     line_limit::{LineLimit, limited},
     mount_metrics::{LimitMetrics, MountMetrics, RouteMetrics},
-    push_metrics::PushMetrics,
+    push_metrics::{PushMetrics, WakeMetrics},
     tally::{Level, Tally},
     timers::{Outcome, begin_event},
 };
@@ -92,6 +92,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) shed: Counter,
     /// Messages that pipelines have pushed.
     pub(crate) pushes: Arc<PushMetrics>,
+    /// The messages that are kept until a client joins.
+    pub(crate) kept: WakeMetrics,
     /// Pushes that a client has confirmed.
     pub(crate) confirmed: Counter,
     /// Pushes that no client has confirmed in time.
@@ -153,6 +155,7 @@ impl SocketMetrics {
             expiries_renewed: expiries("renewed"),
             expiries_ended: expiries("ended"),
             pushes: Arc::new(PushMetrics::register(telemetry)),
+            kept: WakeMetrics::register(telemetry),
             confirmed: confirmations("confirmed"),
             confirmations_late: confirmations("late"),
             confirmations_left: confirmations("left"),

@@ -84,3 +84,25 @@ impl PushMetrics {
         self.waiting_bytes.decrement(bytes as f64);
     }
 }
+
+/// Messages that are kept until a client joins their topic.
+#[derive(Clone)]
+pub(crate) struct WakeMetrics {
+    /// Delivered again because a client has joined it.
+    pub(crate) woken: Counter,
+    /// Not woken by a join any more, because too many are kept.
+    pub(crate) forgotten: Counter,
+}
+
+impl WakeMetrics {
+    pub(crate) fn register(telemetry: &Telemetry) -> Self {
+        let counter = |outcome: &str| {
+            telemetry.counter(
+                "socket.kept_messages",
+                "Messages kept for a topic that a join has woken, or wakes no more",
+                [("outcome", outcome.to_owned())],
+            )
+        };
+        Self { woken: counter("woken"), forgotten: counter("forgotten") }
+    }
+}

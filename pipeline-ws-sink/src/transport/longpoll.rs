@@ -14,12 +14,13 @@ use http::{
         ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_TYPE,
     },
 };
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Body;
 use pipeline_core::Deadline;
 use tokio::{task::coop::consume_budget, time::Instant};
 
 use super::{
+    answer_body::AnswerBody,
     longpoll_relay::{self as relay, Asked, Asking, Relayed},
     longpoll_sessions::{self, LongPollSessions, SessionHandle},
 };
@@ -519,8 +520,8 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// An answer with this body.
-fn respond(body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::from(body));
+fn respond(body: impl Into<AnswerBody>) -> Answer {
+    let mut answer = Response::new(body.into());
     answer.headers_mut().insert(CONTENT_TYPE, JSON);
     answer.headers_mut().insert(CACHE_CONTROL, NO_STORE);
     answer

@@ -16,7 +16,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -36,6 +36,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::answer_body::{AnswerBody, Kept};
 use crate::{
     endpoint::erased_mount::ErasedMount,
     outbox::{OutboxBytes, Outboxes},
@@ -204,7 +205,7 @@ pub(crate) struct Answered {
 /// What becomes of a client's request.
 pub(super) enum Relayed {
     /// Whether it has messages, too.
-    Answered(StatusCode, Bytes, bool),
+    Answered(StatusCode, AnswerBody, bool),
     /// There is no such session.
     Gone,
     /// The session's node has heard, and its answer did not arrive.
@@ -388,10 +389,11 @@ impl Relay {
         }
         match answer {
             Some(Answer::Whole { status, body, keeps }) => {
-                waiter.owes = keeps.then_some(Owed::Read);
-                let bytes = OutboxBytes::new(&self.outboxes, body.len());
-                let body = Bytes::from_owner(Unwritten { body, _bytes: bytes, _waiter: waiter });
-                Relayed::Answered(status, body, keeps)
+                // Until the connection has taken all of it.
+                waiter.owes = keeps.then_some(Owed::Left);
+                let _bytes = OutboxBytes::new(&self.outboxes, body.len());
+                let unwritten = Unwritten { _bytes, waiter, is_taken: AtomicBool::new(false) };
+                Relayed::Answered(status, AnswerBody::kept(body, Arc::new(unwritten)), keeps)
             }
             Some(Answer::Gone) => {
                 waiter.owes = None;
@@ -651,14 +653,23 @@ struct Waiter {
 
 /// An answer that is to be written.
 struct Unwritten {
-    body: Bytes,
     _bytes: OutboxBytes,
-    _waiter: Waiter,
+    waiter: Waiter,
+    /// Whether the connection has taken its end.
+    is_taken: AtomicBool,
 }
 
-impl AsRef<[u8]> for Unwritten {
-    fn as_ref(&self) -> &[u8] {
-        &self.body
+impl Kept for Unwritten {
+    fn ends(&self) {
+        self.is_taken.store(true, Relaxed);
+    }
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        if *self.is_taken.get_mut() && self.waiter.owes.is_some() {
+            self.waiter.owes = Some(Owed::Read);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The transports: WebSocket and long polling.
 
+pub(crate) mod answer_body;
 pub(crate) mod endings;
 pub(crate) mod io;
 pub(crate) mod longpoll;

@@ -15,6 +15,44 @@ use tokio::{
 
 use crate::PATIENCE;
 
+/// An expression of JavaScript: the texts with less contrast than 4.5:1, in front of the nearest background that is
+/// a plain colour. Of a text in a drawing this is the first rectangle of its group, if there is one.
+pub const FAINT_TEXTS: &str = "(() => {
+    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true})
+    const rgba = (color) => {
+        canvas.clearRect(0, 0, 1, 1)
+        canvas.fillStyle = color
+        canvas.fillRect(0, 0, 1, 1)
+        return [...canvas.getImageData(0, 0, 1, 1).data]
+    }
+    const light = ([r, g, b]) => {
+        const [x, y, z] = [r, g, b].map(it => it / 255).map(it => it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * x + 0.7152 * y + 0.0722 * z
+    }
+    const behind = (element) => {
+        const box = element instanceof SVGElement && element.closest('g')?.querySelector('rect')
+        if (box) return rgba(getComputedStyle(box).fill)
+        for (let it = element; it; it = it.parentElement) {
+            const color = rgba(getComputedStyle(it).backgroundColor)
+            if (color[3] === 255) return color
+        }
+        return [255, 255, 255, 255]
+    }
+    const faint = []
+    for (const element of document.body.querySelectorAll('*')) {
+        const said = [...element.childNodes].filter(it => it.nodeType === 3 && it.textContent.trim() !== '')
+        if (said.length === 0 || !element.checkVisibility()) continue
+        for (const pseudo of [undefined, '::after']) {
+            const style = getComputedStyle(element, pseudo)
+            const color = rgba(element instanceof SVGElement ? style.fill : style.color)
+            const [one, other] = [light(color), light(behind(element))].sort((a, b) => b - a)
+            const ratio = (one + 0.05) / (other + 0.05)
+            if (ratio < 4.5) faint.push(`${element.tagName} ${element.className.baseVal ?? element.className} ${pseudo ?? ''} ${ratio.toFixed(2)}`)
+        }
+    }
+    return faint
+})()";
+
 /// A headless Chromium and its driver, with a separate profile. Both are killed on drop.
 #[derive(Debug)]
 pub struct Chromium {
@@ -65,6 +103,15 @@ impl Chromium {
         let metrics =
             json!({"width": width, "height": height, "deviceScaleFactor": scale, "mobile": true});
         self.devtools("Emulation.setDeviceMetricsOverride", metrics).await;
+    }
+
+    /// Emulates what a visitor prefers.
+    pub async fn prefers(&self, colors: &str) {
+        let features = json!([
+            {"name": "prefers-color-scheme", "value": colors},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]);
+        self.devtools("Emulation.setEmulatedMedia", json!({"features": features})).await;
     }
 
     /// The warnings and errors of the console since the last call.

@@ -280,13 +280,16 @@ async fn next_with(lines: &mut Lines<impl AsyncBufRead + Unpin>, text: &str) -> 
 const EXAMPLES: [&str; 6] = ["channels", "enrich", "load_target", "push_to_users", "room", "top"];
 
 /// The path of an example: next to the folder of the tests. Builds it first, because `cargo test` builds
-/// only its tests. All examples are built together: alone, each would build the libraries once more, with
-/// other features.
+/// only its tests, unless the environment variable `EXAMPLES_ARE_BUILT` says that it is built. All examples are
+/// built together: alone, each would build the libraries once more, with other features.
 async fn path(example: &str) -> PathBuf {
     let mut folder = env::current_exe().unwrap();
     folder.pop();
     if folder.ends_with("deps") {
         folder.pop();
+    }
+    if env::var_os("EXAMPLES_ARE_BUILT").is_some() {
+        return folder.join(example);
     }
     let profile = if folder.ends_with("debug") { "dev" } else { "release" };
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -31,7 +31,7 @@ mod way;
 use std::time::Duration;
 
 #[cfg(feature = "browser")]
-pub use self::chromium::Chromium;
+pub use self::chromium::{Chromium, FAINT_TEXTS};
 #[cfg(feature = "ws")]
 pub use self::sockets::{AnyChannel, AnySocket};
 pub use self::{

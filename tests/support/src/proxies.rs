@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     PATIENCE, project,
-    servers::{Group, find, free_port, program},
+    servers::{Group, find, free_port, program, until_stopped},
 };
 
 /// Which load balancer.
@@ -175,9 +175,11 @@ impl Proxy {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Stops it from running, without ending it.
+    /// Stops it from running, without ending it. Returns when no thread of it runs.
     pub fn freeze(&self) {
-        kill_process(Pid::from_child(&self.running.child), Signal::STOP).unwrap();
+        let process = Pid::from_child(&self.running.child);
+        kill_process(process, Signal::STOP).unwrap();
+        until_stopped(process);
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Server {
     /// The ports of RabbitMQ for other nodes and for their names.
     inner_ports: [u16; 2],
     folder: TempDir,
+    /// What the configuration file of NATS says.
+    config: &'static str,
     running: Option<Group>,
     /// The server of the names of Erlang's nodes. RabbitMQ would start one that outlives it.
     names: Option<Group>,
@@ -78,6 +80,20 @@ impl Server {
     ///
     /// If it is missing and `CI` is set, or if it does not start.
     pub async fn start(kind: Kind) -> Option<Self> {
+        Self::start_with(kind, "").await
+    }
+
+    /// Starts a server of NATS with this in its configuration file, and waits until it accepts connections. None if it is
+    /// not installed.
+    ///
+    /// # Panics
+    ///
+    /// If it is missing and `CI` is set, or if it does not start.
+    pub async fn start_nats(config: &'static str) -> Option<Self> {
+        Self::start_with(Kind::Nats, config).await
+    }
+
+    async fn start_with(kind: Kind, config: &'static str) -> Option<Self> {
         let name = kind.program();
         let program = find_or_skip(name)?;
         let folder = tempfile::Builder::new().prefix(name).tempdir().unwrap();
@@ -88,6 +104,7 @@ impl Server {
             port: free_port(),
             inner_ports,
             folder,
+            config,
             running: None,
             names: None,
         };
@@ -138,9 +155,9 @@ impl Server {
         }
     }
 
-    /// Stops it from running, without ending it: its connections stay open.
+    /// Stops it from running, without ending it: its connections stay open. Returns when no thread of it runs.
     pub fn freeze(&self) {
-        self.running.as_ref().unwrap().signal(Signal::STOP);
+        self.running.as_ref().unwrap().freeze();
     }
 
     /// Lets it run on.
@@ -199,6 +216,8 @@ impl Server {
                 let mut command = program(&self.program);
                 command.args(["--port", &port, "--addr", "127.0.0.1", "--jetstream"]);
                 command.arg("--store_dir").arg(self.file("store"));
+                fs::write(self.file("config"), self.config).unwrap();
+                command.arg("--config").arg(self.file("config"));
                 command
             }
             Kind::Postgres => {
@@ -273,6 +292,13 @@ impl Group {
         self.signal_all(signal);
     }
 
+    fn freeze(&self) {
+        let outside = self.signal_all(Signal::STOP);
+        for process in [Pid::from_child(&self.child)].into_iter().chain(outside) {
+            until_stopped(process);
+        }
+    }
+
     /// Signals all its processes. Returns those that have left the group: each process of PostgreSQL is
     /// the first of a group of its own.
     fn signal_all(&self, signal: Signal) -> Vec<Pid> {
@@ -317,11 +343,37 @@ fn children(id: Pid) -> Vec<Pid> {
 /// The parent of a process that has not ended.
 fn parent(id: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", id.as_raw_nonzero())).ok()?;
-    // The name before it may have any characters.
+    let (state, parent) = state_and_parent(&stat)?;
+    let parent = Pid::from_raw(parent.parse().ok()?)?;
+    (state != "Z").then_some(parent)
+}
+
+/// What the system says in `/proc/*/stat`. The name before it may have any characters.
+fn state_and_parent(stat: &str) -> Option<(&str, &str)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let has_ended = fields.next()? == "Z";
-    let parent = Pid::from_raw(fields.next()?.parse().ok()?)?;
-    (!has_ended).then_some(parent)
+    Some((fields.next()?, fields.next()?))
+}
+
+/// Waits until no thread of a process that was sent SIGSTOP runs, where the system says it: a thread on another
+/// processor stops a little after the signal was sent.
+pub(crate) fn until_stopped(process: Pid) {
+    let tasks = format!("/proc/{}/task", process.as_raw_nonzero());
+    let runs = || {
+        let tasks = fs::read_dir(&tasks).into_iter().flatten().flatten();
+        let mut states = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        states.any(|stat| {
+            let state = state_and_parent(&stat).map(|(state, _)| state);
+            state.is_some_and(|state| !["T", "t", "Z", "X"].contains(&state))
+        })
+    };
+    for _ in 0..5_000 {
+        if !runs() {
+            return;
+        }
+        #[expect(clippy::disallowed_methods, reason = "it is over within microseconds")]
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("process {} does not stop", process.as_raw_nonzero());
 }
 
 /// Writes a program `erl` that runs the Erlang of this folder.

@@ -20,24 +20,30 @@ showUsers()
 $("try").textContent =
   `curl ${location.origin}/push -d '{"user_id":${user},"event":"push_timed","data":{"text":"hello"}}'`
 $("push").addEventListener("click", pushHello)
+$("retry").addEventListener("click", connect)
 connect()
 drawForever()
 showQueue()
 
 async function connect() {
-  let Socket
-  try {
-    ({Socket} = await import("/phoenix.mjs"))
-  } catch {
-    return show("error", "the Phoenix client is not installed: install npm and start the example again")
-  }
-  let token = await signIn()
-  // A refusal stays one, and says why. A server that is not there may come back.
-  while (token === undefined) {
+  $("retry").hidden = true
+  const Socket = await untilAnswered(client)
+  const token = Socket && await untilAnswered(signIn)
+  // Refused: the page says why, and asks again only if its reader wants to.
+  if (!token) return $("retry").hidden = false
+  listen(Socket, token)
+}
+
+// The answer, or null for a refusal. Without an answer it asks again: a server that is away may come back.
+async function untilAnswered(ask) {
+  for (let tries = 1; ; tries += 1) {
+    const answer = await ask(tries)
+    if (answer !== undefined) return answer
     await new Promise(resolve => setTimeout(resolve, RETRY_MS))
-    token = await signIn()
   }
-  if (token === null) return
+}
+
+function listen(Socket, token) {
   const socket = new Socket("/socket", {params: () => ({token})})
   // The server may have restarted with another secret: get a new token for the next attempt.
   socket.onError(async () => {
@@ -57,6 +63,29 @@ async function connect() {
   channel.join()
     .receive("ok", () => show("joined", `signed in, listening to ${topic}`))
     .receive("error", ({reason}) => show("error", `may not listen to ${topic}: ${reason}`))
+}
+
+// The client's class, null if the server does not have it, and undefined if it is worth another try.
+async function client(tries) {
+  try {
+    // Another address for each try: a browser may remember that a module could not be loaded.
+    return (await import(`/phoenix.mjs?try=${tries}`)).Socket
+  } catch {
+    return whyNoClient()
+  }
+}
+
+async function whyNoClient() {
+  try {
+    const {status} = await fetch("/phoenix.mjs", {method: "HEAD", cache: "no-store"})
+    if (status === 404) {
+      show("error", "the Phoenix client is not installed: install npm and start the example again")
+      return null
+    }
+    show("error", `the Phoenix client cannot be loaded (status ${status}), trying again`)
+  } catch {
+    show("error", "the server cannot be reached, trying again")
+  }
 }
 
 // A token, null if the server refuses one, and undefined if it is worth another try.

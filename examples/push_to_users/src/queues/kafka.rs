@@ -9,7 +9,7 @@ use pipeline::{
 };
 
 use crate::{
-    dead_letters::{Asked, Graves, with_text_id},
+    dead_letters::{Asked, Graves, excerpt, with_text_id},
     durable::{items, start},
     intake::{Durable, Pushing, Storing},
     push::Push,
@@ -24,7 +24,7 @@ pub fn open(address: &str, name: &str) -> KafkaQueue {
 }
 
 fn id(text: &str) -> Result<KafkaId, String> {
-    text.parse().map_err(|error| format!("{text:?} is no id: {error}"))
+    text.parse().map_err(|error| format!("\"{}\" is no id: {error}", excerpt(text)))
 }
 
 impl Durable for KafkaQueue {

@@ -45,8 +45,12 @@ macro_rules! built_with {
 pub async fn open(at: &QueueAt, _lease: Duration) -> Result<Arc<dyn Queue>, String> {
     let broker = at.broker()?;
     match (broker, at) {
-        (_, QueueAt::File(_file)) => {
-            built_with!("sqlite", broker, sqlite::open(_file, _lease).await.map_err(explained))
+        (_, QueueAt::File { path: _path, name: _name }) => {
+            built_with!(
+                "sqlite",
+                broker,
+                sqlite::open(_path, _name, _lease).await.map_err(explained)
+            )
         }
         (Broker::Redis, QueueAt::Server { address: _address, name: _name }) => {
             built_with!("redis", broker, redis::open(_address, _name, _lease).map_err(explained))
@@ -68,6 +72,21 @@ pub async fn open(at: &QueueAt, _lease: Duration) -> Result<Arc<dyn Queue>, Stri
             built_with!("kafka", broker, Ok(kafka::open(_address, _name)))
         }
         (Broker::Sqlite, QueueAt::Server { .. }) => Err(missing(broker)),
+    }
+}
+
+/// Opens a queue for a command. In a file, the queue has to be there, and the file is not changed. Of a server
+/// nothing is fetched here.
+pub async fn open_for_command(at: &QueueAt) -> Result<Arc<dyn Queue>, String> {
+    match at {
+        QueueAt::File { path: _path, name: _name } => {
+            built_with!(
+                "sqlite",
+                at.broker()?,
+                sqlite::open_existing(_path, _name).await.map_err(explained)
+            )
+        }
+        QueueAt::Server { .. } => open(at, Duration::from_secs(30)).await,
     }
 }
 

@@ -42,7 +42,7 @@ impl Graves for PostgresQueue {
         limit: u32,
     ) -> Asked<'a, Vec<DeadLetter<String>>> {
         Box::pin(async move {
-            let after = after.map_or(Ok(0), number)?;
+            let after = after.map_or(Ok(i64::MIN), number)?;
             Ok(self.dead_letters(after, limit).await?.into_iter().map(with_text_id).collect())
         })
     }

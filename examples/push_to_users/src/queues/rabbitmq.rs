@@ -57,4 +57,8 @@ impl Graves for RabbitQueue {
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
         Box::pin(async move { Ok(self.drop_dead_letter(id).await?) })
     }
+
+    fn remove_all(&self) -> Asked<'_, u64> {
+        Box::pin(async move { Ok(self.drop_all_dead_letters(|_| true).await?) })
+    }
 }

@@ -17,12 +17,13 @@ use crate::{
     push::Push,
 };
 
-/// The name of the queue in its file.
-const QUEUE: &str = "pushes";
-
-pub async fn open(file: &Path, lease: Duration) -> Result<SqliteQueue, SqliteError> {
+pub async fn open(file: &Path, name: &str, lease: Duration) -> Result<SqliteQueue, SqliteError> {
     let options = SqliteOptions::new().ordered_by_key(true).lease(lease);
-    SqliteQueue::open_with(file, QUEUE, options).await
+    SqliteQueue::open_with(file, name, options).await
+}
+
+pub async fn open_existing(file: &Path, name: &str) -> Result<SqliteQueue, SqliteError> {
+    SqliteQueue::open_existing(file, name).await
 }
 
 impl Durable for SqliteQueue {
@@ -45,7 +46,7 @@ impl Graves for SqliteQueue {
         limit: u32,
     ) -> Asked<'a, Vec<DeadLetter<String>>> {
         Box::pin(async move {
-            let after = after.map_or(Ok(0), number)?;
+            let after = after.map_or(Ok(i64::MIN), number)?;
             Ok(self.dead_letters(after, limit).await?.into_iter().map(with_text_id).collect())
         })
     }

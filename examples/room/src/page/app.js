@@ -5,6 +5,8 @@ const TOPIC = "room:lobby"
 const PAUSE_MS = 3000
 // How long a WebSocket may take before the fallback to long polling.
 const FALLBACK_MS = 3000
+const RETRY_MS = 2000
+const TIME = new Intl.DateTimeFormat([], {hour: "2-digit", minute: "2-digit", hourCycle: "h23"})
 
 const params = new URLSearchParams(location.search)
 const name = params.get("name") ?? "guest"
@@ -15,13 +17,26 @@ const $ = id => document.getElementById(id)
 let last = 0
 enter()
 
-async function enter() {
-  let phoenix
-  try {
-    phoenix = await import("/phoenix.mjs")
-  } catch {
-    return show("error", "the Phoenix client is not installed: install npm and start the example again")
+// The Phoenix client, or nothing if the server does not have it. While npm installs it there, it comes later.
+async function client() {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      // Another address for each try: a browser may remember that a module could not be loaded.
+      return await import(`/phoenix.mjs?try=${tries}`)
+    } catch {
+      const answer = await fetch("/phoenix.mjs", {method: "HEAD", cache: "no-store"}).catch(() => null)
+      if (answer?.status === 404) {
+        return show("error", "the Phoenix client is not installed: install npm and start the example again")
+      }
+      show("error", "the Phoenix client cannot be loaded, trying again")
+    }
+    await new Promise(resolve => setTimeout(resolve, RETRY_MS))
   }
+}
+
+async function enter() {
+  const phoenix = await client()
+  if (!phoenix) return
   let token = await signIn()
   if (!token) return
   const {LongPoll, Presence, Socket} = phoenix
@@ -83,11 +98,13 @@ function speak(channel) {
   })
 }
 
-function said({number, name, text}) {
+function said({number, name, text, at_ms}) {
   if (number <= last) return
   last = number
   const item = document.createElement("li")
-  item.append(element("b", name), " ", element("span", text))
+  const at = new Date(at_ms)
+  const time = Object.assign(element("time", TIME.format(at)), {dateTime: at.toISOString()})
+  item.append(time, " ", element("b", name), " ", element("span", text))
   $("messages").append(item)
   item.scrollIntoView({block: "nearest"})
 }

@@ -6,11 +6,12 @@ use metrics::Gauge;
 use pipeline::ws::{
     Channel, Payload, Topic,
     channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
+    payload::IntoPayload,
     presence::PresenceGuard,
-    pubsub::Broadcast,
+    pubsub::{Broadcast, BroadcastError},
     token::TokenError,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{product::canonical_id, sockets::ShopperSocket};
@@ -24,14 +25,52 @@ use crate::{
     shop::{CART_TRACKER, Shop},
 };
 
+/// The event by which a tab says which cart it has: to all others when it has joined, and to a tab that has missed changes.
+const CART_STATE: &str = "cart_state";
+
+/// How many answers to its join a tab hears. Of very many tabs, most then find that nothing waits for theirs.
+const MAX_ANSWERS: u32 = 16;
+
+/// How many changes are noted while a tab hears answers. With more of them, an answer comes too late.
+const MAX_SINCE: usize = 32;
+
 /// The channel `cart:{id}`.
 pub struct CartChannel {
     shop: Arc<Shop>,
     cart: Cart,
     /// The items whose alerts it hears: those of the cart.
     hears: BTreeSet<i64>,
+    asked: Option<Asked>,
     tracked: Tracked,
     _open: Open,
+}
+
+/// A tab has said which cart it has, and hears from those that know of more changes.
+struct Asked {
+    /// The topic of its own on which they answer, so that the number of messages grows with the tabs and not with their square.
+    topic: String,
+    answers: u32,
+    /// The changes that it has done or heard of since. No answer that comes later has to have them.
+    since: Vec<Updated>,
+}
+
+impl Asked {
+    const PREFIX: &str = "cart_answer:";
+
+    fn new() -> Self {
+        let topic = format!("{}{:032x}", Self::PREFIX, fastrand::u128(..));
+        Self { topic, answers: 0, since: Vec::new() }
+    }
+}
+
+/// What a tab that has joined says to the others.
+#[derive(Deserialize, Serialize)]
+struct Asks<C> {
+    #[serde(flatten)]
+    cart: C,
+    /// The topic on which to answer. Tabs of older nodes have none, and hear what all hear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer_to: Option<String>,
 }
 
 /// Whether admins see the tab.
@@ -63,7 +102,7 @@ impl Drop for Open {
 pub struct Joined;
 
 /// What another tab has done.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Updated {
     #[serde(default)]
     added: Vec<i64>,
@@ -84,7 +123,7 @@ impl Channel for CartChannel {
     type Socket = ShopperSocket;
     type Config = Arc<Shop>;
 
-    const INTERCEPT: &'static [&'static str] = &["cart_updated"];
+    const INTERCEPT: &'static [&'static str] = &["cart_updated", CART_STATE];
 
     async fn join(
         topic: &Topic,
@@ -119,13 +158,14 @@ impl Channel for CartChannel {
             cx.subscribe(&alerts::topic(*item));
         }
         cx.send_after(Duration::ZERO, Joined)?;
-        let page = text("page").map(|page| page_of(page, shop.bench).to_owned());
         // What is no text is no page of the shop either.
-        let page = page
-            .or_else(|| params.get("page").filter(|it| !it.is_null()).map(|_| OTHER.to_owned()));
+        let page = params.get("page").map(|page| match page.as_str() {
+            Some(page) => page_of(page, shop.bench).to_owned(),
+            None => OTHER.to_owned(),
+        });
         let tracked = Tracked::Not { page, page_loaded_at: shop.clock.now_ms() };
         let open = Open::new(&shop.metrics.carts);
-        Ok(Self { shop, cart, hears, tracked, _open: open })
+        Ok(Self { shop, cart, hears, asked: None, tracked, _open: open })
     }
 
     async fn handle_in(
@@ -144,19 +184,16 @@ impl Channel for CartChannel {
         };
         match changed {
             Ok((added, removed)) => {
+                let (done, undone) = (added.as_slice(), removed.as_slice());
+                self.note(cx, &Updated::of(done, undone));
                 let cart = self.draw()?;
                 let updated = json!({
                     "serialized": cart["serialized"],
-                    "added": added.as_slice(),
-                    "removed": removed.as_slice(),
+                    "added": done,
+                    "removed": undone,
                 });
                 // The commit of a cart is in this tab. A node that does not hear of it has it with the next join.
-                if let Err(error) = cx.broadcast_from("cart_updated", updated) {
-                    tracing::warn!(
-                        error = error.to_string(),
-                        "a cart was not updated on all nodes"
-                    );
-                }
+                tell_others(cx, "cart_updated", updated);
                 self.track(cx)?;
                 Ok(Reply::ok().with(cart))
             }
@@ -166,48 +203,54 @@ impl Channel for CartChannel {
 
     async fn handle_out(
         &mut self,
-        _: &str,
+        event: &str,
         payload: Payload,
         cx: &ChannelContext<Self>,
     ) -> Result<(), Stop> {
-        let Updated { added, removed, order } = payload.parse()?;
         let before = self.cart.clone();
-        let left = if let Some(order) = order {
-            self.cart.take_out(&order, &removed);
-            Vec::new()
+        if event == CART_STATE {
+            self.compare(payload.parse()?, cx);
         } else {
-            self.cart.follow(&added, &removed, &self.shop.rules)
-        };
-        self.listen(cx);
-        // A tab that has removed something since it has heard this has to hear what left for want of room.
-        if !left.is_empty() {
-            let updated = json!({ "added": [], "removed": left });
-            if let Err(error) = cx.broadcast_from("cart_updated", updated) {
-                tracing::warn!(error = error.to_string(), "a cart was not updated on all nodes");
-            }
+            let updated: Updated = payload.parse()?;
+            self.note(cx, &updated);
+            self.follow(updated, cx);
         }
-        if self.cart != before {
-            cx.push("cart", self.draw()?)?;
-            self.track(cx)?;
-        }
-        Ok(())
+        self.show_unless_like(&before, cx)
     }
 
-    /// An item of the cart is gone, or there again.
+    /// An item of the cart is gone, or there again; or another tab answers that it knows of more changes.
     async fn handle_broadcast(
         &mut self,
-        _: Broadcast,
+        broadcast: Broadcast,
         cx: &ChannelContext<Self>,
     ) -> Result<(), Stop> {
-        cx.push("cart", self.draw()?)?;
-        Ok(())
+        if broadcast.event() != CART_STATE {
+            cx.push("cart", self.draw()?)?;
+            return Ok(());
+        }
+        let before = self.cart.clone();
+        self.hear_answer(broadcast.payload().parse()?, cx);
+        self.show_unless_like(&before, cx)
     }
 }
 
 impl HandleMessage<Joined> for CartChannel {
+    /// The cart that the join has brought is older than the subscription. A tab that has changed it in between knows of more
+    /// changes, and answers.
     async fn handle_message(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        let asked = Asked::new();
+        cx.subscribe(&asked.topic);
+        let asks = Asks { cart: &self.cart, answer_to: Some(asked.topic.clone()) };
+        tell_others(cx, CART_STATE, &asks);
+        self.asked = Some(asked);
         cx.push("cart", self.draw()?)?;
         self.track(cx)
+    }
+}
+
+impl Updated {
+    fn of(added: &[i64], removed: &[i64]) -> Self {
+        Self { added: added.to_vec(), removed: removed.to_vec(), order: None }
     }
 }
 
@@ -216,6 +259,82 @@ impl CartChannel {
         self.may_add(item)?;
         self.cart.add(item, &self.shop.rules).map_err(reason)?;
         self.listen(cx);
+        Ok(())
+    }
+
+    /// Does what another tab has done.
+    fn follow(&mut self, updated: Updated, cx: &ChannelContext<Self>) {
+        let Updated { added, removed, order } = updated;
+        if let Some(order) = order {
+            self.cart.take_out(&order, &removed);
+            return;
+        }
+        let left = self.cart.follow(&added, &removed, &self.shop.rules);
+        // A tab that has removed something since it has heard this has to hear what left for want of room.
+        if !left.is_empty() {
+            self.cart.count_change();
+            tell_others(cx, "cart_updated", json!({ "added": [], "removed": left }));
+        }
+    }
+
+    /// Compares the cart with that of a tab that has joined: the one that has missed changes becomes the other.
+    fn compare(&mut self, asks: Asks<Cart>, cx: &ChannelContext<Self>) {
+        let Asks { cart: other, answer_to } = asks;
+        if self.cart.changes() > other.changes() {
+            match answer_to.filter(|topic| topic.starts_with(Asked::PREFIX)) {
+                Some(topic) if !cx.pubsub().has_subscribers(&topic) => {}
+                Some(topic) => said(cx.pubsub().broadcast(&topic, CART_STATE, &self.cart)),
+                None => tell_others(cx, CART_STATE, &self.cart),
+            }
+        }
+        self.catch_up(other);
+    }
+
+    /// Takes over the cart of a tab that knows of more changes, and does in it what was done since this tab has asked.
+    fn hear_answer(&mut self, other: Cart, cx: &ChannelContext<Self>) {
+        let Some(asked) = &mut self.asked else { return };
+        asked.answers += 1;
+        let (is_last, since) = (asked.answers >= MAX_ANSWERS, asked.since.clone());
+        if is_last {
+            self.hear_no_answers(cx);
+        }
+        if self.catch_up(other) {
+            for updated in since {
+                self.follow(updated, cx);
+            }
+        }
+    }
+
+    fn hear_no_answers(&mut self, cx: &ChannelContext<Self>) {
+        if let Some(asked) = self.asked.take() {
+            cx.unsubscribe(&asked.topic);
+        }
+    }
+
+    /// Notes a change while answers may come that do not have it.
+    fn note(&mut self, cx: &ChannelContext<Self>, updated: &Updated) {
+        let Some(asked) = &mut self.asked else { return };
+        if asked.since.len() < MAX_SINCE {
+            asked.since.push(updated.clone());
+        } else {
+            self.hear_no_answers(cx);
+        }
+    }
+
+    fn catch_up(&mut self, other: Cart) -> bool {
+        let catalogue = self.shop.inventory.snapshot();
+        // It is loaded, or the tab would not have joined.
+        let is_known = |item| catalogue.as_deref().is_none_or(|it| it.item(item).is_some());
+        self.cart.catch_up(other, &self.shop.rules, is_known)
+    }
+
+    /// Shows the cart to the client if it is another than before.
+    fn show_unless_like(&mut self, before: &Cart, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        self.listen(cx);
+        if !self.cart.is_like(before) {
+            cx.push("cart", self.draw()?)?;
+            self.track(cx)?;
+        }
         Ok(())
     }
 
@@ -279,6 +398,17 @@ impl CartChannel {
     }
 }
 
+/// Broadcasts to the other tabs of the cart.
+fn tell_others(cx: &ChannelContext<CartChannel>, event: &str, payload: impl IntoPayload) {
+    said(cx.broadcast_from(event, payload));
+}
+
+fn said(said: Result<(), BroadcastError>) {
+    if let Err(error) = said {
+        tracing::warn!(error = error.to_string(), "a cart was not updated on all nodes");
+    }
+}
+
 /// A cart as clients get it.
 pub(crate) fn draw(
     cart: &Cart,
@@ -325,7 +455,7 @@ fn reason(error: CartError) -> &'static str {
 }
 
 /// A page that is none of the shop's.
-const OTHER: &str = "other";
+pub(crate) const OTHER: &str = "other";
 
 /// The shop's own pages.
 const PAGES: [&str; 9] = [

@@ -1,6 +1,8 @@
 //! The source of truth: products, stock and orders.
 
 mod late;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod schema;
 pub mod seed;
 mod sqlite;
@@ -8,11 +10,13 @@ mod sqlite;
 use futures::future::BoxFuture;
 use thiserror::Error;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresDatabase, PostgresOptions};
 pub use self::{
     late::LateDatabase,
-    sqlite::{SqliteDatabase, SqliteOptions},
+    sqlite::{SqliteDatabase, SqliteOptions, mark_of},
 };
-use crate::domain::{catalogue::Catalogue, change::Change};
+use crate::domain::{cart::MAX_ORDERS, catalogue::Catalogue, change::Change};
 
 /// The name of the durable queue of placed orders, which are to be confirmed to their carts.
 pub const PLACED_ORDERS: &str = "placed_orders";
@@ -79,6 +83,38 @@ pub struct Order {
     pub items: Vec<i64>,
     /// When, in milliseconds since 1970.
     pub placed_at: i64,
+    /// The keys of earlier orders that were taken out of the cart before this order was drawn.
+    pub knows: Vec<String>,
+}
+
+impl Order {
+    /// Its items, ascending, each once.
+    #[must_use]
+    pub fn distinct_items(&self) -> Vec<i64> {
+        let mut items = self.items.clone();
+        items.sort_unstable();
+        items.dedup();
+        items
+    }
+
+    /// Whether an earlier order of its cart has bought some of it, and the cart was drawn before that one was taken out of it.
+    #[must_use]
+    pub fn overlooks(&self, earlier: &BoughtBefore) -> bool {
+        !self.knows.contains(&earlier.key)
+            && earlier.items.iter().any(|item| self.items.contains(item))
+    }
+}
+
+/// How many of a cart's last orders are compared with a new one. A cart remembers as many.
+pub const COMPARED: usize = MAX_ORDERS;
+
+/// An earlier order of the same cart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoughtBefore {
+    /// The key.
+    pub key: String,
+    /// Its items, ascending.
+    pub items: Vec<i64>,
 }
 
 /// What became of a checkout.
@@ -90,6 +126,9 @@ pub enum CheckOut {
     Repeated,
     /// The key is that of another order of this cart, which has other items. Nothing was sold.
     OtherItems,
+    /// These orders of the same cart have bought some of it, and this one was drawn before they were taken out of the cart: by
+    /// another tab. Nothing was sold.
+    BoughtBefore(Vec<BoughtBefore>),
     /// These items are gone. Nothing was sold.
     Gone(Vec<i64>),
     /// These items are not released, or not sold here. Nothing was sold.
@@ -111,13 +150,16 @@ pub struct PlacedOrder {
     pub items: Vec<(i64, i64)>,
 }
 
-/// The database has not done what was asked, and nothing of it.
+/// The database has not done what was asked, and nothing of it, unless that is unknown.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DatabaseError {
     /// The database is not there.
     #[error("the database is away: {0}")]
     Away(String),
+    /// The database was lost while it stored: all of it is done, or nothing. The same call again finds out.
+    #[error("whether the database has stored it is not known: {0}")]
+    Unknown(String),
     /// Too many calls wait for it.
     #[error("too many calls wait for the database")]
     Crowded,

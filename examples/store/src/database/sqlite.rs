@@ -1,6 +1,7 @@
 //! The database in a SQLite file.
 
 use std::{
+    ffi::OsString,
     fmt, fs, io,
     path::{Path, PathBuf},
     thread,
@@ -9,12 +10,15 @@ use std::{
 
 use futures::FutureExt;
 use pipeline::sources::{Item as QueueItem, sqlite::push_in};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
+};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Answer, CheckOut, Database, DatabaseError, Order, PLACED_ORDERS, PlacedOrder, Release, Sale,
+    Answer, BoughtBefore, COMPARED, CheckOut, Database, DatabaseError, Order, PLACED_ORDERS,
+    PlacedOrder, Release, Sale,
     schema::{FOR_SALE, ITEMS, PRODUCTS, RELEASE, SELL, STOCK, TABLES},
 };
 use crate::domain::{
@@ -35,13 +39,17 @@ pub struct SqliteOptions {
     pub path: PathBuf,
     /// The products and items of a new file.
     pub seed: Catalogue,
+    /// Whether a file is created if there is none. Otherwise it is waited for.
+    pub creates: bool,
     /// Whether orders are put into the queue of those that are to be confirmed, which a pipeline empties.
     pub confirm_orders: bool,
 }
 
 /// The database in a SQLite file, which several processes of one machine can share. A thread has it open.
 ///
-/// A file that goes away and comes back is opened again, and so is one after an error.
+/// A file that goes away and comes back is opened again, and so is one after an error. A file is created and gets its products
+/// once: a [mark](mark_of) next to it says that this was done. While the mark is there, a missing file, or one without the
+/// shop's tables, is a database that is away.
 #[derive(Clone)]
 pub struct SqliteDatabase {
     jobs: mpsc::Sender<Job>,
@@ -59,7 +67,7 @@ struct File {
     options: SqliteOptions,
     /// The connection, and which file it has open.
     connection: Option<(Connection, Option<u64>)>,
-    /// Whether the file was there before. A file that was is not created anew when it is taken away.
+    /// Whether the file has to be there: it was, so it is not created anew when it is taken away.
     existed: bool,
 }
 
@@ -71,7 +79,8 @@ impl SqliteDatabase {
     /// If no thread can be started.
     pub fn new(options: SqliteOptions) -> io::Result<Self> {
         let (jobs, mut next) = mpsc::channel(MAX_WAITING);
-        let mut file = File { options, connection: None, existed: false };
+        let existed = !options.creates;
+        let mut file = File { options, connection: None, existed };
         // It ends when the last clone is dropped.
         thread::Builder::new().name("store-sqlite".to_owned()).spawn(move || {
             while let Some(job) = next.blocking_recv() {
@@ -115,6 +124,7 @@ impl File {
         run: impl FnOnce(&Transaction<'_>, &SqliteOptions) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
         let now = inode(&self.options.path);
+        self.existed |= mark_of(&self.options.path).exists();
         // A file that was moved away stays open, and what is written to it would be lost with it.
         if self.connection.as_ref().is_some_and(|(_, opened)| *opened != now) {
             self.connection = None;
@@ -123,23 +133,26 @@ impl File {
             return Err(DatabaseError::Away("its file is not there".to_owned()));
         }
         let done = self.open().and_then(|(connection, options)| {
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let result = run(&transaction, options)?;
-            transaction.commit()?;
-            Ok(result)
+            let transact = || {
+                let transaction =
+                    connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let result = run(&transaction, options)?;
+                transaction.commit()?;
+                Ok(result)
+            };
+            transact().map_err(failed)
         });
-        done.map_err(|error| {
+        if done.is_err() {
             self.connection = None;
-            DatabaseError::Failed(error.to_string())
-        })
+        }
+        done
     }
 
-    fn open(&mut self) -> rusqlite::Result<(&mut Connection, &SqliteOptions)> {
+    fn open(&mut self) -> Result<(&mut Connection, &SqliteOptions), DatabaseError> {
         let connection = match self.connection.take() {
             Some(open) => open,
             None => {
-                let connection = open(&self.options)?;
+                let connection = open(&self.options, self.existed)?;
                 self.existed = true;
                 (connection, inode(&self.options.path))
             }
@@ -158,9 +171,51 @@ fn inode(path: &Path) -> Option<u64> {
     return metadata.is_file().then_some(0);
 }
 
-/// Opens the file. A new one gets its tables and its products in one transaction, whichever process comes first.
-fn open(options: &SqliteOptions) -> rusqlite::Result<Connection> {
-    let mut connection = Connection::open(&options.path)?;
+/// The file that says that a database was created, and has got its products. It is removed with the database.
+#[must_use]
+pub fn mark_of(path: &Path) -> PathBuf {
+    let mut mark: OsString = path.as_os_str().to_owned();
+    mark.push(".created");
+    mark.into()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "results are mapped by it")]
+fn failed(error: rusqlite::Error) -> DatabaseError {
+    DatabaseError::Failed(error.to_string())
+}
+
+/// Opens the file. A new one gets its tables and its products in one transaction, whichever process comes first. One that
+/// existed before has them.
+fn open(options: &SqliteOptions, existed: bool) -> Result<Connection, DatabaseError> {
+    let mut flags = OpenFlags::default();
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, !existed);
+    let mut connection = Connection::open_with_flags(&options.path, flags).map_err(failed)?;
+    if existed && !has_products(&connection).map_err(failed)? {
+        let why = "its file has no products, and it had some: another file is in its place";
+        return Err(DatabaseError::Away(why.to_owned()));
+    }
+    prepare(&mut connection, &options.seed, existed).map_err(failed)?;
+    let mark = mark_of(&options.path);
+    if !mark.exists() {
+        let text = "The database next to this file was created. It is not created again while this file is here.\n";
+        if let Err(error) = fs::write(&mark, text) {
+            // The shop is open all the same.
+            tracing::warn!(
+                error = error.to_string(),
+                path = mark.display().to_string(),
+                "the mark of a created database was not written: a start without its file creates it anew"
+            );
+        }
+    }
+    Ok(connection)
+}
+
+fn has_products(connection: &Connection) -> rusqlite::Result<bool> {
+    let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'products')";
+    connection.query_row(exists, [], |row| row.get(0))
+}
+
+fn prepare(connection: &mut Connection, seed: &Catalogue, existed: bool) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // A commit survives the process. The last ones may not survive the machine.
@@ -168,14 +223,13 @@ fn open(options: &SqliteOptions) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "foreign_keys", true)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
-    let is_new =
+    let is_empty: bool =
         transaction
             .query_row("SELECT NOT EXISTS (SELECT 1 FROM products)", [], |row| row.get(0))?;
-    if is_new {
-        insert(&transaction, &options.seed)?;
+    if is_empty && !existed {
+        insert(&transaction, seed)?;
     }
-    transaction.commit()?;
-    Ok(connection)
+    transaction.commit()
 }
 
 fn insert(transaction: &Transaction<'_>, seed: &Catalogue) -> rusqlite::Result<()> {
@@ -272,9 +326,7 @@ fn sell_all(
     transaction: &Transaction<'_>,
     order: &Order,
 ) -> rusqlite::Result<Result<Sold, Refused>> {
-    let mut items = order.items.clone();
-    items.sort_unstable();
-    items.dedup();
+    let items = order.distinct_items();
     let prices = match priced(transaction, &items)? {
         Ok(prices) => prices,
         Err(items) => return Ok(Err(Refused::NotForSale(items))),
@@ -294,10 +346,33 @@ fn sell_all(
 fn bought_by(transaction: &Transaction<'_>, order: &Order) -> rusqlite::Result<Option<Vec<i64>>> {
     let find = "SELECT id FROM orders WHERE cart = ? AND key = ?";
     let placed = transaction.query_row(find, [&order.cart, &order.key], |row| row.get(0));
-    let Some(id): Option<i64> = placed.optional()? else { return Ok(None) };
+    let Some(id) = placed.optional()? else { return Ok(None) };
+    items_of(transaction, id).map(Some)
+}
+
+/// The items of a placed order, ascending.
+fn items_of(transaction: &Transaction<'_>, order: i64) -> rusqlite::Result<Vec<i64>> {
     let items = "SELECT item_id FROM order_items WHERE order_id = ? ORDER BY item_id";
     let mut items = transaction.prepare_cached(items)?;
-    items.query_map([id], |row| row.get(0))?.collect::<Result<_, _>>().map(Some)
+    items.query_map([order], |row| row.get(0))?.collect()
+}
+
+/// The last orders of this order's cart that have bought some of it, unless it was drawn after them.
+fn overlooked(transaction: &Transaction<'_>, order: &Order) -> rusqlite::Result<Vec<BoughtBefore>> {
+    let last = "SELECT id, key FROM orders WHERE cart = ? ORDER BY id DESC LIMIT ?";
+    let mut last = transaction.prepare_cached(last)?;
+    let compared = i64::try_from(COMPARED).unwrap_or(i64::MAX);
+    let last =
+        last.query_map(params![order.cart, compared], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let mut overlooked = Vec::new();
+    for placed in last {
+        let (id, key) = placed?;
+        let earlier = BoughtBefore { key, items: items_of(transaction, id)? };
+        if order.overlooks(&earlier) {
+            overlooked.push(earlier);
+        }
+    }
+    Ok(overlooked)
 }
 
 /// Whether the tables of queues are there. Until the pipeline of orders has made them, an order is confirmed only by the
@@ -359,10 +434,12 @@ impl Database for SqliteDatabase {
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {
         self.transact(move |transaction, options| {
             if let Some(bought) = bought_by(transaction, &order)? {
-                let mut items = order.items;
-                items.sort_unstable();
-                items.dedup();
-                return Ok(if bought == items { CheckOut::Repeated } else { CheckOut::OtherItems });
+                let is_it = bought == order.distinct_items();
+                return Ok(if is_it { CheckOut::Repeated } else { CheckOut::OtherItems });
+            }
+            let overlooked = overlooked(transaction, &order)?;
+            if !overlooked.is_empty() {
+                return Ok(CheckOut::BoughtBefore(overlooked));
             }
             // Items that were sold before one that is gone are given back.
             transaction.execute_batch("SAVEPOINT sale")?;

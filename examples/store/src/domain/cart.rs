@@ -19,6 +19,9 @@ pub const MAX_TOKEN: usize = 4096;
 /// The orders that a cart remembers. An order is confirmed several times, and is taken out of the cart once.
 pub const MAX_ORDERS: usize = 4;
 
+/// The most changes that lead to a cart. Twenty a second for as long as a signed cart is valid are 12 million.
+pub const MAX_CHANGES: u64 = 1 << 32;
+
 /// How many items a cart may have, and how it is signed.
 #[derive(Clone, Debug)]
 pub struct CartRules {
@@ -28,11 +31,17 @@ pub struct CartRules {
 }
 
 /// A set of items, one of each size at most. It reserves nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// Its written form is what is signed, and what the tabs of a cart send to each other.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Cart {
     items: BTreeSet<i64>,
-    /// The keys of the last orders that were taken out of it, oldest first.
+    /// The keys of the last orders that were taken out of it, oldest first. Carts of older versions have none.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
     orders: VecDeque<String>,
+    /// How many changes have led to it. Tabs that have heard the same have the same number.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    changes: u64,
 }
 
 /// An order that was placed, as the page that says so brings it to its cart.
@@ -73,13 +82,8 @@ pub enum RestoreError {
     Token(#[from] TokenError),
 }
 
-/// What is signed.
-#[derive(Deserialize, Serialize)]
-struct Signed {
-    items: Vec<i64>,
-    /// Carts of older versions have none.
-    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
-    orders: VecDeque<String>,
+fn is_zero(changes: &u64) -> bool {
+    *changes == 0
 }
 
 impl CartRules {
@@ -131,6 +135,7 @@ impl Cart {
             return Err(CartError::Full);
         }
         self.items.insert(item);
+        self.count_change();
         Ok(())
     }
 
@@ -140,7 +145,58 @@ impl Cart {
     ///
     /// [`CartError::NotFound`] if it is not in the cart.
     pub fn remove(&mut self, item: i64) -> Result<(), CartError> {
-        if self.items.remove(&item) { Ok(()) } else { Err(CartError::NotFound) }
+        if !self.items.remove(&item) {
+            return Err(CartError::NotFound);
+        }
+        self.count_change();
+        Ok(())
+    }
+
+    /// How many changes have led to it.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The keys of the last orders that were taken out of it, oldest first.
+    pub fn orders(&self) -> impl Iterator<Item = &str> {
+        self.orders.iter().map(String::as_str)
+    }
+
+    /// Whether another cart has the same items, and remembers the same orders.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        (&self.items, &self.orders) == (&other.items, &other.orders)
+    }
+
+    /// Becomes the cart of another tab, if more changes have led to that one: this one has missed some of them. Returns whether
+    /// it has. The tab may be that of a node with other rules, so it is read like a cart that a shopper brings, and one with
+    /// more than [`MAX_CHANGES`] is none.
+    pub fn catch_up(
+        &mut self,
+        other: Self,
+        rules: &CartRules,
+        is_known: impl Fn(i64) -> bool,
+    ) -> bool {
+        let has_missed = other.changes > self.changes && other.changes <= MAX_CHANGES;
+        if has_missed {
+            *self = other.within(rules, is_known);
+        }
+        has_missed
+    }
+
+    /// The part of it that a cart may have: the items that are known, the lowest ids first if they are too many, and the last
+    /// orders.
+    fn within(self, rules: &CartRules, is_known: impl Fn(i64) -> bool) -> Self {
+        let Self { items, mut orders, changes } = self;
+        let items = items.into_iter().filter(|item| is_known(*item)).take(rules.max_items);
+        orders.drain(..orders.len().saturating_sub(MAX_ORDERS));
+        Self { items: items.collect(), orders, changes: changes.min(MAX_CHANGES) }
+    }
+
+    /// Notes a change that this tab has announced to the others.
+    pub fn count_change(&mut self) {
+        self.changes = self.changes.saturating_add(1).min(MAX_CHANGES);
     }
 
     /// Does what another tab has done. If the cart then has more items than it may have, the highest ids leave, in every
@@ -150,6 +206,7 @@ impl Cart {
             self.items.remove(item);
         }
         self.items.extend(added);
+        self.count_change();
         let mut left = Vec::new();
         while self.items.len() > rules.max_items {
             left.extend(self.items.pop_last());
@@ -167,6 +224,7 @@ impl Cart {
             self.orders.pop_front();
         }
         self.orders.push_back(order.to_owned());
+        self.count_change();
         for item in items {
             self.items.remove(item);
         }
@@ -178,8 +236,7 @@ impl Cart {
     ///
     /// [`TokenError`] if it cannot be signed.
     pub fn serialize(&self, rules: &CartRules, now: SystemTime) -> Result<String, TokenError> {
-        let items = self.items.iter().copied().collect();
-        rules.signer.sign(&Signed { items, orders: self.orders.clone() }, now)
+        rules.signer.sign(self, now)
     }
 
     /// Reads a signed cart, with all items that it has.
@@ -195,8 +252,7 @@ impl Cart {
         if token.len() > MAX_TOKEN {
             return Err(RestoreError::TooLong);
         }
-        let Signed { items, orders } = rules.signer.verify(token, now)?;
-        Ok(Self { items: items.into_iter().collect(), orders })
+        Ok(rules.signer.verify(token, now)?)
     }
 
     /// The cart of a shopper who brings this signed cart. It has the items that are known, the lowest ids first if they are
@@ -209,15 +265,13 @@ impl Cart {
         is_known: impl Fn(i64) -> bool,
     ) -> Self {
         let cart = token.and_then(|token| Self::deserialize(token, rules, now).ok());
-        let Self { items, orders } = cart.unwrap_or_default();
-        let items = items.into_iter().filter(|item| is_known(*item)).take(rules.max_items);
-        Self { items: items.collect(), orders }
+        cart.unwrap_or_default().within(rules, is_known)
     }
 }
 
 impl FromIterator<i64> for Cart {
     fn from_iter<I: IntoIterator<Item = i64>>(items: I) -> Self {
-        Self { items: items.into_iter().collect(), orders: VecDeque::new() }
+        Self { items: items.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -352,6 +406,42 @@ mod tests {
         let token = signer.sign(&json!({ "items": [9, 3, 3, 99, 8, 1, 7, 9] }), at(0)).unwrap();
         let cart = Cart::restore(Some(&token), &rules(), at(0), |item| item != 99);
         assert_eq!(ids(&cart), [1, 3, 7, 8]);
+    }
+
+    #[test]
+    fn a_cart_that_has_missed_changes_becomes_the_one_that_has_not() {
+        let mut one = Cart::new();
+        one.add(7, &rules()).unwrap();
+        let token = one.serialize(&rules(), at(0)).unwrap();
+        let mut late = Cart::restore(Some(&token), &rules(), at(0), |_| true);
+        assert_eq!((late.changes(), &late), (1, &one));
+        one.add(9, &rules()).unwrap();
+        one.remove(7).unwrap();
+        one.take_out("key", &[]);
+        assert!(late.catch_up(one.clone(), &rules(), |_| true));
+        assert_eq!((ids(&late), late.changes()), (vec![9], 4));
+        assert!(!one.catch_up(Cart::new(), &rules(), |_| true));
+        assert_eq!(one, late);
+    }
+
+    #[test]
+    fn a_cart_of_a_tab_with_other_rules_is_not_taken_as_it_is() {
+        let other = |changes: u64| -> Cart {
+            let orders: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+            let written =
+                json!({ "items": [1, 2, 3, 4, 5, 6, 99], "orders": orders, "changes": changes });
+            serde_json::from_value(written).unwrap()
+        };
+        let mut cart: Cart = [7].into_iter().collect();
+        for changes in [0, MAX_CHANGES + 1, u64::MAX] {
+            assert!(!cart.catch_up(other(changes), &rules(), |_| true));
+        }
+        assert_eq!((ids(&cart), cart.changes()), (vec![7], 0));
+        assert!(cart.catch_up(other(MAX_CHANGES), &rules(), |item| item != 2));
+        assert_eq!(ids(&cart), [1, 3, 4, 5]);
+        assert!(cart.orders().eq(["96", "97", "98", "99"]));
+        cart.count_change();
+        assert_eq!(cart.changes(), MAX_CHANGES);
     }
 
     #[test]

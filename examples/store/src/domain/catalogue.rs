@@ -1,6 +1,6 @@
 //! Products and their stock, as one value that is read and never changed. Pure.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{change::Change, level::Level};
 
@@ -57,13 +57,25 @@ impl Item {
 }
 
 /// All products and items. Cheap to clone, and to change one row of: the others are shared.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// Two catalogues are equal if their rows are.
+#[derive(Clone, Debug, Default)]
 pub struct Catalogue {
     /// By position.
     products: Vec<Arc<Product>>,
     /// By id.
     items: Vec<Arc<Item>>,
+    /// The revisions at which items came to their present level, of items whose level has changed here.
+    crossed: Arc<BTreeMap<i64, i64>>,
 }
+
+impl PartialEq for Catalogue {
+    fn eq(&self, other: &Self) -> bool {
+        self.products == other.products && self.items == other.items
+    }
+}
+
+impl Eq for Catalogue {}
 
 /// What a change has done to a catalogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +113,7 @@ impl Catalogue {
         products.sort_by_key(|product| (product.position, product.id));
         let mut items: Vec<_> = items.into_iter().map(Arc::new).collect();
         items.sort_by_key(|item| item.id);
-        Self { products, items }
+        Self { products, items, crossed: Arc::default() }
     }
 
     /// The products, in their order on the page.
@@ -132,6 +144,14 @@ impl Catalogue {
         self.items.get(at)
     }
 
+    /// The revision at which an item came to its present level; `None` if it has had this level since it was first loaded.
+    ///
+    /// A level that changes and changes back has another revision, so a reader who compares revisions misses neither.
+    #[must_use]
+    pub fn crossed_at(&self, id: i64) -> Option<i64> {
+        self.crossed.get(&id).copied()
+    }
+
     /// An item with its product.
     #[must_use]
     pub fn item_with_product(&self, id: i64) -> Option<(&Arc<Item>, &Arc<Product>)> {
@@ -154,6 +174,9 @@ impl Catalogue {
                 }
                 let (product, before) = (item.product_id, item.available_count);
                 *item = Arc::new(Item { available_count, rev, ..(**item).clone() });
+                if Level::of(before) != Level::of(available_count) {
+                    Arc::make_mut(&mut self.crossed).insert(id, rev);
+                }
                 let applied = Applied::Stock { item: id, product, before, after: available_count };
                 Ok((before != available_count).then_some(applied))
             }
@@ -195,6 +218,12 @@ impl Catalogue {
             (before != after).then_some(Applied::Stock { item, product, before, after })
         });
         let applied = releases.chain(stocks).collect();
+        loaded.crossed = self.crossed.clone();
+        for new in &loaded.items {
+            if self.item(new.id).is_some_and(|old| old.level() != new.level()) {
+                Arc::make_mut(&mut loaded.crossed).insert(new.id, new.rev);
+            }
+        }
         *self = loaded;
         applied
     }
@@ -276,6 +305,23 @@ mod tests {
         let sold_out = Applied::Stock { item: 8, product: 2, before: 10, after: 0 };
         assert_eq!(applied, [Applied::Release { product: 2, released: true }, sold_out]);
         assert_eq!(copy.item(7).unwrap().available_count, 3, "it is newer than what was loaded");
+    }
+
+    #[test]
+    fn each_change_of_a_level_has_its_revision() {
+        let mut copy = catalogue();
+        assert_eq!(copy.crossed_at(7), None);
+        copy.apply(&stock(7, 9, 2)).unwrap();
+        assert_eq!(copy.crossed_at(7), None, "the level is the same");
+        copy.apply(&stock(7, 200, 3)).unwrap();
+        copy.apply(&stock(7, 5, 4)).unwrap();
+        copy.apply(&stock(7, 4, 5)).unwrap();
+        assert_eq!((copy.crossed_at(7), copy.crossed_at(8)), (Some(4), None));
+        let mut loaded = catalogue();
+        loaded.apply(&stock(8, 0, 6)).unwrap();
+        copy.replace(loaded);
+        assert_eq!((copy.crossed_at(7), copy.crossed_at(8)), (Some(4), Some(6)));
+        assert_eq!(copy.item(7).unwrap().available_count, 4);
     }
 
     proptest! {

@@ -14,7 +14,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
-use super::{Failure, Site};
+use super::{Failure, Site, client, tries::Tried};
 use crate::{
     database::Release,
     pages::{self, AdminView},
@@ -96,18 +96,24 @@ fn csrf(name: &str) -> String {
 /// The name of the admin who asks, or the refusal.
 #[expect(clippy::result_large_err, reason = "the error is the response, and is returned as it is")]
 fn admin(site: &Site, peer: &Peer, headers: &HeaderMap) -> Result<String, Response> {
-    let address = peer.as_ref().map(|Extension(ConnectInfo(address))| address.ip());
-    if let Err(seconds) = site.tries.may_try(address) {
+    let peer = peer.as_ref().map(|Extension(ConnectInfo(address))| address.ip());
+    let address = client::address(peer, headers, &site.shop.trusted_proxies);
+    let given = headers.get(AUTHORIZATION);
+    let credentials = given.and_then(|header| basic(header.as_bytes()));
+    let tried = Tried::new(credentials.as_ref().map(|(name, _)| &**name), address);
+    if given.is_some()
+        && let Err(seconds) = site.tries.may_try(&tried)
+    {
+        site.shop.metrics.refused_tries.increment(1);
         let later = [(RETRY_AFTER, seconds.to_string())];
         return Err((StatusCode::TOO_MANY_REQUESTS, later, "Too many tries").into_response());
     }
-    let given = headers.get(AUTHORIZATION);
-    let credentials = given.and_then(|header| basic(header.as_bytes()));
     let known = credentials
         .and_then(|(name, password)| site.admins.check(&name, &password).map(str::to_owned));
     known.ok_or_else(|| {
         if given.is_some() {
-            site.tries.was_wrong(address);
+            site.shop.metrics.wrong_passwords.increment(1);
+            site.tries.was_wrong(tried);
         }
         let realm = [(WWW_AUTHENTICATE, "Basic realm=\"store\", charset=\"UTF-8\"")];
         (StatusCode::UNAUTHORIZED, realm, "Sign in").into_response()

@@ -1,6 +1,6 @@
 //! The checkout.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
     Form,
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::{Failure, LATER, Site, session::Session};
 use crate::{
-    database::{CheckOut, Order},
+    database::{CheckOut, DatabaseError, Order},
     domain::{
         cart::{Cart, Ordered},
         catalogue::Catalogue,
@@ -68,7 +68,7 @@ pub(super) async fn buy(
         return Err(Failure::Forbidden);
     }
     let catalogue = shop.inventory.snapshot().ok_or(Failure::NotLoaded)?;
-    let cart = restore(&serialized_cart, &catalogue, shop);
+    let mut cart = restore(&serialized_cart, &catalogue, shop);
     if cart.is_empty() {
         let page = page(&session, &cart, &catalogue, key, None, shop)?;
         return Ok((StatusCode::BAD_REQUEST, page).into_response());
@@ -78,6 +78,7 @@ pub(super) async fn buy(
         cart: session.cart_id.clone(),
         items: cart.item_ids().collect(),
         placed_at: shop.clock.now_ms(),
+        knows: cart.orders().map(str::to_owned).collect(),
     };
     let placed =
         Ordered { cart: order.cart.clone(), order: key.clone(), items: order.items.clone() };
@@ -105,11 +106,38 @@ pub(super) async fn buy(
             let page = page(&session, &cart, &catalogue, key, Some(problem.to_owned()), shop)?;
             Ok((StatusCode::CONFLICT, page).into_response())
         }
+        Ok(CheckOut::BoughtBefore(orders)) => {
+            let bought: BTreeSet<i64> = orders.iter().flat_map(|it| it.items.clone()).collect();
+            let names: Vec<String> = cart
+                .item_ids()
+                .filter(|item| bought.contains(item))
+                .filter_map(|item| name(&catalogue, item))
+                .collect();
+            let problem = format!(
+                "{}: bought already, by another page of this cart. Nothing more was bought. Buy now only if you want them again.",
+                names.join(", ")
+            );
+            // The form of this page was drawn after those orders.
+            for order in orders {
+                cart.take_out(&order.key, &[]);
+            }
+            let mut view = view(&cart, &catalogue, key, Some(problem), shop)?;
+            view.key = ids::purchase_key(&view.serialized_cart);
+            let html = pages::checkout(&session.head(shop, Variant::Plain)?, &view)?;
+            Ok((StatusCode::CONFLICT, Html(html)).into_response())
+        }
         Ok(CheckOut::Gone(items)) => refused(items, "gone meanwhile."),
         Ok(CheckOut::NotForSale(items)) => refused(items, "not for sale yet."),
         Err(error) => {
             tracing::warn!(error = error.to_string(), "a checkout has failed");
-            let problem = "The order could not be placed just now. Nothing was bought. Try again in a moment.";
+            let problem = match error {
+                DatabaseError::Unknown(_) => {
+                    "It is not known yet whether the order was placed. Try again in a moment: no pair is bought twice."
+                }
+                _ => {
+                    "The order could not be placed just now. Nothing was bought. Try again in a moment."
+                }
+            };
             let page = page(&session, &cart, &catalogue, key, Some(problem.to_owned()), shop)?;
             Ok((StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, LATER)], page).into_response())
         }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod checkout;
+mod client;
 mod headers;
 mod session;
 mod shopper;

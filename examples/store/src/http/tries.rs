@@ -1,22 +1,48 @@
-//! How often an address may try a password.
+//! How often a name may be tried with a wrong password.
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Wrong passwords that an address may send in an interval.
+/// Wrong passwords that may be sent for a name from an address in an interval.
 const MAX_WRONG: u32 = 10;
 
 /// The interval.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// The most addresses that are remembered. With more of them, the one that was wrong first is forgotten.
-const MAX_ADDRESSES: usize = 1024;
+/// The most names with addresses that are remembered. With more of them, one whose interval is over is forgotten, or the one
+/// with the fewest wrong passwords. The one that comes in its place inherits these: a name that is forgotten and comes back
+/// has at least as many as it had, so others that are tried in turn with it do not give it more tries.
+const MAX_TRIED: usize = 1024;
+
+/// The most bytes of a name that are remembered. No admin has a longer one.
+const MAX_NAME: usize = 200;
+
+/// A name that was tried, and the address that it was tried from.
+///
+/// Both count. Behind a proxy that is not known, all have one address, and one of them who guesses locks out no other name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tried {
+    /// `None` if what was sent has no name.
+    name: Option<String>,
+    address: Option<IpAddr>,
+}
+
+impl Tried {
+    pub(super) fn new(name: Option<&str>, address: Option<IpAddr>) -> Self {
+        let ends = |name: &str| {
+            let ends = name.char_indices().map(|(at, character)| at + character.len_utf8());
+            ends.take_while(|end| *end <= MAX_NAME).last().unwrap_or(0)
+        };
+        let name = name.map(|name| name.get(..ends(name)).unwrap_or_default().to_owned());
+        Self { name, address }
+    }
+}
 
 /// The wrong passwords of a while.
 #[derive(Debug, Default)]
-pub(super) struct Tries(Mutex<HashMap<Option<IpAddr>, Wrong>>);
+pub(super) struct Tries(Mutex<HashMap<Tried, Wrong>>);
 
 #[derive(Debug)]
 struct Wrong {
@@ -24,27 +50,41 @@ struct Wrong {
     since: Instant,
 }
 
+impl Wrong {
+    fn is_over(&self) -> bool {
+        self.since.elapsed() >= WITHIN
+    }
+}
+
+/// The one that is forgotten next.
+fn least(tries: &HashMap<Tried, Wrong>) -> Option<(&Tried, &Wrong)> {
+    tries.iter().min_by_key(|(_, wrong)| (!wrong.is_over(), wrong.count, wrong.since))
+}
+
 impl Tries {
-    /// Whether an address may try. Otherwise, after how many seconds.
-    pub(super) fn may_try(&self, address: Option<IpAddr>) -> Result<(), u64> {
+    /// Whether a name may be tried. Otherwise, after how many seconds.
+    pub(super) fn may_try(&self, tried: &Tried) -> Result<(), u64> {
         let tries = self.0.lock();
-        let Some(wrong) = tries.get(&address) else { return Ok(()) };
+        let is_full = tries.len() >= MAX_TRIED;
+        let wrong =
+            tries.get(tried).or_else(|| least(&tries).filter(|_| is_full).map(|(_, wrong)| wrong));
+        let Some(wrong) = wrong else { return Ok(()) };
         let left = WITHIN.saturating_sub(wrong.since.elapsed());
         if wrong.count < MAX_WRONG || left.is_zero() { Ok(()) } else { Err(left.as_secs() + 1) }
     }
 
     /// Notes a wrong password.
-    pub(super) fn was_wrong(&self, address: Option<IpAddr>) {
+    pub(super) fn was_wrong(&self, tried: Tried) {
         let mut tries = self.0.lock();
-        if tries.len() >= MAX_ADDRESSES && !tries.contains_key(&address) {
-            let first =
-                tries.iter().min_by_key(|(_, wrong)| wrong.since).map(|(address, _)| *address);
-            if let Some(first) = first {
-                tries.remove(&first);
+        let mut first = Wrong { count: 0, since: Instant::now() };
+        if tries.len() >= MAX_TRIED && !tries.contains_key(&tried) {
+            let least = least(&tries).map(|(tried, _)| tried.clone());
+            if let Some(least) = least.and_then(|least| tries.remove(&least)) {
+                first = least;
             }
         }
-        let wrong = tries.entry(address).or_insert(Wrong { count: 0, since: Instant::now() });
-        if wrong.since.elapsed() >= WITHIN {
+        let wrong = tries.entry(tried).or_insert(first);
+        if wrong.is_over() {
             *wrong = Wrong { count: 0, since: Instant::now() };
         }
         wrong.count = wrong.count.saturating_add(1);
@@ -57,29 +97,57 @@ mod tests {
 
     use super::*;
 
-    fn address(n: u32) -> Option<IpAddr> {
-        Some(Ipv4Addr::from(n).into())
+    fn tried(name: &str, address: u32) -> Tried {
+        Tried::new(Some(name), Some(Ipv4Addr::from(address).into()))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_with_many_wrong_passwords_waits() {
+    async fn a_name_that_was_tried_often_waits_where_it_was_tried_from() {
         let tries = Tries::default();
         for _ in 0..MAX_WRONG {
-            assert_eq!(tries.may_try(address(1)), Ok(()));
-            tries.was_wrong(address(1));
+            assert_eq!(tries.may_try(&tried("ann", 1)), Ok(()));
+            tries.was_wrong(tried("ann", 1));
         }
-        assert!(tries.may_try(address(1)).is_err());
-        assert_eq!(tries.may_try(address(2)), Ok(()));
+        assert!(tries.may_try(&tried("ann", 1)).is_err());
+        assert_eq!(tries.may_try(&tried("ann", 2)), Ok(()));
+        assert_eq!(tries.may_try(&tried("bob", 1)), Ok(()));
         tokio::time::advance(WITHIN).await;
-        assert_eq!(tries.may_try(address(1)), Ok(()));
+        assert_eq!(tries.may_try(&tried("ann", 1)), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_addresses_are_remembered_than_there_is_room_for() {
+    async fn no_more_names_are_remembered_than_there_is_room_for_and_the_most_tried_are() {
         let tries = Tries::default();
-        for n in 0..2 * u32::try_from(MAX_ADDRESSES).unwrap() {
-            tries.was_wrong(address(n));
+        for _ in 0..MAX_WRONG {
+            tries.was_wrong(tried("ann", 1));
         }
-        assert_eq!(tries.0.lock().len(), MAX_ADDRESSES);
+        for n in 0..2 * MAX_TRIED {
+            tries.was_wrong(tried(&n.to_string(), 1));
+        }
+        assert_eq!(tries.0.lock().len(), MAX_TRIED);
+        assert!(tries.may_try(&tried("ann", 1)).is_err());
+        // Those whose time is over go first.
+        tokio::time::advance(WITHIN).await;
+        tries.was_wrong(tried("new", 1));
+        assert_eq!(tries.0.lock().len(), MAX_TRIED);
+        // Others in turn with it give a name no more tries, and make it wait no longer than the interval.
+        let tries = Tries::default();
+        for n in 0..2 * MAX_TRIED {
+            tries.was_wrong(tried(&n.to_string(), 1));
+        }
+        let mut tried_often = 0;
+        for n in 0..20 * MAX_TRIED {
+            if tries.may_try(&tried("bob", 1)).is_err() {
+                break;
+            }
+            tried_often += 1;
+            tries.was_wrong(tried("bob", 1));
+            tries.was_wrong(tried(&format!("other {n}"), 1));
+        }
+        assert!(tried_often <= MAX_WRONG, "{tried_often} wrong passwords");
+        tokio::time::advance(WITHIN).await;
+        assert_eq!(tries.may_try(&tried("bob", 1)), Ok(()));
+        let long = Tried::new(Some(&"é".repeat(1000)), None);
+        assert_eq!(long.name.unwrap().len(), MAX_NAME);
     }
 }

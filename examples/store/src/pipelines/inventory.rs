@@ -110,6 +110,7 @@ async fn load(shop: &Shop) {
 /// Releases what is due. The database releases a product once, whichever node is first.
 async fn release_due(shop: &Arc<Shop>) {
     let now = shop.clock.now_ms();
+    shop.metrics.clock_is_ahead(shop.clock.ahead());
     let Some(catalogue) = shop.inventory.snapshot() else { return };
     for product in catalogue.products() {
         if product.released || product.release_at.is_none_or(|at| at > now) {

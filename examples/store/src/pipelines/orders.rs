@@ -6,6 +6,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+#[cfg(feature = "postgres")]
+use pipeline::sources::postgres::{PostgresError, PostgresQueue};
 use pipeline::{
     Pipeline,
     builder::StartError,
@@ -14,6 +16,7 @@ use pipeline::{
         SourceOptions,
         sqlite::{SqliteError, SqliteQueue},
     },
+    stage::Producer,
     ws::{
         PubSub,
         pubsub::{ClientsElsewhere, Expired, NoSubscribers, Push},
@@ -44,6 +47,10 @@ pub enum OrdersError {
     /// The queue cannot be opened.
     #[error(transparent)]
     Queue(#[from] SqliteError),
+    /// The queue in PostgreSQL.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
     /// A stage.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -56,6 +63,25 @@ pub enum OrdersError {
 /// [`OrdersError`] if the file cannot be opened.
 pub async fn start(path: PathBuf, pubsub: &PubSub) -> Result<Pipeline, OrdersError> {
     let queue = SqliteQueue::open(path, PLACED_ORDERS).await?;
+    Ok(confirm(queue.source(SourceOptions::new()).json(), pubsub)?)
+}
+
+/// Starts the pipeline over the queue in a database of PostgreSQL.
+///
+/// # Errors
+///
+/// [`OrdersError`] if the address cannot be read, or the tables of the queue cannot be made.
+#[cfg(feature = "postgres")]
+pub async fn start_in_postgres(url: &str, pubsub: &PubSub) -> Result<Pipeline, OrdersError> {
+    let queue = PostgresQueue::open(url, PLACED_ORDERS)?;
+    queue.prepare().await?;
+    Ok(confirm(queue.source(SourceOptions::new()).json(), pubsub)?)
+}
+
+fn confirm(
+    placed: impl Producer<Event = Message<Placed>>,
+    pubsub: &PubSub,
+) -> Result<Pipeline, StartError> {
     let confirm = pubsub.push_messages(|placed: &Message<Placed>| {
         let Placed { cart, items, order } = placed.data();
         let removed = json!({ "added": [], "removed": items, "order": order });
@@ -67,8 +93,8 @@ pub async fn start(path: PathBuf, pubsub: &PubSub) -> Result<Pipeline, OrdersErr
         .written_within(Duration::from_secs(10))
         .no_subscribers(keep)
         .clients_elsewhere(ClientsElsewhere::GiveBack);
-    Ok(Pipeline::of_messages("orders")
-        .source(queue.source(SourceOptions::new()).json::<Placed>())
+    Pipeline::of_messages("orders")
+        .source(placed)
         .processors(Processors::new(confirm).concurrency(20))
-        .start()?)
+        .start()
 }

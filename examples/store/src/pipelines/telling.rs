@@ -93,8 +93,8 @@ impl Consumer for Teller {
             }
             let Some(catalogue) = self.shop.inventory.snapshot() else { continue };
             match *event {
-                Tell::Stock { item, product, before, since } => {
-                    self.tell_stock(&catalogue, &event, item, product, before)?;
+                Tell::Stock { item, product, since } => {
+                    self.tell_stock(&catalogue, &event, item, product)?;
                     self.shop.metrics.level_was_told_after(Instant::now().duration_since(since));
                 }
                 Tell::Release(product) => self.tell_release(&catalogue, &event, product)?,
@@ -112,11 +112,10 @@ impl Teller {
         event: &Timed<Tell>,
         id: i64,
         product: i64,
-        before: Level,
     ) -> Result<(), ExitReason> {
         let Some(item) = catalogue.item(id) else { return Ok(()) };
         // What was told is noted even if no page is open: pages that come later get the level as they join.
-        let told = self.told.compare(id, before, item.available_count);
+        let told = self.told.compare(id, item.level(), catalogue.crossed_at(id));
         if let Telling::Broadcast(level) = told {
             self.broadcast(
                 event,
@@ -140,10 +139,8 @@ impl Teller {
         let (topic, pubsub) = (topic(id), &self.pubsub);
         let view = product_view(catalogue, id).filter(|product| product.released);
         let Some(product) = view else { return Ok(()) };
-        // The fragment has these levels, whatever was told before.
-        for item in &product.items {
-            self.told.set(item.id, item.level);
-        }
+        // The fragment has the present levels. Stock entries announce them as well: a page that has the sizes already, from its
+        // join, does not look at the fragment.
         if !pubsub.has_subscribers(&topic) && !pubsub.has_subscribers(DROPS_PAGE) {
             return Ok(());
         }

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
+    channels::cart::OTHER,
     domain::catalogue::Catalogue,
     shop::{CART_TRACKER, Shop, TOTALS},
 };
@@ -46,9 +47,8 @@ impl Totals {
         for key in present.keys() {
             for (tab, meta) in present.metas(key).enumerate() {
                 totals.tabs += 1;
-                if let Some(page) = meta.get("page").and_then(Value::as_str) {
-                    *totals.pages.entry(page.to_owned()).or_default() += 1;
-                }
+                let page = meta.get("page").and_then(Value::as_str).unwrap_or(OTHER);
+                *totals.pages.entry(page.to_owned()).or_default() += 1;
                 // All tabs of a cart have the same items.
                 if tab > 0 {
                     continue;

@@ -9,6 +9,10 @@ use crate::{CONNECTED, CUT_OFF, card, driver::Browser, server::Server, sizes, so
 /// What was sent, without the cart's id. The joins of one moment come in any order.
 const FRAMES: &str = "window.seen.frames.map(frame => frame.replace(/cart:.*/, 'cart')).sort()";
 
+/// The items that the page shows in the cart.
+const CART: &str =
+    "[...document.querySelectorAll('.cart-item__remove')].map(it => Number(it.dataset.itemId))";
+
 async fn go(browser: &Browser, path: &str) {
     browser.click(&format!(".app-nav a[href=\"{path}\"]")).await;
     browser.until(&format!("location.pathname === '{path}'")).await;
@@ -49,9 +53,19 @@ async fn a_129_a_socket_lives_as_long_as_the_routes_that_need_it() {
     changed[0] = json!("6 low");
     browser.becomes(&card(1), &changed).await;
     browser.becomes(FRAMES, &json!([])).await;
+    browser.click("button[value=\"2\"]").await;
+    browser.becomes(CART, &json!([2])).await;
+    forget(&browser).await;
 
+    // The cart's channel stays joined, so nothing comes from the server that the page of the cart could show.
     go(&browser, "/app/cart").await;
+    browser.becomes("document.querySelector('h1').textContent", &json!("Your cart")).await;
+    browser.becomes(CART, &json!([2])).await;
     browser.becomes(FRAMES, &json!(["phx_leave product:1", "phx_leave product:2"])).await;
+    forget(&browser).await;
+    browser.click(".cart-item__remove").await;
+    browser.becomes(CART, &json!([])).await;
+    browser.becomes(FRAMES, &json!(["remove_item cart"])).await;
     browser.becomes("window.seen.sockets", &json!(1)).await;
     forget(&browser).await;
     go(&browser, "/app").await;
@@ -114,11 +128,10 @@ async fn a_134_a_socket_at_the_root_is_open_on_every_route() {
 
 /// What holds for the plain page holds for `/app/drops`. The tests of rows go through both pages: A-038 in T-011, A-042 in T-012,
 /// the cart of in T-029, A-046, A-047 and in T-019, A-125, and A-126
-/// in T-018. Here is all of it in one go.
+/// in T-018. Here is all of it in one go, with. What the server alone does, such as A-048, is the same for all
+/// pages.
 #[tokio::test]
 async fn a_135_the_react_page_does_what_the_plain_one_does() {
-    const CART: &str =
-        "[...document.querySelectorAll('.cart-item__remove')].map(it => Number(it.dataset.itemId))";
     let server = Server::start().await;
     let browser = Browser::start().await;
     browser.open(&server.url("/app/drops")).await;
@@ -143,6 +156,38 @@ async fn a_135_the_react_page_does_what_the_plain_one_does() {
     browser
         .until("document.querySelector('#notices').textContent.includes('in your cart already')")
         .await;
+    // It takes no more than four, and gives them back.
+    for (item, cart) in [(3, json!([1, 2, 3])), (5, json!([1, 2, 3, 5]))] {
+        browser.click(&format!("button[value=\"{item}\"]")).await;
+        browser.becomes(CART, &cart).await;
+    }
+    browser.click("button[value=\"6\"]").await;
+    browser.until("document.querySelector('#notices').textContent.includes('cart is full')").await;
+    for (item, cart) in [(5, json!([1, 2, 3])), (3, json!([1, 2]))] {
+        browser.click(&format!(".cart-item__remove[data-item-id=\"{item}\"]")).await;
+        browser.becomes(CART, &cart).await;
+    }
+    // Its channel crashes, by what no tab says, and comes back with the cart. A cart is signed anew with each join.
+    browser.run("window.before = localStorage.storedCart").await;
+    let id = browser.run("return window.cartId").await;
+    let topic = format!("cart:{}", id.as_str().unwrap());
+    server.say(&topic, "cart_updated", json!({ "added": "no list" }));
+    browser.until("localStorage.storedCart !== window.before").await;
+    browser.becomes(CART, &json!([1, 2])).await;
+    // A second release finds the sizes there, and an older level is not shown.
+    server.say("product:1", "released", json!({ "size_html": "<p id=\"twice\"></p>", "rev": 99 }));
+    let level = |level: &str, rev: i64| {
+        let change = json!({ "product_id": 1, "item_id": 6, "level": level, "rev": rev });
+        server.say("product:1", "stock_change", change);
+    };
+    level("low", 50);
+    level("out", 49);
+    let mut seen = sizes();
+    seen[5] = json!("11 low");
+    browser.becomes(&card(1), &seen).await;
+    browser.until("document.getElementById('twice') === null").await;
+    level("high", 51);
+    browser.becomes(&card(1), &sizes()).await;
     // An item of it is gone, and the line says so in both.
     server.stock(2, 0).await;
     let grey =

@@ -113,15 +113,6 @@ impl Browser {
         self.phone(390, height, 1).await;
     }
 
-    /// Emulates what a visitor prefers.
-    pub(crate) async fn prefers(&self, colors: &str) {
-        let features = json!([
-            {"name": "prefers-color-scheme", "value": colors},
-            {"name": "prefers-reduced-motion", "value": "reduce"},
-        ]);
-        self.devtools("Emulation.setEmulatedMedia", json!({"features": features})).await;
-    }
-
     /// Closes the browser cleanly, which is not needed after a panic.
     pub(crate) async fn close(self) {
         self.0.close().await;

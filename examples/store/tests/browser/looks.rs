@@ -1,42 +1,9 @@
 //! How the pages look: on phones, in the dark, and to readers with weak eyes.
 
+use pipeline_test_support::FAINT_TEXTS;
 use serde_json::json;
 
-use crate::{CONNECTED, driver::Browser, server::Server};
-
-/// The texts with less contrast than 4.5:1, in front of the nearest background that is a plain colour.
-const FAINT: &str = "(() => {
-    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true})
-    const rgba = (color) => {
-        canvas.clearRect(0, 0, 1, 1)
-        canvas.fillStyle = color
-        canvas.fillRect(0, 0, 1, 1)
-        return [...canvas.getImageData(0, 0, 1, 1).data]
-    }
-    const light = ([r, g, b]) => {
-        const [x, y, z] = [r, g, b].map(it => it / 255).map(it => it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4)
-        return 0.2126 * x + 0.7152 * y + 0.0722 * z
-    }
-    const behind = (element) => {
-        for (let it = element; it; it = it.parentElement) {
-            const color = rgba(getComputedStyle(it).backgroundColor)
-            if (color[3] === 255) return color
-        }
-        return [255, 255, 255, 255]
-    }
-    const faint = []
-    for (const element of document.body.querySelectorAll('*')) {
-        const said = [...element.childNodes].filter(it => it.nodeType === 3 && it.textContent.trim() !== '')
-        if (said.length === 0 || !element.checkVisibility()) continue
-        for (const pseudo of [undefined, '::after']) {
-            const color = rgba(getComputedStyle(element, pseudo).color)
-            const [one, other] = [light(color), light(behind(element))].sort((a, b) => b - a)
-            const ratio = (one + 0.05) / (other + 0.05)
-            if (ratio < 4.5) faint.push(`${element.className} ${pseudo ?? ''} ${ratio.toFixed(2)}`)
-        }
-    }
-    return faint
-})()";
+use crate::{CONNECTED, PAGES, driver::Browser, server::Server};
 
 /// What is wrong for readers who do not see the page: pictures without a text, controls without a name, and more.
 const UNREADABLE: &str = "[
@@ -81,7 +48,7 @@ async fn pages_fit_a_phone_and_can_be_read_in_light_and_dark() {
         browser.becomes(UNREADABLE, &json!([])).await;
         for colors in ["light", "dark"] {
             browser.prefers(colors).await;
-            browser.becomes(FAINT, &json!([])).await;
+            browser.becomes(FAINT_TEXTS, &json!([])).await;
         }
     }
     assert_eq!(browser.complaints().await, Vec::<String>::new());
@@ -125,6 +92,70 @@ async fn a_cart_is_filled_and_emptied_with_the_keyboard() {
     press("\u{e007}").await;
     browser.until("document.querySelectorAll('.cart-item').length === 0").await;
     browser.until("document.activeElement.id === 'content'").await;
+    browser.close().await;
+}
+
+/// The line that has the focus is removed, or another one, in this tab or in another, which the server says as one event.
+#[tokio::test]
+async fn the_focus_stays_in_the_cart_whichever_tab_removes_a_line() {
+    let server = Server::start().await;
+    server.release(1).await;
+    let browser = Browser::start().await;
+    for path in PAGES {
+        browser.open(&server.url(path)).await;
+        browser.until(CONNECTED).await;
+        for item in [1, 2, 3, 5] {
+            browser.click(&format!("button[value=\"{item}\"]")).await;
+            let is_in = format!("document.querySelector('[data-item-id=\"{item}\"]') !== null");
+            browser.until(&is_in).await;
+        }
+        browser.until("document.querySelectorAll('.cart-item').length === 4").await;
+        let id = browser.run("return window.cartId").await;
+        let topic = format!("cart:{}", id.as_str().unwrap());
+        let other_tab_removes = |item: i64| {
+            let removed = json!({ "added": [], "removed": [item] });
+            server.say(&topic, "cart_updated", removed);
+        };
+        let focused = "document.activeElement.closest('.cart-item')?.dataset.itemId
+            ?? (document.activeElement.id || document.activeElement.className)";
+        let lines = async |count: usize| {
+            let shown = "document.querySelectorAll('.cart-item').length";
+            browser.becomes(shown, &json!(count)).await;
+        };
+        let focus = async |selector: &str| {
+            browser.run(&format!("document.querySelector('{selector}').focus()")).await;
+        };
+        // A line before it goes: it stays on its own.
+        focus(".cart-item__remove[data-item-id=\"3\"]").await;
+        browser.becomes(focused, &json!("3")).await;
+        other_tab_removes(1);
+        lines(3).await;
+        browser.becomes(focused, &json!("3")).await;
+        // Its own line goes: it is on the next one, and on the one before if there is none.
+        other_tab_removes(3);
+        lines(2).await;
+        browser.becomes(focused, &json!("5")).await;
+        browser.click(".cart-item__remove[data-item-id=\"5\"]").await;
+        lines(1).await;
+        browser.becomes(focused, &json!("2")).await;
+        if path == "/" {
+            focus(".cart__summary").await;
+            server.stock(2, 0).await;
+            browser.until("document.querySelectorAll('.cart-item--out').length === 1").await;
+            browser.becomes(focused, &json!("cart__summary")).await;
+            server.stock(2, 50).await;
+        }
+        other_tab_removes(2);
+        lines(0).await;
+        browser.becomes(focused, &json!("content")).await;
+        // What is elsewhere stays there.
+        browser.click("button[value=\"1\"]").await;
+        lines(1).await;
+        focus("button[value=\"2\"]").await;
+        other_tab_removes(1);
+        lines(0).await;
+        browser.becomes("document.activeElement.value", &json!("2")).await;
+    }
     browser.close().await;
 }
 

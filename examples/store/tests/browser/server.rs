@@ -124,6 +124,7 @@ impl Stopped {
         let database = SqliteDatabase::new(SqliteOptions {
             path: self.folder.path().join("store.db"),
             seed: self.catalogue.clone(),
+            creates: true,
             confirm_orders: false,
         });
         let database = database.unwrap();
@@ -135,6 +136,7 @@ impl Stopped {
             telemetry: Telemetry::global(),
             bench: false,
             idle_timeout: self.idle_timeout,
+            trusted_proxies: Vec::new(),
         };
         let admins = vec![ADMIN.parse().unwrap()];
         let store = Store::open(options, admins, Duties::default(), |endpoint| endpoint).unwrap();

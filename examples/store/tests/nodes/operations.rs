@@ -63,6 +63,121 @@ async fn p_001_one_file_is_all_that_is_deployed() {
     }
 }
 
+/// The database is moved away while no node runs, and back while one waits for it. After it, each state of the shop is there
+/// again, from where it is kept.
+///
+/// Also shows P-002.
+#[tokio::test(flavor = "multi_thread")]
+async fn t_023_a_database_that_is_away_at_the_start_is_waited_for_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (db, away) = (folder.path().join("store.db"), folder.path().join("away.db"));
+    let mut node = Node::start(&db, &["--release", "1"]).await;
+    eventually(async || node.shows(1).await).await;
+    let [cookie, id, token, csrf] = node.shopper().await;
+    let topic = format!("cart:{id}");
+    let mut page = node.page().await;
+    page.join(&topic, json!({ "token": token, "page": "/" })).await;
+    let add = async |page: &mut Page, item: i64| {
+        let added = page.ask(&topic, "add_item", json!({ "item_id": item })).await;
+        added["response"]["serialized"].as_str().unwrap().to_owned()
+    };
+    let serialized = add(&mut page, 1).await;
+    let form = format!("serialized_cart={serialized}&csrf_token={csrf}&key=k");
+    let bought = node.request("POST", "/checkout", &[&cookie], &form).await;
+    assert!(bought.head.contains("/checkout/complete"));
+    page.take(|it| it[3] == "cart" && it[4]["items"] == json!([])).await;
+    let serialized = add(&mut page, 2).await;
+    let drawn = node.drawn_level(1).await;
+    node.terminate();
+    assert!(timeout(LONG, node.process.wait()).await.unwrap().unwrap().success());
+    let rows = |db: &std::path::Path| -> (i64, i64, i64) {
+        let counts = "SELECT (SELECT sum(available_count) FROM item_availabilities), (SELECT count(*) FROM orders),
+            (SELECT count(*) FROM products WHERE released)";
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        Connection::open(db).unwrap().query_row(counts, [], row).unwrap()
+    };
+    let before = rows(&db);
+    assert_eq!((before.1, before.2), (1, 1));
+    std::fs::rename(&db, &away).unwrap();
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_store"));
+    command.args(["--port", "0", "--admin-port", "0", "--db"]).arg(&db);
+    let node = Node::run(&mut command).await;
+    let ready = async || request(&node.operator, "GET", "/readyz", &[], "").await.head;
+    for _ in 0..3 {
+        let page = node.get("/", &[&cookie]).await;
+        assert!(page.head.contains(" 503 ") && page.head.contains("retry-after"), "{}", page.head);
+        assert!(ready().await.contains(" 503 "));
+        // It has looked for the database since.
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(request(&node.operator, "GET", "/livez", &[], "").await.head.contains(" 200 "));
+    assert!(!db.exists(), "no other one is created");
+    std::fs::rename(&away, &db).unwrap();
+    eventually(async || node.get("/", &[]).await.head.contains(" 200 ")).await;
+    assert!(ready().await.contains(" 200 "));
+
+    assert_eq!(rows(&db), before, "products, stock and orders, from the database");
+    assert!(node.shows(1).await && !node.shows(2).await);
+    assert_eq!(node.drawn_level(1).await, drawn);
+    let again = node.get("/", &[&cookie]).await;
+    assert_eq!(again.after("name=\"cart-id\" content=\""), id, "the cart's id, from the cookie");
+    let token = again.after("name=\"cart-token\" content=\"");
+    let mut dashboard = node.dashboard().await;
+    dashboard.join("admin:totals", json!({})).await;
+    let mut page = node.page().await;
+    page.join(&topic, json!({ "token": token, "page": "/", "serialized": serialized })).await;
+    page.take(|it| it[3] == "cart" && it[4]["items"][0]["id"] == 2).await;
+    // Who is there, from who connects.
+    dashboard.take(|it| it[3] == "totals" && it[4]["items"]["2"] == 1).await;
+}
+
+/// Ann has a dashboard on each of two nodes, and Bob has one. An operator withdraws her access on one of the nodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_108_an_admin_whose_access_is_withdrawn_is_out_of_all_nodes_and_stays_out() {
+    let Some(shop) = Shop::over(Kind::Redis).await else { return };
+    let admins = ["--admin", "ann:one,bob:two"];
+    let nodes = [
+        shop.node("a", &[&["--fresh"][..], &admins].concat()).await,
+        shop.node("b", &admins).await,
+    ];
+    let (ann, bob) = ("authorization: Basic YW5uOm9uZQ==", "authorization: Basic Ym9iOnR3bw==");
+    let connect = async |node: &Node, protocols: &str| {
+        let header = Some(("sec-websocket-protocol", protocols.to_owned()));
+        open(&node.address, "admin_socket", header).await
+    };
+    let token = nodes[0].admin_protocols(ann).await;
+    let mut dashboards = Vec::new();
+    for node in &nodes {
+        let mut page = connect(node, &token).await.unwrap();
+        assert_eq!(page.join("admin:cart_tracker", json!({})).await["status"], "ok");
+        dashboards.push(page);
+    }
+    let mut bobs = connect(&nodes[1], &nodes[1].admin_protocols(bob).await).await.unwrap();
+    assert_eq!(bobs.join("admin:totals", json!({})).await["status"], "ok");
+    let withdraw = async |name: &str, headers: &[&str]| {
+        let path = format!("/admins/{name}/withdraw");
+        request(&nodes[0].operator, "POST", &path, headers, "").await
+    };
+    assert!(withdraw("eve", &[]).await.head.contains(" 404 "));
+    let of_a_page = withdraw("ann", &["origin: http://shop.example"]).await;
+    assert!(of_a_page.head.contains(" 400 "), "{}", of_a_page.head);
+    let done = withdraw("ann", &[]).await;
+    assert!(done.head.contains(" 200 ") && done.body.contains("\"closed\":1"), "{}", done.body);
+    for page in &mut dashboards {
+        // However the socket ends, it does.
+        while let Some(Ok(message)) = timeout(LONG, page.stream.next()).await.unwrap() {
+            assert!(!matches!(message, Message::Binary(_)), "{message}");
+        }
+    }
+    for node in &nodes {
+        eventually(async || connect(node, &token).await.err() == Some(403)).await;
+        assert!(node.get("/admin", &[ann]).await.head.contains(" 401 "));
+        assert!(node.get("/admin", &[bob]).await.head.contains(" 200 "));
+    }
+    assert_eq!(bobs.join("admin:cart_tracker", json!({})).await["status"], "ok");
+}
+
 /// Two nodes behind a real load balancer. One of them is killed.
 async fn behind(balancer: Balancer) {
     let Some(shop) = Shop::over(Kind::Redis).await else { return };

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use pipeline::ws::channel_test::{TestChannel, TestSocket, assert_push, refute_push};
 use pipeline_test_support::Log;
 use serde_json::{Value, json};
 
-use crate::support::{LONG, Node, cart_id, refused};
+use crate::support::{LONG, Node, PROXY, cart_id, refused};
 
 /// `ann:one`, as a header.
 const ANN: &str = "Basic YW5uOm9uZQ==";
@@ -77,6 +78,59 @@ async fn a_103_the_dashboard_asks_for_a_name_and_a_password() {
     assert_eq!(with(ANN).await.status, StatusCode::OK);
 }
 
+/// The answer to a dashboard's request with these credentials, from an address, with what proxies have noted.
+async fn signs_in(node: &Node, from: [u8; 4], forwarded: &str, header: &str) -> StatusCode {
+    let mut request = axum::http::Request::get("/admin").header("authorization", header);
+    if !forwarded.is_empty() {
+        request = request.header("x-forwarded-for", forwarded);
+    }
+    let mut request = request.body(axum::body::Body::empty()).unwrap();
+    let peer = std::net::SocketAddr::from((from, 4711));
+    request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
+    node.request(request).await.status
+}
+
+/// `ann:two` and `bob:two`.
+const WRONG_ANN: &str = "Basic YW5uOnR3bw==";
+const BOB: &str = "Basic Ym9iOnR3bw==";
+
+/// Behind a proxy that the node does not trust, all have its address.
+#[tokio::test(start_paused = true)]
+async fn wrong_passwords_lock_a_name_out_and_no_other_one_of_that_address() {
+    let node = Node::open().await;
+    let (proxy, elsewhere) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+    for n in 0..20 {
+        // Nothing in the header is believed.
+        let forwarded = format!("203.0.113.{n}");
+        let expected =
+            if n < 10 { StatusCode::UNAUTHORIZED } else { StatusCode::TOO_MANY_REQUESTS };
+        assert_eq!(signs_in(&node, proxy, &forwarded, WRONG_ANN).await, expected, "{n}");
+    }
+    assert_eq!(signs_in(&node, proxy, "203.0.113.9", ANN).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(signs_in(&node, proxy, "203.0.113.9", BOB).await, StatusCode::OK);
+    assert_eq!(signs_in(&node, elsewhere, "", ANN).await, StatusCode::OK);
+    // Unknown names lock out no known one.
+    for n in 0..20 {
+        let other = STANDARD.encode(format!("name {n}:x"));
+        signs_in(&node, elsewhere, "", &format!("Basic {other}")).await;
+    }
+    assert_eq!(signs_in(&node, elsewhere, "", ANN).await, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_passwords_that_come_through_a_trusted_proxy_lock_out_their_own_address() {
+    let node = Node::open().await;
+    for n in 0..20 {
+        // What the client itself has put into the header is before what the proxy has noted.
+        let forwarded = format!("198.51.100.{n}, 203.0.113.5");
+        let expected =
+            if n < 10 { StatusCode::UNAUTHORIZED } else { StatusCode::TOO_MANY_REQUESTS };
+        assert_eq!(signs_in(&node, PROXY, &forwarded, WRONG_ANN).await, expected, "{n}");
+    }
+    assert_eq!(signs_in(&node, PROXY, "203.0.113.5", ANN).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(signs_in(&node, PROXY, "203.0.113.6", ANN).await, StatusCode::OK);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_105_an_admin_joins_and_gets_all_carts() {
     let node = Node::selling().await;
@@ -122,16 +176,46 @@ async fn a_107_shoppers_cannot_join_what_is_not_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_108_an_admin_whose_access_is_withdrawn_is_out_and_stays_out() {
+async fn an_admin_whose_access_is_withdrawn_is_out_and_stays_out() {
     let node = Node::open().await;
     let (one, other, bob) =
         (node.admin("ann").await, node.admin("ann").await, node.admin("bob").await);
-    assert_eq!(node.store.withdraw("ann"), 2);
+    assert_eq!(node.store.withdraw("ann").unwrap(), Some(2));
     one.closed().await;
     other.closed().await;
     let token = node.store.shop.signers.admin.sign("ann", node.store.shop.clock.now()).unwrap();
     assert!(node.admin_with(Some(token)).await.is_err());
     bob.join("admin:totals", json!({})).await.unwrap();
+}
+
+/// A dashboard on one node, and a shopper on another.
+#[tokio::test(start_paused = true)]
+async fn a_119_a_shopper_of_another_node_is_seen_in_two_seconds_and_gone_in_thirty() {
+    let [a, b] = Node::two_selling().await;
+    let (_socket, channel, state) = dashboard(&a).await;
+    assert_eq!(state, json!({}));
+    let diff = async |seconds: u64, is_it: &dyn Fn(&Value) -> bool| {
+        let diffs = channel.pushes("presence_diff").within(Duration::from_secs(seconds));
+        let parsed = |payload: &pipeline::ws::Payload| payload.parse::<Value>().ok();
+        diffs.find("presence_diff", |payload| parsed(payload).filter(|it| is_it(it))).await.unwrap()
+    };
+    let items = |diff: &Value, kind: &str| {
+        let keys = diff[kind].as_object().unwrap().clone();
+        keys.values().next().map(|entry| entry["metas"][0]["items"].clone())
+    };
+    let tab = b.tab(&cart_id(), &[]).await;
+    diff(2, &|it| items(it, "joins") == Some(json!([]))).await;
+    tab.add(7).await.unwrap();
+    diff(2, &|it| items(it, "joins") == Some(json!([7]))).await;
+    tab.cut().await;
+    diff(2, &|it| items(it, "joins").is_none() && items(it, "leaves").is_some()).await;
+    // The other node dies without a word.
+    let _tab = b.tab(&cart_id(), &[7]).await;
+    diff(2, &|it| items(it, "joins") == Some(json!([7]))).await;
+    a.unplug();
+    diff(30, &|it| items(it, "leaves") == Some(json!([7]))).await;
+    assert_eq!(present(&a).await, json!({}));
+    assert_eq!(present(&b).await.as_object().unwrap().len(), 1, "it lives, and is not heard");
 }
 
 /// Also shows.
@@ -232,10 +316,19 @@ async fn a_116_a_page_that_is_none_of_the_shops_is_other() {
         pages.push(page(&node, &cart_id(), wrong, &[]).await);
     }
     pages.push(page(&node, &cart_id(), Value::Null, &[]).await);
+    // One that says nothing of its page.
+    let (socket, id) = (node.socket().await, cart_id());
+    let mut params = node.cart_params(&id, &[]);
+    params.as_object_mut().unwrap().remove("page");
+    let channel = socket.join(&format!("cart:{id}"), params).await.unwrap();
+    pages.push((socket, channel));
     pages.push(page(&node, &cart_id(), json!("/bench/1"), &[]).await);
     let numbers = totals(&node).await;
-    assert_eq!(numbers["pages"], json!({ "other": 4, "/bench/1": 1 }));
-    assert_eq!(numbers["tabs"], 6);
+    assert_eq!(numbers["pages"], json!({ "other": 6, "/bench/1": 1 }));
+    assert_eq!(numbers["tabs"], 7);
+    // Nothing of what they said is shown.
+    let shown = present(&node).await.to_string();
+    assert!(!shown.contains("onerror") && !shown.contains("xxx"), "{shown}");
 }
 
 /// Also shows A-117 and T-008.

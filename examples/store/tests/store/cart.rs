@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use futures::{FutureExt, StreamExt};
 use pipeline::ws::channel_test::{assert_push, refute_push};
 use serde_json::{Value, json};
-use store::database::Sale;
+use store::{database::Sale, domain::cart::Cart};
 
 use crate::support::{LONG, Node, Tab, cart_id, ids_of, refused};
 
@@ -69,6 +70,58 @@ async fn a_063_a_cart_is_joined_by_the_token_of_its_page() {
     let fresh: Value = serde_json::from_str(&node.get("/cart/token", &cookies).await.body).unwrap();
     assert_eq!(fresh["cart_id"], id);
     socket.join(&topic, json!({ "token": fresh["token"] })).await.unwrap();
+}
+
+/// The clocks of nodes differ, or that of a machine is set back and its node started again. Up to a minute makes no
+/// difference. Beyond it, what other clocks have dated is not valid until this one has come near.
+#[tokio::test(start_paused = true)]
+async fn a_144_tokens_from_a_minute_ahead_are_valid_and_later_ones_are_when_it_is_time() {
+    let ahead = Node::selling().await;
+    let page = ahead.get("/", "").await;
+    let (cookies, id) = (page.cookies(), page.after("name=\"cart-id\" content=\""));
+    let params = ahead.cart_params(&id, &[7]);
+    let admin = ahead.store.shop.signers.admin.sign("ann", ahead.store.shop.clock.now()).unwrap();
+    let (topic, hour) = (format!("cart:{id}"), Duration::from_secs(3600));
+    let nodes = [ahead.behind(Duration::from_secs(55)).await, ahead.behind(hour).await];
+    for (node, is_near) in [(&nodes[0], true), (&nodes[1], false), (&nodes[1], true)] {
+        if !is_near {
+            // The page stays, and tries again by itself. One that is loaded now has another cart, which is empty.
+            let socket = node.socket().await;
+            let reason = refused(&socket, &topic, params.clone()).await;
+            assert_eq!(reason, json!({ "reason": "unauthorized" }));
+            let page = node.get("/", &cookies).await;
+            assert_ne!(page.after("name=\"cart-id\" content=\""), id);
+            assert!(node.admin_with(Some(admin.clone())).await.is_err());
+            let mut other = node.cart_params(&id, &[]);
+            other["serialized"] = params["serialized"].clone();
+            assert_eq!(ids_of(&node.tab_with(&id, other).await.cart().await), [0; 0]);
+            assert!(node.store.shop.inventory.snapshot().unwrap().product(1).unwrap().released);
+            tokio::time::advance(hour - Duration::from_secs(55)).await;
+            continue;
+        }
+        assert_eq!(node.get("/", &cookies).await.after("name=\"cart-id\" content=\""), id);
+        assert!(node.admin_with(Some(admin.clone())).await.is_ok());
+        let tab = node.tab_with(&id, params.clone()).await;
+        assert_eq!(ids_of(&tab.cart().await), [7]);
+        tab.cut().await;
+    }
+}
+
+/// A product is released when it is time by the clock of any node that runs, and no clock takes that back.
+#[tokio::test(start_paused = true)]
+async fn a_release_comes_by_the_first_clock_and_none_takes_it_back() {
+    let node = Node::open().await;
+    let behind = node.behind(Duration::from_secs(3600)).await;
+    let shop = &behind.store.shop;
+    assert!(shop.schedule(1, node.store.shop.clock.now_ms() + 10_000).await.unwrap());
+    let is_released =
+        |node: &Node| node.store.shop.inventory.snapshot().unwrap().product(1).unwrap().released;
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert!(!is_released(&node) && !is_released(&behind));
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(is_released(&node) && is_released(&behind), "by the one, and then found by the other");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(node.database.catalogue().product(1).unwrap().rev, 3, "once");
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,6 +223,7 @@ async fn a_071_messages_between_channels_reach_no_client() {
     assert_eq!(ids_of(&b.cart().await), [7]);
     for tab in [&a, &b] {
         refute_push!(tab.channel, "cart_updated");
+        refute_push!(tab.channel, "cart_state");
         refute_push!(tab.channel, "item_out");
         refute_push!(tab.channel, "presence_diff");
     }
@@ -200,6 +254,137 @@ async fn a_074_tabs_that_change_at_once_end_with_all_of_it_done() {
     let (one, other) = tokio::join!(a.remove(5), b.add(1));
     assert!(one.is_ok() && other.is_ok());
     assert_eq!((ids_of(&a.cart().await), ids_of(&b.cart().await)), (vec![1, 7, 8], vec![1, 7, 8]));
+}
+
+/// A tab that joins with the cart of before has missed what another tab has changed since, on the same node or another.
+#[tokio::test(start_paused = true)]
+async fn a_143_a_tab_that_joins_while_another_one_changes_the_cart_misses_nothing() {
+    for other in [0, 1] {
+        let nodes = Node::two_selling().await;
+        let id = cart_id();
+        let a = nodes[0].tab(&id, &[5]).await;
+        // What the browser had stored before the change.
+        let before = nodes[0].cart_params(&id, &[5]);
+        a.add(7).await.unwrap();
+        let stored = a.remove(5).await.unwrap()["serialized"].clone();
+        let b = nodes[other].tab_with(&id, before).await;
+        assert_eq!(ids_of(&b.cart().await), [5]);
+        let cart = b.cart().await;
+        assert_eq!(ids_of(&cart), [7], "node {other}");
+        assert!(a.has_no_cart().await && b.has_no_cart().await);
+        // It hears of what is in its cart now.
+        nodes[0].stock(7, 0).await;
+        assert_eq!((out(&a.cart().await), out(&b.cart().await)), (vec![7], vec![7]));
+        nodes[0].stock(7, 9).await;
+        a.cart().await;
+        b.cart().await;
+        // A tab that comes with the cart of now changes nothing.
+        let mut params = nodes[other].cart_params(&id, &[]);
+        params["serialized"] = stored;
+        let c = nodes[other].tab_with(&id, params.clone()).await;
+        assert_eq!(ids_of(&c.cart().await), [7]);
+        for tab in [&a, &b, &c] {
+            assert!(tab.has_no_cart().await);
+        }
+        // One whose cart has had more changes tells those that have missed them.
+        let shop = &nodes[other].store.shop;
+        let mut newer = Cart::new();
+        for item in [1, 2, 3] {
+            newer.add(item, &shop.rules).unwrap();
+        }
+        params["serialized"] = newer.serialize(&shop.rules, shop.clock.now()).unwrap().into();
+        let d = nodes[other].tab_with(&id, params).await;
+        for tab in [&a, &b, &c, &d] {
+            assert_eq!(ids_of(&tab.cart().await), [1, 2, 3]);
+            assert!(tab.has_no_cart().await);
+        }
+    }
+}
+
+/// The others answer the tab that has joined and no other, so what is sent grows with the tabs and not with their square.
+/// A node of before, which names no topic of its own, is answered for all to hear.
+#[tokio::test(start_paused = true)]
+async fn a_tab_that_joins_late_is_answered_by_the_others_and_only_it_hears_that() {
+    const TABS: usize = 40;
+    let node = Node::selling().await;
+    let (id, topic) = (cart_id(), |id: &str| format!("cart:{id}"));
+    let mut tabs = Vec::new();
+    for _ in 0..TABS {
+        tabs.push(node.tab(&id, &[]).await);
+    }
+    tabs[0].add(7).await.unwrap();
+    for tab in &tabs[1..] {
+        assert_eq!(ids_of(&tab.cart().await), [7]);
+    }
+    let pubsub = node.store.endpoint.pubsub();
+    let mut heard = pubsub.subscribe(&topic(&id));
+    let late = node.tab(&id, &[]).await;
+    assert_eq!(ids_of(&late.cart().await), [7]);
+    node.settle().await;
+    let mut states = 0;
+    while let Some(message) = heard.next().now_or_never() {
+        states += usize::from(message.unwrap().unwrap().event() == "cart_state");
+    }
+    assert_eq!(states, 1, "the tab that has joined says which cart it has, and the others not");
+    for tab in tabs.iter().chain([&late]) {
+        assert!(tab.has_no_cart().await);
+    }
+    pubsub.broadcast(&topic(&id), "cart_state", json!({ "items": [] })).unwrap();
+    node.settle().await;
+    assert!(heard.next().now_or_never().is_some(), "what was asked");
+    assert_eq!(heard.next().await.unwrap().unwrap().event(), "cart_state");
+}
+
+/// What a tab does while the others have not answered its join yet is not undone by their answers.
+#[tokio::test(start_paused = true)]
+async fn what_a_tab_changes_before_it_is_answered_stays() {
+    let node = Node::selling().await;
+    let id = cart_id();
+    let other = node.tab(&id, &[]).await;
+    for item in [5, 6, 7] {
+        other.add(item).await.unwrap();
+    }
+    let pubsub = node.store.endpoint.pubsub().clone();
+    let mut heard = pubsub.subscribe(&format!("cart:{id}"));
+    let late = node.tab(&id, &[]).await;
+    assert_eq!(ids_of(&late.cart().await), [5, 6, 7]);
+    let asked: Value = heard.next().await.unwrap().unwrap().payload().parse().unwrap();
+    late.remove(5).await.unwrap();
+    other.add(1).await.unwrap();
+    assert_eq!(ids_of(&late.cart().await), [1, 6, 7]);
+    // An answer that was on its way meanwhile.
+    let answer = json!({ "items": [5, 6, 7], "changes": 60 });
+    pubsub.broadcast(asked["answer_to"].as_str().unwrap(), "cart_state", answer).unwrap();
+    node.settle().await;
+    assert_eq!(ids_of(&late.add(2).await.unwrap()), [1, 2, 6, 7]);
+}
+
+/// The join and the change are at once, with every number of turns between them.
+#[tokio::test(start_paused = true)]
+async fn a_tab_that_joins_at_the_moment_of_a_change_ends_like_the_others() {
+    for turns in 0..12 {
+        let node = Node::selling().await;
+        let id = cart_id();
+        let a = node.tab(&id, &[]).await;
+        let params = node.cart_params(&id, &[]);
+        let add = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            a.add(7).await.unwrap();
+        };
+        let (b, ()) = tokio::join!(node.tab_with(&id, params), add);
+        node.settle().await;
+        let mut last = Vec::new();
+        loop {
+            let next = b.channel.pushes("cart").within(Duration::from_millis(1));
+            match next.find("cart", |payload| payload.parse::<Value>().ok()).await {
+                Ok(cart) => last = ids_of(&cart),
+                Err(_) => break,
+            }
+        }
+        assert_eq!(last, [7], "after {turns} turns");
+    }
 }
 
 #[tokio::test(start_paused = true)]

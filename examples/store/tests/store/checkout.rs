@@ -131,9 +131,9 @@ async fn a_094_what_is_not_released_is_not_bought() {
     assert_eq!([1, 4].map(|item| node.database.count(item)), [10, 10]);
 }
 
-/// A form is sent twice, one after the other.
+/// The form is sent twice, one after the other and at once.
 #[tokio::test(start_paused = true)]
-async fn a_form_that_is_sent_twice_buys_once_and_says_twice_that_it_worked() {
+async fn a_096_a_form_that_is_sent_twice_buys_once_and_says_twice_that_it_worked() {
     let node = Node::selling().await;
     let shopper = Shopper::come(&node).await;
     assert!(worked(&shopper.buy(&node, &[1], "k").await));
@@ -169,6 +169,47 @@ async fn a_cart_that_was_bought_is_not_bought_again_by_a_checkout_that_is_shown_
     let first = key().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_ne!(first, key().await);
+}
+
+/// Two tabs have drawn the same cart, each on its own, and both buy it, one after the other or at once.
+#[tokio::test(start_paused = true)]
+async fn a_142_a_cart_that_two_tabs_have_drawn_is_bought_once() {
+    for is_at_once in [false, true] {
+        let node = Node::selling().await;
+        let shopper = Shopper::come(&node).await;
+        let mut forms = Vec::new();
+        for _ in 0..2 {
+            let page = shopper.show(&node, &[1, 7]).await;
+            let field = |name: &str| page.after(&format!("name=\"{name}\" value=\""));
+            forms.push(["serialized_cart", "csrf_token", "key"].map(field));
+            // Carts are dated to the millisecond.
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        assert_ne!(forms[0][2], forms[1][2], "the forms have keys of their own");
+        let send = async |[cart, csrf, key]: &[String; 3]| {
+            let form = [("serialized_cart", &**cart), ("csrf_token", csrf), ("key", key)];
+            node.post("/checkout", &[("cookie", &shopper.cookies)], &form).await
+        };
+        let tab = node.tab(&shopper.cart_id, &[1, 7]).await;
+        let (first, second) = if is_at_once {
+            tokio::join!(send(&forms[0]), send(&forms[1]))
+        } else {
+            (send(&forms[0]).await, send(&forms[1]).await)
+        };
+        let (bought, refused) = if worked(&first) { (first, second) } else { (second, first) };
+        assert!(worked(&bought));
+        assert_eq!(refused.status, StatusCode::CONFLICT);
+        assert!(refused.body.contains("Model 1 in size 6, Model 2 in size 12: bought already"));
+        let orders = async || node.store.shop.database.orders().await.unwrap().len();
+        assert_eq!(orders().await, 1);
+        assert_eq!([1, 7].map(|item| node.database.count(item)), [9, 9]);
+        while !ids_of(&tab.cart().await).is_empty() {}
+        // The page that says so has a form of its own. A shopper who sends it wants the pairs again.
+        let field = |name: &str| refused.after(&format!("name=\"{name}\" value=\""));
+        let again = ["serialized_cart", "csrf_token", "key"].map(field);
+        assert!(worked(&send(&again).await) && worked(&send(&again).await));
+        assert_eq!(orders().await, 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,6 +404,7 @@ async fn what_is_written_is_heard_of_when_it_is_committed_and_not_before() {
             cart: shopper.cart_id.clone(),
             items: vec![1, 7],
             placed_at: 1,
+            knows: Vec::new(),
         };
         let shop = node.store.shop.clone();
         let buying = tokio::spawn(async move { shop.check_out(order).await });

@@ -4,10 +4,16 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use pipeline::ws::channel_test::{TestChannel, assert_push, refute_push};
 use serde_json::{Value, json};
-use store::pipelines::telling::Teller;
+use store::{
+    domain::{
+        catalogue::{Catalogue, Item, Product},
+        change::Change,
+    },
+    pipelines::telling::Teller,
+};
 use tokio::time::Instant;
 
-use crate::support::{LONG, Node, refused};
+use crate::support::{LONG, Node, refused, shoes};
 
 /// A page that has joined a product.
 async fn page(node: &Node, product: i64) -> (pipeline::ws::channel_test::TestSocket, TestChannel) {
@@ -243,6 +249,73 @@ async fn changes_while_a_page_joins_are_not_missed() {
         let level = node.store.shop.inventory.snapshot().unwrap().item(1).unwrap().level();
         assert_eq!(levels.of_item(1), level.as_str());
     }
+}
+
+/// The shoes, with so many of item 1.
+fn with_first(available_count: i64) -> Catalogue {
+    let items = shoes().items().map(|item| Item::clone(item)).collect::<Vec<_>>();
+    let change = |item: Item| if item.id == 1 { Item { available_count, ..item } } else { item };
+    let products = shoes().products().map(|product| Product::clone(product)).collect();
+    Catalogue::new(products, items.into_iter().map(change).collect())
+}
+
+/// A page that has its sizes does not look at the fragment of a release, so a level that is crossed at that moment has to be
+/// told as well.
+#[tokio::test(start_paused = true)]
+async fn a_level_that_is_crossed_at_a_release_reaches_every_page() {
+    for is_release_first in [true, false] {
+        let node = Node::telling_late(with_first(400), Duration::from_secs(1)).await;
+        let (_early, early) = page(&node, 1).await;
+        let shop = &node.store.shop;
+        if is_release_first {
+            shop.release(1).await.unwrap();
+        } else {
+            node.stock(1, 100).await;
+        }
+        // It has the sizes from its join.
+        let (_late, late) = page(&node, 1).await;
+        if is_release_first {
+            node.stock(1, 100).await;
+        } else {
+            shop.release(1).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        for page in [&early, &late] {
+            let mut levels = Levels::of(page);
+            levels.hear_all(page).await;
+            assert_eq!(levels.of_item(1), "low", "release first: {is_release_first}");
+        }
+    }
+}
+
+/// A page that comes after a level was crossed, and before the event of that, hears that it was taken back.
+#[tokio::test(start_paused = true)]
+async fn a_level_that_is_taken_back_before_its_event_is_right_on_every_page() {
+    let node = Node::telling_late(with_first(150), Duration::from_secs(1)).await;
+    node.stock(1, 149).await;
+    let (_socket, page) = page(&node, 1).await;
+    let mut levels = Levels::of(&page);
+    assert_eq!(levels.of_item(1), "low");
+    node.stock(1, 150).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    levels.hear_all(&page).await;
+    assert_eq!(levels.of_item(1), "medium");
+}
+
+/// A thread has applied a change and has not announced it, when another one applies the next and announces that.
+#[tokio::test(start_paused = true)]
+async fn changes_that_are_announced_in_another_order_reach_every_page() {
+    let node = Node::with(with_first(500)).await;
+    let (_socket, page) = page(&node, 1).await;
+    let change = |available_count, rev| Change::Item { id: 1, available_count, rev };
+    let shop = &node.store.shop;
+    let outcome = shop.inventory.apply(&[change(499, 2)]);
+    assert_eq!(outcome.applied.len(), 1);
+    shop.apply(&[change(498, 3)]);
+    node.settle().await;
+    let mut levels = Levels::of(&page);
+    levels.hear_all(&page).await;
+    assert_eq!(levels.of_item(1), "medium");
 }
 
 /// The revision and the level of an item in the HTML of a fragment.

@@ -1,9 +1,12 @@
 //! The database in a SQLite file.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use store::{
-    database::{CheckOut, Database, Order, Release, Sale, SqliteDatabase, SqliteOptions},
+    database::{
+        BoughtBefore, CheckOut, Database, DatabaseError, Order, Release, Sale, SqliteDatabase,
+        SqliteOptions,
+    },
     domain::{catalogue::Catalogue, change::Change, ids},
 };
 use tempfile::TempDir;
@@ -17,7 +20,8 @@ struct File {
 
 fn open_in(folder: &TempDir) -> SqliteDatabase {
     let path = folder.path().join("db").join("store.db");
-    SqliteDatabase::new(SqliteOptions { path, seed: shoes(), confirm_orders: true }).unwrap()
+    let options = SqliteOptions { path, seed: shoes(), creates: true, confirm_orders: true };
+    SqliteDatabase::new(options).unwrap()
 }
 
 impl File {
@@ -31,6 +35,10 @@ impl File {
         Self { folder, database }
     }
 
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("db").join("store.db")
+    }
+
     async fn count(&self, item: i64) -> i64 {
         self.database.load().await.unwrap().item(item).unwrap().available_count
     }
@@ -38,7 +46,8 @@ impl File {
 
 fn order(items: &[i64]) -> Order {
     let (key, cart) = (ids::cart_id().unwrap(), ids::cart_id().unwrap());
-    Order { key, cart, items: items.to_vec(), placed_at: 1_700_000_000_000 }
+    let (items, placed_at) = (items.to_vec(), 1_700_000_000_000);
+    Order { key, cart, items, placed_at, knows: Vec::new() }
 }
 
 /// Runs calls at once.
@@ -155,6 +164,38 @@ async fn a_096_the_same_form_buys_once() {
     );
 }
 
+/// Two pages have drawn the same cart, each on its own: their forms have keys of their own.
+#[tokio::test]
+async fn a_cart_that_two_pages_have_drawn_is_bought_once() {
+    let file = File::new().await;
+    let cart = ids::cart_id().unwrap();
+    let form = |key: &str, items: &[i64], knows: &[&str]| {
+        let knows = knows.iter().map(|it| (*it).to_owned()).collect();
+        Order { key: key.to_owned(), cart: cart.clone(), knows, ..order(items) }
+    };
+    let forms = ["one", "two", "three"].map(|key| {
+        let (database, form) = (file.database.clone(), form(key, &[1, 2], &[]));
+        async move { (form.key.clone(), database.check_out(form).await.unwrap()) }
+    });
+    let answers = at_once(forms).await;
+    let is_placed = |(_, answer): &&(String, CheckOut)| matches!(answer, CheckOut::Placed(_));
+    let (placed, refused): (Vec<_>, Vec<_>) = answers.iter().partition(is_placed);
+    let [(bought, _)] = *placed else { panic!("{answers:?}") };
+    let before = |key: &str, items: &[i64]| {
+        CheckOut::BoughtBefore(vec![BoughtBefore { key: key.to_owned(), items: items.to_vec() }])
+    };
+    assert!(refused.iter().all(|(_, answer)| *answer == before(bought, &[1, 2])), "{refused:?}");
+    // A part of it, and other pairs too.
+    let part = file.database.check_out(form("part", &[2, 4], &[])).await.unwrap();
+    assert_eq!(part, before(bought, &[1, 2]));
+    assert_eq!((file.count(1).await, file.count(2).await, file.count(4).await), (9, 9, 10));
+    // Other pairs alone, and the same pairs by a cart that knows of the order.
+    for (key, items, knows) in [("other", [4, 5], vec![]), ("again", [1, 2], vec![&**bought])] {
+        let answer = file.database.check_out(form(key, &items, &knows)).await.unwrap();
+        assert!(matches!(answer, CheckOut::Placed(_)), "{answer:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_098_carts_in_any_order_do_not_wait_for_each_other() {
     let file = File::new().await;
@@ -206,6 +247,50 @@ async fn a_file_that_is_not_there_at_the_start_is_opened_later() {
     assert!(database.load().await.is_err());
     std::fs::create_dir(folder.path().join("db")).unwrap();
     assert_eq!(database.load().await.unwrap(), shoes());
+}
+
+/// A database that was there is not created anew by a start without it, or with another file in its place.
+#[tokio::test]
+async fn a_database_that_is_away_at_the_start_is_not_created_again() {
+    let file = File::new().await;
+    file.database.sell(1).await.unwrap();
+    let before = file.database.load().await.unwrap();
+    let (here, away) = (file.path(), file.folder.path().join("away.db"));
+    let File { folder, database } = file;
+    database.disconnect().await;
+    drop(database);
+    // The thread closes the file after its last call.
+    while here.with_extension("db-wal").exists() {
+        tokio::task::yield_now().await;
+    }
+    std::fs::rename(&here, &away).unwrap();
+    let started = open_in(&folder);
+    let error = started.load().await.unwrap_err();
+    assert!(matches!(error, DatabaseError::Away(_)), "{error}");
+    assert!(started.sell(1).await.is_err() && !here.exists(), "no file is created");
+    // Something else may create it.
+    std::fs::write(&here, "").unwrap();
+    let error = started.load().await.unwrap_err();
+    assert!(matches!(error, DatabaseError::Away(_)), "{error}");
+    assert_eq!(std::fs::metadata(&here).unwrap().len(), 0, "nothing is written to it");
+    std::fs::rename(&away, &here).unwrap();
+    assert_eq!(started.load().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_database_that_may_not_be_created_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let open = |creates: bool| {
+        let options =
+            SqliteOptions { path: path.clone(), seed: shoes(), creates, confirm_orders: true };
+        SqliteDatabase::new(options).unwrap()
+    };
+    let waits = open(false);
+    assert!(matches!(waits.load().await, Err(DatabaseError::Away(_))));
+    assert!(!path.exists());
+    open(true).load().await.unwrap();
+    assert_eq!(waits.load().await.unwrap(), shoes());
 }
 
 /// Two processes are two handles on one file.

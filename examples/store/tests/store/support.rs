@@ -30,7 +30,10 @@ use pipeline::{
 use serde_json::{Value, json};
 use store::{
     clock::Clock,
-    database::{Answer, CheckOut, Database, DatabaseError, Order, PlacedOrder, Release, Sale},
+    database::{
+        Answer, BoughtBefore, COMPARED, CheckOut, Database, DatabaseError, Order, PlacedOrder,
+        Release, Sale, SqliteDatabase,
+    },
     domain::{
         catalogue::{Catalogue, Item, Product},
         change::Change,
@@ -45,6 +48,9 @@ use tower_service::Service;
 
 /// How long tests wait for what is sure to come. It is no measure: on a paused clock it takes no time.
 pub const LONG: Duration = Duration::from_secs(60);
+
+/// The address of the proxy that nodes trust.
+pub const PROXY: [u8; 4] = [10, 0, 0, 1];
 
 /// A database in memory, which tests take away and look into.
 #[derive(Clone, Default)]
@@ -208,6 +214,15 @@ impl Database for Memory {
                 let is_it = placed.items.iter().map(|(item, _)| *item).eq(order.items);
                 return if is_it { CheckOut::Repeated } else { CheckOut::OtherItems };
             }
+            let last = rows.orders.iter().rev().filter(|it| it.cart == order.cart).take(COMPARED);
+            let earlier = last.map(|it| BoughtBefore {
+                key: it.key.clone(),
+                items: it.items.iter().map(|(item, _)| *item).collect(),
+            });
+            let overlooked: Vec<_> = earlier.filter(|earlier| order.overlooks(earlier)).collect();
+            if !overlooked.is_empty() {
+                return CheckOut::BoughtBefore(overlooked);
+            }
             let (mut gone, mut not_for_sale, mut items) = (Vec::new(), Vec::new(), Vec::new());
             for id in &order.items {
                 match rows.catalogue.item_with_product(*id) {
@@ -305,9 +320,15 @@ pub struct Node {
     pub store: Store,
     pub kit: TestEndpoint,
     pub database: Memory,
+    switch: Switch,
 }
 
 impl Node {
+    /// Ends what the nodes say to each other, without a word to any of them.
+    pub fn unplug(&self) {
+        self.switch.0.lock().clear();
+    }
+
     /// A node whose inventory is loaded.
     pub async fn open() -> Self {
         Self::with(shoes()).await
@@ -330,44 +351,103 @@ impl Node {
 
     /// Two nodes with one database, both products released.
     pub async fn two_selling() -> [Self; 2] {
-        let (database, switch) = (Memory::of(shoes()), Switch::default());
-        let node = |name| {
-            let cable = Cable { name, switch: switch.clone() };
-            Self::of(database.clone(), Telemetry::global(), |endpoint| endpoint.adapter(cable))
-        };
-        let nodes = [node("a"), node("b")];
-        for node in &nodes {
-            eventually(|| node.store.shop.inventory.is_loaded()).await;
-        }
+        let nodes = Self::two().await;
         nodes[0].release(1).await;
         nodes[0].release(2).await;
         nodes[0].settle().await;
         nodes
     }
 
+    /// Two nodes with one database.
+    pub async fn two() -> [Self; 2] {
+        let (database, switch) = (Memory::of(shoes()), Switch::default());
+        let node = |name| {
+            let cable = Cable { name, switch: switch.clone() };
+            let duties = Duties::default();
+            let node =
+                Self::of(database.clone(), duties, Telemetry::global(), |it| it.adapter(cable));
+            Self { switch: switch.clone(), ..node }
+        };
+        let nodes = [node("a"), node("b")];
+        for node in &nodes {
+            eventually(|| node.store.shop.inventory.is_loaded()).await;
+        }
+        nodes
+    }
+
     /// A node that loads what it can.
     pub fn over(database: Memory, telemetry: Telemetry) -> Self {
-        Self::of(database, telemetry, |endpoint| endpoint)
+        Self::of(database, Duties::default(), telemetry, |endpoint| endpoint)
+    }
+
+    /// A node whose stage that tells takes so much longer for each event.
+    pub async fn telling_late(catalogue: Catalogue, tell_late: Duration) -> Self {
+        let duties = Duties { tell_late, ..Duties::default() };
+        let node = Self::of(Memory::of(catalogue), duties, Telemetry::global(), |it| it);
+        eventually(|| node.store.shop.inventory.is_loaded()).await;
+        node
     }
 
     fn of(
         database: Memory,
+        duties: Duties,
+        telemetry: Telemetry,
+        endpoint: impl FnOnce(EndpointBuilder) -> EndpointBuilder,
+    ) -> Self {
+        let clock = Clock::running_from(UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        Self::at(clock, database, duties, telemetry, endpoint)
+    }
+
+    /// Another node over the same database, whose clock is so far behind.
+    pub async fn behind(&self, by: Duration) -> Self {
+        let clock = Clock::running_from(self.store.shop.clock.now() - by);
+        let (database, duties) = (self.database.clone(), Duties::default());
+        let node = Self::at(clock, database, duties, Telemetry::global(), |endpoint| endpoint);
+        eventually(|| node.store.shop.inventory.is_loaded()).await;
+        node
+    }
+
+    /// A node whose database is in a file. There is none in memory that tests could look into.
+    pub async fn over_file(database: SqliteDatabase, telemetry: Telemetry) -> Self {
+        let clock = Clock::running_from(UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        let database = Arc::new(database);
+        let node = Self::opened(clock, database, Duties::default(), telemetry, |it| it);
+        eventually(|| node.store.shop.inventory.is_loaded()).await;
+        node
+    }
+
+    fn at(
+        clock: Clock,
+        database: Memory,
+        duties: Duties,
+        telemetry: Telemetry,
+        endpoint: impl FnOnce(EndpointBuilder) -> EndpointBuilder,
+    ) -> Self {
+        let source = Arc::new(database.clone());
+        Self { database, ..Self::opened(clock, source, duties, telemetry, endpoint) }
+    }
+
+    fn opened(
+        clock: Clock,
+        database: Arc<dyn Database>,
+        duties: Duties,
         telemetry: Telemetry,
         endpoint: impl FnOnce(EndpointBuilder) -> EndpointBuilder,
     ) -> Self {
         let options = ShopOptions {
-            database: Arc::new(database.clone()),
+            database,
             secret: "a secret of the tests, long enough".to_owned(),
             max_cart_items: 4,
-            clock: Clock::running_from(UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
+            clock,
             telemetry,
             bench: true,
             idle_timeout: Duration::from_secs(60),
+            trusted_proxies: vec![PROXY.into()],
         };
         let admins = ["ann:one", "bob:two"].map(|it| it.parse().unwrap()).into();
-        let store = Store::open(options, admins, Duties::default(), endpoint).unwrap();
+        let store = Store::open(options, admins, duties, endpoint).unwrap();
         let kit = TestEndpoint::of(store.endpoint.clone());
-        Self { store, kit, database }
+        Self { store, kit, database: Memory::default(), switch: Switch::default() }
     }
 
     pub async fn release(&self, product: i64) {

@@ -1,6 +1,7 @@
 // Draws the cart. Texts are set as text, so nothing in them is ever HTML.
 
 import {checkoutUrl, dollars, pairs, total} from '../common/cart.js'
+import {focusIn, keepFocus} from '../common/focus.js'
 
 const make = (tag, className, text = '', attributes = {}) => {
   const element = document.createElement(tag)
@@ -30,15 +31,13 @@ const line = (item) => {
 
 /** Draws the cart anew. An empty one shows nothing at all. */
 export const draw = (container, {items, serialized}) => {
-  const focused = document.activeElement?.closest?.('.cart-item__remove')
-  const place = focused ? [...container.querySelectorAll('.cart-item__remove')].indexOf(focused) : -1
+  const held = focusIn(container)
   const wasOpen = container.querySelector('details')?.open
   container.hidden = items.length === 0
   document.body.classList.toggle('has-cart', items.length > 0)
   if (items.length === 0) {
     container.replaceChildren()
-    // The line with the focus is gone, so the focus goes back to the page.
-    if (focused) document.getElementById('content')?.focus()
+    keepFocus(held, container)
     return
   }
   const panel = make('details', 'cart')
@@ -56,10 +55,7 @@ export const draw = (container, {items, serialized}) => {
   body.append(list, buy)
   panel.append(summary, body)
   container.replaceChildren(panel)
-  if (place >= 0) {
-    const buttons = container.querySelectorAll('.cart-item__remove')
-    buttons[Math.min(place, buttons.length - 1)]?.focus()
-  }
+  keepFocus(held, container)
 }
 
 /** Marks the sizes that are in the cart. */

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import {test} from 'node:test'
 
+import {kept} from '../react/shop/kept.js'
 import {initial, reduce} from '../react/shop/state.js'
 
 const loaded = () => [
@@ -42,4 +43,14 @@ test('what concerns an unknown product changes nothing', () => {
   const state = after()
   assert.equal(reduce(state, {type: 'released', id: 99, rev: 1}), state)
   assert.equal(reduce(state, {type: 'other'}), state)
+})
+
+test('A-132: what is kept is there for a component that comes later', () => {
+  const cart = kept('nothing')
+  let changes = 0
+  const end = cart.subscribe(() => (changes += 1))
+  cart.set('one')
+  end()
+  cart.set('two')
+  assert.deepEqual([changes, cart.get()], [1, 'two'])
 })

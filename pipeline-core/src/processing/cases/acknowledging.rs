@@ -10,12 +10,11 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Log, Source, pass, recorder};
+use super::{Log, Source, pass, processors, recorder};
 use crate::{
     Pipeline,
     processing::{
         Acknowledgement, Acknowledger, Batch, Failure, FailureKind, Message, NotConfigurable,
-        Processors,
     },
     source::from_iter,
     testkit::{scripted, settle},
@@ -31,7 +30,7 @@ async fn s_206_messages_are_acknowledged_by_their_acknowledgers() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .unwrap();
     let of = |n, to| Message::new(n, n, to);
@@ -63,7 +62,7 @@ async fn s_210_a_message_that_is_acknowledged_at_once_is_not_acknowledged_again(
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .unwrap();
     source.push([1, 2]).await;
@@ -99,7 +98,7 @@ async fn s_211_a_message_whose_acknowledger_cannot_be_configured_fails() {
         }
         Ok(())
     };
-    let processors = Processors::from_fn(handle).concurrency(1);
+    let processors = processors(handle).concurrency(1);
     let _pipeline =
         Pipeline::of_messages("test").source(producer).processors(processors).start().unwrap();
     source.push([1, 2]).await;
@@ -128,7 +127,7 @@ async fn a_message_is_acknowledged_later_by_what_took_its_acknowledgement() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .unwrap();
     source.push(1..=3).await;
@@ -188,7 +187,7 @@ async fn a_message_whose_outcome_does_not_matter_any_more_is_not_handled() {
     let messages: Vec<_> = (1..10).map(|n| Message::new(n, n, &current)).collect();
     let mut pipeline = Pipeline::of_messages("test")
         .source(from_iter(messages))
-        .processors(Processors::from_fn(handle).concurrency(1).max_demand(3))
+        .processors(processors(handle).concurrency(1).max_demand(3))
         .start()
         .unwrap();
     pipeline.join().await;

@@ -2,13 +2,13 @@
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Log, Seen, Source, keep, ms, pass};
+use super::{Log, Seen, Source, batcher, keep, ms, pass, processors};
 use crate::{
     Pipeline,
     processing::{
         Batch, BatchMode,
         BatchTrigger::{self, *},
-        Batcher, Message, Processors,
+        Message,
     },
     testkit::settle,
 };
@@ -72,7 +72,7 @@ async fn s_191_the_first_message_starts_the_time() {
     let times = Log::default();
     let log = times.clone();
     let start = Instant::now();
-    let batcher = Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+    let batcher = batcher(async move |batch: &mut Batch<u64, u64>| {
         let at = start.elapsed().as_millis();
         log.add((batch.outputs().copied().collect::<Vec<_>>(), at, batch.info().trigger));
         Ok(())
@@ -92,7 +92,7 @@ async fn s_192_each_key_has_its_own_batches() {
     let batches = Log::default();
     let letter = |n: u64| if n % 2 == 1 { 'a' } else { 'b' };
     let seen = batches.clone();
-    let batcher = Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+    let batcher = batcher(async move |batch: &mut Batch<u64, u64>| {
         let key = *batch.info().key::<char>().unwrap();
         seen.add((key, batch.outputs().copied().collect::<Vec<_>>(), batch.info().trigger));
         Ok(())
@@ -192,7 +192,7 @@ async fn s_212_messages_of_a_partition_are_handled_by_one_processor_in_order() {
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
         .partition_by(|n| **n)
-        .processors(Processors::from_fn(handle).concurrency(2).max_demand(4).min_demand(2))
+        .processors(processors(handle).concurrency(2).max_demand(4).min_demand(2))
         .start()
         .unwrap();
     source.push(0..=7).await;
@@ -212,7 +212,7 @@ type InPartition = (Vec<u64>, Option<usize>, BatchTrigger);
 fn partitioned(seen: &Log<InPartition>, size: usize, key: fn(u64) -> bool) -> (Pipeline, Source) {
     let (producer, source) = Source::new();
     let log = seen.clone();
-    let batcher = Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+    let batcher = batcher(async move |batch: &mut Batch<u64, u64>| {
         let info = batch.info();
         log.add((batch.outputs().copied().collect(), info.partition, info.trigger));
         Ok(())
@@ -291,7 +291,7 @@ async fn a_batcher_that_is_named_by_a_text_has_its_name() {
     let (producer, source) = Source::new();
     let names = Log::default();
     let log = names.clone();
-    let write = Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+    let write = batcher(async move |batch: &mut Batch<u64, u64>| {
         log.add(batch.info().batcher.to_string());
         Ok(())
     });
@@ -346,7 +346,7 @@ async fn processors_keep_the_order_of_their_own_partitions() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(4).partition_by(|n| **n % 8))
+        .processors(processors(handle).concurrency(4).partition_by(|n| **n % 8))
         .start()
         .unwrap();
     assert_eq!(in_order_of_each_key(&source, &seen).await, each_key_in_order());
@@ -356,7 +356,7 @@ async fn processors_keep_the_order_of_their_own_partitions() {
 async fn a_batcher_keeps_the_order_of_its_own_partitions() {
     let ((producer, source), seen) = (Source::new(), Log::default());
     let log = seen.clone();
-    let batcher = Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+    let batcher = batcher(async move |batch: &mut Batch<u64, u64>| {
         let numbers: Vec<_> = batch.outputs().copied().collect();
         later(numbers.len() as u64).await;
         numbers.into_iter().for_each(|n| log.add(n));

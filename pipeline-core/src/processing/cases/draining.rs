@@ -5,7 +5,7 @@ use std::{future::pending, time::Duration};
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
-use super::{Log, Recorder, Seen, Source, keep, ms, pass, recorder};
+use super::{Log, Recorder, Seen, Source, keep, ms, pass, processors, recorder};
 use crate::{
     ExitReason, Pipeline,
     processing::{BatchTrigger::*, Failure, Message, Processor, Processors},
@@ -41,7 +41,7 @@ async fn s_221_everything_that_was_emitted_is_acknowledged() {
         sleep(ms(10)).await;
         Ok(**n)
     };
-    let processors = Processors::from_fn(slow).concurrency(2).max_demand(4).min_demand(2);
+    let processors = processors(slow).concurrency(2).max_demand(4).min_demand(2);
     let pipeline = Pipeline::of_messages("test")
         .source(producer)
         .processors(processors)
@@ -158,7 +158,7 @@ async fn s_223_what_does_not_end_in_time_is_stopped_and_has_failed() {
     };
     let pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(never).concurrency(1))
+        .processors(processors(never).concurrency(1))
         .start()
         .unwrap();
     source.push(1..=3).await;
@@ -194,7 +194,7 @@ async fn x_039_a_drain_begins_although_a_stage_is_busy() {
     };
     let pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(slow).concurrency(1))
+        .processors(processors(slow).concurrency(1))
         .start()
         .unwrap();
     source.push(1..=4).await;

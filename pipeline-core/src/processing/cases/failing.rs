@@ -1,6 +1,6 @@
 //! What happens to failed batches and to what `handle_failed` changes.
 
-use super::{Log, Source, pass};
+use super::{Log, Source, pass, processors};
 use crate::{
     Pipeline,
     processing::{
@@ -158,7 +158,7 @@ async fn a_destructor_that_panics_costs_no_acknowledgement() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .unwrap();
     script.emit((1..=5).map(|n| Message::new(Bomb(n), n, &acks))).await;

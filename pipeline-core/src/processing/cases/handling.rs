@@ -10,11 +10,11 @@ use std::{
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Log, Source, keep, pass};
+use super::{Log, Source, batcher, keep, pass, processors};
 use crate::{
     Pipeline,
     backoff::{Backoff, Jitter},
-    processing::{Batcher, Failure, Message, Processor, Processors},
+    processing::{Failure, Message, Processor, Processors},
     snapshot::Activity,
     testkit::settle,
 };
@@ -111,7 +111,7 @@ async fn s_201_a_failure_fails_one_message() {
     };
     let pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .start()
         .unwrap();
     source.push(1..=3).await;
@@ -132,7 +132,7 @@ async fn x_048_a_short_backlog_is_in_work_at_once() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(20))
+        .processors(processors(handle).concurrency(20))
         .start()
         .unwrap();
     // All have asked.
@@ -522,7 +522,7 @@ async fn s_202_a_message_for_an_unknown_batcher_fails() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .route(|_| Name::Unknown)
         .batcher(Name::Known, keep(&Log::default()))
         .batcher(Name::Other, keep(&Log::default()))
@@ -579,7 +579,7 @@ async fn s_203_failed_messages_are_acknowledged_before_the_batch() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(odd).concurrency(1))
+        .processors(processors(odd).concurrency(1))
         .batcher(keep(&batches).size(3))
         .start()
         .unwrap();
@@ -600,7 +600,7 @@ async fn tried(handle_until: u64, why: fn(&'static str) -> Failure) -> (Vec<u64>
     let backoff = Backoff::new(ms(10), ms(10)).jitter(Jitter::None);
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1).tries(3, backoff))
+        .processors(processors(handle).concurrency(1).tries(3, backoff))
         .start()
         .unwrap();
     source.push([0]).await;
@@ -626,7 +626,7 @@ async fn a_message_that_is_given_up_is_not_tried_again() {
 async fn a_try_that_takes_too_long_has_failed() {
     let (producer, source) = Source::new();
     let handle = async |_: &mut Message<u64>| pending::<Result<(), Failure>>().await;
-    let processors = Processors::from_fn(handle).concurrency(1).handle_within(ms(50));
+    let processors = processors(handle).concurrency(1).handle_within(ms(50));
     let _pipeline =
         Pipeline::of_messages("test").source(producer).processors(processors).start().unwrap();
     source.push([1]).await;
@@ -639,7 +639,7 @@ async fn x_036_a_batch_keeps_all_of_its_messages() {
     // A batch lends its messages as a slice, so none of them can be left out. One that is swapped
     // with another of the batch is still acknowledged.
     let (producer, source) = Source::new();
-    let batcher = Batcher::from_fn(async |batch: &mut super::Batch<u64, u64>| {
+    let batcher = batcher(async |batch: &mut super::Batch<u64, u64>| {
         batch.reverse();
         batch[0].message.fail(Failure::new("not returned"));
         Ok(())
@@ -669,7 +669,7 @@ async fn what_a_failed_try_said_about_a_message_is_forgotten_by_the_next() {
     let backoff = Backoff::new(ms(10), ms(10));
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1).tries(2, backoff))
+        .processors(processors(handle).concurrency(1).tries(2, backoff))
         .start()
         .unwrap();
     source.push([1]).await;
@@ -685,7 +685,7 @@ async fn failed_messages_are_in_order_whatever_failed_them() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1))
+        .processors(processors(handle).concurrency(1))
         .route(|_| Name::Unknown)
         .batcher(Name::Known, keep(&Log::default()))
         .start()
@@ -715,7 +715,7 @@ async fn a_try_that_panics_when_it_is_dropped_fails_its_message_only() {
     };
     let _pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle).concurrency(1).handle_within(ms(20)))
+        .processors(processors(handle).concurrency(1).handle_within(ms(20)))
         .start()
         .unwrap();
     source.push(1..=3).await;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::{Source, ms, pass};
+use super::{Source, ms, pass, processors};
 use crate::{
     Pipeline,
-    processing::{Message, MessagesHandle, NotRateLimited, Processors},
+    processing::{Message, MessagesHandle, NotRateLimited},
     source::from_iter,
     stage::RateLimit,
     testkit::settle,
@@ -101,7 +101,7 @@ async fn s_219_a_pipeline_without_a_limit_has_none_to_change() {
     let (producer, _source) = Source::new();
     let (_pipeline, handle) = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(async |_: &mut Message<u64>| Ok(())))
+        .processors(processors(async |_: &mut Message<u64>| Ok(())))
         .start_with_handle()
         .unwrap();
     assert_eq!(handle.rate_limit(), None);

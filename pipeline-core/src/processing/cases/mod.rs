@@ -15,7 +15,12 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-use super::{Acknowledger, Batch, BatchTrigger, Batcher, Failure, Message, Processors};
+use futures::{FutureExt, future::BoxFuture};
+
+use super::{
+    Acknowledger, AsyncMut, Batch, BatchProcessor, BatchTrigger, Batcher, Failure, Message,
+    Processor, Processors,
+};
 use crate::testkit::{Script, ScriptedProducer, scripted, settle};
 
 const fn ms(milliseconds: u64) -> Duration {
@@ -106,18 +111,67 @@ fn recorder(name: &'static str, groups: &Log<Group>) -> Arc<Recorder> {
     Arc::new(Recorder { name, groups: groups.clone(), failures: Log::default() })
 }
 
+/// A processor that calls a function, or a batch processor. It has one type for all functions of the same messages,
+/// so that their stages are compiled once.
+struct Calls<V, U>(Box<Function<V, U>>);
+
+type Function<V, U> = dyn for<'a> Fn(&'a mut V) -> BoxFuture<'a, Result<U, Failure>> + Send + Sync;
+
+impl<V, U> Calls<V, U> {
+    fn new<F>(function: F) -> Self
+    where
+        F: for<'a> AsyncMut<'a, V, U> + Clone + Send + Sync + 'static,
+    {
+        Self(Box::new(move |value| function.clone()(value).boxed()))
+    }
+}
+
+impl<T: Send + 'static, U: Send + 'static> Processor<T> for Calls<Message<T>, U> {
+    type Output = U;
+
+    async fn handle_message(&self, message: &mut Message<T>) -> Result<U, Failure> {
+        (self.0)(message).await
+    }
+}
+
+impl<T: Send + 'static, U: Send + 'static> BatchProcessor<T, U> for Calls<Batch<T, U>, ()> {
+    async fn handle_batch(&self, batch: &mut Batch<T, U>) -> Result<(), Failure> {
+        (self.0)(batch).await
+    }
+}
+
+/// [`Processors::from_fn`], by [`Calls`].
+fn processors<T, U, F>(function: F) -> Processors<T, Calls<Message<T>, U>>
+where
+    T: Send + 'static,
+    U: Send + 'static,
+    F: for<'a> AsyncMut<'a, Message<T>, U> + Clone + Send + Sync + 'static,
+{
+    Processors::new(Calls::new(function))
+}
+
+/// [`Batcher::from_fn`], by [`Calls`].
+fn batcher<T, U, F>(function: F) -> Batcher<T, U, Calls<Batch<T, U>, ()>>
+where
+    T: Send + 'static,
+    U: Send + 'static,
+    F: for<'a> AsyncMut<'a, Batch<T, U>, ()> + Clone + Send + Sync + 'static,
+{
+    Batcher::new(Calls::new(function))
+}
+
 /// One processor that changes nothing.
-fn pass() -> Processors<u64, impl super::Processor<u64, Output = u64>> {
-    Processors::from_fn(async |n: &mut Message<u64>| Ok(**n)).concurrency(1)
+fn pass() -> Processors<u64, impl Processor<u64, Output = u64>> {
+    processors(async |n: &mut Message<u64>| Ok(**n)).concurrency(1)
 }
 
 /// A batch that was handled.
 type Seen = (Vec<u64>, BatchTrigger);
 
 /// One batch processor that keeps its batches.
-fn keep(batches: &Log<Seen>) -> Batcher<u64, u64, impl super::BatchProcessor<u64, u64>> {
+fn keep(batches: &Log<Seen>) -> Batcher<u64, u64, impl BatchProcessor<u64, u64>> {
     let batches = batches.clone();
-    Batcher::from_fn(async move |batch: &mut Batch<u64, u64>| {
+    batcher(async move |batch: &mut Batch<u64, u64>| {
         batches.add((batch.outputs().copied().collect(), batch.info().trigger));
         Ok(())
     })

@@ -1,10 +1,10 @@
 //! How a pipeline of messages starts.
 
-use super::{Log, Source, keep, ms, pass};
+use super::{Log, Source, keep, ms, pass, processors};
 use crate::{
     Pipeline,
     builder::StartError,
-    processing::{Message, Processors},
+    processing::Message,
     subscription::SubscribeError,
     testkit::{scripted, settle},
 };
@@ -16,7 +16,7 @@ async fn s_184_the_defaults() {
     let handle = async |n: &mut Message<u64>| Ok(**n);
     let pipeline = Pipeline::of_messages("test")
         .source(producer)
-        .processors(Processors::from_fn(handle))
+        .processors(processors(handle))
         .batcher(keep(&batches))
         .start()
         .unwrap();

@@ -146,6 +146,8 @@ where
 
     /// Pushes an item if there is room.
     ///
+    /// Refused items are counted and logged as those of a [`Queue`](super::Queue::try_push) are.
+    ///
     /// # Errors
     ///
     /// [`TryPushError`] returns the item when its key has no room

@@ -173,6 +173,10 @@ impl<T: Send + 'static> Queue<T> {
 
     /// Pushes an item if there is room.
     ///
+    /// Refused items are counted (the metric `pipeline.events_refused`), and so are those of dropped calls of
+    /// [`push`](Self::push) that waited for room. The log has one line when refusing begins, and one when it has ended: an item is
+    /// taken ten seconds or more after the last refusal, and half of the queue is free.
+    ///
     /// # Errors
     ///
     /// [`TryPushError`] returns the item when the queue is full or closed.

@@ -104,6 +104,31 @@ impl Message {
         }
     }
 
+    /// Parts with at most so many changes each, which have the effect of the whole in any order. The first is of the
+    /// same kind.
+    pub(crate) fn split(self, most: usize) -> Vec<Self> {
+        let most = most.max(1);
+        match self {
+            Self::Heartbeat { from, delta: Some(delta), clocks } if delta.size() > most => {
+                let mut parts = delta.split(most).into_iter();
+                let first = Self::Heartbeat { from: from.clone(), delta: parts.next(), clocks };
+                let answer = |delta| Self::TransferAck { from: from.clone(), deltas: vec![delta] };
+                std::iter::once(first).chain(parts.map(answer)).collect()
+            }
+            Self::TransferAck { from, deltas } => {
+                let parts = deltas.into_iter().flat_map(|delta| delta.split(most));
+                let answer = |delta| Self::TransferAck { from: from.clone(), deltas: vec![delta] };
+                parts.map(answer).collect()
+            }
+            whole => vec![whole],
+        }
+    }
+
+    /// The number of changes.
+    pub(crate) fn size(&self) -> usize {
+        self.deltas().map(Delta::size).sum()
+    }
+
     fn deltas(&self) -> impl Iterator<Item = &Delta> {
         let (one, many): (_, &[Delta]) = match self {
             Self::Heartbeat { delta, .. } => (delta.as_ref(), &[]),
@@ -115,6 +140,45 @@ impl Message {
 }
 
 impl Delta {
+    /// The number of changes that it has.
+    pub(crate) fn size(&self) -> usize {
+        self.values.len() + self.removed.len()
+    }
+
+    /// Parts with at most so many changes each, at least one. Their intervals follow each other.
+    fn split(self, most: usize) -> Vec<Self> {
+        let Self { of, mut after, upto, removed, values } = self;
+        let part = |after, upto| Self {
+            of: of.clone(),
+            after,
+            upto,
+            removed: BTreeSet::new(),
+            values: BTreeMap::new(),
+        };
+        let mut parts = Vec::new();
+        // What was removed belongs to no part of the interval.
+        let mut removed = removed.into_iter().peekable();
+        while removed.peek().is_some() {
+            let removed = removed.by_ref().take(most).collect();
+            parts.push(Self { removed, ..part(after, after) });
+        }
+        let mut values = values.into_iter().peekable();
+        while values.peek().is_some() {
+            let values: BTreeMap<_, _> = values.by_ref().take(most).collect();
+            let last = values.last_key_value().map_or(after, |(clock, _)| *clock);
+            parts.push(Self { values, ..part(after, last) });
+            after = last;
+        }
+        match parts.last_mut() {
+            // The changes after the last value have left nothing behind.
+            Some(last) if last.upto > last.after => last.upto = upto,
+            _ if after < upto => parts.push(part(after, upto)),
+            Some(_) => {}
+            None => parts.push(part(after, upto)),
+        }
+        parts
+    }
+
     fn makes_sense(&self) -> bool {
         let in_row = |clock: &u64| (self.after + 1..=self.upto).contains(clock);
         self.after <= self.upto

@@ -13,8 +13,8 @@ use thiserror::Error;
 /// There is no `pool_size`. In Phoenix, each shard is a process that all changes of its topics pass, one by one. Here,
 /// the task that tracks a user makes the change itself: a user who joins and leaves takes the lock of the list
 /// twice, for 5 µs together, and callbacks and broadcasts run outside of it. Shards would add heartbeats of their own. They
-/// would help in one case: a node that is sent the whole list of another, as after a start, holds the lock while it
-/// merges it.
+/// would help in one case: a node that another one asks for its whole list, as after a start, holds the lock while it
+/// copies that. The list is sent, and merged by the other node, in parts of at most 256 KiB.
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,6 +1,7 @@
 //! The replication task: it exchanges a replica's messages with the others.
 
 use std::{
+    collections::VecDeque,
     future::pending,
     sync::{Arc, Weak},
     time::Duration,
@@ -13,6 +14,7 @@ use tokio::{
 
 use super::{Input, Message, OutboundMessage, To};
 use crate::{
+    payload::Payload,
     pubsub::{AdapterError, PubSub, broadcast::Broadcast},
     telemetry::{described, log_line, shown},
 };
@@ -39,6 +41,9 @@ pub(crate) trait Replica: Send + Sync + 'static {
 /// is gone; otherwise drop it.
 ///
 /// Replicas detect lost messages by themselves, including those lost here to a full subscription.
+///
+/// What a node has missed may be a long list. It is sent in parts that each fit a message of the server between the
+/// nodes, with pauses, so that broadcasts have room between them.
 pub(crate) async fn replicate<R: Replica>(
     replica: Weak<R>,
     pubsub: PubSub,
@@ -48,6 +53,7 @@ pub(crate) async fn replicate<R: Replica>(
     let topic = topic(name);
     let mut subscription = pubsub.subscribe(&topic);
     let mut fault = Fault::default();
+    let mut parts = Parts::default();
     loop {
         let Some(next) = replica.upgrade().map(|replica| replica.next_tick()) else { return };
         let tick = async {
@@ -58,6 +64,10 @@ pub(crate) async fn replicate<R: Replica>(
         };
         let input = tokio::select! {
             biased;
+            () = parts.turn() => {
+                parts.send_some(&pubsub, &topic, &mut fault);
+                None
+            }
             () = tick => Some(Input::Tick),
             received = subscription.recv() => match received {
                 Ok(broadcast) => read(&broadcast),
@@ -73,9 +83,99 @@ pub(crate) async fn replicate<R: Replica>(
         let outgoing = replica.step(input, started.elapsed());
         drop(replica);
         for one in outgoing {
-            fault.note(&topic, send(&pubsub, &topic, &one));
+            parts.send(one, &pubsub, &topic, &mut fault);
         }
     }
+}
+
+/// The most changes that are encoded at once.
+const MOST_CHANGES: usize = 1_000;
+
+/// The length of a message, if it can be split: a quarter of what servers take by default.
+const LONGEST: usize = 256 * 1024;
+
+/// How much is sent without a pause.
+const AT_ONCE: usize = 4 * LONGEST;
+
+/// The pause.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The parts of answers that are to be sent: of one answer to each node at most, whose entries are those of the state
+/// and not copies, and of the changes of this node that are new.
+#[derive(Default)]
+struct Parts {
+    waiting: VecDeque<OutboundMessage>,
+    /// When the next may be sent.
+    next: Option<Instant>,
+}
+
+impl Parts {
+    /// Returns when a part may be sent. It is pending while there is none.
+    async fn turn(&self) {
+        match self.next.filter(|_| !self.waiting.is_empty()) {
+            Some(at) => sleep_until(at).await,
+            None if self.waiting.is_empty() => pending().await,
+            None => {}
+        }
+    }
+
+    /// Sends a message, or stores its parts if it is long.
+    fn send(&mut self, message: OutboundMessage, pubsub: &PubSub, topic: &str, fault: &mut Fault) {
+        let OutboundMessage { to, message } = message;
+        if matches!(message, Message::TransferAck { .. }) {
+            // A node asks again before all parts of an answer have arrived.
+            if !self.waiting.iter().any(|waiting| waiting.to == to) {
+                self.waiting.extend(split(&to, message, MOST_CHANGES));
+            }
+            return;
+        }
+        let mut parts = split(&to, message, MOST_CHANGES).into_iter();
+        if let Some(first) = parts.next() {
+            self.waiting.extend(parts);
+            self.send_part(first, pubsub, topic, fault);
+        }
+    }
+
+    /// Sends some parts.
+    fn send_some(&mut self, pubsub: &PubSub, topic: &str, fault: &mut Fault) {
+        let mut sent = 0;
+        while sent < AT_ONCE
+            && let Some(part) = self.waiting.pop_front()
+        {
+            sent += self.send_part(part, pubsub, topic, fault);
+        }
+        self.next = Instant::now().checked_add(PAUSE);
+    }
+
+    /// Sends a part, or splits it once more if it is too long. Returns how long it was.
+    fn send_part(
+        &mut self,
+        part: OutboundMessage,
+        pubsub: &PubSub,
+        topic: &str,
+        fault: &mut Fault,
+    ) -> usize {
+        let payload = match part.message.to_payload() {
+            Ok(payload) => payload,
+            Err(error) => {
+                fault.note(topic, Err(error.into()));
+                return 0;
+            }
+        };
+        let (length, size) = (payload.bytes().len(), part.message.size());
+        if length > LONGEST && size > 1 {
+            let parts = split(&part.to, part.message, size.div_ceil(2));
+            parts.into_iter().rev().for_each(|part| self.waiting.push_front(part));
+        } else {
+            fault.note(topic, send_payload(pubsub, topic, &part.to, payload));
+        }
+        length
+    }
+}
+
+fn split(to: &To, message: Message, most: usize) -> Vec<OutboundMessage> {
+    let parts = message.split(most).into_iter();
+    parts.map(|message| OutboundMessage { to: to.clone(), message }).collect()
 }
 
 /// Sends a replica's messages to the others, such as those at shutdown.
@@ -115,8 +215,17 @@ fn topic(name: &str) -> String {
 }
 
 fn send(pubsub: &PubSub, topic: &str, outgoing: &OutboundMessage) -> Result<(), AdapterError> {
-    let broadcast = Broadcast::new(topic, EVENT, outgoing.message.to_payload()?)?;
-    match &outgoing.to {
+    send_payload(pubsub, topic, &outgoing.to, outgoing.message.to_payload()?)
+}
+
+fn send_payload(
+    pubsub: &PubSub,
+    topic: &str,
+    to: &To,
+    payload: Payload,
+) -> Result<(), AdapterError> {
+    let broadcast = Broadcast::new(topic, EVENT, payload)?;
+    match to {
         To::All => pubsub.send_to_others(&broadcast),
         To::Node(node) => pubsub.send_to_node(node, &broadcast),
     }
@@ -135,7 +244,7 @@ fn read(broadcast: &Broadcast) -> Option<Input> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{cell::RefCell, collections::BTreeMap};
 
     use parking_lot::Mutex;
     use serde_json::json;
@@ -151,9 +260,21 @@ mod tests {
     /// Connects nodes in one process.
     type Switch = Arc<Mutex<BTreeMap<&'static str, LocalNode>>>;
 
+    thread_local! {
+        /// The lengths of the messages of this test.
+        static SENT: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    }
+
     struct Cable {
         name: &'static str,
         switch: Switch,
+    }
+
+    impl Cable {
+        fn deliver(&self, node: &LocalNode, broadcast: &Broadcast) -> Result<(), AdapterError> {
+            SENT.with_borrow_mut(|sent| sent.push(broadcast.payload().bytes().len()));
+            Ok(node.deliver(broadcast)?)
+        }
     }
 
     impl Adapter for Cable {
@@ -168,16 +289,17 @@ mod tests {
         fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
             let nodes = self.switch.lock().clone();
             for (_, node) in nodes.iter().filter(|(name, _)| **name != self.name) {
-                node.deliver(broadcast)?;
+                self.deliver(node, broadcast)?;
             }
             Ok(())
         }
 
         fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
             let node = self.switch.lock().get(node).cloned();
-            Ok(node
-                .ok_or_else(|| AdapterError::new("no node has this name"))?
-                .deliver(broadcast)?)
+            self.deliver(
+                &node.ok_or_else(|| AdapterError::new("no node has this name"))?,
+                broadcast,
+            )
         }
     }
 
@@ -247,6 +369,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_node_that_starts_later_receives_a_long_list_in_parts() {
+        let switch = Switch::default();
+        let ann = node("ann", &switch, TrackerOptions::new());
+        for n in 0..5_000 {
+            let meta = json!({"name": "x".repeat(200)}).as_object().cloned().unwrap();
+            let mut tracker = ann.present.0.lock();
+            tracker
+                .track(n, &"room:1".into(), &format!("user:{n}").into(), Arc::new(meta))
+                .unwrap();
+        }
+        sleep(PERIOD * 3).await;
+        let bob = node("bob", &switch, TrackerOptions::new());
+        sleep(PERIOD * 5).await;
+        assert_eq!(bob.keys().len(), 5_000);
+        // The list has more than a megabyte.
+        let sent = SENT.with_borrow(Vec::clone);
+        assert!(sent.iter().sum::<usize>() > 1_000_000, "{sent:?}");
+        assert!(sent.iter().all(|length| *length <= LONGEST), "{sent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_node_that_starts_later_receives_earlier_entries() {
         let switch = Switch::default();
         let ann = node("ann", &switch, TrackerOptions::new());
@@ -282,10 +425,16 @@ mod tests {
         let newer = json!({ "v": 2, "message": { "graceful_permdown": { "from": of } } });
         let odd = json!({ "heartbeat": { "from": of, "delta": nonsense, "clocks": [] } });
         for said in [json!({}), newer, json!({ "v": 1, "message": odd })] {
-            ann.endpoint.broadcast("phx_presence:test", EVENT, said).unwrap();
+            send_payload(
+                ann.endpoint.pubsub(),
+                &topic("test"),
+                &To::All,
+                Payload::new(&said).unwrap(),
+            )
+            .unwrap();
         }
-        let binary = crate::Payload::binary(vec![1]);
-        ann.endpoint.broadcast("phx_presence:test", EVENT, binary).unwrap();
+        let binary = Payload::binary(vec![1]);
+        send_payload(ann.endpoint.pubsub(), &topic("test"), &To::All, binary).unwrap();
         ann.track("ada");
         sleep(PERIOD * 2).await;
         assert_eq!(bob.keys(), ["ada"]);

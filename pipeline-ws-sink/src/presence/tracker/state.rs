@@ -118,10 +118,6 @@ impl Delta {
             self.removed.insert(clock);
         }
     }
-
-    fn size(&self) -> usize {
-        self.values.len() + self.removed.len()
-    }
 }
 
 /// The copy of another replica's entries, as far as known.
@@ -187,6 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::presence::tracker::message::Message;
 
     fn local(sizes: &[usize]) -> LocalReplica {
         LocalReplica::new(ReplicaRef { node: "ann".into(), version: 1 }, sizes.to_vec())
@@ -302,6 +299,31 @@ mod tests {
             last.merge(third.all(&ReplicaRef { node: "ann".into(), version: 1 }));
             first.iter().for_each(|delta| _ = last.merge((*delta).clone()));
             prop_assert_eq!((clocks(&one), &one.context), (clocks(&last), &last.context));
+        }
+
+        #[test]
+        fn the_parts_of_a_message_have_its_effect_in_any_order(
+            history in history(), most in 1_usize..5, by in any::<prop::sample::Index>()
+        ) {
+            let (_, deltas) = sent(&history);
+            let (mut whole, mut parts) = <(RemoteReplica, RemoteReplica)>::default();
+            for delta in deltas {
+                let from = delta.of.clone();
+                whole.merge(delta.clone());
+                let size = delta.size();
+                let message = Message::TransferAck { from, deltas: vec![delta] };
+                let mut split = message.split(most);
+                prop_assert!(split.iter().all(|part| part.size() <= most));
+                prop_assert_eq!(split.iter().map(Message::size).sum::<usize>(), size);
+                let by = by.index(split.len());
+                split.rotate_left(by);
+                for part in split {
+                    let read = Message::from_payload(&part.to_payload().unwrap()).unwrap();
+                    let Message::TransferAck { deltas, .. } = read else { unreachable!() };
+                    deltas.into_iter().for_each(|delta| _ = parts.merge(delta));
+                }
+                prop_assert_eq!((clocks(&whole), &whole.context), (clocks(&parts), &parts.context));
+            }
         }
 
         #[test]

@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use jsonwebtoken::{Algorithm, DecodingKey, crypto::rust_crypto::DEFAULT_PROVIDER};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Sha256, Sha384, Sha512};
 use thiserror::Error;
 
-/// The algorithms of JSON Web Tokens.
+#[cfg(feature = "jwt-public-keys")]
+use super::public::PublicKey;
+
+/// The algorithms of JSON Web Tokens. Those with a public key need the feature `jwt-public-keys`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum JwtAlgorithm {
@@ -36,19 +39,14 @@ pub enum JwtAlgorithm {
     EdDsa,
 }
 
-/// A key to verify JSON Web Tokens with, by one algorithm.
+/// A key to verify JSON Web Tokens with, by one algorithm: a shared [`secret`](Self::secret), or with the feature
+/// `jwt-public-keys` a public key in PEM or DER.
 ///
 /// ```
 /// use pipeline_ws_sink::token::{JwtAlgorithm, JwtKey};
 ///
 /// # fn key() -> Result<JwtKey, pipeline_ws_sink::token::JwtKeyError> {
-/// let key = JwtKey::pem(
-///     JwtAlgorithm::EdDsa,
-///     "-----BEGIN PUBLIC KEY-----
-/// MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
-/// -----END PUBLIC KEY-----",
-/// )?
-/// .id("2026-01");
+/// let key = JwtKey::secret(JwtAlgorithm::Hs256, b"a secret of at least thirty-two bytes")?.id("2026-01");
 /// # Ok(key)
 /// # }
 /// # key().unwrap();
@@ -58,7 +56,14 @@ pub enum JwtAlgorithm {
 pub struct JwtKey {
     id: Option<String>,
     algorithm: JwtAlgorithm,
-    key: DecodingKey,
+    key: Material,
+}
+
+#[derive(Clone)]
+enum Material {
+    Secret(Vec<u8>),
+    #[cfg(feature = "jwt-public-keys")]
+    Public(PublicKey),
 }
 
 /// A key is invalid.
@@ -106,57 +111,45 @@ impl JwtKey {
         if secret.len() < least {
             return Err(JwtKeyError::ShortSecret { length: secret.len(), least });
         }
-        Ok(Self { id: None, algorithm, key: DecodingKey::from_secret(secret) })
+        Ok(Self { id: None, algorithm, key: Material::Secret(secret.to_vec()) })
     }
 
-    /// A public key in PEM: the text from `BEGIN PUBLIC KEY` on.
+    /// A public key in PEM: the text from `BEGIN PUBLIC KEY` on. Needs the feature `jwt-public-keys`.
+    ///
+    /// ```
+    /// use pipeline_ws_sink::token::{JwtAlgorithm, JwtKey};
+    ///
+    /// # fn key() -> Result<JwtKey, pipeline_ws_sink::token::JwtKeyError> {
+    /// let key = JwtKey::pem(
+    ///     JwtAlgorithm::EdDsa,
+    ///     "-----BEGIN PUBLIC KEY-----
+    /// MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
+    /// -----END PUBLIC KEY-----",
+    /// )?;
+    /// # Ok(key)
+    /// # }
+    /// # key().unwrap();
+    /// ```
     ///
     /// # Errors
     ///
     /// [`JwtKeyError`] if it is not a public key for the algorithm.
+    #[cfg(feature = "jwt-public-keys")]
     pub fn pem(algorithm: JwtAlgorithm, pem: &str) -> Result<Self, JwtKeyError> {
-        let read = match algorithm {
-            JwtAlgorithm::Hs256 | JwtAlgorithm::Hs384 | JwtAlgorithm::Hs512 => {
-                return Err(JwtKeyError::Algorithm { algorithm });
-            }
-            JwtAlgorithm::Es256 | JwtAlgorithm::Es384 => DecodingKey::from_ec_pem,
-            JwtAlgorithm::EdDsa => DecodingKey::from_ed_pem,
-            _ => DecodingKey::from_rsa_pem,
-        };
-        let refused = |source: Option<jsonwebtoken::errors::Error>| {
-            let source = source.map(Into::into);
-            JwtKeyError::PublicKey { algorithm, source }
-        };
-        // A private key does not belong here, and a certificate would be parsed wrongly.
-        if !pem.trim_start().starts_with("-----BEGIN PUBLIC KEY-----") {
-            return Err(refused(None));
-        }
-        let key = read(pem.as_bytes()).map_err(|error| refused(Some(error)))?;
-        // The points of both curves: one byte, and two coordinates.
-        let bytes = match algorithm {
-            JwtAlgorithm::Es256 => Some(1 + 2 * 32),
-            JwtAlgorithm::Es384 => Some(1 + 2 * 48),
-            JwtAlgorithm::EdDsa => Some(32),
-            _ => None,
-        };
-        let has = key.try_get_as_bytes().map_err(|error| refused(Some(error)))?.len();
-        if bytes.is_some_and(|bytes| bytes != has) {
-            return Err(refused(None));
-        }
+        let key = Material::Public(PublicKey::pem(algorithm, pem)?);
         Ok(Self { id: None, algorithm, key })
     }
 
-    /// A public key in DER: the bytes that PEM encodes in base64, a `SubjectPublicKeyInfo`.
+    /// A public key in DER: the bytes that PEM encodes in base64, a `SubjectPublicKeyInfo`. Needs the feature
+    /// `jwt-public-keys`.
     ///
     /// # Errors
     ///
     /// As for [`pem`](Self::pem).
+    #[cfg(feature = "jwt-public-keys")]
     pub fn der(algorithm: JwtAlgorithm, der: &[u8]) -> Result<Self, JwtKeyError> {
-        let text = STANDARD.encode(der);
-        Self::pem(
-            algorithm,
-            &format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n"),
-        )
+        let key = Material::Public(PublicKey::der(algorithm, der)?);
+        Ok(Self { id: None, algorithm, key })
     }
 
     /// Sets the key's id: tokens with an id (`kid`) are verified with keys of this id, and with
@@ -172,12 +165,24 @@ impl JwtKey {
     }
 
     /// Whether this key made the signature.
-    pub(super) fn made(&self, signature: &Vec<u8>, signed: &str) -> bool {
-        // Not the process-wide provider: another part of the program may have installed one that
-        // panics.
-        let verifier = (DEFAULT_PROVIDER.verifier_factory)(&self.algorithm.known(), &self.key);
-        verifier.is_ok_and(|verifier| verifier.verify(signed.as_bytes(), signature).is_ok())
+    pub(super) fn made(&self, signature: &[u8], signed: &str) -> bool {
+        match &self.key {
+            Material::Secret(secret) => match self.algorithm {
+                JwtAlgorithm::Hs256 => is_mac::<Hmac<Sha256>>(secret, signature, signed),
+                JwtAlgorithm::Hs384 => is_mac::<Hmac<Sha384>>(secret, signature, signed),
+                JwtAlgorithm::Hs512 => is_mac::<Hmac<Sha512>>(secret, signature, signed),
+                _ => false,
+            },
+            #[cfg(feature = "jwt-public-keys")]
+            Material::Public(key) => key.made(self.algorithm, signature, signed),
+        }
     }
+}
+
+/// Whether this is the whole code of the text. It takes as long for a wrong one, wherever it differs.
+fn is_mac<M: Mac + KeyInit>(secret: &[u8], code: &[u8], text: &str) -> bool {
+    let Ok(mac) = <M as KeyInit>::new_from_slice(secret) else { return false };
+    mac.chain_update(text).verify_slice(code).is_ok()
 }
 
 impl JwtAlgorithm {
@@ -196,23 +201,6 @@ impl JwtAlgorithm {
             Self::Es256 => "ES256",
             Self::Es384 => "ES384",
             Self::EdDsa => "EdDSA",
-        }
-    }
-
-    fn known(self) -> Algorithm {
-        match self {
-            Self::Hs256 => Algorithm::HS256,
-            Self::Hs384 => Algorithm::HS384,
-            Self::Hs512 => Algorithm::HS512,
-            Self::Rs256 => Algorithm::RS256,
-            Self::Rs384 => Algorithm::RS384,
-            Self::Rs512 => Algorithm::RS512,
-            Self::Ps256 => Algorithm::PS256,
-            Self::Ps384 => Algorithm::PS384,
-            Self::Ps512 => Algorithm::PS512,
-            Self::Es256 => Algorithm::ES256,
-            Self::Es384 => Algorithm::ES384,
-            Self::EdDsa => Algorithm::EdDSA,
         }
     }
 }

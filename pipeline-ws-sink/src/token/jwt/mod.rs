@@ -1,10 +1,12 @@
 //! Verification of JSON Web Tokens. Pure.
 //!
-//! The cryptography is jsonwebtoken's. Claims are checked here, against a time that the caller
+//! The cryptography is that of `hmac`, and of `jsonwebtoken` for public keys. Claims are checked here, against a time that the caller
 //! passes and by one rule for all keys.
 
 mod claims;
 mod key;
+#[cfg(feature = "jwt-public-keys")]
+mod public;
 
 use std::time::{Duration, SystemTime};
 

@@ -1,6 +1,15 @@
 // The components that own channels. They offer functions in the shop's words; what draws knows no socket.
 
-import {createContext, useContext, useEffect, useEffectEvent, useReducer, useRef, useState} from 'react'
+import {
+  createContext,
+  useContext,
+  useEffect,
+  useEffectEvent,
+  useReducer,
+  useRef,
+  useState,
+  useSyncExternalStore,
+} from 'react'
 
 import {explain, isCart, NO_ANSWER} from '../../common/cart.js'
 import {cartAccess} from '../../common/cart_access.js'
@@ -8,6 +17,7 @@ import {say} from '../../common/notices.js'
 import {page} from '../../common/page.js'
 import {storedCart} from '../../common/stored_cart.js'
 import {useChannel, useEvent, useSocketStatus} from '../phoenix/index.jsx'
+import {kept} from './kept.js'
 import {initial, reduce} from './state.js'
 
 const ProductsContext = createContext(null)
@@ -77,14 +87,18 @@ const access = cartAccess({
   reload: () => location.reload(),
 })
 
+// The channel stays joined from one page of the app to the next, and the server pushes the cart after a join. So the last cart
+// is kept outside the component that goes.
+const lastCart = kept({items: [], serialized: null})
+
 /** Joins the cart's channel. */
 export const CartContainer = ({children}) => {
-  const [cart, setCart] = useState({items: [], serialized: null})
+  const cart = useSyncExternalStore(lastCart.subscribe, lastCart.get)
   const channel = useChannel(`cart:${page.cartId}`, access.params)
   const show = (next) => {
     if (!isCart(next)) return
     stored.write(next.serialized)
-    setCart(next)
+    lastCart.set(next)
   }
   useEvent(channel, 'cart', show)
   const refused = useEffectEvent(() => access.refused(channel.reply))

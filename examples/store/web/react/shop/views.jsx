@@ -1,9 +1,10 @@
 // The components that draw. The classes are those of the other front ends, so styles and tests are shared.
 
-import {useEffect, useState} from 'react'
+import {Component, useEffect, useState} from 'react'
 import {createPortal} from 'react-dom'
 
 import {checkoutUrl, dollars, pairs, total} from '../../common/cart.js'
+import {focusIn, keepFocus} from '../../common/focus.js'
 import {labelOf} from '../../common/levels.js'
 import {useCart, useProducts} from './containers.jsx'
 import {Link} from './router.jsx'
@@ -155,6 +156,21 @@ const Line = ({item, remove}) => (
   </li>
 )
 
+/** Keeps the keyboard's place when lines of the cart go. React reads it right before it changes the page only in a class. */
+class KeepFocus extends Component {
+  getSnapshotBeforeUpdate() {
+    return focusIn(this.props.root())
+  }
+
+  componentDidUpdate(_props, _state, held) {
+    keepFocus(held, this.props.root())
+  }
+
+  render() {
+    return this.props.children
+  }
+}
+
 const Lines = () => {
   const {items, serialized, remove} = useCart()
   return (
@@ -185,8 +201,7 @@ export const CartPanel = () => {
       document.body.classList.remove('has-cart')
     }
   }, [container, isEmpty])
-  if (isEmpty) return null
-  return createPortal(
+  const panel = (
     <details className="cart" open={wide}>
       <summary className="cart__summary">
         <span className="cart__title">Cart</span>
@@ -196,9 +211,9 @@ export const CartPanel = () => {
       <div className="cart__body">
         <Lines />
       </div>
-    </details>,
-    container,
+    </details>
   )
+  return <KeepFocus root={() => container}>{isEmpty ? null : createPortal(panel, container)}</KeepFocus>
 }
 
 /** The cart as a page of its own. */
@@ -207,7 +222,9 @@ export const CartPage = () => {
   return (
     <main className="app-page">
       <h1>Your cart</h1>
-      {items.length === 0 ? <p className="app-page__empty">It is empty.</p> : <Lines />}
+      <KeepFocus root={() => document.querySelector('.app-page')}>
+        {items.length === 0 ? <p className="app-page__empty">It is empty.</p> : <Lines />}
+      </KeepFocus>
     </main>
   )
 }
