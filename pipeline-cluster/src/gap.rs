@@ -13,8 +13,8 @@ pub enum Gap {
     /// Broadcasts of a node are missing.
     Missing(Missing),
     /// This node was not connected to the server for this long, up to now. Anything may be missing. The time begins with
-    /// the last ping, publication or subscription that the server has answered, when this node asked for it. That is before
-    /// this node noticed its silence. What is read after that makes it no shorter, because the server may have discarded
+    /// the last ping, publication or subscription that the server has answered, when this node asked for it; with NATS, with
+    /// the last ping. That is before this node noticed its silence. What is read after that makes it no shorter, because the server may have discarded
     /// what was behind it. On the first connection of a node that was there before its server, it begins with the start of
     /// the node.
     Disconnected(Duration),

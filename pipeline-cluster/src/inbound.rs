@@ -1,6 +1,12 @@
 //! What has arrived on this node and is not delivered yet.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -9,13 +15,31 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use crate::frame::frames;
+use crate::{core::Core, frame::frames, metrics::Reason};
 
 /// The most messages that wait to be delivered, and the most bytes.
 const WAITING: (usize, usize) = (65_536, 64 << 20);
 
 /// How often it is said how many were dropped, while more are.
 const SAID: Duration = Duration::from_secs(1);
+
+/// A subscription to a channel, which has ended once this node is not subscribed to it any more.
+///
+/// The node may subscribe to the channel again while messages of the earlier subscription wait. What was sent between the
+/// two is not missing, so no message of the earlier one may be compared with those of the later one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Subscription(Arc<AtomicBool>);
+
+impl Subscription {
+    /// The node has unsubscribed: what has arrived and waits is not delivered.
+    pub(crate) fn end(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
 
 /// What has arrived and is not delivered yet, bounded in number and in bytes. The oldest messages are dropped for new
 /// ones.
@@ -29,12 +53,11 @@ pub(crate) struct Inbound {
 
 #[derive(Debug)]
 struct Waiting {
-    /// Each with a moment before it has arrived.
-    messages: VecDeque<(Instant, Bytes)>,
+    messages: VecDeque<Message>,
     bytes: usize,
     max_messages: usize,
     max_bytes: usize,
-    /// What had arrived by this moment is here, or was.
+    /// What the server had sent by this moment is here, or was.
     read_until: Instant,
     /// How many broadcasts were dropped since it was said last, and when that was.
     dropped: usize,
@@ -42,15 +65,24 @@ struct Waiting {
     is_closed: bool,
 }
 
+/// A message that waits.
+#[derive(Debug)]
+struct Message {
+    bytes: Bytes,
+    of: Subscription,
+    /// A moment before the server has sent it. It may have been on the way for long: that is before it has arrived.
+    since: Instant,
+}
+
 /// What is not delivered in the end.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Left {
+struct Left {
     /// How many broadcasts were dropped, which was not said yet.
-    pub(crate) dropped: usize,
+    dropped: usize,
     /// How many broadcasts still wait.
-    pub(crate) waiting: usize,
-    /// What had arrived by this moment is delivered, or dropped.
-    pub(crate) delivered_until: Instant,
+    waiting: usize,
+    /// What the server had sent by this moment is delivered, or dropped.
+    delivered_until: Instant,
 }
 
 impl Inbound {
@@ -72,18 +104,18 @@ impl Inbound {
         Self { waiting: Mutex::new(waiting), arrived: Notify::new() }
     }
 
-    /// Adds messages that have arrived. A single message of any length may wait.
-    pub(crate) fn push(&self, messages: impl IntoIterator<Item = Bytes>) {
+    /// Adds messages of subscriptions that have arrived. A single message of any length may wait.
+    pub(crate) fn push(&self, messages: impl IntoIterator<Item = (Subscription, Bytes)>) {
         {
             let mut waiting = self.waiting.lock();
-            for message in messages {
-                waiting.push(message);
+            for (of, message) in messages {
+                waiting.push(of, message);
             }
         }
         self.arrived.notify_one();
     }
 
-    /// All that had arrived by this moment was added.
+    /// All that the server had sent by this moment was added.
     pub(crate) fn read_until(&self, moment: Instant) {
         let mut waiting = self.waiting.lock();
         waiting.read_until = moment.max(waiting.read_until);
@@ -112,9 +144,16 @@ impl Inbound {
         waiting.messages.is_empty() && waiting.dropped == 0
     }
 
-    /// The oldest message.
+    /// The oldest message of a subscription that has not ended. Those before it are dropped.
     pub(crate) fn take(&self) -> Option<Bytes> {
-        Some(self.waiting.lock().pop()?.1)
+        let mut waiting = self.waiting.lock();
+        // No more than have room here.
+        while let Some(Message { bytes, of, .. }) = waiting.pop() {
+            if !of.has_ended() {
+                return Some(bytes);
+            }
+        }
+        None
     }
 
     /// How many broadcasts were dropped, if it is to be said now: once in a while, and when no more wait.
@@ -128,8 +167,19 @@ impl Inbound {
         Some(std::mem::take(&mut waiting.dropped))
     }
 
-    /// Nothing is delivered any more.
-    pub(crate) fn close(&self) -> Left {
+    /// The connection has ended: what waits is not delivered any more, and is counted.
+    pub(crate) fn end(&self, core: &Core) {
+        let Left { dropped, waiting, delivered_until } = self.close();
+        if dropped > 0 {
+            core.overrun(dropped);
+        }
+        if waiting > 0 {
+            core.metrics.dropped(Reason::NotConnected, waiting);
+        }
+        core.last_heard.only_until(delivered_until);
+    }
+
+    fn close(&self) -> Left {
         let (messages, dropped, read_until) = {
             let mut waiting = self.waiting.lock();
             waiting.is_closed = true;
@@ -137,30 +187,33 @@ impl Inbound {
             let dropped = std::mem::take(&mut waiting.dropped);
             (std::mem::take(&mut waiting.messages), dropped, waiting.read_until)
         };
-        let delivered_until = messages.front().map_or(read_until, |(before, _)| *before);
-        let waiting = messages.iter().map(|(_, message)| broadcasts(message)).sum();
+        let mut left = messages.iter().filter(|it| !it.of.has_ended()).peekable();
+        let delivered_until = left.peek().map_or(read_until, |it| it.since);
+        let waiting = left.map(|it| broadcasts(&it.bytes)).sum();
         Left { dropped, waiting, delivered_until }
     }
 }
 
 impl Waiting {
-    fn push(&mut self, message: Bytes) {
+    fn push(&mut self, of: Subscription, bytes: Bytes) {
         if self.is_closed {
             return;
         }
         while (self.messages.len() >= self.max_messages
-            || self.bytes + message.len() > self.max_bytes)
-            && let Some((_, dropped)) = self.pop()
+            || self.bytes + bytes.len() > self.max_bytes)
+            && let Some(oldest) = self.pop()
         {
-            self.dropped += broadcasts(&dropped);
+            if !oldest.of.has_ended() {
+                self.dropped += broadcasts(&oldest.bytes);
+            }
         }
-        self.bytes += message.len();
-        self.messages.push_back((self.read_until, message));
+        self.bytes += bytes.len();
+        self.messages.push_back(Message { bytes, of, since: self.read_until });
     }
 
-    fn pop(&mut self) -> Option<(Instant, Bytes)> {
+    fn pop(&mut self) -> Option<Message> {
         let oldest = self.messages.pop_front()?;
-        self.bytes -= oldest.1.len();
+        self.bytes -= oldest.bytes.len();
         Some(oldest)
     }
 }
@@ -187,6 +240,11 @@ mod tests {
         group.into()
     }
 
+    fn push(inbound: &Inbound, messages: impl IntoIterator<Item = Bytes>) {
+        let of = Subscription::default();
+        inbound.push(messages.into_iter().map(|message| (of.clone(), message)));
+    }
+
     fn lengths(inbound: &Inbound) -> Vec<usize> {
         std::iter::from_fn(|| inbound.take()).map(|message| message.len()).collect()
     }
@@ -194,13 +252,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_oldest_messages_are_dropped_beyond_a_number_and_beyond_bytes_and_it_is_said() {
         let (inbound, now) = (Inbound::with(3, 100), Instant::now());
-        inbound.push((1..=4).map(message));
+        push(&inbound, (1..=4).map(message));
         assert_eq!((inbound.dropped(now), inbound.dropped(now)), (Some(1), None));
-        inbound.push([message(95)]);
+        push(&inbound, [message(95)]);
         assert_eq!(inbound.dropped(now), None, "it was said just now");
         assert_eq!(inbound.dropped(now + SAID), Some(2));
         assert_eq!(lengths(&inbound), [4, 95]);
-        inbound.push([message(1), message(500)]);
+        push(&inbound, [message(1), message(500)]);
         assert_eq!(lengths(&inbound), [500], "a single message may be longer");
         assert_eq!(inbound.dropped(now + SAID), Some(1), "nothing waits");
         inbound.missed();
@@ -211,7 +269,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_broadcast_of_a_message_that_is_not_delivered_is_counted() {
         let (inbound, now) = (Inbound::with(2, 100), Instant::now());
-        inbound.push([group(5), group(3), group(4)]);
+        push(&inbound, [group(5), group(3), group(4)]);
         assert_eq!(inbound.dropped(now), Some(5));
         let left = Left { dropped: 0, waiting: 7, delivered_until: now };
         assert_eq!(inbound.close(), left);
@@ -221,15 +279,34 @@ mod tests {
     async fn in_the_end_what_was_dropped_and_what_is_left_are_counted_apart_and_since_when() {
         let (inbound, now) = (Inbound::with(3, 100), Instant::now());
         let later = |seconds| now + Duration::from_secs(seconds);
-        inbound.push([message(1)]);
+        push(&inbound, [message(1)]);
         inbound.read_until(later(1));
-        inbound.push((1..=3).map(message));
+        push(&inbound, (1..=3).map(message));
         inbound.read_until(later(2));
         let left = Left { dropped: 1, waiting: 3, delivered_until: later(1) };
-        assert_eq!(inbound.close(), left, "those that wait have arrived after it");
-        inbound.push([message(1)]);
+        assert_eq!(inbound.close(), left, "those that wait were sent after it");
+        push(&inbound, [message(1)]);
         let left = Left { dropped: 0, waiting: 0, delivered_until: later(2) };
         assert_eq!((inbound.take(), inbound.close()), (None, left));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_of_a_subscription_that_has_ended_is_neither_delivered_nor_counted() {
+        let (inbound, now) = (Inbound::with(4, 100), Instant::now());
+        let [earlier, other, later] = [1, 2, 3].map(|_| Subscription::default());
+        inbound.push([(earlier.clone(), message(1)), (other.clone(), message(2))]);
+        inbound.push([(earlier.clone(), message(3))]);
+        earlier.end();
+        inbound.push([(later.clone(), message(4))]);
+        assert_eq!(lengths(&inbound), [2, 4]);
+        // There is no room for the first two, one of which is of no interest any more.
+        inbound.push([(earlier.clone(), message(1)), (later.clone(), message(2))]);
+        inbound.push([1, 2, 3, 4].map(|length| (later.clone(), message(length))));
+        assert_eq!(inbound.dropped(now), Some(1));
+        later.end();
+        inbound.push([(other, message(5))]);
+        let left = Left { dropped: 0, waiting: 1, delivered_until: now };
+        assert_eq!(inbound.close(), left);
     }
 
     proptest! {
@@ -244,7 +321,7 @@ mod tests {
                 if adds {
                     // None of them is a group.
                     let number = u8::try_from(pushed).unwrap() + 10;
-                    inbound.push([Bytes::from(vec![number; length + 1])]);
+                    push(&inbound, [Bytes::from(vec![number; length + 1])]);
                     pushed += 1;
                 } else {
                     taken.extend(inbound.take().map(|message| message[0]));
@@ -252,7 +329,7 @@ mod tests {
                 dropped += inbound.dropped(now + SAID).unwrap_or_default();
                 let waiting = inbound.waiting.lock();
                 prop_assert!(waiting.messages.len() <= 5 && waiting.bytes <= 100);
-                let bytes: usize = waiting.messages.iter().map(|(_, it)| it.len()).sum();
+                let bytes: usize = waiting.messages.iter().map(|it| it.bytes.len()).sum();
                 prop_assert_eq!(waiting.bytes, bytes);
             }
             prop_assert!(taken.is_sorted_by(|one, next| one < next));

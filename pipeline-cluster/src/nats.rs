@@ -4,8 +4,9 @@ use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
     iter, mem,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
 };
 
 use async_nats::{
@@ -28,8 +29,7 @@ use crate::{
     ClusterError,
     core::Core,
     driver::{Refusals, Server, Session, SessionError},
-    inbound::{Inbound, Left},
-    metrics::Reason,
+    inbound::{Inbound, Subscription},
     packing::Message,
 };
 
@@ -58,15 +58,27 @@ pub(crate) struct Nats {
     servers: Vec<ServerAddr>,
 }
 
-/// The payloads of a subject.
-type Payloads = Abortable<futures::stream::Map<Subscriber, fn(async_nats::Message) -> Bytes>>;
+/// The payloads of a subject, each with the subscription that has brought it.
+struct Payloads {
+    messages: Abortable<Subscriber>,
+    of: Subscription,
+}
+
+impl Stream for Payloads {
+    type Item = (Subscription, Bytes);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let message = ready!(Pin::new(&mut self.messages).poll_next(cx));
+        Poll::Ready(message.map(|message| (self.of.clone(), message.payload)))
+    }
+}
 
 /// What the task that reads is asked for.
 enum Asked<S> {
     /// To read a new subscription as well.
     Also(S),
-    /// To answer when it has read what is there.
-    Now(oneshot::Sender<()>),
+    /// To read what is there, and to answer whether that was all.
+    Now(oneshot::Sender<bool>),
 }
 
 /// A connection to NATS.
@@ -77,8 +89,8 @@ pub(crate) struct NatsSession {
     reader: mpsc::Sender<Asked<Payloads>>,
     inbound: Arc<Inbound>,
     reading: tokio::task::AbortHandle,
-    /// Ends the subscription to each subject.
-    subscribed: Mutex<HashMap<String, AbortHandle>>,
+    /// The subscription to each subject, and what ends it.
+    subscribed: Mutex<HashMap<String, (Subscription, AbortHandle)>>,
     /// A subject that has no subscribers.
     nowhere: String,
 }
@@ -275,7 +287,7 @@ fn decoded(part: &str) -> String {
 ///
 /// Each time it runs, it reads as much as there is, so that no more waits in the client than what that reads in a turn:
 /// tokio lets a task read 128 times, and the client has 64 KiB for each.
-async fn read<S: Stream<Item = Bytes> + Unpin>(
+async fn read<S: Stream<Item = (Subscription, Bytes)> + Unpin>(
     mut asked: mpsc::Receiver<Asked<S>>,
     inbound: Arc<Inbound>,
 ) {
@@ -286,9 +298,9 @@ async fn read<S: Stream<Item = Bytes> + Unpin>(
             Some(asked) = asked.recv() => match asked {
                 Asked::Also(new) => payloads.push(new),
                 Asked::Now(answer) => {
-                    read_what_is_there(&mut payloads, &inbound);
-                    // It is waited for no more.
-                    let _ = answer.send(());
+                    let is_all = read_what_is_there(&mut payloads, &inbound);
+                    // The one that has asked may be gone.
+                    let _ = answer.send(is_all);
                 }
             },
             Some(first) = payloads.next() => {
@@ -303,13 +315,13 @@ async fn read<S: Stream<Item = Bytes> + Unpin>(
 }
 
 /// Reads what has arrived, for so long at most. Returns whether that was all.
-fn read_what_is_there<S: Stream<Item = Bytes> + Unpin>(
+fn read_what_is_there<S: Stream<Item = (Subscription, Bytes)> + Unpin>(
     payloads: &mut SelectAll<S>,
     inbound: &Inbound,
 ) -> bool {
     let since = Instant::now();
     loop {
-        let (now, mut is_all) = (Instant::now(), false);
+        let mut is_all = false;
         let next = iter::from_fn(|| {
             // Without the limit of tokio, which would look like the end of what is there.
             let next = unconstrained(payloads.next()).now_or_never().flatten();
@@ -318,7 +330,6 @@ fn read_what_is_there<S: Stream<Item = Bytes> + Unpin>(
         });
         inbound.push(next.take(AT_ONCE));
         if is_all {
-            inbound.read_until(now);
             return true;
         }
         if since.elapsed() >= SLICE {
@@ -330,14 +341,7 @@ fn read_what_is_there<S: Stream<Item = Bytes> + Unpin>(
 impl Drop for NatsSession {
     fn drop(&mut self) {
         self.reading.abort();
-        let Left { dropped, waiting, delivered_until } = self.inbound.close();
-        if dropped > 0 {
-            self.core.overrun(dropped);
-        }
-        if waiting > 0 {
-            self.core.metrics.dropped(Reason::NotConnected, waiting);
-        }
-        self.core.last_heard.only_until(delivered_until);
+        self.inbound.end(&self.core);
     }
 }
 
@@ -389,10 +393,10 @@ impl Session for NatsSession {
             let subscriber = self.client.subscribe(name.clone()).await;
             let subscriber = subscriber.map_err(|error| failed(&error))?;
             let (end, ended) = AbortHandle::new_pair();
-            let payload: fn(async_nats::Message) -> Bytes = |message| message.payload;
-            let payloads = Abortable::new(subscriber.map(payload), ended);
+            let of = Subscription::default();
+            let payloads = Payloads { messages: Abortable::new(subscriber, ended), of: of.clone() };
             self.reader.send(Asked::Also(payloads)).await.map_err(|error| failed(&error))?;
-            self.subscribed.lock().insert(name.clone(), end);
+            self.subscribed.lock().insert(name.clone(), (of, end));
         }
         self.round_trip().await?;
         self.events.refused()
@@ -400,18 +404,22 @@ impl Session for NatsSession {
 
     async fn unsubscribe(&self, names: &[String]) -> Result<(), SessionError> {
         let mut subscribed = self.subscribed.lock();
-        for end in names.iter().filter_map(|name| subscribed.remove(name)) {
+        for (of, end) in names.iter().filter_map(|name| subscribed.remove(name)) {
+            of.end();
             end.abort();
         }
         Ok(())
     }
 
     async fn ping(&self, core: &Core) -> Result<(), SessionError> {
+        let asked = Instant::now();
         self.round_trip().await?;
         self.events.count_late(core);
         let (answer, answered) = oneshot::channel();
         self.reader.send(Asked::Now(answer)).await.map_err(|error| failed(&error))?;
-        answered.await.map_err(|error| failed(&error))?;
+        if answered.await.map_err(|error| failed(&error))? {
+            self.inbound.read_until(asked);
+        }
         core.clock.follow_wall();
         Ok(())
     }
@@ -479,6 +487,7 @@ mod tests {
         for _ in 0..3 {
             let (subject, mut payloads) = mpsc::channel(3_000);
             let payloads = futures::stream::poll_fn(move |cx| payloads.poll_recv(cx));
+            let payloads = payloads.map(|payload| (Subscription::default(), payload));
             assert!(reader.send(Asked::Also(payloads)).await.is_ok());
             subjects.push(subject);
         }
@@ -489,12 +498,9 @@ mod tests {
         // The task that reads runs once.
         yield_now().await;
         assert_eq!(iter::from_fn(|| inbound.take()).count(), 9_000);
-        tokio::time::advance(Duration::from_secs(1)).await;
         let (answer, answered) = oneshot::channel();
         assert!(reader.send(Asked::Now(answer)).await.is_ok());
-        answered.await.unwrap();
-        let left = Left { dropped: 0, waiting: 0, delivered_until: Instant::now() };
-        assert_eq!(inbound.close(), left);
+        assert!(answered.await.unwrap(), "nothing was there");
         reading.abort();
     }
 

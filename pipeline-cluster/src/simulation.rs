@@ -2,7 +2,7 @@
 //! nodes that are killed and started again. The time is simulated too, and everything follows from a seed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     env,
     sync::Arc,
     time::Duration,
@@ -29,6 +29,8 @@ use crate::{
     channels::Channel,
     core::Core,
     driver::{Refusals, Server, Session, SessionError},
+    frame::{Frame, frames},
+    inbound::{Inbound, Subscription},
     packing::Message,
 };
 
@@ -82,8 +84,13 @@ struct State {
     loses: Option<u64>,
     /// How many messages were published.
     published: u64,
-    /// As with NATS, the number of nodes is not known, and what is unsubscribed from is not answered.
+    /// As with NATS, the number of nodes is not known, what is unsubscribed from is not answered, and what arrives waits
+    /// before it is delivered.
     is_terse: bool,
+    /// The longest time that a node with such a server needs for a message that waits, in milliseconds.
+    busy: u64,
+    /// How many subscriptions there were.
+    subscriptions: u64,
 }
 
 /// A server that passes messages on, and the ways to it.
@@ -93,13 +100,15 @@ struct Network(watch::Sender<State>);
 /// What a node is sent.
 #[derive(Debug)]
 enum Down {
-    Message(Bytes, Sent),
+    /// Something for the subscription of this number.
+    Message(u64, Bytes, Sent),
     Answer(oneshot::Sender<u64>, u64),
 }
 
 /// Something that the server has sent to a life of a node on a channel to which that subscribes all the time.
 #[derive(Debug)]
 struct Sent {
+    channel: String,
     /// A number for each publication.
     number: u64,
     at: Instant,
@@ -107,12 +116,42 @@ struct Sent {
     has_arrived: bool,
 }
 
+/// Which channel, and of how many times in a row that a life of a node has followed it.
+type Following = (String, u64);
+
+/// The numbers of frames of a life of another node that have arrived.
+#[derive(Debug, Default)]
+struct Numbers {
+    all: BTreeSet<u64>,
+    /// One has arrived after a greater one.
+    has_late: bool,
+}
+
 /// What became of what was sent to a life of a node.
 #[derive(Debug, Default)]
 struct Fates {
+    /// How often each channel was unsubscribed from.
+    followed: HashMap<String, u64>,
+    /// What was delivered, by the name and the epoch of the node that has sent it.
+    delivered: HashMap<Following, HashMap<(String, u64), Numbers>>,
     arrived: HashSet<u64>,
     /// When it was sent.
     discarded: Vec<(u64, Instant)>,
+}
+
+impl Fates {
+    /// A message of the server is about to be delivered.
+    fn deliver(&mut self, following: &Following, message: &Bytes) {
+        for frame in frames(message) {
+            let frame = frame.unwrap();
+            let Frame { origin, epoch, sequence, .. } = Frame::decode(&frame).unwrap();
+            let of_each = self.delivered.entry(following.clone()).or_default();
+            let Numbers { all, has_late } = of_each.entry((origin.to_owned(), epoch)).or_default();
+            *has_late |=
+                all.last().is_some_and(|last| sequence < *last) && !all.contains(&sequence);
+            all.insert(sequence);
+        }
+    }
 }
 
 impl Drop for Sent {
@@ -130,7 +169,8 @@ impl Drop for Sent {
 #[derive(Debug)]
 enum Up {
     Publish(Vec<(String, Bytes)>),
-    Subscribe(Vec<String>),
+    /// With their numbers.
+    Subscribe(Vec<(String, u64)>),
     Unsubscribe(Vec<String>),
     Ping,
     Nodes(String),
@@ -140,7 +180,8 @@ enum Up {
 #[derive(Debug)]
 struct Line {
     node: usize,
-    subscribed: Mutex<HashSet<String>>,
+    /// With the numbers of the subscriptions.
+    subscribed: Mutex<HashMap<String, u64>>,
     /// What is on the way to the node, and when it is there.
     down: mpsc::Sender<(Instant, Down)>,
     fates: Arc<Mutex<Fates>>,
@@ -241,8 +282,7 @@ impl Network {
                         number = state.published;
                         false
                     });
-                    let to = self.subscribers(&channel);
-                    for line in to {
+                    for (line, subscription) in self.subscribers(&channel) {
                         let mut is_lost = false;
                         self.0.send_if_modified(|state| {
                             let State { chance, loses, .. } = state;
@@ -252,8 +292,9 @@ impl Network {
                         if !is_lost {
                             let (fates, at) = (line.fates.clone(), Instant::now());
                             let has_arrived = !is_always_subscribed(&channel);
-                            let sent = Sent { number, at, fates, has_arrived };
-                            self.send(&line, Down::Message(bytes.clone(), sent));
+                            let channel = channel.clone();
+                            let sent = Sent { channel, number, at, fates, has_arrived };
+                            self.send(&line, Down::Message(subscription, bytes.clone(), sent));
                         }
                     }
                 }
@@ -264,7 +305,7 @@ impl Network {
                 0
             }
             Up::Unsubscribe(names) => {
-                line.subscribed.lock().retain(|name| !names.contains(name));
+                line.subscribed.lock().retain(|name, _| !names.contains(name));
                 0
             }
             Up::Ping => 0,
@@ -272,10 +313,22 @@ impl Network {
         }
     }
 
-    fn subscribers(&self, channel: &str) -> Vec<Arc<Line>> {
+    /// The connections that are subscribed to a channel, with the numbers of their subscriptions.
+    fn subscribers(&self, channel: &str) -> Vec<(Arc<Line>, u64)> {
         let state = self.0.borrow();
         let lines = state.lines.iter();
-        lines.filter(|line| line.subscribed.lock().contains(channel)).cloned().collect()
+        let of = |line: &Arc<Line>| Some((line.clone(), *line.subscribed.lock().get(channel)?));
+        lines.filter_map(of).collect()
+    }
+
+    /// How long a node needs for a message that waits.
+    fn work(&self) -> Duration {
+        let mut millis = 0;
+        self.0.send_if_modified(|state| {
+            millis = state.chance.below(state.busy + 1);
+            false
+        });
+        Duration::from_millis(millis)
     }
 }
 
@@ -300,6 +353,14 @@ struct Connection {
     sent: Mutex<Instant>,
     down: tokio::sync::Mutex<mpsc::Receiver<(Instant, Down)>>,
     lives: watch::Receiver<bool>,
+    core: Arc<Core>,
+    fates: Arc<Mutex<Fates>>,
+    is_terse: bool,
+    /// The subscription to each channel.
+    subscribed: Mutex<HashMap<String, (u64, Subscription)>>,
+    inbound: Inbound,
+    /// What waits there, by where its bytes are in memory.
+    waiting: Mutex<HashMap<usize, (Following, Sent)>>,
 }
 
 /// Waits until a process is dead.
@@ -319,7 +380,7 @@ fn lost() -> SessionError {
 impl Server for Reach {
     type Session = Connection;
 
-    async fn connect(&self, _: &Arc<Core>) -> Result<Connection, SessionError> {
+    async fn connect(&self, core: &Arc<Core>) -> Result<Connection, SessionError> {
         if !*self.lives.borrow() {
             return never().await;
         }
@@ -354,11 +415,73 @@ impl Server for Reach {
             sent: Mutex::new(Instant::now()),
             down: tokio::sync::Mutex::new(arriving),
             lives: self.lives.clone(),
+            core: core.clone(),
+            fates: self.fates.clone(),
+            is_terse: self.network.0.borrow().is_terse,
+            subscribed: Mutex::default(),
+            inbound: Inbound::new(),
+            waiting: Mutex::default(),
         })
     }
 }
 
 impl Connection {
+    /// Something has arrived for a subscription.
+    fn arrives(&self, number: u64, bytes: &Bytes, mut sent: Sent) {
+        let subscribed = self.subscribed.lock();
+        let of = match subscribed.get(&sent.channel) {
+            Some((of_now, of)) if *of_now == number => of.clone(),
+            // It has ended: a client of NATS leaves it out. With Redis that is answered, and nothing comes later.
+            _ => {
+                assert!(self.is_terse, "it was unsubscribed from");
+                return;
+            }
+        };
+        drop(subscribed);
+        let following = {
+            let fates = self.fates.lock();
+            let times = fates.followed.get(&sent.channel).copied().unwrap_or_default();
+            (sent.channel.clone(), times)
+        };
+        if self.is_terse {
+            let own = Bytes::copy_from_slice(bytes);
+            self.waiting.lock().insert(own.as_ptr().addr(), (following, sent));
+            self.inbound.push([(of, own)]);
+        } else {
+            sent.has_arrived = true;
+            self.deliver(&following, bytes);
+        }
+    }
+
+    fn unsubscribed(&self, names: &[String]) {
+        let (mut fates, mut subscribed) = (self.fates.lock(), self.subscribed.lock());
+        for name in names {
+            *fates.followed.entry(name.clone()).or_default() += 1;
+            if let Some((_, of)) = subscribed.remove(name) {
+                of.end();
+            }
+        }
+    }
+
+    fn deliver(&self, following: &Following, message: &Bytes) {
+        self.fates.lock().deliver(following, message);
+        self.core.receive(message);
+    }
+
+    /// Delivers what waits.
+    async fn deliver_all(&self) {
+        loop {
+            self.inbound.ready().await;
+            sleep(self.network.work()).await;
+            if let Some(message) = self.inbound.take() {
+                let waited = self.waiting.lock().remove(&message.as_ptr().addr());
+                let (following, mut sent) = waited.unwrap();
+                sent.has_arrived = true;
+                self.deliver(&following, &message);
+            }
+        }
+    }
+
     async fn ask(&self, up: Up) -> Result<u64, SessionError> {
         let (answer, answered) = oneshot::channel();
         let at = {
@@ -367,7 +490,7 @@ impl Connection {
             *sent
         };
         let is_answered = match &up {
-            Up::Unsubscribe(_) => !self.network.0.borrow().is_terse,
+            Up::Unsubscribe(_) => !self.is_terse,
             _ => true,
         };
         self.asks.send((at, up, answer)).await.map_err(|_| lost())?;
@@ -393,35 +516,53 @@ impl Session for Connection {
     }
 
     async fn subscribe(&self, names: &[String]) -> Result<(), SessionError> {
-        self.ask(Up::Subscribe(names.to_vec())).await.map(drop)
+        let mut number = 0;
+        self.network.0.send_if_modified(|state| {
+            state.subscriptions += 1;
+            number = state.subscriptions;
+            false
+        });
+        {
+            let mut subscribed = self.subscribed.lock();
+            let of = |name: &String| (name.clone(), (number, Subscription::default()));
+            subscribed.extend(names.iter().map(of));
+        }
+        let names = names.iter().map(|name| (name.clone(), number));
+        self.ask(Up::Subscribe(names.collect())).await.map(drop)
     }
 
     async fn unsubscribe(&self, names: &[String]) -> Result<(), SessionError> {
-        self.ask(Up::Unsubscribe(names.to_vec())).await.map(drop)
+        if self.is_terse {
+            self.unsubscribed(names);
+            return self.ask(Up::Unsubscribe(names.to_vec())).await.map(drop);
+        }
+        self.ask(Up::Unsubscribe(names.to_vec())).await?;
+        self.unsubscribed(names);
+        Ok(())
     }
 
     async fn ping(&self, _: &Core) -> Result<(), SessionError> {
-        self.ask(Up::Ping).await.map(drop)
+        let asked = Instant::now();
+        self.ask(Up::Ping).await?;
+        self.inbound.read_until(asked);
+        Ok(())
     }
 
     async fn nodes(&self, core: &Core) -> Result<Option<u64>, SessionError> {
-        if self.network.0.borrow().is_terse {
+        if self.is_terse {
             return Ok(None);
         }
         self.ask(Up::Nodes(core.channel_name(Channel::All))).await.map(Some)
     }
 
-    async fn receive(&self, core: &Core) -> SessionError {
+    async fn receive(&self, _: &Core) -> SessionError {
         let mut arriving = self.down.lock().await;
         let receiving = async {
             while let Some((at, down)) = arriving.recv().await {
                 sleep_until(at).await;
                 self.network.passes(self.line.node).await;
                 match down {
-                    Down::Message(bytes, mut sent) => {
-                        sent.has_arrived = true;
-                        core.receive(&bytes);
-                    }
+                    Down::Message(number, bytes, sent) => self.arrives(number, &bytes, sent),
                     // The node may not wait for it any more.
                     Down::Answer(answer, says) => drop(answer.send(says)),
                 }
@@ -436,6 +577,7 @@ impl Session for Connection {
             () = dies(self.lives.clone()) => {}
             () = ended => return lost(),
             () = receiving => {}
+            () = self.deliver_all() => {}
         }
         never().await
     }
@@ -443,6 +585,7 @@ impl Session for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.inbound.end(&self.core);
         // What is on the way to the server still arrives there, unless the process is dead.
         if !*self.lives.borrow() {
             self.line.is_lost.send_replace(true);
@@ -580,6 +723,8 @@ impl Life {
 enum Step {
     Subscribe(usize, usize),
     Unsubscribe(usize, usize),
+    /// All subscribers that a topic other than the first has at a node leave.
+    Abandon(usize, usize),
     /// A node broadcasts so often.
     Say(usize, usize, usize),
     /// A user comes to a node.
@@ -591,6 +736,8 @@ enum Step {
     Way(usize, Way),
     /// Each thing takes up to so many milliseconds from now on.
     Slow(u64),
+    /// Each message that waits at a node takes up to so many milliseconds from now on.
+    Busy(u64),
     Server(bool),
     /// A node is killed, and started again at once.
     Kill(usize),
@@ -607,6 +754,8 @@ async fn run(seed: u64, loses: Option<u64>, is_terse: bool, steps: &[Step]) {
         loses,
         published: 0,
         is_terse,
+        busy: 0,
+        subscriptions: 0,
     };
     let network = Arc::new(Network(watch::Sender::new(state)));
     let mut nodes = Vec::new();
@@ -625,6 +774,7 @@ async fn run(seed: u64, loses: Option<u64>, is_terse: bool, steps: &[Step]) {
                     listeners.pop();
                 }
             }
+            Step::Abandon(node, topic) => nodes[node].listeners[topic].clear(),
             Step::Say(node, topic, count) => (0..count).for_each(|_| nodes[node].say(topic)),
             Step::Come(node) => {
                 users += 1;
@@ -637,6 +787,7 @@ async fn run(seed: u64, loses: Option<u64>, is_terse: bool, steps: &[Step]) {
             Step::Wait(millis) => sleep(Duration::from_millis(millis)).await,
             Step::Way(node, way) => network.way(node, way),
             Step::Slow(slowest) => network.change(|state| state.slowest = slowest),
+            Step::Busy(busy) => network.change(|state| state.busy = busy),
             Step::Server(is_up) => network.server(is_up),
             Step::Kill(node) => {
                 // Its next life begins later by a clock that is not simulated.
@@ -651,7 +802,7 @@ async fn run(seed: u64, loses: Option<u64>, is_terse: bool, steps: &[Step]) {
         network.way(node, Way::Open);
     }
     network.change(|state| {
-        (state.is_up, state.slowest, state.loses) = (true, 5, None);
+        (state.is_up, state.slowest, state.busy, state.loses) = (true, 5, 0, None);
     });
     sleep(QUIET).await;
     for node in &mut nodes {
@@ -662,6 +813,7 @@ async fn run(seed: u64, loses: Option<u64>, is_terse: bool, steps: &[Step]) {
         is_well(&network, &nodes[at], at).await;
         hears_all(&nodes[at], &nodes);
         knows_what_is_missing(&nodes[at]);
+        knows_of_no_more_than_is_missing(&nodes[at]);
         knows_when_it_was_away(&nodes[at]);
     }
     let all: BTreeSet<_> = nodes.iter().flat_map(|node| &node.users).map(|(it, _)| &**it).collect();
@@ -694,7 +846,8 @@ async fn is_well(network: &Network, node: &Life, at: usize) {
     let lines = network.0.borrow().lines.clone();
     let lines: Vec<_> = lines.iter().filter(|line| line.node == at && !line.is_lost()).collect();
     assert_eq!(lines.len(), 1, "the connections of {}", node.name);
-    assert_eq!(*lines[0].subscribed.lock(), expected, "the channels of {}", node.name);
+    let subscribed: HashSet<_> = lines[0].subscribed.lock().keys().cloned().collect();
+    assert_eq!(subscribed, expected, "the channels of {}", node.name);
 }
 
 /// Every subscriber hears nothing twice, and what was said last by every node.
@@ -741,6 +894,37 @@ fn knows_what_is_missing(at: &Life) {
     }
 }
 
+/// No more is reported than is missing among what has arrived while a channel was followed. What was sent between two such
+/// times is not missing.
+fn knows_of_no_more_than_is_missing(at: &Life) {
+    let (fates, gaps) = (at.fates.lock(), at.gaps.lock());
+    let (mut missing, mut has_late) = (HashMap::<_, u64>::new(), HashSet::new());
+    for ((channel, _), of_each) in &fates.delivered {
+        for ((name, _), Numbers { all, has_late: late }) in of_each {
+            let span = all.last().unwrap() - all.first().unwrap() + 1;
+            *missing.entry((&**name, channel.clone())).or_default() += span - all.len() as u64;
+            if *late {
+                has_late.insert((&**name, channel.clone()));
+            }
+        }
+    }
+    let mut reported = HashMap::<_, u64>::new();
+    for (_, gap) in gaps.iter() {
+        if let Gap::Missing(gap) = gap {
+            *reported.entry((gap.origin(), gap.channel.name("test"))).or_default() += gap.count();
+        }
+    }
+    for (of, reported) in reported {
+        let missing = missing.get(&of).copied().unwrap_or_default();
+        // What comes late was missing for a while.
+        assert!(
+            reported <= missing || has_late.contains(&of),
+            "{missing} of {of:?} are missing at {}, and {reported} were reported: {gaps:?}",
+            at.name
+        );
+    }
+}
+
 /// What was discarded with a connection was sent in a time that was reported, also where nothing has come after it.
 fn knows_when_it_was_away(at: &Life) {
     let (fates, gaps) = (at.fates.lock(), at.gaps.lock());
@@ -767,6 +951,8 @@ async fn a_no_is_at_most_a_period_and_the_way_between_the_nodes_old() {
         loses: None,
         published: 0,
         is_terse: true,
+        busy: 0,
+        subscriptions: 0,
     };
     let network = Arc::new(Network(watch::Sender::new(state)));
     let (lives, mut nodes) = (watch::Sender::new(true), Vec::new());
@@ -800,6 +986,42 @@ async fn a_no_is_at_most_a_period_and_the_way_between_the_nodes_old() {
     assert!(oldest <= longest && oldest > PERIOD / 2, "{oldest:?}");
 }
 
+/// A topic other than the first is left by its subscribers at a busy node, and gets one again, while another node broadcasts
+/// before, between and after that.
+fn comes_back() -> impl Strategy<Value = Vec<Step>> {
+    let counts = (10..30usize, 0..10usize, 1..10usize);
+    (0..NODES, 1..NODES, 1..TOPICS.len(), counts, 300..600u64).prop_map(
+        |(node, further, topic, (before, between, after), away)| {
+            let other = (node + further) % NODES;
+            let mut steps = vec![Step::Busy(100), Step::Subscribe(node, topic), Step::Wait(50)];
+            // What is sent at once would be one message.
+            let say = |count| (0..count).flat_map(|_| [Step::Say(other, topic, 1), Step::Wait(8)]);
+            steps.extend(say(before));
+            steps.extend([Step::Abandon(node, topic), Step::Wait(away)]);
+            steps.extend(say(between));
+            steps.push(Step::Subscribe(node, topic));
+            steps.extend(say(after));
+            steps
+        },
+    )
+}
+
+/// A node is busy with what was sent a while ago, and is cut off after the server has answered to something newer.
+fn is_cut_off_behind() -> impl Strategy<Value = Vec<Step>> {
+    (0..NODES, 1..NODES, 10..30usize, 300..1_000u64).prop_map(|(node, further, count, after)| {
+        let other = (node + further) % NODES;
+        let mut steps = vec![Step::Slow(200), Step::Busy(200)];
+        steps.extend((0..count).flat_map(|_| [Step::Say(other, 0, 1), Step::Wait(20)]));
+        steps.extend([Step::Wait(100), Step::Say(node, 0, 1), Step::Wait(after)]);
+        steps.extend([Step::Way(node, Way::Cut), Step::Slow(5), Step::Way(node, Way::Open)]);
+        steps
+    })
+}
+
+fn one(step: impl Strategy<Value = Step>) -> impl Strategy<Value = Vec<Step>> {
+    step.prop_map(|step| vec![step])
+}
+
 fn cases() -> ProptestConfig {
     let asked = env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig::with_cases(asked.unwrap_or(24))
@@ -814,23 +1036,26 @@ proptest! {
         loses in prop_oneof![2 => Just(None), 1 => (2..20u64).prop_map(Some)],
         is_terse in any::<bool>(),
         steps in vec(prop_oneof![
-            4 => (0..NODES, 0..TOPICS.len()).prop_map(|(node, topic)| Step::Subscribe(node, topic)),
-            4 => (0..NODES, 0..TOPICS.len()).prop_map(|(node, topic)| Step::Unsubscribe(node, topic)),
-            12 => (0..NODES, 0..TOPICS.len(), 1..30usize).prop_map(|(node, topic, n)| Step::Say(node, topic, n)),
-            4 => (0..NODES).prop_map(Step::Come),
-            2 => (0..NODES).prop_map(Step::Leave),
-            12 => (0..400u64).prop_map(Step::Wait),
-            2 => (2_000..12_000u64).prop_map(Step::Wait),
-            2 => (0..NODES, prop_oneof![Just(Way::Open), Just(Way::Silent), Just(Way::Cut)])
-                .prop_map(|(node, way)| Step::Way(node, way)),
-            2 => (0..NODES).prop_map(|node| Step::Way(node, Way::Open)),
-            1 => (0..600u64).prop_map(Step::Slow),
-            1 => any::<bool>().prop_map(Step::Server),
-            1 => Just(Step::Server(true)),
-            1 => (0..NODES).prop_map(Step::Kill),
+            4 => one((0..NODES, 0..TOPICS.len()).prop_map(|(node, topic)| Step::Subscribe(node, topic))),
+            4 => one((0..NODES, 0..TOPICS.len()).prop_map(|(node, topic)| Step::Unsubscribe(node, topic))),
+            12 => one((0..NODES, 0..TOPICS.len(), 1..30usize).prop_map(|(node, topic, n)| Step::Say(node, topic, n))),
+            4 => one((0..NODES).prop_map(Step::Come)),
+            2 => one((0..NODES).prop_map(Step::Leave)),
+            12 => one((0..400u64).prop_map(Step::Wait)),
+            2 => one((2_000..12_000u64).prop_map(Step::Wait)),
+            2 => one((0..NODES, prop_oneof![Just(Way::Open), Just(Way::Silent), Just(Way::Cut)])
+                .prop_map(|(node, way)| Step::Way(node, way))),
+            2 => one((0..NODES).prop_map(|node| Step::Way(node, Way::Open))),
+            1 => one((0..600u64).prop_map(Step::Slow)),
+            1 => one((0..100u64).prop_map(Step::Busy)),
+            1 => one(any::<bool>().prop_map(Step::Server)),
+            1 => one(Just(Step::Server(true))),
+            1 => one((0..NODES).prop_map(Step::Kill)),
+            4 => comes_back(),
+            2 => is_cut_off_behind(),
         ], 0..80),
     ) {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(run(seed, loses, is_terse, &steps));
+        runtime.unwrap().block_on(run(seed, loses, is_terse, &steps.concat()));
     }
 }
