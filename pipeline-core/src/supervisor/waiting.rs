@@ -136,6 +136,7 @@ impl<E> ByKey<E> {
             Err(panicked) => return Err((event, panicked)),
         };
         if let Some(of_key) = self.keys.get(&key)
+            && !of_key.has_room(self.at_once)
             && of_key.waiting_events() >= self.most_waiting
         {
             return Err((event, ExitReason::failed(KeyIsFull { waiting: self.most_waiting })));
@@ -183,9 +184,14 @@ impl<E> OfKey<E> {
         self.waiting.len().saturating_sub(self.startable)
     }
 
+    /// Whether one more could begin.
+    fn has_room(&self, at_once: usize) -> bool {
+        self.in_work + self.startable < at_once
+    }
+
     /// Lets the next event that waits begin if there is room for it. Returns the key if so.
     fn start(&mut self, at_once: usize, key: Key) -> Vec<Key> {
-        if self.startable == self.waiting.len() || self.in_work + self.startable >= at_once {
+        if self.startable == self.waiting.len() || !self.has_room(at_once) {
             return Vec::new();
         }
         self.startable += 1;
@@ -252,17 +258,25 @@ mod tests {
         #[test]
         fn only_so_many_events_of_a_key_are_begun_and_in_the_order_of_arrival(
             at_once in 1..4usize,
+            most_waiting in prop_oneof![0..3usize, Just(usize::MAX)],
             steps in prop::collection::vec((0..3u8, 0..4u64, 0..3u64), 1..200),
         ) {
-            let mut waiting: Waiting<(u64, usize)> = Waiting::new(Some(Box::new(|(key, _)| *key)), at_once, usize::MAX);
+            let mut waiting: Waiting<(u64, usize)> = Waiting::new(Some(Box::new(|(key, _)| *key)), at_once, most_waiting);
             let mut arrived = HashMap::<u64, VecDeque<usize>>::new();
             let mut in_work = Vec::new();
             let count = |in_work: &[u64], key| in_work.iter().filter(|it| **it == key).count();
             for (number, (what, key, from)) in (0usize..).zip(steps) {
                 match what {
                     0 => {
-                        arrived.entry(key).or_default().push_back(number);
-                        waiting.extend(SubscriptionId::new(from), vec![(key, number)]);
+                        let of_key = arrived.entry(key).or_default();
+                        // Those that have a place and have not begun yet do not wait.
+                        let most = most_waiting.saturating_add(at_once - count(&in_work, key));
+                        let fits = of_key.len() < most;
+                        let returned = waiting.extend(SubscriptionId::new(from), vec![(key, number)]);
+                        prop_assert_eq!(returned.len(), usize::from(!fits));
+                        if fits {
+                            of_key.push_back(number);
+                        }
                     }
                     1 => if let Some((Waits::Event((key, number)), _, of)) = waiting.pop() {
                         prop_assert_eq!(of, Some(key));
