@@ -301,7 +301,7 @@ async fn what_a_map_async_has_in_work_is_a_gauge() {
             event
         }
     };
-    let _pipeline = Pipeline::builder("test")
+    let pipeline = Pipeline::builder("test")
         .telemetry(telemetry)
         .producer(producer)
         .producer_consumer_with(
@@ -329,4 +329,8 @@ async fn what_a_map_async_has_in_work_is_a_gauge() {
     assert_eq!(in_work().await, shown(2));
     opens.add_permits(2);
     assert_eq!(in_work().await, shown(0));
+    queue.push(6).await.unwrap();
+    assert_eq!(in_work().await, shown(1));
+    pipeline.drain(Duration::ZERO).await;
+    assert_eq!(in_work().await, shown(0), "what it ran was dropped");
 }

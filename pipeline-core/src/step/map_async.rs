@@ -337,6 +337,13 @@ where
     }
 }
 
+impl<E, F, Fut: Future> Drop for MapAsync<E, F, Fut> {
+    /// A stage that is stopped or fails drops the functions that it runs.
+    fn drop(&mut self) {
+        self.in_work.set(0.0);
+    }
+}
+
 impl<E, F, Fut: Future> fmt::Debug for MapAsync<E, F, Fut> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MapAsync")
