@@ -178,9 +178,18 @@ where
     fn from(error: E) -> Self {
         match error.into().downcast::<ExitError>() {
             Ok(error) => error.0,
+            // Other errors may be around it: what is final stays final.
+            Err(error) if is_final(&*error) => Self::give_up(error),
             Err(error) => Self::failed(error),
         }
     }
+}
+
+/// Whether this error, or one of its causes, is an [`ExitError`] of [`ExitReason::give_up`].
+pub(crate) fn is_final(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .filter_map(|cause| cause.downcast_ref::<ExitError>())
+        .any(|cause| cause.0.is_final())
 }
 
 /// The error of a failure that another try would not mend, with that error's text.
@@ -226,9 +235,14 @@ impl Error for ExitError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::processing::Failure;
+    use crate::processing::{Failure, FailureKind, Redelivery};
 
     type Boxed = Box<dyn Error + Send + Sync>;
+
+    /// An error with another as its cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("no page")]
+    struct NoPage<E: Error + 'static>(#[source] E);
 
     fn ended() -> Result<(), ExitReason> {
         Err(ExitReason::Shutdown)
@@ -264,8 +278,21 @@ mod tests {
         let reason = ExitReason::give_up("x".parse::<u8>().unwrap_err());
         assert_eq!(reason.to_string(), "failed: invalid digit found in string");
         assert!(reason.source().unwrap().is::<std::num::ParseIntError>());
+        assert!(ExitReason::from(reason.clone().into_error()).is_final());
         // Also on its way through other errors.
-        assert!(ExitReason::from(reason.into_error()).is_final());
+        let outside = ExitReason::from(NoPage(NoPage(reason.clone().into_error())));
+        assert!(outside.is_final());
+        assert_eq!(outside.to_string(), "failed: no page");
+        let given_up = [Failure::from(reason.clone()), Failure::from(NoPage(reason.into_error()))];
+        for failure in given_up {
+            assert_eq!(
+                (failure.redelivery(), failure.kind()),
+                (Redelivery::Never, FailureKind::Failed)
+            );
+        }
+        let failed = || NoPage(ExitReason::failed("no luck").into_error());
+        assert!(!ExitReason::from(failed()).is_final());
+        assert_eq!(Failure::from(failed()).redelivery(), Redelivery::Usual);
         assert!(!ExitReason::failed("no luck").is_final());
     }
 

@@ -5,13 +5,13 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 use thiserror::Error;
 
 use super::wake::Wake;
-use crate::exit::ExitReason;
+use crate::exit::{ExitReason, is_final};
 
 /// Why a message failed, and what its source should do with it.
 ///
-/// Callbacks fail a message by returning one as the error of their `Result`. `?` converts any
-/// type that implements [`Error`] into it, which is why this type does not implement it itself; its
-/// cause is in [`source`](Self::source). For a boxed error, use `map_err(Failure::new)`.
+/// Callbacks fail a message by returning one as the error of their `Result`. `?` converts any error
+/// into it, also a boxed one, an `anyhow::Error` and a text, which is why this type does not implement
+/// [`Error`] itself; its cause is in [`source`](Self::source). An [`ExitReason::give_up`] is not tried again here either.
 ///
 /// ```
 /// use std::time::Duration;
@@ -194,10 +194,12 @@ impl Failure {
 #[error("panicked: {0}")]
 struct Panicked(String);
 
-/// `?` converts errors, boxed errors, `anyhow::Error` and texts. This is why it does not implement `Error` itself.
+/// `?` converts errors, boxed errors, `anyhow::Error` and texts. One with an [`ExitReason::give_up`] among its causes is
+/// not tried again.
 impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(error)
+        let error = error.into();
+        if is_final(&*error) { Self::new(error).give_up() } else { Self::new(error) }
     }
 }
 
@@ -206,7 +208,7 @@ impl From<ExitReason> for Failure {
     fn from(reason: ExitReason) -> Self {
         match reason {
             ExitReason::Panicked(_) => Self::from_panic(&reason),
-            reason => Self::new(Box::<dyn Error + Send + Sync>::from(reason.to_string())),
+            reason => Self::from(reason.into_error()),
         }
     }
 }
