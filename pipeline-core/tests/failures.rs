@@ -201,6 +201,7 @@ async fn an_event_whose_failure_no_try_mends_is_given_up_at_once_also_without_a_
         };
         let given_up = Arc::new(Mutex::new(Vec::new()));
         let kept = given_up.clone();
+        let (telemetry, recorded) = Recorded::new();
         let mut supervisor = ConsumerSupervisor::new(worker).tries(2).on_given_up(
             move |event, reason: ExitReason| kept.lock().push((event, reason.to_string())),
         );
@@ -209,6 +210,7 @@ async fn an_event_whose_failure_no_try_mends_is_given_up_at_once_also_without_a_
             supervisor = supervisor.max_restarts(1, Duration::from_secs(60));
         }
         let mut pipeline = Pipeline::builder("users")
+            .telemetry(telemetry)
             .producer(from_iter(0..4))
             .consumer_supervisor(supervisor, demand(1, 0))
             .start()
@@ -216,6 +218,11 @@ async fn an_event_whose_failure_no_try_mends_is_given_up_at_once_also_without_a_
         let report = pipeline.join().await;
         assert!(report.is_clean(), "{report}");
         assert_eq!(*tries.lock(), [0, 1, 2, 2, 3]);
+        let counted = recorded.counters("pipeline.worker.given_up");
+        let of_reason =
+            |reason| counted.iter().find(|(labels, _)| labels.contains(reason)).unwrap().1;
+        let counts = ["reason=failed", "reason=final", "reason=key_full"].map(of_reason);
+        assert_eq!(counts, [1, 1, 0]);
         let expected = [(1, "failed: no such user"), (2, "failed: no answer")];
         assert_eq!(*given_up.lock(), expected.map(|(event, reason)| (event, reason.to_owned())));
     }

@@ -272,7 +272,9 @@ where
     /// so it should not block.
     ///
     /// An event is given up when it has failed as often as [`tries`](Self::tries) allows, when its worker has
-    /// ended with [`ExitReason::give_up`], and when its worker's `admit` returns an error. It is logged and counted in any case.
+    /// ended with [`ExitReason::give_up`], when its worker's `admit` returns an error, when the function of its key
+    /// panics, and when [too many of its key wait](Self::max_waiting_per_key). It is counted in any case, in
+    /// `pipeline.worker.given_up` by reason, and logged: after the first hundred lines, ten a second at most.
     ///
     /// A queue for such events has a pipeline of its own. Drain that pipeline after this one, which
     /// may give up events until it has ended.
@@ -488,8 +490,9 @@ where
     }
 
     /// Bounds how many events with the same key are in work at a time: `children` of them. They begin in the
-    /// order of their arrival, and those of other keys do not wait for them. A user whose events are slow so
-    /// holds that many children, and the others have the rest. With one, it is
+    /// order of their arrival. A user whose events are slow so holds that many children, and the others have the rest,
+    /// as long as fewer of that user's events wait than the demand has room for: set
+    /// [`max_waiting_per_key`](Self::max_waiting_per_key) where a user may have more. With one, it is
     /// [`ordered_by_key`](Self::ordered_by_key), which says how events wait; with more, events of a key may end
     /// in another order.
     ///

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Admission, ChildContext, ChildId, ConsumerSupervisor, Options, Reserved, TimedOut,
+    Admission, ChildContext, ChildId, ConsumerSupervisor, KeyIsFull, Options, Reserved, TimedOut,
     TooManyRestarts, Worker,
     adaptive::AdaptiveLimit,
     children::{Child, Children, Ended, Finished},
@@ -40,7 +40,7 @@ use crate::{
         StageContext, TimeLimit, catch_panic_now, poll_contained, random,
     },
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription, SubscriptionId},
-    telemetry::{WorkerMetrics, milliseconds},
+    telemetry::{GivenUp, WorkerMetrics, milliseconds},
 };
 
 /// A running [`ConsumerSupervisor`], as the stage of a [`SupervisorHandle`](super::SupervisorHandle).
@@ -456,7 +456,7 @@ where
 
     /// Counts a given-up event and passes it to the callback.
     fn give_up(&mut self, event: E, reason: ExitReason) {
-        self.shared.metrics.given_up.increment(1);
+        self.shared.metrics.given_up(why_given_up(&reason));
         self.gauges.given_up.add(1);
         self.given_up += 1;
         let Some(callback) = &mut self.options.on_given_up else { return };
@@ -464,8 +464,10 @@ where
             callback.get_mut()(event, reason);
             Ok(())
         });
-        if let Err(reason) = outcome {
-            tracing::error!(stage = %self.stage, reason = shown(&reason), "the on_given_up callback panicked");
+        if let Err(reason) = outcome
+            && let Some(left_out) = self.admit_line(false)
+        {
+            tracing::error!(stage = %self.stage, reason = shown(&reason), left_out, "the on_given_up callback panicked");
         }
     }
 
@@ -819,6 +821,14 @@ where
 impl<E, W> fmt::Debug for Supervision<E, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Supervision").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+fn why_given_up(reason: &ExitReason) -> GivenUp {
+    match reason {
+        ExitReason::Failed(error) if error.is::<KeyIsFull>() => GivenUp::KeyFull,
+        reason if reason.is_final() => GivenUp::Final,
+        _ => GivenUp::Failed,
     }
 }
 

@@ -9,7 +9,7 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, 
 
 use self::handle::Handle;
 pub(crate) use self::stage::{
-    BatchTimer, Discard, Refusal, StageMetrics, StageSamples, WorkerMetrics,
+    BatchTimer, Discard, GivenUp, Refusal, StageMetrics, StageSamples, WorkerMetrics,
 };
 
 /// The metrics recorder of a component: the global recorder, or an explicit one.

@@ -79,6 +79,31 @@ impl Refusal {
     }
 }
 
+/// Why a supervisor gave an event up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    /// Its workers failed too often, its worker did not start, or its key could not be found.
+    Failed,
+    /// Its worker said that another try would not help.
+    Final,
+    /// Too many events of its key waited.
+    KeyFull,
+}
+
+impl GivenUp {
+    /// A reason's number is its index here.
+    pub(crate) const ALL: [Self; 3] = [Self::Failed, Self::Final, Self::KeyFull];
+
+    /// The name of the reason in metrics.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Final => "final",
+            Self::KeyFull => "key_full",
+        }
+    }
+}
+
 /// The metrics of one stage.
 #[derive(Clone, Debug)]
 pub(crate) struct StageMetrics {
@@ -117,7 +142,8 @@ pub(crate) struct WorkerMetrics {
     pub(crate) process_time: Histogram,
     pub(crate) failed: Counter,
     pub(crate) restarted: Counter,
-    pub(crate) given_up: Counter,
+    /// By reason.
+    given_up: [Counter; GivenUp::ALL.len()],
     /// The current limit of children, for an adaptive supervisor.
     pub(crate) limit: Gauge,
 }
@@ -130,12 +156,19 @@ impl WorkerMetrics {
             process_time: Histogram::noop(),
             failed: nothing.clone(),
             restarted: nothing.clone(),
-            given_up: nothing,
+            given_up: GivenUp::ALL.map(|_| nothing.clone()),
             limit: Gauge::noop(),
         }
     }
 
     pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
+        let given_up = |why: GivenUp| {
+            telemetry.counter(
+                "pipeline.worker.given_up",
+                "Events that were given up, by reason",
+                labels.iter().cloned().chain([("reason", why.reason().to_owned())]),
+            )
+        };
         Self {
             process_time: telemetry.timer(
                 "pipeline.worker.process_time",
@@ -152,17 +185,17 @@ impl WorkerMetrics {
                 "Workers started again with the same event",
                 labels.clone(),
             ),
-            given_up: telemetry.counter(
-                "pipeline.worker.given_up",
-                "Events that were given up because their workers failed too often",
-                labels.clone(),
-            ),
+            given_up: GivenUp::ALL.map(given_up),
             limit: telemetry.gauge(
                 "pipeline.worker.limit",
                 "How many workers an adaptive supervisor lets run at once",
                 labels.clone(),
             ),
         }
+    }
+
+    pub(crate) fn given_up(&self, why: GivenUp) {
+        self.given_up[why as usize].increment(1);
     }
 }
 
