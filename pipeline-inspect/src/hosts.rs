@@ -22,6 +22,11 @@ impl Hosts {
         };
         self.any || host(authority).is_some_and(is_named)
     }
+
+    /// Whether an origin is that of a page of a known host.
+    pub(crate) fn have_page(&self, origin: &str) -> bool {
+        self.known.iter().any(|known| is_of_host(origin, known))
+    }
 }
 
 /// Whether an origin, as sent by a browser, has the host of this authority. Scheme and port are ignored:

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{
         ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, REFERRER_POLICY,
         X_CONTENT_TYPE_OPTIONS,
@@ -197,6 +197,12 @@ where
             return self.inner.endpoint.clone().call(request);
         }
         if let Some((lookup, _)) = &self.inner.lookup {
+            if Lookup::has(path) && is_of_another_page(&self.inner.hosts, &request) {
+                return in_turn(text(
+                    StatusCode::FORBIDDEN,
+                    "a page of another origin may not ask for this\n",
+                ));
+            }
             let (method, headers) = (request.method(), request.headers());
             let query = request.uri().query().unwrap_or_default();
             if let Some(looking) = lookup.answer(method, path, query, headers) {
@@ -236,13 +242,21 @@ fn is_known<B>(hosts: &Hosts, request: &Request<B>) -> bool {
 
 /// Whether a request is from a page of the host that it names.
 fn is_of_the_host_it_asks_for<B>(request: &Request<B>) -> bool {
-    let only = |name| {
-        let mut values = request.headers().get_all(name).iter();
-        let value = values.next().and_then(|value| value.to_str().ok());
-        value.filter(|_| values.next().is_none())
-    };
-    let host = request.uri().authority().map(Authority::as_str).or_else(|| only(HOST));
-    only(ORIGIN).zip(host).is_some_and(|(origin, host)| hosts::is_of_host(origin, host))
+    let host = request.uri().authority().map(Authority::as_str).or_else(|| only(request, &HOST));
+    only(request, &ORIGIN).zip(host).is_some_and(|(origin, host)| hosts::is_of_host(origin, host))
+}
+
+/// Whether a request is from a page that is neither of the host that it names nor of a host that was added.
+fn is_of_another_page<B>(hosts: &Hosts, request: &Request<B>) -> bool {
+    let is_added = || only(request, &ORIGIN).is_some_and(|origin| hosts.have_page(origin));
+    request.headers().contains_key(ORIGIN) && !is_of_the_host_it_asks_for(request) && !is_added()
+}
+
+/// The value of a header that a request has once.
+fn only<'a, B>(request: &'a Request<B>, name: &HeaderName) -> Option<&'a str> {
+    let mut values = request.headers().get_all(name).iter();
+    let value = values.next().and_then(|value| value.to_str().ok());
+    value.filter(|_| values.next().is_none())
 }
 
 impl Drop for Inner {
@@ -316,9 +330,9 @@ impl InspectorBuilder {
     ///
     /// The page is at `lookup`. For scripts, `GET lookup.json?id=users_socket:42` answers with the sockets,
     /// and `POST end?id=users_socket:42` closes all of them, `&socket=7` that one, and `&topic=room:1` ends
-    /// its channel. `GET waiting.json` answers with the ten sockets for which the most bytes wait. The request that
-    /// ends something needs the header `x-inspect: end`, which a page of another origin cannot
-    /// send. Each action is logged at WARN, and counted in `socket.ended_by_operator`. Eight requests may
+    /// its channel. `GET waiting.json` answers with the ten sockets for which the most bytes wait; `POST end?socket=7`
+    /// closes one that has no id. The request that ends something needs the header `x-inspect: end`. Requests of pages of
+    /// another origin are refused, unless it is that of a [host](Self::host) that was added. Each action is logged at WARN, and counted in `socket.ended_by_operator`. Eight requests may
     /// run at the same time.
     ///
     /// ```

@@ -17,7 +17,8 @@ const LISTED: usize = 10;
 /// The longest query, in bytes.
 const LONGEST: usize = 4096;
 
-/// A request that ends something has this header: a page of another origin cannot send it.
+/// A request that ends something has this header: a page of another origin can send it only if a layer before the
+/// inspector allows that.
 pub(crate) const HEADER: &str = "x-inspect";
 
 /// Its value.
@@ -35,6 +36,11 @@ pub(crate) type Looked = (StatusCode, Result<Bytes, &'static str>);
 impl Lookup {
     pub(crate) fn new(operator: EndpointOperator) -> Self {
         Self { operator, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Whether a path is one of its own.
+    pub(crate) fn has(path: &str) -> bool {
+        matches!(path, "/lookup.json" | "/waiting.json" | "/end")
     }
 
     /// The answer to a request of one of its paths. None if the path is another.
@@ -60,24 +66,41 @@ impl Lookup {
         }
         let lists = path == "/waiting.json";
         let asked = (query.len() <= LONGEST && !lists).then(|| Asked::parse(query)).flatten();
+        // A socket without an id is listed and ended, and not looked up.
+        let asked = asked.filter(|asked| ends || asked.id.is_some());
         if asked.is_none() && !lists {
-            return refused(StatusCode::BAD_REQUEST, "the query has to name an id\n");
+            return refused(
+                StatusCode::BAD_REQUEST,
+                "the query has to name an id, or end a socket without one\n",
+            );
         }
         let Ok(turn) = self.turns.clone().try_acquire_owned() else {
             return refused(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
         };
         let operator = self.operator.clone();
-        Some(Box::pin(async move {
+        let answer = async move {
             let answer = match asked {
-                None => json!({ "sockets": operator.most_waiting(LISTED).await }),
                 Some(asked) if ends => json!({ "ended": asked.end(&operator).await }),
-                Some(asked) => {
-                    let found = operator.find(&asked.id).await;
-                    json!({ "id": asked.id, "sockets": found.sockets, "more": found.more })
+                Some(Asked { id: Some(id), .. }) => {
+                    let found = operator.find(&id).await;
+                    json!({ "id": id, "sockets": found.sockets, "more": found.more })
                 }
+                _ => json!({ "sockets": operator.most_waiting(LISTED).await }),
             };
             drop(turn);
-            (StatusCode::OK, Ok(answer.to_string().into()))
+            Bytes::from(answer.to_string())
+        };
+        if !ends {
+            return Some(Box::pin(async { (StatusCode::OK, Ok(answer.await)) }));
+        }
+        // What has ended something logs and counts it, also if the connection of the request is gone meanwhile. It takes
+        // a second at most.
+        let answer = tokio::spawn(answer);
+        Some(Box::pin(async {
+            match answer.await {
+                Ok(answer) => (StatusCode::OK, Ok(answer)),
+                Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Err("the request has failed\n")),
+            }
         }))
     }
 }
@@ -89,13 +112,13 @@ fn ready(looked: Looked) -> BoxFuture<'static, Looked> {
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Asked {
-    id: String,
+    id: Option<String>,
     socket: Option<u64>,
     topic: Option<String>,
 }
 
 impl Asked {
-    /// Reads a query. None if it has no id, or something that is not known.
+    /// Reads a query. None if it has neither an id nor a socket, a topic without both, or something that is not known.
     fn parse(query: &str) -> Option<Self> {
         let (mut id, mut socket, mut topic) = (None, None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -108,19 +131,25 @@ impl Asked {
                 _ => return None,
             }
         }
-        let asked = Self { id: id?, socket, topic };
-        // A topic is that of a socket.
-        (asked.topic.is_none() || asked.socket.is_some()).then_some(asked)
+        let asked = Self { id, socket, topic };
+        let Self { id, socket, topic } = &asked;
+        // A topic is that of a socket with an id.
+        let is_complete = match topic {
+            Some(_) => id.is_some() && socket.is_some(),
+            None => id.is_some() || socket.is_some(),
+        };
+        is_complete.then_some(asked)
     }
 
     /// Ends a channel, a socket, or all sockets of the id. Returns how many were ended on this node.
     async fn end(&self, operator: &EndpointOperator) -> usize {
-        match (self.socket, &self.topic) {
-            (Some(socket), Some(topic)) => {
-                usize::from(operator.end_channel(&self.id, socket, topic).await)
+        match (self.id.as_deref(), self.socket, &self.topic) {
+            (Some(id), Some(socket), Some(topic)) => {
+                usize::from(operator.end_channel(id, socket, topic).await)
             }
-            (Some(socket), None) => usize::from(operator.end_socket(&self.id, socket)),
-            (None, _) => operator.end_sockets(&self.id),
+            (id, Some(socket), _) => usize::from(operator.end_socket(id, socket)),
+            (Some(id), None, _) => operator.end_sockets(id),
+            (None, None, _) => 0,
         }
     }
 }
@@ -149,16 +178,19 @@ mod tests {
 
     #[test]
     fn a_query_names_an_id_and_perhaps_a_socket_and_its_topic() {
-        let id = |id: &str| Asked { id: id.into(), socket: None, topic: None };
+        let id = |id: &str| Asked { id: Some(id.into()), socket: None, topic: None };
         assert_eq!(Asked::parse("id=users%3A1+%C3%A9"), Some(id("users:1 é")));
         assert_eq!(Asked::parse("id="), Some(id("")));
         let topic = Some("room:1".to_owned());
-        let all = Asked { id: "u".into(), socket: Some(7), topic };
+        let all = Asked { id: Some("u".into()), socket: Some(7), topic };
         assert_eq!(Asked::parse("topic=room:1&id=u&socket=7"), Some(all));
+        let without_id = Asked { id: None, socket: Some(7), topic: None };
+        assert_eq!(Asked::parse("socket=7"), Some(without_id));
         for wrong in [
             "",
             "id",
-            "socket=7",
+            "topic=t",
+            "socket=7&topic=t",
             "id=u&topic=t",
             "id=u&socket=x",
             "id=u&socket=-1",

@@ -128,6 +128,19 @@ async fn what_a_page_of_another_origin_can_send_ends_nothing() {
     for headers in [&[][..], &[("x-inspect", "yes")], &[("content-type", "text/plain")]] {
         assert_eq!(request(&address, "POST", end, headers, "").await.status, 403, "{headers:?}");
     }
+    // Neither is it if a layer before the inspector lets a page of another origin send the header, or look.
+    for (origin, status) in
+        [("http://evil.test", 403), ("null", 403), (&*format!("http://{address}"), 200)]
+    {
+        let headers = [("origin", origin), ("x-inspect", "end")];
+        let answer = request(&address, "POST", "/inspect/end?id=named:eve", &headers, "").await;
+        assert_eq!(answer.status, status, "{origin}");
+        for path in ["lookup.json?id=named:ada", "waiting.json"] {
+            let path = format!("/inspect/{path}");
+            let answer = request(&address, "GET", &path, &headers[..1], "").await;
+            assert_eq!(answer.status, status, "{origin} {path}");
+        }
+    }
     // The question before a request with such a header is not answered with a permission.
     let preflight = request(&address, "OPTIONS", end, &[("origin", "http://evil.test")], "").await;
     assert_eq!(preflight.status, 405);
@@ -136,6 +149,7 @@ async fn what_a_page_of_another_origin_can_send_ends_nothing() {
         ("GET", "end?id=named:ada", 405),
         ("POST", "lookup.json?id=named:ada", 405),
         ("GET", "lookup.json", 400),
+        ("GET", "lookup.json?socket=7", 400),
         ("POST", "waiting.json", 405),
         ("GET", "lookup.json?id=%zz", 400),
         ("POST", "lookup", 405),

@@ -117,11 +117,14 @@ async fn one_socket_or_all_of_an_id_are_closed_with_1001() {
     let mut bob = server.connect("name=bob").await;
     server.open_sockets(4).await;
     let first = operator.find(ADA).await.sockets[0].number;
-    assert!(!operator.end_socket("named:bob", first) && !operator.end_socket(ADA, first + 99));
-    assert!(operator.end_socket(ADA, first));
+    assert!(
+        !operator.end_socket(Some("named:bob"), first)
+            && !operator.end_socket(Some(ADA), first + 99)
+    );
+    assert!(operator.end_socket(Some(ADA), first));
     assert_eq!(devices[0].closed().await, 1001);
     eventually(|| server.endpoint.open_sockets() == 3).await;
-    assert!(!operator.end_socket(ADA, first), "no other has its number");
+    assert!(!operator.end_socket(Some(ADA), first), "no other has its number");
     assert_eq!(operator.end_sockets(ADA), 2);
     for device in &mut devices[1..] {
         assert_eq!(device.closed().await, 1001);
@@ -129,6 +132,23 @@ async fn one_socket_or_all_of_an_id_are_closed_with_1001() {
     bob.expect_nothing_else().await;
     let ended = ["what=id", "what=socket"].map(|what| (what.to_owned(), 1));
     assert_eq!(server.recorded.counters("socket.ended_by_operator"), ended);
+}
+
+#[tokio::test]
+async fn a_socket_without_an_id_is_closed_by_its_number() {
+    let (builder, _gate) = endpoint();
+    let server = Server::start(builder).await;
+    let operator = server.endpoint.operator();
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+    let number = only(operator.find(ADA).await).number;
+    let mut other = server.connect("name=without-id").await;
+    server.open_sockets(2).await;
+    assert!(!operator.end_socket(None, number), "it has an id");
+    assert!(!operator.end_socket(None, number + 2), "no such socket");
+    assert!(operator.end_socket(None, number + 1));
+    assert_eq!(other.closed().await, 1001);
+    ada.expect_nothing_else().await;
 }
 
 #[tokio::test]
@@ -143,7 +163,7 @@ async fn a_polling_client_is_found_and_ended_as_well_and_so_is_a_client_of_the_k
     assert!(operator.end_channel(ADA, socket.number, T).await);
     let messages = poller.messages().await;
     assert_eq!(messages.first().map(|message| &message[3]), Some(&Value::from("phx_close")));
-    assert!(operator.end_socket(ADA, socket.number));
+    assert!(operator.end_socket(Some(ADA), socket.number));
     eventually(|| server.endpoint.open_sockets() == 0).await;
 
     let (builder, _gate) = endpoint();

@@ -64,11 +64,11 @@ const LEGS = {
 }
 
 // Items that a source may not fetch yet, although it has demand for them.
-const HELD_BACK = 'items are in work elsewhere, or wait for their key, a delay or a lease: more workers here do not help'
+const HELD_BACK = 'or items of a source are in work elsewhere, or wait for their key, a delay or a lease, which more workers do not change'
 
 function showLegs(legs, heldBack) {
   const most = Math.max(0, ...legs.map((leg) => leg.p99 ?? 0))
-  const why = (leg) => (leg === 'queued' && heldBack ? HELD_BACK : LEGS[leg] ?? '')
+  const why = (leg) => (leg === 'queued' && heldBack ? `${LEGS.queued}; ${HELD_BACK}` : LEGS[leg] ?? '')
   const normal = ({normal_ms}) => normal_ms == null ? 'what your work takes' : `below ${normal_ms} ms`
   table('legs', legs.map((leg) => [leg.leg, ...[leg.p50, leg.p99, leg.max].map(milliseconds), normal(leg), why(leg.leg)]))
   legs.forEach((leg, at) => {

@@ -31,7 +31,7 @@ async function lookUp() {
 
 async function end(question, query) {
   if (!confirm(question)) return
-  const parts = Object.entries({id: shown, ...query}).map(([name, value]) => `${name}=${encodeURIComponent(value)}`)
+  const parts = Object.entries(query).map(([name, value]) => `${name}=${encodeURIComponent(value)}`)
   try {
     const response = await fetch(`${base}/end?${parts.join('&')}`, {method: 'POST', headers: {'x-inspect': 'end'}})
     if (!response.ok) return say(await response.text())
@@ -52,7 +52,7 @@ function show({sockets, more}) {
   for (const socket of sockets) {
     const row = body.insertRow()
     const {number} = socket
-    const close = button('close', () => end(`Close socket ${number}?`, {socket: number}))
+    const close = button('close', () => end(`Close socket ${number}?`, {id: shown, socket: number}))
     row.insertCell().append(`${number} `, close)
     for (const text of [
       socket.socket, socket.transport, seconds(socket.open_seconds), seconds(socket.silent_seconds),
@@ -61,7 +61,7 @@ function show({sockets, more}) {
     const topics = row.insertCell()
     if (socket.topics === null) topics.textContent = 'no answer'
     for (const topic of socket.topics ?? []) {
-      const ends = button('end', () => end(`End the channel ${topic}?`, {socket: number, topic}))
+      const ends = button('end', () => end(`End the channel ${topic}?`, {id: shown, socket: number, topic}))
       const line = document.createElement('div')
       line.append(`${topic} `, ends)
       topics.append(line)
@@ -85,7 +85,9 @@ async function look() {
         byId('id').value = socket.id
         return lookUp()
       }
-      if (socket.id === null) row.insertCell().textContent = '–'
+      const close = () => end(`Close socket ${socket.number}?`, {socket: socket.number})
+      // A socket without an id cannot be looked up.
+      if (socket.id === null) row.insertCell().append('– ', button('close', close))
       else row.insertCell().append(button(socket.id, find))
       for (const text of [
         `${socket.number}, ${socket.socket}`, wait(socket), seconds(socket.silent_seconds),
@@ -107,4 +109,4 @@ look()
 
 byId('find').addEventListener('click', lookUp)
 byId('id').addEventListener('keydown', (event) => event.key === 'Enter' && lookUp())
-byId('all').addEventListener('click', () => end(`Close all sockets of ${shown}, on all nodes?`, {}))
+byId('all').addEventListener('click', () => end(`Close all sockets of ${shown}, on all nodes?`, {id: shown}))

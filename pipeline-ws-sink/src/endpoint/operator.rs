@@ -155,15 +155,21 @@ impl EndpointOperator {
         ended
     }
 
-    /// Closes a socket, as [`Endpoint::disconnect`](crate::Endpoint::disconnect) closes all of an id. The
-    /// official client connects again. Returns whether it was open.
+    /// Closes the socket with this id, or the one without an id, and this number, as
+    /// [`Endpoint::disconnect`](crate::Endpoint::disconnect) closes all of an id. The official client connects again.
+    /// Returns whether it was open. Without an id, it looks at each open socket.
     #[expect(clippy::must_use_candidate, reason = "the result is optional information")]
-    pub fn end_socket(&self, id: &str, number: u64) -> bool {
+    pub fn end_socket(&self, id: Option<&str>, number: u64) -> bool {
         let Some(inner) = self.0.upgrade() else { return false };
-        let Some(found) = inner.state.sockets.find_one(id, number) else { return false };
+        let sockets = &inner.state.sockets;
+        let found = match id {
+            Some(id) => sockets.find_one(id, number),
+            None => sockets.find_without_id(number),
+        };
+        let Some(found) = found else { return false };
         found.end();
         inner.state.metrics.sockets_ended.increment(1);
-        log_line!(WARN, id = shown(id), number, "an operator has closed a socket");
+        log_line!(WARN, id = id.map(shown), number, "an operator has closed a socket");
         true
     }
 

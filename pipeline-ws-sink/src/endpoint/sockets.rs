@@ -217,6 +217,13 @@ impl Sockets {
         open.find(|open| open.number == number).map(Found::of)
     }
 
+    /// The open socket that has this number and no id.
+    pub(super) fn find_without_id(&self, number: u64) -> Option<Found> {
+        let table = self.table.lock();
+        let mut open = table.open.iter().map(|(_, open)| open);
+        open.find(|open| open.number == number && open.id.is_none()).map(Found::of)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.table.lock().open.len()
     }

@@ -32,6 +32,7 @@ impl Socket for NamedSocket {
         match &**name {
             "no-id" => Err(ConnectError::refused()),
             "panic-id" => panic!("no id"),
+            "without-id" => Ok(None),
             name => Ok(Some(format!("named:{name}"))),
         }
     }
