@@ -553,8 +553,9 @@ async fn several_clients_that_never_read_block_no_others() {
 }
 
 /// The 99th percentile of the time from a push to its client, of nine users who read, next to one who reads as well,
-/// or not at all. Ten workers at most are in work, and they wait for the clients.
-async fn p99_of_readers(is_stalled: bool) -> Duration {
+/// or not at all. Ten workers at most are in work, and they wait for the clients. That one has 60 events, more or fewer
+/// than the demand has room for.
+async fn p99_of_readers(is_stalled: bool, max_demand: usize) -> Duration {
     let server = server(Duration::from_secs(50));
     let pushes = 600;
     let begun = Instant::now();
@@ -583,11 +584,14 @@ async fn p99_of_readers(is_stalled: bool) -> Duration {
         pubsub.broadcast_when_ready(&push).await?;
         Ok(())
     };
-    let supervisor = ConsumerSupervisor::new(push).ordered_by_key(|n| n % 10).max_children(10);
+    let supervisor = ConsumerSupervisor::new(push)
+        .ordered_by_key(|n| n % 10)
+        .max_waiting_per_key(max_demand / 4)
+        .max_children(10);
     let (queue, producer) = queue(QueueOptions::new().capacity(pushes));
     let _pipeline = Pipeline::builder("numbers")
         .producer(producer)
-        .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(500))
+        .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(max_demand))
         .start()
         .unwrap();
     for n in 0..pushes {
@@ -604,17 +608,23 @@ async fn p99_of_readers(is_stalled: bool) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_user_holds_one_place_and_the_others_p99_stays_within_twice_that_of_none_stalled()
 {
-    let mut measured = Vec::new();
-    // The machine may be busy at one moment and not at the next: it is measured again before it fails.
-    for _ in 0..10 {
-        let [alone, stalled] = [p99_of_readers(false).await, p99_of_readers(true).await];
-        measured.push((alone, stalled));
-        if stalled <= 2 * alone {
-            println!("p99 of the others, with none stalled and with one: {measured:?}");
-            return;
+    for max_demand in [500, 40] {
+        let mut measured = Vec::new();
+        // The machine may be busy at one moment and not at the next: it is measured until the median of all is right.
+        let is_within = |measured: &[(Duration, Duration)]| {
+            let within = measured.iter().filter(|(alone, stalled)| *stalled <= 2 * *alone).count();
+            2 * within > measured.len()
+        };
+        while measured.len() < 3 || measured.len() < 15 && !is_within(&measured) {
+            let alone = p99_of_readers(false, max_demand).await;
+            measured.push((alone, p99_of_readers(true, max_demand).await));
         }
+        let shown = format!(
+            "p99 of the others, with none stalled and with one, of {max_demand}: {measured:?}"
+        );
+        assert!(is_within(&measured), "{shown}");
+        println!("{shown}");
     }
-    panic!("the p99 of the others, with none stalled and with one: {measured:?}");
 }
 
 #[tokio::test(start_paused = true)]
