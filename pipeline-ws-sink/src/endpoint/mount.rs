@@ -496,7 +496,8 @@ impl<S: Socket> Mount<S> {
     /// [`Duration::MAX`] there is no limit.
     ///
     /// What counts is what the operating system takes for it. While that makes its buffer larger, for a client that reads
-    /// nothing, the time begins anew, three times at most.
+    /// nothing, the time begins anew, three times at most. A client that reads less than a third of that buffer in four
+    /// times this long is closed too.
     ///
     /// Such a client is closed with 1011, and counted in `socket.closed_slow`. With
     /// [`WhenFull::Block`] it is also closed when its outbox has been full for this long without
