@@ -143,7 +143,7 @@ async fn what_a_page_of_another_origin_can_send_ends_nothing() {
     }
     // The question before a request with such a header is not answered with a permission.
     let preflight = request(&address, "OPTIONS", end, &[("origin", "http://evil.test")], "").await;
-    assert_eq!(preflight.status, 405);
+    assert_eq!(preflight.status, 403);
     assert!(!preflight.head.contains("access-control"), "{}", preflight.head);
     for (method, path, status) in [
         ("GET", "end?id=named:ada", 405),
