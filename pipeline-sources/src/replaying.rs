@@ -1,4 +1,4 @@
-//! Pages of dead letters, and how all of a queue are replayed.
+//! Pages of dead letters, and how all of a queue are replayed or dropped.
 #![cfg_attr(
     not(all(feature = "postgres", feature = "sqlite")),
     allow(dead_code, reason = "each queue uses a part of it")
@@ -123,6 +123,29 @@ macro_rules! replay_all {
     feature = "sqlite"
 ))]
 pub(crate) use replay_all;
+
+/// Drops the dead letters that a function chooses among those that pages have, with one call for those of a page. The
+/// last page ends with what was there at the beginning.
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
+macro_rules! drop_all {
+    ($which:ident, $after:ident => $page:expr, $chosen:ident => $drop:expr) => {{
+        let (mut last, mut dropped) = (None, 0_u64);
+        loop {
+            let $after = last.as_ref();
+            let page = $page.await?;
+            let Some(end) = page.last() else { break Ok(dropped) };
+            last = Some(end.id.clone());
+            let chosen = page.iter().filter(|dead| $which(dead));
+            let $chosen: Vec<_> = chosen.map(|dead| dead.id.clone()).collect();
+            if !$chosen.is_empty() {
+                dropped = dropped.saturating_add($drop.await?);
+            }
+        }
+    }};
+}
+
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
+pub(crate) use drop_all;
 
 #[cfg(test)]
 mod tests {

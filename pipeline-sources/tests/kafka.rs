@@ -4,6 +4,7 @@
 #![cfg(all(feature = "kafka", feature = "test-kit", unix))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod common;
 mod kills;
 
 use std::{
@@ -488,6 +489,20 @@ async fn an_item_that_is_given_up_is_listed_replayed_and_dropped() {
     assert_eq!(again, item);
     assert!(metadata.enqueued_at >= dead[1].given_up_at, "{metadata:?}");
     assert_eq!((metadata.id.as_deref(), metadata.deliveries), (Some("0-5"), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
+    let (_cluster, queue) = queue(2, options()).await;
+    common::a_drop_of_all_takes_what_was_there(
+        queue.source(quick()),
+        async |item| drop(queue.push(item).await.unwrap()),
+        async || common::payloads(&queue.dead_letters(None, 300).await.unwrap()),
+        async |which| queue.drop_all_dead_letters(|dead| which(&dead.item)).await.unwrap(),
+    )
+    .await;
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 2);
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

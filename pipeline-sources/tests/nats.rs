@@ -348,6 +348,21 @@ async fn dead_letters_are_listed_replayed_and_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    common::a_drop_of_all_takes_what_was_there(
+        queue.source(quick()),
+        async |item| drop(queue.push(item).await.unwrap()),
+        async || common::payloads(&queue.dead_letters(0, 300).await.unwrap()),
+        async |which| queue.drop_all_dead_letters(|dead| which(&dead.item)).await.unwrap(),
+    )
+    .await;
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 2);
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_dead_letters_are_listed_by_pages() {
     const ALL: usize = 20;
     let server = server!();

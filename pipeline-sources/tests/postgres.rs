@@ -31,7 +31,7 @@ use pipeline_test_support::servers::{Kind, Server};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, NoTls, types::ToSql};
 
-use self::common::{Numbers, PATIENCE, assert_dead, keep, quick, stuck, text, until};
+use self::common::{Numbers, PATIENCE, assert_dead, keep, payloads, quick, stuck, text, until};
 
 /// Options of tests: short leases, and calls that end soon.
 fn options() -> PostgresOptions {
@@ -242,6 +242,21 @@ async fn dead_letters_are_listed_by_pages_replayed_and_dropped() {
     assert_eq!(queue.replay_all(|dead| &*dead.reason == "it is \u{fffd} bad").await.unwrap(), 1);
     let backlog = queue.backlog().await.unwrap();
     assert_eq!((backlog.items, backlog.dead_letters), (Some(2), Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options()).await;
+    common::a_drop_of_all_takes_what_was_there(
+        queue.source(quick()),
+        async |item| drop(queue.push(item).await.unwrap()),
+        async || payloads(&queue.dead_letters(0, 300).await.unwrap()),
+        async |which| queue.drop_all_dead_letters(|dead| which(&dead.item)).await.unwrap(),
+    )
+    .await;
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 2);
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

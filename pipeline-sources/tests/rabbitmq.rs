@@ -548,6 +548,21 @@ async fn all_are_replayed_although_another_program_drops_one_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
+    let server = server!();
+    let queue = queue(&server, "dropped meanwhile");
+    common::a_drop_of_all_takes_what_was_there(
+        queue.source(quick()),
+        async |item| drop(queue.push(item).await.unwrap()),
+        async || common::payloads(&queue.dead_letters(None, 300).await.unwrap()),
+        async |which| queue.drop_all_dead_letters(|dead| which(&dead.item)).await.unwrap(),
+    )
+    .await;
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 2);
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_ten_thousand_dead_letters_are_no_page_and_no_end() {
     let server = server!();
     let queue = queue(&server, "very many dead");

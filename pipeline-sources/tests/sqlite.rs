@@ -38,7 +38,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::common::{Numbers, PATIENCE, Refusals, assert_dead, keep, quick, stuck, text, until};
+use self::common::{
+    Numbers, PATIENCE, Refusals, assert_dead, keep, payloads, quick, stuck, text, until,
+};
 
 /// A file that is removed at the end.
 fn file() -> (TempDir, PathBuf) {
@@ -269,6 +271,21 @@ async fn all_dead_letters_are_replayed_once_although_they_fail_again_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
+    let (_folder, path) = file();
+    let queue = SqliteQueue::open(path, "numbers").await.unwrap();
+    common::a_drop_of_all_takes_what_was_there(
+        queue.source(quick()),
+        async |item| drop(queue.push(item).await.unwrap()),
+        async || payloads(&queue.dead_letters(0, 300).await.unwrap()),
+        async |which| queue.drop_all_dead_letters(|dead| which(&dead.item)).await.unwrap(),
+    )
+    .await;
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 2);
+    assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_that_are_there_are_replayed_whatever_their_ids_and_however_fast_others_come() {
     let (_folder, path) = file();
     let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
@@ -296,6 +313,19 @@ async fn those_that_are_there_are_replayed_whatever_their_ids_and_however_fast_o
     assert_eq!(seen, [-5, 0, 1, 7]);
     assert_eq!(queue.backlog().await.unwrap().items, Some(2));
     assert_eq!(queue.backlog().await.unwrap().dead_letters, Some(2 + 8));
+
+    // An item keeps its id when it is given up, so others come between those that were there.
+    let mut other = 1;
+    let which = |dead: &DeadLetter| {
+        if dead.id < 7 {
+            other += 1;
+            operator.execute(insert, params![other, 1]).unwrap();
+        }
+        true
+    };
+    assert_eq!(queue.drop_all_dead_letters(which).await.unwrap(), 2 + 8);
+    let left = queue.dead_letters(i64::MIN, 100).await.unwrap();
+    assert_eq!(left.iter().map(|dead| dead.id).collect::<Vec<_>>(), [2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

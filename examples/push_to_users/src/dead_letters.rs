@@ -53,30 +53,15 @@ pub trait Graves: Send + Sync {
     /// Adds one to the queue again. Returns whether there was one with this id.
     fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
 
-    /// The same of all that are there. Those that are given up meanwhile are others. Returns how many there were.
+    /// The same of all that are there when it begins. Those that are given up meanwhile are others. Returns how many there
+    /// were.
     fn replay_all(&self) -> Asked<'_, u64>;
 
     /// Removes one. Returns whether there was one with this id.
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
 
-    /// Removes all that are there when it begins. Returns how many there were. By default one is removed after the other.
-    fn remove_all(&self) -> Asked<'_, u64> {
-        Box::pin(async move {
-            let mut ids = Vec::<String>::new();
-            loop {
-                let page = self.list(ids.last().map(String::as_str), PAGE).await?;
-                if page.is_empty() {
-                    break;
-                }
-                ids.extend(page.into_iter().map(|dead| dead.id));
-            }
-            let mut removed = 0;
-            for id in &ids {
-                removed += u64::from(self.remove(id).await?);
-            }
-            Ok(removed)
-        })
-    }
+    /// Removes all that are there when it begins, and no others. Returns how many there were.
+    fn remove_all(&self) -> Asked<'_, u64>;
 }
 
 pub type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn Error>>> + 'a>>;
@@ -337,6 +322,10 @@ mod tests {
         fn remove<'a>(&'a self, _: &'a str) -> Asked<'a, bool> {
             Box::pin(async { Ok(true) })
         }
+
+        fn remove_all(&self) -> Asked<'_, u64> {
+            Box::pin(async { Ok(0) })
+        }
     }
 
     #[tokio::test]
@@ -347,7 +336,6 @@ mod tests {
             // Fewer than were asked for are not what was asked for.
             assert!(list(&Odd, None, 4, as_json).await.is_err());
         }
-        assert!(Odd.remove_all().await.is_err(), "not all were seen");
     }
 
     #[test]

@@ -6,22 +6,32 @@ use std::{
     sync::Arc,
 };
 
+use futures::{TryStreamExt, future::ready, stream};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError as ClientError,
 };
-use tokio::time::Instant;
+use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 
 use super::{
     KafkaError, KafkaId, KafkaQueue, Quiet, Viewer, deadline,
-    format::{Record, drops, read, read_dead_letter, replayed, tombstone},
+    format::{Record, ToWrite, drops, read, read_dead_letter, replayed, tombstone},
 };
 use crate::{
     item::DeadLetter,
     replaying::{Page, replay_all},
 };
+
+/// How many marks of dropped ones are under way together.
+const DROPPED_AT_ONCE: usize = 1000;
+
+/// How many are read before they are asked for. Each may be as large as a record can be.
+const READ_AHEAD: usize = 16;
+
+/// A dead letter, and its place.
+type Found = (KafkaId, Record);
 
 impl KafkaQueue {
     /// Up to `limit` items that were given up, by partition and offset, after the one with this id.
@@ -134,6 +144,53 @@ impl KafkaQueue {
         Ok(true)
     }
 
+    /// Removes the items that were given up and for which the function says so. It takes those that are there when it
+    /// begins, however many, and not those that are given up meanwhile. Returns
+    /// how many there were. It reads the topic of the dead letters
+    /// twice, whatever their number.
+    ///
+    /// # Errors
+    ///
+    /// [`KafkaError`] if the servers do not answer. Those before it are removed.
+    pub async fn drop_all_dead_letters(
+        &self,
+        mut which: impl FnMut(&DeadLetter<KafkaId>) -> bool,
+    ) -> Result<u64, KafkaError> {
+        let mut walk = self.walk(self.ends().await?);
+        let marks = stream::poll_fn(|cx| walk.poll_recv(cx)).try_filter_map(|(id, letter)| {
+            let is_chosen = which(&read_dead_letter(&letter, id));
+            ready(Ok(is_chosen.then(|| (id, tombstone(&letter, id)))))
+        });
+        let written = marks.map_ok(async |(id, mark): (KafkaId, ToWrite)| {
+            self.write(&self.0.dead_topic, Some(id.partition), &mark).await
+        });
+        let count = written.try_buffer_unordered(DROPPED_AT_ONCE);
+        count.try_fold(0_u64, |dropped, _| ready(Ok(dropped.saturating_add(1)))).await
+    }
+
+    /// Reads the dead letters before these ends of the partitions, one after the other, until the receiver is gone.
+    fn walk(&self, ends: BTreeMap<i32, i64>) -> mpsc::Receiver<Result<Found, KafkaError>> {
+        let (found, walk) = mpsc::channel(READ_AHEAD);
+        let queue = self.clone();
+        spawn_blocking(move || {
+            let walked = queue.dead_letter_reader().and_then(|reader| {
+                ends.into_iter().try_for_each(|(partition, end)| {
+                    reader.each(partition, 0, end, |id, letter| {
+                        match found.blocking_send(Ok((id, letter))) {
+                            Ok(()) => ControlFlow::Continue(()),
+                            Err(_) => ControlFlow::Break(()),
+                        }
+                    })
+                })
+            });
+            if let Err(error) = walked {
+                // Nothing waits for it any more if it is not received.
+                let _ = found.blocking_send(Err(error));
+            }
+        });
+        walk
+    }
+
     async fn mark_dropped(&self, letter: &Record, id: KafkaId) -> Result<(), KafkaError> {
         let mark = tombstone(letter, id);
         self.write(&self.0.dead_topic, Some(id.partition), &mark).await?;
@@ -183,19 +240,36 @@ impl Reader {
         end: i64,
         page: &mut Page<KafkaId>,
     ) -> Result<(), KafkaError> {
+        self.each(partition, from, end, |id, record| {
+            if page.is_full() {
+                return ControlFlow::Break(());
+            }
+            page.push(read_dead_letter(&record, id));
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Calls a function with each dead letter of a partition from an offset on, before another.
+    fn each(
+        &self,
+        partition: i32,
+        from: i64,
+        end: i64,
+        mut each: impl FnMut(KafkaId, Record) -> ControlFlow<()>,
+    ) -> Result<(), KafkaError> {
         let mut dropped = HashSet::new();
         self.scan(partition, from, |_, record| {
-            dropped.extend(drops(&record));
+            dropped.extend(drops(&record).filter(|offset| *offset < end));
             ControlFlow::Continue(())
         })?;
         self.scan(partition, from, |offset, record| {
-            if page.is_full() || offset >= end {
+            if offset >= end {
                 return ControlFlow::Break(());
             }
-            if !record.is_tombstone() && !dropped.contains(&offset) {
-                page.push(read_dead_letter(&record, KafkaId { partition, offset }));
+            if record.is_tombstone() || dropped.contains(&offset) {
+                return ControlFlow::Continue(());
             }
-            ControlFlow::Continue(())
+            each(KafkaId { partition, offset }, record)
         })
     }
 
@@ -225,12 +299,13 @@ impl Reader {
             match consumer.poll(wait) {
                 None => {}
                 Some(Ok(message)) => {
-                    until = deadline(time);
                     let offset = message.offset();
                     if offset >= end || each(offset, read(&message)).is_break() || offset + 1 >= end
                     {
                         break;
                     }
+                    // The function may have waited.
+                    until = deadline(time);
                 }
                 Some(Err(ClientError::PartitionEOF(_))) => break,
                 Some(Err(error)) => return Err(error.into()),

@@ -213,6 +213,21 @@ impl Link {
         stored.map(Some).ok_or_else(|| NatsError::Unexpected(what, answer.to_string().into()))
     }
 
+    /// Removes the stored messages of a subject up to this sequence. Returns how many there were.
+    pub(super) async fn remove_up_to(
+        &self,
+        stream: &str,
+        subject: &str,
+        sequence: u64,
+    ) -> Result<u64, NatsError> {
+        let what = "removing dead letters";
+        // The server keeps the one of the sequence that it is told.
+        let body = json!({ "filter": subject, "seq": sequence.saturating_add(1) });
+        let answer: Value = self.api(what, &format!("STREAM.PURGE.{stream}"), &body).await?;
+        let removed = answer["purged"].as_u64();
+        removed.ok_or_else(|| NatsError::Unexpected(what, answer.to_string().into()))
+    }
+
     /// Removes a stored message. Returns whether it was there.
     pub(super) async fn remove(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
         if self.stored(stream, &json!({ "seq": sequence })).await?.is_none() {

@@ -84,6 +84,7 @@ use std::{
 };
 
 use async_nats::{ConnectError, ConnectOptions, RequestError, ServerAddr};
+use futures::future::try_join_all;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
@@ -578,6 +579,39 @@ impl NatsQueue {
     pub async fn drop_dead_letter(&self, id: u64) -> Result<bool, NatsError> {
         on_link!(self.shared, link => link.remove(&self.shared.dead_stream, id))
     }
+
+    /// Removes the items that were given up and for which the function says so. It takes those that are there when it
+    /// begins, however many, and not those that are given up meanwhile. Returns
+    /// how many there were. As long as it takes all, those of a page are removed by one
+    /// call, and otherwise by one for each.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError`] if a request failed. Those before it are removed.
+    pub async fn drop_all_dead_letters(
+        &self,
+        mut which: impl FnMut(&DeadLetter<u64>) -> bool,
+    ) -> Result<u64, NatsError> {
+        let last = on_link!(self.shared, link => self.shared.last_dead_letter(&link))?;
+        let (mut after, mut some_stay, mut dropped) = (0, false, 0_u64);
+        loop {
+            let page = self.page(after, last, Page::next()).await?;
+            let Some(end) = page.last() else { return Ok(dropped) };
+            after = end.id;
+            let chosen = page.iter().filter(|dead| which(dead));
+            let ids: Vec<_> = chosen.map(|dead| dead.id).collect();
+            some_stay |= ids.len() < page.len();
+            if !ids.is_empty() {
+                let more = self.drop_dead_letters(&ids, some_stay).await?;
+                dropped = dropped.saturating_add(more);
+            }
+        }
+    }
+
+    /// Removes dead letters, with all before them unless some of those stay. Returns how many there were.
+    async fn drop_dead_letters(&self, ids: &[u64], some_stay: bool) -> Result<u64, NatsError> {
+        on_link!(self.shared, link => self.shared.drop_dead_letters(&link, ids, some_stay))
+    }
 }
 
 fn dead_letter(stored: link::Stored) -> DeadLetter<u64> {
@@ -683,6 +717,24 @@ impl Shared {
         let stream = link.api::<Value>(what, &api, &json!({})).await?;
         let last = stream["state"]["last_seq"].as_u64();
         last.ok_or_else(|| NatsError::Unexpected(what, stream.to_string().into()))
+    }
+
+    async fn drop_dead_letters(
+        &self,
+        link: &Link,
+        ids: &[u64],
+        some_stay: bool,
+    ) -> Result<u64, NatsError> {
+        let Self { dead_stream, dead_subject, .. } = self;
+        if let Some(last) = ids.last().filter(|_| !some_stay) {
+            match link.remove_up_to(dead_stream, dead_subject, *last).await {
+                // A stream may allow that of single ones only.
+                Err(error @ NatsError::Refused { .. }) if !error.is_missing() => {}
+                answered => return answered,
+            }
+        }
+        let removed = try_join_all(ids.iter().map(|id| link.remove(dead_stream, *id))).await?;
+        Ok(removed.into_iter().map(u64::from).sum())
     }
 
     async fn replay(&self, link: &Link, id: u64) -> Result<Option<u64>, NatsError> {

@@ -97,7 +97,7 @@ use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item, QueuedItem},
     options::SourceOptions,
-    replaying::{PAGE, Page, replay_all},
+    replaying::{CHOSEN, PAGE, Page, drop_all, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -494,11 +494,7 @@ impl PostgresQueue {
         &self,
         mut which: impl FnMut(&DeadLetter) -> bool,
     ) -> Result<u64, PostgresError> {
-        let name = [(&self.0.name as _, Type::TEXT)];
-        let last =
-            self.call(async |link| link.query(schema::LAST_DEAD_LETTER, &name).await).await?;
-        let last = last.first().map(|row| row.try_get::<_, Option<i64>>(0)).transpose()?;
-        let Some(last) = last.flatten() else { return Ok(0) };
+        let Some(last) = self.last_dead_letter().await? else { return Ok(0) };
         replay_all!(
             which,
             after => self.dead_letter_page(after.copied().unwrap_or(i64::MIN), last, Page::of_an_answer(PAGE)),
@@ -512,11 +508,65 @@ impl PostgresQueue {
     ///
     /// [`PostgresError`] if the server does not do it.
     pub async fn drop_dead_letter(&self, id: i64) -> Result<bool, PostgresError> {
-        let dropped = self.call(async |link| {
-            let parameters = [(&self.0.name as _, Type::TEXT), (&id as _, Type::INT8)];
-            link.change(schema::DROP, &parameters).await
+        Ok(self.drop_dead_letters(vec![id]).await? > 0)
+    }
+
+    /// Removes the items that were given up and for which the function says so. It takes those that are there when it
+    /// begins, however many, and not those that are given up meanwhile. Of more than a million, later
+    /// ones are chosen when those before them are removed. Returns
+    /// how many there were. Those of a page are removed by one statement.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`] if the server does not do it. Those before it are removed.
+    pub async fn drop_all_dead_letters(
+        &self,
+        mut which: impl FnMut(&DeadLetter) -> bool,
+    ) -> Result<u64, PostgresError> {
+        let Some(last) = self.last_dead_letter().await? else { return Ok(0) };
+        let (mut after, mut dropped) = (i64::MIN, 0_u64);
+        loop {
+            let there = self.dead_letter_ids(after, last).await?;
+            let Some(end) = there.last().copied() else { return Ok(dropped) };
+            // One that is given up meanwhile may have an id between theirs.
+            let mut chosen =
+                |dead: &DeadLetter| there.binary_search(&dead.id).is_ok() && which(dead);
+            let more: Result<u64, PostgresError> = drop_all!(
+                chosen,
+                from => self.dead_letter_page(from.copied().unwrap_or(after), end, Page::of_an_answer(PAGE)),
+                ids => self.drop_dead_letters(ids)
+            );
+            dropped = dropped.saturating_add(more?);
+            after = end;
+        }
+    }
+
+    /// The id of the last dead letter.
+    async fn last_dead_letter(&self) -> Result<Option<i64>, PostgresError> {
+        let name = [(&self.0.name as _, Type::TEXT)];
+        let last = self.call(async |link| link.one(schema::LAST_DEAD_LETTER, &name).await);
+        Ok(last.await?.try_get(0)?)
+    }
+
+    /// The ids of the dead letters after one, up to another, in their order, and no more than are chosen at once.
+    async fn dead_letter_ids(&self, after: i64, last: i64) -> Result<Vec<i64>, PostgresError> {
+        let limit = i64::try_from(CHOSEN).unwrap_or(i64::MAX);
+        let ids = self.call(async |link| {
+            let name = (&self.0.name as _, Type::TEXT);
+            let ids = [&after, &last, &limit].map(|number| (number as _, Type::INT8));
+            let [after, last, limit] = ids;
+            link.one(schema::DEAD_IDS, &[name, after, last, limit]).await
         });
-        Ok(dropped.await? > 0)
+        Ok(ids.await?.try_get::<_, Option<Vec<i64>>>(0)?.unwrap_or_default())
+    }
+
+    /// Removes dead letters. Returns how many of them there were.
+    async fn drop_dead_letters(&self, ids: Vec<i64>) -> Result<u64, PostgresError> {
+        self.call(async |link| {
+            let parameters = [(&self.0.name as _, Type::TEXT), (&ids as _, Type::INT8_ARRAY)];
+            link.change(schema::DROP, &parameters).await
+        })
+        .await
     }
 
     /// The dead letters after an id, up to another, as far as they are on a page.

@@ -560,5 +560,13 @@ WITH gone AS (DELETE FROM pipeline_dead_letters WHERE queue = $1 AND id = $2 RET
 INSERT INTO pipeline_items (queue, key, payload, headers, trace)
     SELECT queue, key, payload, headers, trace FROM gone RETURNING id";
 
-/// Removes a dead letter. Parameters: queue, id.
-pub(super) const DROP: &str = "DELETE FROM pipeline_dead_letters WHERE queue = $1 AND id = $2";
+/// The ids of the dead letters of a queue after an id, up to another, or NULL if there are none. Parameters: queue, id,
+/// the last id, limit.
+pub(super) const DEAD_IDS: &str = "
+SELECT array_agg(id ORDER BY id) FROM (
+    SELECT id FROM pipeline_dead_letters WHERE queue = $1 AND id > $2 AND id <= $3 ORDER BY id LIMIT $4
+) AS found";
+
+/// Removes dead letters. Parameters: queue, array of ids.
+pub(super) const DROP: &str =
+    "DELETE FROM pipeline_dead_letters WHERE queue = $1 AND id = ANY ($2)";

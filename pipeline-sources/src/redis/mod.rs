@@ -87,7 +87,7 @@ use crate::{
     item::{DeadLetter, Item},
     metrics::Refusals,
     options::SourceOptions,
-    replaying::{ANSWER_BYTES, ANSWER_LETTERS, PAGE, replay_all},
+    replaying::{ANSWER_BYTES, ANSWER_LETTERS, PAGE, drop_all, replay_all},
     source::Source,
     unix_ms::from_ms,
 };
@@ -444,10 +444,36 @@ impl RedisQueue {
     ///
     /// [`RedisQueueError`] if the server does not do it.
     pub async fn drop_dead_letter(&self, id: &str) -> Result<bool, RedisQueueError> {
+        Ok(self.drop_dead_letters(&[id.into()]).await? > 0)
+    }
+
+    /// Removes the items that were given up and for which the function says so. It takes those that are there when it
+    /// begins, however many, and not those that are given up meanwhile. Returns
+    /// how many there were. Those of a page are removed by one call.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError`] if the server does not do it. Those before it are removed.
+    pub async fn drop_all_dead_letters(
+        &self,
+        mut which: impl FnMut(&DeadLetter<Arc<str>>) -> bool,
+    ) -> Result<u64, RedisQueueError> {
+        let mut last = String::new();
+        drop_all!(
+            which,
+            after => self.page(after.map(|id: &Arc<str>| &**id), &mut last, PAGE),
+            ids => self.drop_dead_letters(&ids)
+        )
+    }
+
+    /// Removes dead letters. Returns how many of them there were.
+    async fn drop_dead_letters(&self, ids: &[Arc<str>]) -> Result<u64, RedisQueueError> {
         let mut drop = redis::cmd("XDEL");
-        drop.arg(&self.0.dead).arg(id);
-        let dropped: u64 = self.call(async |link| link.query(&drop).await).await?;
-        Ok(dropped > 0)
+        drop.arg(&self.0.dead);
+        ids.iter().for_each(|id| {
+            drop.arg(&**id);
+        });
+        self.call(async |link| link.query(&drop).await).await
     }
 
     /// Makes a call on the connection of the queue, and connects first if there is none.

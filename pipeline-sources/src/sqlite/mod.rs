@@ -70,7 +70,7 @@ use crate::{
     options::SourceOptions,
     random::random_i64,
     reason::cut,
-    replaying::{PAGE_BYTES, Page, replay_all},
+    replaying::{CHOSEN, PAGE_BYTES, Page, drop_all, replay_all},
     source::Source,
     unix_ms::{from_ms, ms, now_ms},
 };
@@ -660,12 +660,7 @@ impl SqliteQueue {
         &self,
         mut which: impl FnMut(&DeadLetter) -> bool,
     ) -> Result<u64, SqliteError> {
-        let queue = self.queue.clone();
-        let read = move |connection: &Connection| {
-            let mut statement = connection.prepare_cached(schema::LAST_DEAD_LETTER)?;
-            Ok(statement.query_row([&*queue], |row| row.get::<_, Option<i64>>(0))?)
-        };
-        let Some(last) = self.file.call(read, |_| {}).await? else { return Ok(0) };
+        let Some(last) = self.last_dead_letter().await? else { return Ok(0) };
         replay_all!(
             which,
             after => self.page(after.copied().unwrap_or(i64::MIN), last, Page::next()),
@@ -682,6 +677,72 @@ impl SqliteQueue {
         let queue = self.queue.clone();
         let drop = move |connection: &Connection| {
             Ok(connection.execute(schema::DROP, params![&*queue, id])? > 0)
+        };
+        self.file.call(drop, |_| {}).await
+    }
+
+    /// Removes the items that were given up and for which the function says so. It takes those that are there when it
+    /// begins, however many, and not those that are given up meanwhile. Of more than a million, later
+    /// ones are chosen when those before them are removed. Returns
+    /// how many there were. Those of a page are removed in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`SqliteError`] if the file could not be read or written. Those before it are removed.
+    pub async fn drop_all_dead_letters(
+        &self,
+        mut which: impl FnMut(&DeadLetter) -> bool,
+    ) -> Result<u64, SqliteError> {
+        let Some(last) = self.last_dead_letter().await? else { return Ok(0) };
+        let (mut after, mut dropped) = (i64::MIN, 0_u64);
+        loop {
+            let there = self.dead_letter_ids(after, last).await?;
+            let Some(end) = there.last().copied() else { return Ok(dropped) };
+            // One that is given up meanwhile may have an id between theirs.
+            let mut chosen =
+                |dead: &DeadLetter| there.binary_search(&dead.id).is_ok() && which(dead);
+            let more: Result<u64, SqliteError> = drop_all!(
+                chosen,
+                from => self.page(from.copied().unwrap_or(after), end, Page::next()),
+                ids => self.drop_dead_letters(ids)
+            );
+            dropped = dropped.saturating_add(more?);
+            after = end;
+        }
+    }
+
+    /// The id of the last dead letter.
+    async fn last_dead_letter(&self) -> Result<Option<i64>, SqliteError> {
+        let queue = self.queue.clone();
+        let read = move |connection: &Connection| {
+            let mut statement = connection.prepare_cached(schema::LAST_DEAD_LETTER)?;
+            Ok(statement.query_row([&*queue], |row| row.get(0))?)
+        };
+        self.file.call(read, |_| {}).await
+    }
+
+    /// The ids of the dead letters after one, up to another, in their order, and no more than are chosen at once.
+    async fn dead_letter_ids(&self, after: i64, last: i64) -> Result<Vec<i64>, SqliteError> {
+        let queue = self.queue.clone();
+        let read = move |connection: &Connection| {
+            let mut statement = connection.prepare_cached(schema::DEAD_IDS)?;
+            let limit = i64::try_from(CHOSEN).unwrap_or(i64::MAX);
+            let ids =
+                statement.query_map(params![&*queue, after, last, limit], |row| row.get(0))?;
+            Ok(ids.collect::<rusqlite::Result<_>>()?)
+        };
+        self.file.call(read, |_| {}).await
+    }
+
+    /// Removes dead letters. Returns how many of them there were.
+    async fn drop_dead_letters(&self, ids: Vec<i64>) -> Result<u64, SqliteError> {
+        let queue = self.queue.clone();
+        let drop = move |connection: &Connection| {
+            let (mut statement, mut dropped) = (connection.prepare_cached(schema::DROP)?, 0);
+            for id in ids {
+                dropped += statement.execute(params![&*queue, id])?;
+            }
+            Ok(u64::try_from(dropped).unwrap_or(u64::MAX))
         };
         self.file.call(drop, |_| {}).await
     }

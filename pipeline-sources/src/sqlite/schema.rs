@@ -382,6 +382,10 @@ SELECT id, key, payload, headers, trace, enqueued_at, deliveries, reason, given_
 pub(super) const LAST_DEAD_LETTER: &str =
     "SELECT max(id) FROM pipeline_dead_letters WHERE queue = ?1";
 
+/// The ids of the dead letters of a queue after an id, up to another. Parameters: queue, id, the last id, limit.
+pub(super) const DEAD_IDS: &str = "
+SELECT id FROM pipeline_dead_letters WHERE queue = ?1 AND id > ?2 AND id <= ?3 ORDER BY id LIMIT ?4";
+
 /// Items of a queue after an id. Parameters: queue, id, limit.
 pub(super) const ITEMS: &str = "
 SELECT id, key, payload, headers, trace, enqueued_at, deliveries, available_at, lease IS NOT NULL

@@ -19,7 +19,10 @@ use pipeline_core::{
     processing::{Failure, Message, Processors, Wake},
 };
 use pipeline_sources::{Broker, DeadLetter, Item, Source, SourceOptions};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
 
 /// How long a test waits for what has to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +43,11 @@ pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
 pub(crate) fn quick() -> SourceOptions {
     let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
     SourceOptions::new().redeliver_after(backoff.jitter(Jitter::None)).max_deliveries(3)
+}
+
+/// The payloads of dead letters as texts.
+pub(crate) fn payloads<Id>(dead: &[DeadLetter<Id>]) -> Vec<String> {
+    dead.iter().map(|dead| String::from_utf8_lossy(&dead.item.payload).into_owned()).collect()
 }
 
 pub(crate) fn text(message: &Message<Item>) -> String {
@@ -140,6 +148,44 @@ pub(crate) async fn large_letters_are_listed_by_pages<Id: Clone>(
     for page in &pages {
         assert!(page[1..].iter().sum::<usize>() < 17_000_000, "{pages:?}");
     }
+}
+
+/// Checks that a drop of all takes the dead letters that are there when it begins and that it is to take, and not one that
+/// is given up while it chooses.
+pub(crate) async fn a_drop_of_all_takes_what_was_there<B: Broker>(
+    source: Source<B>,
+    push: impl AsyncFn(Item),
+    listed: impl AsyncFn() -> Vec<String>,
+    drop_all: impl AsyncFnOnce(&mut dyn FnMut(&Item) -> bool) -> u64,
+) {
+    // More than are on two pages.
+    const MANY: usize = 250;
+    let (pipeline, _seen) = keep(source, |_| Some(Failure::new("no").give_up()));
+    for n in 0..MANY {
+        push(Item::new(n.to_string())).await;
+    }
+    until("all are given up", async || listed().await.len() == MANY).await;
+    let mut calls = 0;
+    let dropped = {
+        let given_up = async || {
+            push(Item::new("late")).await;
+            until("another one is given up", async || listed().await.contains(&"late".into()))
+                .await;
+        };
+        let mut which = |item: &Item| {
+            calls += 1;
+            if calls == 1 {
+                tokio::task::block_in_place(|| Handle::current().block_on(given_up()));
+            }
+            item.payload != "203"
+        };
+        timeout(PATIENCE, drop_all(&mut which)).await.expect("it ends")
+    };
+    assert_eq!((dropped, calls), (MANY as u64 - 1, MANY));
+    let mut left = listed().await;
+    left.sort();
+    assert_eq!(left, ["203", "late"]);
+    pipeline.drain(PATIENCE).await;
 }
 
 /// Checks that a dead letter is this item, with this number of deliveries and this reason.

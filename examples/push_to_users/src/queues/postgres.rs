@@ -66,4 +66,8 @@ impl Graves for PostgresQueue {
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
         Box::pin(async move { Ok(self.drop_dead_letter(number(id)?).await?) })
     }
+
+    fn remove_all(&self) -> Asked<'_, u64> {
+        Box::pin(async move { Ok(self.drop_all_dead_letters(|_| true).await?) })
+    }
 }

@@ -87,6 +87,10 @@ impl Graves for RedisQueue {
     fn remove<'a>(&'a self, id: &'a str) -> Asked<'a, bool> {
         Box::pin(async move { Ok(self.drop_dead_letter(&self::id(numbers(id)?)).await?) })
     }
+
+    fn remove_all(&self) -> Asked<'_, u64> {
+        Box::pin(async move { Ok(self.drop_all_dead_letters(|_| true).await?) })
+    }
 }
 
 #[cfg(test)]
