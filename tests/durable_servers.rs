@@ -125,6 +125,14 @@ async fn pushes_survive_the_process(kind: Kind) {
     until(&example, "it is empty", |queue| queue["backlog"] == 0).await;
     until(&example, "nothing was given up", |queue| queue["dead_letters"] == 0).await;
 
+    // A wrong name is no empty queue, and makes none.
+    for action in [&["list"][..], &["drop", "--all"]] {
+        let (done, printed) =
+            dead_letters(&url, &[&["--source-name", "wrong"], action].concat()).await;
+        assert!(!done && !printed.contains("dropped"), "{printed}");
+        assert!(printed.contains("there is no ") && printed.contains(r#""wrong""#), "{printed}");
+    }
+
     add(kind, &url, "nonsense").await;
     until(&example, "it is given up", |queue| queue["dead_letters"] == 1).await;
     let (done, printed) = dead_letters(&url, &["list", "--json"]).await;
@@ -298,6 +306,12 @@ async fn pushes_in_kafka_survive_the_process_and_an_operator_manages_those_that_
         letters.map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     assert!(listed().await.is_empty(), "nothing was given up");
+    for action in [&["list"][..], &["drop", "--all"]] {
+        let (done, printed) =
+            dead_letters(&url, &[&["--source-name", "wrong"], action].concat()).await;
+        let is_said = printed.contains("the topic wrong.dead-letters cannot be used");
+        assert!(!done && is_said && !printed.contains("dropped"), "{printed}");
+    }
 
     let item = Item::new("nonsense").key("1");
     KafkaQueue::new(url.trim_start_matches("kafka://"), "pushes", "other", KafkaOptions::new())

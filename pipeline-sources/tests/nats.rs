@@ -363,6 +363,25 @@ async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_not_there_is_not_opened_as_an_existing_one_and_not_made() {
+    let server = server!();
+    let open = async || NatsQueue::open_existing(&server.url(), "numbers", short()).await;
+    for _ in 0..2 {
+        let missing = open().await.unwrap_err();
+        assert!(matches!(missing, NatsError::UnknownStream { .. }), "{missing}");
+    }
+    let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    let existing = open().await.unwrap();
+    assert_eq!(existing.backlog().await.unwrap().items, Some(1));
+    // One that goes is not made again.
+    Other::connect(&server).request("$JS.API.STREAM.DELETE.numbers_dead", "");
+    assert!(existing.dead_letters(0, 10).await.is_err());
+    let missing = open().await.unwrap_err().to_string();
+    assert_eq!(missing, r#"there is no stream "numbers_dead" at the server"#);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_dead_letters_are_listed_by_pages() {
     const ALL: usize = 20;
     let server = server!();

@@ -260,6 +260,24 @@ async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_not_there_is_not_opened_as_an_existing_one_and_not_made() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let options = options().ordered_by_key(true);
+    let open = async |name: &str| PostgresQueue::open_existing(&server.url(), name, options).await;
+    for _ in 0..2 {
+        let missing = open("orders").await.unwrap_err();
+        assert!(matches!(missing, PostgresError::UnknownQueue { .. }), "no tables: {missing}");
+    }
+    let queue = PostgresQueue::open_with(&server.url(), "others", options).unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    for _ in 0..2 {
+        let missing = open("orders").await.unwrap_err();
+        assert!(matches!(missing, PostgresError::UnknownQueue { .. }), "no such queue: {missing}");
+    }
+    assert_eq!(open("others").await.unwrap().backlog().await.unwrap().items, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fetch_has_no_more_large_items_than_it_has_bytes() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     for ordered in [false, true] {

@@ -563,6 +563,25 @@ async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_not_there_is_not_opened_as_an_existing_one_and_not_made() {
+    let server = server!();
+    let open = async || RabbitQueue::open_existing(&server.url(), "existing", short()).await;
+    for _ in 0..2 {
+        let missing = open().await.unwrap_err();
+        assert!(matches!(missing, RabbitError::UnknownQueue { .. }), "{missing}");
+    }
+    queue(&server, "existing").push(Item::new("1")).await.unwrap();
+    let existing = open().await.unwrap();
+    assert_eq!(existing.backlog().await.unwrap().items, Some(1));
+    // One that goes is not made again.
+    let (_connection, channel) = operator(&server).await;
+    channel.queue_delete("existing".into(), QueueDeleteOptions::default()).await.unwrap();
+    assert!(matches!(existing.push(Item::new("2")).await, Err(RabbitError::Unroutable)));
+    let missing = open().await.unwrap_err().to_string();
+    assert_eq!(missing, r#"there is no queue "existing" at the server"#);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_ten_thousand_dead_letters_are_no_page_and_no_end() {
     let server = server!();
     let queue = queue(&server, "very many dead");

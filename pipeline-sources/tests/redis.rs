@@ -284,6 +284,19 @@ async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_not_there_is_not_opened_as_an_existing_one_and_not_made() {
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let open = async || RedisQueue::open_existing(&server.url(), "numbers", options()).await;
+    for _ in 0..2 {
+        let missing = open().await.unwrap_err();
+        assert!(matches!(missing, RedisQueueError::UnknownQueue { .. }), "{missing}");
+    }
+    let queue = RedisQueue::open_with(&server.url(), "numbers", options()).unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    assert_eq!(open().await.unwrap().backlog().await.unwrap().items, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fetch_has_no_more_large_items_than_it_has_bytes() {
     let Some(server) = Server::start(Kind::Redis).await else { return };
     let queue = RedisQueue::open_with(&server.url(), "numbers", options().lease(PATIENCE)).unwrap();

@@ -166,6 +166,8 @@ pub struct NatsOptions {
     duplicate_window: Duration,
     max_pending: u32,
     connect: ConnectOptions,
+    /// Whether a call makes what is missing.
+    creates: bool,
 }
 
 impl Default for NatsOptions {
@@ -183,6 +185,7 @@ impl Default for NatsOptions {
             duplicate_window: Duration::from_secs(120),
             max_pending: 100_000,
             connect: ConnectOptions::new(),
+            creates: true,
         }
     }
 }
@@ -306,6 +309,12 @@ pub enum NatsError {
     /// The server did not answer in time.
     #[error("{0}: the server has not answered in time")]
     Timeout(&'static str),
+    /// The server has no stream of this name.
+    #[error("there is no stream {stream:?} at the server")]
+    UnknownStream {
+        /// The name that was asked for, or that of the dead letters' stream.
+        stream: Arc<str>,
+    },
     /// The stream or the consumer is missing, or the server has no JetStream.
     #[error("{0}: nothing has answered")]
     NotThere(&'static str),
@@ -371,7 +380,7 @@ macro_rules! on_link {
     ($shared:expr, $link:ident => $call:expr) => {{
         let $link = $shared.connected().await?;
         match { $call }.await {
-            Err(error) if error.is_missing() => {
+            Err(error) if error.is_missing() && $shared.options.creates => {
                 $shared.prepare(&$link, Consumer::AsItIs).await?;
                 { $call }.await
             }
@@ -434,6 +443,32 @@ impl NatsQueue {
             refusals,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Opens a queue that is there: its stream and the one of its dead letters. Calls of this value make nothing that is
+    /// missing. So it is for tools that look at a queue; a program that adds items makes one [with](Self::with) the name.
+    ///
+    /// # Errors
+    ///
+    /// [`NatsError::UnknownStream`] if one of the streams is not there, and the other errors of a call.
+    pub async fn open_existing(
+        servers: &str,
+        stream: &str,
+        options: NatsOptions,
+    ) -> Result<Self, NatsError> {
+        let queue = Self::with(servers, stream, NatsOptions { creates: false, ..options })?;
+        let shared = &queue.shared;
+        let link = shared.connected().await?;
+        for name in [&shared.stream, &shared.dead_stream] {
+            let subject = format!("STREAM.INFO.{name}");
+            match link.api::<Value>("looking for the stream", &subject, &json!({})).await {
+                Err(NatsError::Refused { code: link::STREAM_NOT_FOUND, .. }) => {
+                    return Err(NatsError::UnknownStream { stream: (&**name).into() });
+                }
+                answered => answered?,
+            };
+        }
+        Ok(queue)
     }
 
     /// The name of the stream.
@@ -643,7 +678,9 @@ impl Shared {
             return Ok(link.clone());
         }
         let link = Link::connect(&self.servers, &self.options).await?;
-        self.prepare(&link, Consumer::AsItIs).await?;
+        if self.options.creates {
+            self.prepare(&link, Consumer::AsItIs).await?;
+        }
         Ok(kept.insert(link).clone())
     }
 

@@ -209,6 +209,12 @@ pub enum PostgresError {
         /// Their version, or 0 if there are none.
         version: i32,
     },
+    /// The database has no queue of this name.
+    #[error("there is no queue {queue:?} in the database")]
+    UnknownQueue {
+        /// The name that was asked for.
+        queue: Arc<str>,
+    },
     /// The runtime has ended.
     #[error("the task of the call has ended")]
     Closed,
@@ -325,6 +331,36 @@ impl PostgresQueue {
             address.parse().map_err(|error| PostgresError::Address(Arc::new(error)))?;
         let (name, link) = (name.into(), Mutex::default());
         Ok(Self(Arc::new(Inner { config, name, options, link })))
+    }
+
+    /// Opens a queue that is there: one that has items or dead letters, or that a program has declared
+    /// [ordered or not](PostgresOptions::ordered_by_key). It creates no tables, and leaves the order as it is. So it is for
+    /// tools that look at a queue; a program that adds items [opens](Self::open) it.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::UnknownQueue`] if there is none of this name or there are no tables, and the other errors of a
+    /// call.
+    pub async fn open_existing(
+        address: &str,
+        name: impl Into<String>,
+        options: PostgresOptions,
+    ) -> Result<Self, PostgresError> {
+        let queue = Self::open_with(
+            address,
+            name,
+            PostgresOptions { creates: false, ordered: None, ..options },
+        )?;
+        let name = [(&queue.0.name as _, Type::TEXT)];
+        let found = queue.call(async |link| link.one(schema::IS_THERE, &name).await).await;
+        let is_there = match found {
+            Err(PostgresError::Version { version: 0 }) => false,
+            found => found?.try_get(0)?,
+        };
+        if !is_there {
+            return Err(PostgresError::UnknownQueue { queue: queue.name().into() });
+        }
+        Ok(queue)
     }
 
     /// The name of the queue.

@@ -440,6 +440,13 @@ SELECT EXISTS (SELECT FROM pipeline_queues WHERE queue = $1 AND ordered)";
 pub(super) const IS_DECLARED: &str = "
 SELECT EXISTS (SELECT FROM pipeline_queues WHERE queue = $1)";
 
+/// Whether there is a queue: one that has items or dead letters, or of which it is said whether it is ordered by key.
+/// Parameters: queue.
+pub(super) const IS_THERE: &str = "
+SELECT EXISTS (SELECT FROM pipeline_queues WHERE queue = $1)
+    OR EXISTS (SELECT FROM pipeline_items WHERE queue = $1)
+    OR EXISTS (SELECT FROM pipeline_dead_letters WHERE queue = $1)";
+
 /// Makes a queue ordered by key or not. Parameters: queue, ordered.
 pub(super) const DECLARE: &str = "
 INSERT INTO pipeline_queues (queue, ordered) VALUES ($1, $2)

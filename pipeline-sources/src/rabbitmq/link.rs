@@ -295,7 +295,7 @@ pub(super) async fn prepare(
 }
 
 /// Whether something is there that was looked for.
-fn is_there<T>(found: Result<T, RabbitError>) -> Result<bool, RabbitError> {
+pub(super) fn is_there<T>(found: Result<T, RabbitError>) -> Result<bool, RabbitError> {
     match found {
         Ok(_) => Ok(true),
         Err(error) if error.is_missing() => Ok(false),
@@ -335,7 +335,9 @@ impl Publisher {
         let limit = options.timeout;
         let (connection, _) = dialer.connect().await?;
         let connection = Owned::new(connection, limit);
-        prepare(&connection, names, options).await?;
+        if options.creates {
+            prepare(&connection, names, options).await?;
+        }
         let channel = open_channel(&connection, limit).await?;
         let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
         within(limit, "asking for confirmations", confirmed).await?;
@@ -355,12 +357,15 @@ impl Publisher {
         self.noted(open_channel(&self.connection, self.limit).await)
     }
 
-    /// Makes the queues and the exchange that are missing.
+    /// Makes the queues and the exchange that are missing, unless the options say otherwise.
     pub(super) async fn prepare(
         &self,
         names: &Names,
         options: &RabbitOptions,
     ) -> Result<(), RabbitError> {
+        if !options.creates {
+            return Ok(());
+        }
         self.noted(prepare(&self.connection, names, options).await)
     }
 

@@ -147,7 +147,7 @@ use tokio::{sync::Mutex, time::timeout};
 pub use self::session::{RabbitFetch, RabbitReceipt, RabbitSettle};
 use self::{
     dead_ids::Walk,
-    link::{Dialer, Names, Publisher, declared, within},
+    link::{Dialer, Names, Publisher, declared, is_there, within},
 };
 use crate::{
     broker::{Backlog, BrokerError},
@@ -233,6 +233,8 @@ pub struct RabbitOptions {
     consumer_timeout: Option<Duration>,
     max_prefetch: u16,
     max_prefetch_bytes: usize,
+    /// Whether a call makes what is missing.
+    creates: bool,
 }
 
 impl Default for RabbitOptions {
@@ -248,6 +250,7 @@ impl Default for RabbitOptions {
             consumer_timeout: None,
             max_prefetch: 1000,
             max_prefetch_bytes: 256 * 1024 * 1024,
+            creates: true,
         }
     }
 }
@@ -357,6 +360,12 @@ pub enum RabbitError {
     /// The queue has refused the item, because it is full or cannot store it.
     #[error("the queue has refused the item, because it is full or cannot store it")]
     Refused,
+    /// The server has no queue of this name.
+    #[error("there is no queue {queue:?} at the server")]
+    UnknownQueue {
+        /// The name that was asked for, or that of the dead letters.
+        queue: Arc<str>,
+    },
     /// The queue is missing, and could not be made.
     #[error("the queue is missing")]
     Unroutable,
@@ -514,6 +523,30 @@ impl RabbitQueue {
             refusals: Refusals::register("rabbitmq", queue),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Opens a queue that is there, with the one of its dead letters. Calls of this value make nothing that is missing. So
+    /// it is for tools that look at a queue; a program that adds items makes one [with](Self::with) the name.
+    ///
+    /// # Errors
+    ///
+    /// [`RabbitError::UnknownQueue`] if one of the queues is not there, and the other errors of a call.
+    pub async fn open_existing(
+        address: &str,
+        queue: &str,
+        options: RabbitOptions,
+    ) -> Result<Self, RabbitError> {
+        let queue = Self::with(address, queue, RabbitOptions { creates: false, ..options })?;
+        let shared = &queue.shared;
+        for name in [&shared.names.queue, &shared.names.dead] {
+            // The server closes a channel on which something is missing.
+            let (_publisher, channel) = shared.channel().await?;
+            if !is_there(declared(&channel, name, shared.options.timeout).await)? {
+                return Err(RabbitError::UnknownQueue { queue: name.as_str().into() });
+            }
+            shared.close(channel).await?;
+        }
+        Ok(queue)
     }
 
     /// The name of the queue.

@@ -218,6 +218,12 @@ pub enum RedisQueueError {
         /// How many there may be.
         max: usize,
     },
+    /// The server has no stream of this name, and no dead letters of one.
+    #[error("there is no stream {queue:?} at the server")]
+    UnknownQueue {
+        /// The name that was asked for.
+        queue: Arc<str>,
+    },
     /// An outcome could not be stored.
     #[error("an outcome could not be stored: {0}")]
     NotStored(Arc<str>),
@@ -268,6 +274,28 @@ impl RedisQueue {
         let refusals = Refusals::register("redis", &stream);
         let inner = Inner { client, stream, later, failures, dead, options, link, refusals };
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Opens a queue that is there: one to which an item was added, or from which a source has read. It creates nothing.
+    /// So it is for tools that look at a queue; a program that adds items [opens](Self::open) it.
+    ///
+    /// # Errors
+    ///
+    /// [`RedisQueueError::UnknownQueue`] if there is none of this name, and the other errors of a call.
+    pub async fn open_existing(
+        address: &str,
+        name: impl Into<String>,
+        options: RedisOptions,
+    ) -> Result<Self, RedisQueueError> {
+        let queue = Self::open_with(address, name, options)?;
+        let Inner { stream, dead, .. } = &*queue.0;
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(stream).arg(dead);
+        let found: u64 = queue.call(async |link| link.query(&exists).await).await?;
+        if found == 0 {
+            return Err(RedisQueueError::UnknownQueue { queue: stream.as_str().into() });
+        }
+        Ok(queue)
     }
 
     /// The name of the queue.

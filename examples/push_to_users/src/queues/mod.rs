@@ -75,18 +75,49 @@ pub async fn open(at: &QueueAt, _lease: Duration) -> Result<Arc<dyn Queue>, Stri
     }
 }
 
-/// Opens a queue for a command. In a file, the queue has to be there, and the file is not changed. Of a server
-/// nothing is fetched here.
+/// Opens a queue for a command. The queue has to be there, and nothing is made. In Kafka, each call says that the topic is
+/// missing.
 pub async fn open_for_command(at: &QueueAt) -> Result<Arc<dyn Queue>, String> {
-    match at {
-        QueueAt::File { path: _path, name: _name } => {
+    let broker = at.broker()?;
+    match (broker, at) {
+        (_, QueueAt::File { path: _path, name: _name }) => {
             built_with!(
                 "sqlite",
-                at.broker()?,
+                broker,
                 sqlite::open_existing(_path, _name).await.map_err(explained)
             )
         }
-        QueueAt::Server { .. } => open(at, Duration::from_secs(30)).await,
+        (Broker::Redis, QueueAt::Server { address: _address, name: _name }) => {
+            built_with!(
+                "redis",
+                broker,
+                redis::open_existing(_address, _name).await.map_err(explained)
+            )
+        }
+        (Broker::Nats, QueueAt::Server { address: _address, name: _name }) => {
+            built_with!(
+                "nats",
+                broker,
+                nats::open_existing(_address, _name).await.map_err(explained)
+            )
+        }
+        (Broker::Postgres, QueueAt::Server { address: _address, name: _name }) => {
+            built_with!(
+                "postgres",
+                broker,
+                postgres::open_existing(_address, _name).await.map_err(explained)
+            )
+        }
+        (Broker::RabbitMq, QueueAt::Server { address: _address, name: _name }) => {
+            built_with!(
+                "rabbitmq",
+                broker,
+                rabbitmq::open_existing(_address, _name).await.map_err(explained)
+            )
+        }
+        (Broker::Kafka | Broker::Sqlite, QueueAt::Server { .. }) => {
+            open(at, Duration::from_secs(30)).await
+        }
     }
 }
 

@@ -22,6 +22,10 @@ pub fn open(address: &str, name: &str, lease: Duration) -> Result<NatsQueue, Nat
     NatsQueue::with(address, name, NatsOptions::new().lease(lease))
 }
 
+pub async fn open_existing(address: &str, name: &str) -> Result<NatsQueue, NatsError> {
+    NatsQueue::open_existing(address, name, NatsOptions::new()).await
+}
+
 impl Durable for NatsQueue {
     fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a> {
         Box::pin(async {

@@ -22,6 +22,10 @@ pub fn open(address: &str, name: &str, lease: Duration) -> Result<PostgresQueue,
     PostgresQueue::open_with(address, name, options)
 }
 
+pub async fn open_existing(address: &str, name: &str) -> Result<PostgresQueue, PostgresError> {
+    PostgresQueue::open_existing(address, name, PostgresOptions::new()).await
+}
+
 impl Durable for PostgresQueue {
     fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a> {
         Box::pin(async {

@@ -4,7 +4,7 @@ use pipeline::{
     builder::StartError,
     sources::{
         DeadLetter, SourceOptions,
-        rabbitmq::{RabbitError, RabbitQueue},
+        rabbitmq::{RabbitError, RabbitOptions, RabbitQueue},
     },
     timed::Timed,
 };
@@ -18,6 +18,10 @@ use crate::{
 
 pub fn open(address: &str, name: &str) -> Result<RabbitQueue, RabbitError> {
     RabbitQueue::new(address, name)
+}
+
+pub async fn open_existing(address: &str, name: &str) -> Result<RabbitQueue, RabbitError> {
+    RabbitQueue::open_existing(address, name, RabbitOptions::new()).await
 }
 
 impl Durable for RabbitQueue {

@@ -21,6 +21,10 @@ pub fn open(address: &str, name: &str, lease: Duration) -> Result<RedisQueue, Re
     RedisQueue::open_with(address, name, RedisOptions::new().lease(lease))
 }
 
+pub async fn open_existing(address: &str, name: &str) -> Result<RedisQueue, RedisQueueError> {
+    RedisQueue::open_existing(address, name, RedisOptions::new()).await
+}
+
 /// The two numbers of an id.
 fn numbers(id: &str) -> Result<(u64, u64), String> {
     let numbers = id.split_once('-');
