@@ -5,7 +5,14 @@ use std::time::{Duration, SystemTime};
 use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use pipeline_core::stage::{SourceReport, StageContext};
-#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis", feature = "sqlite"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqlite"
+))]
 use pipeline_core::telemetry::Telemetry;
 use tokio::time::Instant;
 
@@ -229,9 +236,16 @@ impl SourceMetrics {
     }
 }
 
-/// The counters of items that the process could not add to a queue with a bound.
+/// The counters of items that the process could not add to a queue.
 #[derive(Clone, Debug)]
-#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis", feature = "sqlite"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqlite"
+))]
 pub(crate) struct Refusals {
     full: Counter,
     failed: Counter,
@@ -239,7 +253,14 @@ pub(crate) struct Refusals {
     replaced: Counter,
 }
 
-#[cfg(any(feature = "nats", feature = "rabbitmq", feature = "redis", feature = "sqlite"))]
+#[cfg(any(
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqlite"
+))]
 impl Refusals {
     /// Those of a queue of this broker, at the recorder of the process: who adds items has no pipeline.
     pub(crate) fn register(broker: &str, queue: &str) -> Self {

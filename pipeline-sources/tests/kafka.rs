@@ -25,6 +25,7 @@ use pipeline_core::{
     Pipeline,
     backoff::{Backoff, Jitter},
     processing::{Failure, Message, Processors},
+    telemetry::Telemetry,
     timed::TraceContext,
 };
 use pipeline_sources::{
@@ -503,6 +504,22 @@ async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
     .await;
     assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 2);
     assert_eq!(queue.drop_all_dead_letters(|_| true).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_is_refused_is_counted_at_the_recorder_of_its_queue() {
+    let (_cluster, queue) = queue(1, options()).await;
+    let refusals = common::Refusals::default();
+    let queue = queue.telemetry(&Telemetry::with_recorder(refusals.clone()));
+    let counted = || ["failed", "full"].map(|why| refusals.counted("kafka", "numbers", why));
+    let refused = Item::new("2").header("pipeline-reason", "no item has this header");
+    queue.push(refused.clone()).await.unwrap_err();
+    assert_eq!(counted(), [1, 0]);
+    let items = vec![Item::new("1"), refused, Item::new("3")];
+    queue.push_all(items).await.unwrap_err();
+    assert_eq!(counted(), [3, 0], "the last one may be added");
+    queue.push_all(vec![Item::new("4"), Item::new("5")]).await.unwrap();
+    assert_eq!(counted(), [3, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,6 +21,7 @@ use pipeline_core::{
     Pipeline,
     backoff::{Backoff, Jitter},
     processing::{Failure, Message, Metadata, Processors},
+    telemetry::Telemetry,
 };
 use pipeline_sources::{
     Broker, Fetch, Item, Outcome, Settle, Settlement, Source, SourceOptions,
@@ -480,9 +481,8 @@ async fn a_full_stream_refuses_items_and_keeps_those_that_it_has() {
     let server = server!();
     let options = short().max_bytes(10_000);
     let refusals = common::Refusals::default();
-    let queue = metrics::with_local_recorder(&refusals, || {
-        NatsQueue::with(&server.url(), "numbers", options).unwrap()
-    });
+    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    let queue = queue.telemetry(&Telemetry::with_recorder(refusals.clone()));
     let mut stored = 0;
     let refused = loop {
         match queue.push(Item::new(vec![b'x'; 1000])).await {

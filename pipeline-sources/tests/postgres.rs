@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use pipeline_core::{
     Pipeline,
     processing::{Failure, Message, Processors},
+    telemetry::Telemetry,
 };
 use pipeline_sources::{
     Broker, Fetch, Item, Outcome, QueuedState, Settle, Settlement,
@@ -275,6 +276,27 @@ async fn a_queue_that_is_not_there_is_not_opened_as_an_existing_one_and_not_made
         assert!(matches!(missing, PostgresError::UnknownQueue { .. }), "no such queue: {missing}");
     }
     assert_eq!(open("others").await.unwrap().backlog().await.unwrap().items, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_is_refused_is_counted_at_the_recorder_of_its_queue() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let refusals = common::Refusals::default();
+    let queue = open(&server, options()).await;
+    let queue = queue.telemetry(&Telemetry::with_recorder(refusals.clone()));
+    let program = client(&server.url()).await;
+    program.batch_execute("ALTER TABLE pipeline_items ADD CHECK (key <> 'refused')").await.unwrap();
+    let counted = || ["failed", "full"].map(|why| refusals.counted("postgres", queue.name(), why));
+    queue.push(Item::new("1").key("a")).await.unwrap();
+    assert_eq!(counted(), [0, 0]);
+    let refused = Item::new("2").key("refused");
+    queue.push(refused.clone()).await.unwrap_err();
+    assert_eq!(counted(), [1, 0]);
+    queue.push_all(vec![Item::new("3"), refused.clone()]).await.unwrap_err();
+    assert_eq!(counted(), [3, 0]);
+    // The program has the error, and may roll its transaction back for another reason.
+    push_in(&program, queue.name(), &refused).await.unwrap_err();
+    assert_eq!(counted(), [3, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

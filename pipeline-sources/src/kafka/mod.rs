@@ -109,8 +109,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
+use pipeline_core::telemetry::Telemetry;
 use rdkafka::{
     ClientConfig, ClientContext, Offset, TopicPartitionList,
     client::Client,
@@ -138,6 +139,7 @@ use self::{
 use crate::{
     broker::{Backlog, BrokerError},
     item::Item,
+    metrics::Refusals,
     options::SourceOptions,
     source::Source,
 };
@@ -192,7 +194,7 @@ impl From<KafkaError> for BrokerError {
 /// With several processors they may be handled in another order, and after a retry, unless the queue is
 /// [ordered by key](KafkaOptions::ordered_by_key).
 #[derive(Clone)]
-pub struct KafkaQueue(Arc<Inner>);
+pub struct KafkaQueue(Arc<Inner>, Refusals);
 
 struct Inner {
     servers: String,
@@ -286,7 +288,8 @@ impl KafkaQueue {
         let topic = topic.into();
         let dead_topic = options.dead_letters.clone();
         let dead_topic = dead_topic.unwrap_or_else(|| format!("{topic}.dead-letters").into());
-        Self(Arc::new(Inner {
+        let refusals = Refusals::register("kafka", &topic);
+        let inner = Inner {
             servers: servers.into(),
             topic,
             group: group.into(),
@@ -294,7 +297,16 @@ impl KafkaQueue {
             dead_topic,
             producer: Mutex::new(None),
             viewer: Mutex::new(None),
-        }))
+        };
+        Self(Arc::new(inner), refusals)
+    }
+
+    /// Counts what this handle, and clones of it, cannot add at this recorder, as `pipeline.source.refused`.
+    /// Default: the global recorder, as there is one when the queue is opened.
+    #[must_use]
+    pub fn telemetry(self, telemetry: &Telemetry) -> Self {
+        let refusals = Refusals::at(telemetry, "kafka", &self.0.topic);
+        Self(self.0, refusals)
     }
 
     /// The name of the topic.
@@ -314,6 +326,14 @@ impl KafkaQueue {
     ///
     /// If the future is dropped, the item may be added or not.
     pub async fn push(&self, item: Item) -> Result<KafkaId, KafkaError> {
+        let pushed = self.push_item(item).await;
+        if let Err(error) = &pushed {
+            self.1.count(1, is_full(error));
+        }
+        pushed
+    }
+
+    async fn push_item(&self, item: Item) -> Result<KafkaId, KafkaError> {
         if let Some(name) = own_header(&item) {
             return Err(KafkaError::OwnHeader(name));
         }
@@ -326,7 +346,20 @@ impl KafkaQueue {
     ///
     /// As [`push`](Self::push).
     pub async fn push_all(&self, items: Vec<Item>) -> Result<Vec<KafkaId>, KafkaError> {
-        stream::iter(items).map(|item| self.push(item)).buffered(PUSHED_AT_ONCE).try_collect().await
+        let (number, mut ids) = (items.len(), Vec::with_capacity(items.len()));
+        let mut pushing =
+            stream::iter(items).map(|item| self.push_item(item)).buffered(PUSHED_AT_ONCE);
+        while let Some(pushed) = pushing.next().await {
+            match pushed {
+                Ok(id) => ids.push(id),
+                Err(error) => {
+                    // Whether those behind it are added is not known.
+                    self.1.count(number.saturating_sub(ids.len()), is_full(&error));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(ids)
     }
 
     /// A source of the queue's items. A queue may have several, in any number of processes, up to one for
@@ -554,6 +587,12 @@ impl KafkaQueue {
 /// The wall clock, where it is written down.
 fn now() -> SystemTime {
     crate::clock::now()
+}
+
+/// Whether there is no room for a record in the client, which waits for the servers.
+fn is_full(error: &KafkaError) -> bool {
+    let KafkaError::Client(error) = error else { return false };
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull)
 }
 
 /// Whether a record is larger than the client or a server accepts.

@@ -85,6 +85,7 @@ use std::{
 
 use async_nats::{ConnectError, ConnectOptions, RequestError, ServerAddr};
 use futures::future::try_join_all;
+use pipeline_core::telemetry::Telemetry;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
@@ -111,6 +112,7 @@ const STALLED: &str = "as many items are in work or postponed as max_pending of 
 #[derive(Clone, Debug)]
 pub struct NatsQueue {
     shared: Arc<Shared>,
+    refusals: Refusals,
 }
 
 struct Shared {
@@ -125,7 +127,6 @@ struct Shared {
     /// Whether a connection was lost while messages were on their way, so that one of them may be what the
     /// client library cannot read.
     suspect: AtomicBool,
-    refusals: Refusals,
 }
 
 impl fmt::Debug for Shared {
@@ -440,9 +441,8 @@ impl NatsQueue {
             options,
             link: Mutex::default(),
             suspect: AtomicBool::new(false),
-            refusals,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), refusals })
     }
 
     /// Opens a queue that is there: its stream and the one of its dead letters. Calls of this value make nothing that is
@@ -469,6 +469,14 @@ impl NatsQueue {
             };
         }
         Ok(queue)
+    }
+
+    /// Counts what this handle, and clones of it, cannot add at this recorder, as `pipeline.source.refused`.
+    /// Default: the global recorder, as there is one when the queue is opened.
+    #[must_use]
+    pub fn telemetry(self, telemetry: &Telemetry) -> Self {
+        let refusals = Refusals::at(telemetry, "nats", self.name());
+        Self { refusals, ..self }
     }
 
     /// The name of the stream.
@@ -509,7 +517,7 @@ impl NatsQueue {
         let published = self.publish_item(item, id).await;
         if let Err(error) = &published {
             let is_full = matches!(error, NatsError::Refused { code: link::NOT_STORED, .. });
-            self.shared.refusals.count(1, is_full);
+            self.refusals.count(1, is_full);
         }
         published
     }

@@ -80,13 +80,13 @@ mod tls;
 
 use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
 
-use pipeline_core::shown::shown;
+use pipeline_core::{shown::shown, telemetry::Telemetry};
 use thiserror::Error;
 pub use tls::connect;
 use tokio::{sync::Mutex, time::timeout};
 /// The client library. A program that calls [`push_in`] needs it in this version.
 pub use tokio_postgres;
-use tokio_postgres::{Config, GenericClient, Row, types::Type};
+use tokio_postgres::{Config, GenericClient, Row, error::SqlState, types::Type};
 
 use self::link::Link;
 pub use self::{
@@ -96,6 +96,7 @@ pub use self::{
 use crate::{
     broker::{Backlog, BrokerError},
     item::{DeadLetter, Item, QueuedItem},
+    metrics::Refusals,
     options::SourceOptions,
     replaying::{CHOSEN, PAGE, Page, drop_all, replay_all},
     source::Source,
@@ -110,7 +111,7 @@ const COUNTED: i64 = 10_000;
 /// Cheap to clone. It connects when it is used, and again after a call has failed. What different tasks
 /// push at the same time goes over one connection, without waiting for each other's answers.
 #[derive(Clone)]
-pub struct PostgresQueue(Arc<Inner>);
+pub struct PostgresQueue(Arc<Inner>, Refusals);
 
 struct Inner {
     config: Config,
@@ -330,7 +331,8 @@ impl PostgresQueue {
         let config: Config =
             address.parse().map_err(|error| PostgresError::Address(Arc::new(error)))?;
         let (name, link) = (name.into(), Mutex::default());
-        Ok(Self(Arc::new(Inner { config, name, options, link })))
+        let refusals = Refusals::register("postgres", &name);
+        Ok(Self(Arc::new(Inner { config, name, options, link }), refusals))
     }
 
     /// Opens a queue that is there: one that has items or dead letters, or that a program has declared
@@ -363,6 +365,17 @@ impl PostgresQueue {
         Ok(queue)
     }
 
+    /// Counts what this handle, and clones of it, cannot add at this recorder, as `pipeline.source.refused`.
+    /// Default: the global recorder, as there is one when the queue is opened.
+    ///
+    /// An item that [`push_in`] or a statement of the program adds is in a transaction of the program, whose error the program
+    /// gets, and is not counted.
+    #[must_use]
+    pub fn telemetry(self, telemetry: &Telemetry) -> Self {
+        let refusals = Refusals::at(telemetry, "postgres", &self.0.name);
+        Self(self.0, refusals)
+    }
+
     /// The name of the queue.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -390,7 +403,8 @@ impl PostgresQueue {
     ///
     /// If the future is dropped, the item may be added or not.
     pub async fn push(&self, item: Item) -> Result<i64, PostgresError> {
-        self.call(async |link| Ok(push_in(link.client(), &self.0.name, &item).await?)).await
+        let push = async |link: Arc<Link>| Ok(push_in(link.client(), &self.0.name, &item).await?);
+        self.counted(1, self.call(push).await)
     }
 
     /// Adds items in one transaction. When it returns their ids, they are committed.
@@ -404,7 +418,7 @@ impl PostgresQueue {
         let headers: Vec<_> = items.iter().map(headers).collect();
         let traces: Vec<_> =
             items.iter().map(|item| item.trace.map(|trace| trace.to_string())).collect();
-        self.call(async |link| {
+        let push = async |link: Arc<Link>| {
             let parameters: link::Parameters<'_> = &[
                 (&self.0.name, Type::TEXT),
                 (&keys, Type::TEXT_ARRAY),
@@ -414,8 +428,22 @@ impl PostgresQueue {
             ];
             let rows = link.query(schema::PUSH_ALL, parameters).await?;
             rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
-        })
-        .await
+        };
+        self.counted(items.len(), self.call(push).await)
+    }
+
+    /// Counts items that were not added.
+    fn counted<R>(
+        &self,
+        items: usize,
+        added: Result<R, PostgresError>,
+    ) -> Result<R, PostgresError> {
+        if let Err(error) = &added {
+            let is_full = matches!(error, PostgresError::Call(error)
+                if error.code() == Some(&SqlState::DISK_FULL));
+            self.1.count(items, is_full);
+        }
+        added
     }
 
     /// Removes an item of this queue that is being handled, and adds one to another queue, in one transaction,
@@ -444,7 +472,9 @@ impl PostgresQueue {
         item: Item,
     ) -> Result<Option<i64>, PostgresError> {
         let from = &self.0.name;
-        self.call(async |link| Ok(forward_in(link.client(), from, id, to, &item).await?)).await
+        let forward =
+            async |link: Arc<Link>| Ok(forward_in(link.client(), from, id, to, &item).await?);
+        self.counted(1, self.call(forward).await)
     }
 
     /// A source of the queue's items. A queue may have several, in any number of processes; each item is

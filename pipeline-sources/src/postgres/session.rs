@@ -68,7 +68,7 @@ impl Broker for PostgresQueue {
     }
 
     async fn connect(&self) -> Result<(PostgresFetch, PostgresSettle), BrokerError> {
-        let Self(queue) = self;
+        let Self(queue, _) = self;
         let added = Arc::new(Notify::new());
         let taking = queue.link(waking(&queue.name, added.clone())).await?;
         taking.execute("LISTEN pipeline_items").await?;

@@ -141,6 +141,7 @@ use lapin::{
     types::ShortString,
     uri::AMQPUri,
 };
+use pipeline_core::telemetry::Telemetry;
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
 
@@ -183,6 +184,7 @@ enum Fate {
 #[derive(Clone, Debug)]
 pub struct RabbitQueue {
     shared: Arc<Shared>,
+    refusals: Refusals,
 }
 
 #[derive(Debug)]
@@ -200,7 +202,6 @@ struct Shared {
     careful: AtomicUsize,
     /// The mean size of the items that sources had last.
     mean: AtomicUsize,
-    refusals: Refusals,
 }
 
 /// The kind of a queue of RabbitMQ.
@@ -520,9 +521,8 @@ impl RabbitQueue {
             sessions: AtomicU64::new(0),
             careful: AtomicUsize::new(0),
             mean: AtomicUsize::new(flow::UNKNOWN),
-            refusals: Refusals::register("rabbitmq", queue),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), refusals: Refusals::register("rabbitmq", queue) })
     }
 
     /// Opens a queue that is there, with the one of its dead letters. Calls of this value make nothing that is missing. So
@@ -549,6 +549,14 @@ impl RabbitQueue {
         Ok(queue)
     }
 
+    /// Counts what this handle, and clones of it, cannot add at this recorder, as `pipeline.source.refused`.
+    /// Default: the global recorder, as there is one when the queue is opened.
+    #[must_use]
+    pub fn telemetry(self, telemetry: &Telemetry) -> Self {
+        let refusals = Refusals::at(telemetry, "rabbitmq", self.name());
+        Self { refusals, ..self }
+    }
+
     /// The name of the queue.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -568,7 +576,7 @@ impl RabbitQueue {
     pub async fn push(&self, item: Item) -> Result<Arc<str>, RabbitError> {
         let pushed = self.push_item(item).await;
         if let Err(error) = &pushed {
-            self.shared.refusals.count(1, matches!(error, RabbitError::Refused));
+            self.refusals.count(1, matches!(error, RabbitError::Refused));
         }
         pushed
     }

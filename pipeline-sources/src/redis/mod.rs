@@ -73,6 +73,7 @@ mod session;
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
+use pipeline_core::telemetry::Telemetry;
 use redis::{Client, RedisError};
 use thiserror::Error;
 use tokio::{sync::Mutex, time::timeout};
@@ -100,7 +101,7 @@ const MOST_VALUES: usize = 1_000_000;
 /// Cheap to clone. What different tasks push at the same time goes over one connection, without waiting
 /// for each other's answers. The queue connects when it is used, and again after a call has failed.
 #[derive(Clone)]
-pub struct RedisQueue(Arc<Inner>);
+pub struct RedisQueue(Arc<Inner>, Refusals);
 
 struct Inner {
     client: Client,
@@ -112,7 +113,6 @@ struct Inner {
     options: RedisOptions,
     /// The connection for what is not of a source, and how many there were.
     link: Mutex<(u64, Option<Link>)>,
-    refusals: Refusals,
 }
 
 /// The options of a queue in a stream of Redis.
@@ -272,8 +272,8 @@ impl RedisQueue {
         let dead = format!("{stream}:{group}:dead");
         let link = Mutex::default();
         let refusals = Refusals::register("redis", &stream);
-        let inner = Inner { client, stream, later, failures, dead, options, link, refusals };
-        Ok(Self(Arc::new(inner)))
+        let inner = Inner { client, stream, later, failures, dead, options, link };
+        Ok(Self(Arc::new(inner), refusals))
     }
 
     /// Opens a queue that is there: one to which an item was added, or from which a source has read. It creates nothing.
@@ -296,6 +296,14 @@ impl RedisQueue {
             return Err(RedisQueueError::UnknownQueue { queue: stream.as_str().into() });
         }
         Ok(queue)
+    }
+
+    /// Counts what this handle, and clones of it, cannot add at this recorder, as `pipeline.source.refused`.
+    /// Default: the global recorder, as there is one when the queue is opened.
+    #[must_use]
+    pub fn telemetry(self, telemetry: &Telemetry) -> Self {
+        let refusals = Refusals::at(telemetry, "redis", &self.0.stream);
+        Self(self.0, refusals)
     }
 
     /// The name of the queue.
@@ -334,7 +342,7 @@ impl RedisQueue {
         let pushed = self.push_items(items).await;
         if let Err(error) = &pushed {
             let is_full = matches!(error, RedisQueueError::Full { .. });
-            self.0.refusals.count(items.len(), is_full);
+            self.1.count(items.len(), is_full);
         }
         pushed
     }

@@ -72,7 +72,7 @@ impl Broker for RedisQueue {
     }
 
     async fn connect(&self) -> Result<(RedisFetch, RedisSettle), BrokerError> {
-        let Self(queue) = self;
+        let Self(queue, _) = self;
         let patience = queue.options.call_timeout;
         let link = timeout(patience, Link::open(&queue.client, patience)).await;
         let link = link.map_err(|_| RedisQueueError::TimedOut)??;

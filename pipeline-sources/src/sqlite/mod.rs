@@ -398,6 +398,9 @@ impl SqliteQueue {
 
     /// Counts what this handle, and clones of it, cannot add at this recorder, as `pipeline.source.refused`.
     /// Default: the global recorder, as there is one when the queue is opened.
+    ///
+    /// An item that [`push_in`] or a statement of the program adds is in a transaction of the program, whose error the program
+    /// gets, and is not counted.
     #[must_use]
     pub fn telemetry(self, telemetry: &Telemetry) -> Self {
         let refusals = Refusals::at(telemetry, "sqlite", &self.queue);
