@@ -29,6 +29,7 @@ use pipeline_core::{
     Pipeline,
     backoff::{Backoff, Jitter},
     processing::{Failure, Message, Metadata, Processors},
+    telemetry::Telemetry,
 };
 use pipeline_sources::{
     Broker, DeadLetter, Delivery, Fetch, Item, Outcome, Settle, Settlement, Source, SourceOptions,
@@ -553,7 +554,9 @@ async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
     let queue = queue(&server, "dropped meanwhile");
     common::a_drop_of_all_takes_what_was_there(
         queue.source(quick()),
-        async |item| drop(queue.push(item).await.unwrap()),
+        async |item| {
+            queue.push(item).await.unwrap();
+        },
         async || common::payloads(&queue.dead_letters(None, 300).await.unwrap()),
         async |which| queue.drop_all_dead_letters(|dead| which(&dead.item)).await.unwrap(),
     )
@@ -893,9 +896,8 @@ async fn a_full_queue_refuses_items_and_keeps_those_that_it_has() {
     let server = server!();
     let options = short().max_items(10);
     let refusals = common::Refusals::default();
-    let queue = metrics::with_local_recorder(&refusals, || {
-        RabbitQueue::with(&server.url(), "full", options).unwrap()
-    });
+    let queue = RabbitQueue::with(&server.url(), "full", options).unwrap();
+    let queue = queue.telemetry(&Telemetry::with_recorder(refusals.clone()));
     let mut pushed = Vec::new();
     let refused = loop {
         let text = pushed.len().to_string();
@@ -1283,6 +1285,8 @@ struct Relay {
     held: Arc<AtomicUsize>,
     /// Whether it passes on what the server says at [`SLOW`].
     is_slow: Arc<AtomicBool>,
+    /// Whether it keeps back what clients say.
+    is_mute: Arc<AtomicBool>,
     /// Says that the connections are cut.
     cutting: watch::Sender<()>,
     task: JoinHandle<()>,
@@ -1313,22 +1317,23 @@ impl Relay {
         let held = Arc::<AtomicUsize>::default();
         let is_slow = Arc::<AtomicBool>::default();
         let (watched, count, cuts) = (holding.clone(), held.clone(), cutting.clone());
-        let slow = is_slow.clone();
+        let is_mute = Arc::<AtomicBool>::default();
+        let (slow, mute) = (is_slow.clone(), is_mute.clone());
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (watched, count, to) = (watched.clone(), count.clone(), to.clone());
-                let slow = slow.clone();
+                let (slow, mute) = (slow.clone(), mute.clone());
                 let mut cut = cuts.subscribe();
                 tokio::spawn(async move {
                     let server = TcpStream::connect(to).await.unwrap();
                     tokio::select! {
-                        () = relay(client, server, &watched, &count, &slow) => {}
+                        () = relay(client, server, &watched, &count, [&slow, &mute]) => {}
                         _ = cut.changed() => {}
                     }
                 });
             }
         });
-        Self { address, holding, held, is_slow, cutting, task }
+        Self { address, holding, held, is_slow, is_mute, cutting, task }
     }
 
     /// Ends all connections that there are.
@@ -1342,7 +1347,7 @@ async fn relay(
     server: TcpStream,
     holding: &watch::Sender<bool>,
     count: &AtomicUsize,
-    slow: &AtomicBool,
+    [slow, mute]: [&AtomicBool; 2],
 ) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
@@ -1353,6 +1358,9 @@ async fn relay(
             let adds = bytes[..read].windows(4).any(|four| four == PUBLISH);
             if adds && *holding.borrow() && !holds.send_replace(true) {
                 count.fetch_add(1, SeqCst);
+            }
+            while mute.load(SeqCst) {
+                sleep(Duration::from_millis(5)).await;
             }
             if to_server.write_all(&bytes[..read]).await.is_err() {
                 break;
@@ -1668,4 +1676,49 @@ async fn items_that_take_long_to_arrive_end_no_session_and_their_size_is_known_i
     until("some are delivered", async || waiting().await < ITEMS - 5).await;
     sleep(Duration::from_millis(300)).await;
     assert!(waiting().await > ITEMS / 2, "as many as before are delivered at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outcomes_at_the_end_of_a_source_are_read_before_they_count_as_stored() {
+    const ITEMS: usize = 40;
+    const SIZE: usize = 300_000;
+    const LIMIT: Duration = Duration::from_millis(1500);
+    let server = server!();
+    let direct = queue(&server, "read at the end");
+    for _ in 0..ITEMS {
+        direct.push(Item::new(vec![b'x'; SIZE])).await.unwrap();
+    }
+    let waiting = async || usize::try_from(direct.backlog().await.unwrap().items.unwrap()).unwrap();
+    let relay = Relay::start(&server).await;
+    let options = RabbitOptions::new().timeout(LIMIT);
+    let queue = RabbitQueue::with(&relay.address, "read at the end", options).unwrap();
+    let connect = async || {
+        for _ in 0..10 {
+            // On a busy machine it may not be in time.
+            if let Ok(connected) = queue.connect().await {
+                return connected;
+            }
+        }
+        panic!("not connected");
+    };
+    let (mut fetch, settle) = connect().await;
+    relay.is_slow.store(true, SeqCst);
+    let receipt = fetch.fetch(ITEMS).await.unwrap()[0].receipt.clone();
+    // The server reads nothing for longer than an answer may take, while items arrive.
+    relay.is_mute.store(true, SeqCst);
+    let heard = async {
+        sleep(2 * LIMIT).await;
+        relay.is_mute.store(false, SeqCst);
+    };
+    let outcome = [Settlement { receipt, outcome: Outcome::Done }];
+    let settled = async {
+        let settled = settle.settle(&outcome).await;
+        // What was not read is lost with the connection.
+        relay.cut();
+        settled
+    };
+    let (_, settled, ()) = tokio::join!(fetch.stop(), settled, heard);
+    assert!(settled.unwrap().is_empty());
+    drop((fetch, settle));
+    until("all others wait again", async || waiting().await == ITEMS - 1).await;
 }
