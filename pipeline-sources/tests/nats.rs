@@ -354,7 +354,9 @@ async fn a_drop_of_all_takes_the_dead_letters_that_are_there_when_it_begins() {
     let queue = NatsQueue::with(&server.url(), "numbers", short()).unwrap();
     common::a_drop_of_all_takes_what_was_there(
         queue.source(quick()),
-        async |item| drop(queue.push(item).await.unwrap()),
+        async |item| {
+            queue.push(item).await.unwrap();
+        },
         async || common::payloads(&queue.dead_letters(0, 300).await.unwrap()),
         async |which| queue.drop_all_dead_letters(|dead| which(&dead.item)).await.unwrap(),
     )

@@ -221,7 +221,7 @@ impl Link {
         sequence: u64,
     ) -> Result<u64, NatsError> {
         let what = "removing dead letters";
-        // The server keeps the one of the sequence that it is told.
+        // The server keeps the one of the sequence of the request.
         let body = json!({ "filter": subject, "seq": sequence.saturating_add(1) });
         let answer: Value = self.api(what, &format!("STREAM.PURGE.{stream}"), &body).await?;
         let removed = answer["purged"].as_u64();

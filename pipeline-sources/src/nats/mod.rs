@@ -62,7 +62,9 @@
 //!   as the pipeline needs for twice as many items as it has postponed, and an hour at most. The delays of items that
 //!   have failed stay as they are.
 //!   Each of them counts as delivered, and the server delivers no new ones when there are
-//!   [`max_pending`](NatsOptions::max_pending), 100,000, say.
+//!   [`max_pending`](NatsOptions::max_pending), 100,000, say. A source does not raise that by itself, since each costs the
+//!   server memory, and a part of all that it writes about the consumer. Nor does it add a postponed item again as a new one,
+//!   since NATS does both only one after the other, and an item could be there twice.
 //! - A dead letter that cannot be stored, as when the server has no space, is tried again and holds up nothing
 //!   else. What is done frees space meanwhile.
 //! - JetStream counts each delivery, also one that was given back by a drain or
@@ -266,7 +268,9 @@ impl NatsOptions {
     /// a retry or are [postponed](pipeline_core::processing::Failure::later), such as pushes that are kept for users who are
     /// not there. Beyond it none are delivered, new ones neither. If that lasts for some seconds although items wait, the gauge
     /// `pipeline.source.stalled` is 1, and a line of the log says so. So it has to be larger than the number of items that may be
-    /// postponed at one time. Each costs the server some memory. Default 100,000. The last source that connects decides.
+    /// postponed at one time and those in work together, such as ten times the pushes that are kept at the worst hour. An
+    /// operator may raise it while sources run (`nats consumer edit --max-pending`), until one connects again. Each costs the
+    /// server some memory. Default 100,000. The last source that connects decides.
     ///
     /// # Panics
     ///

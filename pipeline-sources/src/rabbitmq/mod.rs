@@ -63,6 +63,11 @@
 //! | `pipeline-deliveries`, `pipeline-failures` | how often it was delivered, and has failed, before its last retry |
 //! | `x-…` | of the server, and no part of the item |
 //!
+//! The protocol has no other time of a message that was not added again. So that the age of messages without one counts from
+//! when they were added, the server can give each the time at which it has come. Of version 3.12 or later it does so with
+//! `message_interceptors.incoming.set_header_timestamp.overwrite = false` in `rabbitmq.conf`, and before with the plugin
+//! `rabbitmq_message_timestamp`. Each then has a header `timestamp_in_ms` too.
+//!
 //! A message whose key is not text, or whose `pipeline-item` is not valid, is given up.
 //!
 //! So is a message whose properties the client library could not read: with headers that are more than 32 tables or lists in
