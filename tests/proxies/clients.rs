@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -28,7 +28,7 @@ const QUIET: Duration = Duration::from_secs(10);
 pub struct Joined {
     /// When the answer to the join came.
     from: u64,
-    /// When the connection ended. `u64::MAX` if it was there to the end of the run.
+    /// When the connection ended, or before its node was killed. `u64::MAX` if it was there to the end of the run.
     until: u64,
 }
 
@@ -110,6 +110,9 @@ pub struct Run {
     pub joined: AtomicUsize,
     /// When each broadcast was sent that was accepted, in milliseconds since the beginning.
     sent: Mutex<BTreeMap<u64, u64>>,
+    /// A moment before a node was killed. What is sent since then does not arrive at its clients, however late its sockets
+    /// are closed and they notice it.
+    killed: AtomicU64,
     /// No more is broadcast.
     is_over: AtomicBool,
     /// Clients leave once everything has arrived that they are to get.
@@ -123,6 +126,11 @@ pub struct Run {
 impl Run {
     pub fn now(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap()
+    }
+
+    /// A node is about to be killed.
+    pub fn kills(&self) {
+        self.killed.store(self.now(), Relaxed);
     }
 
     pub fn sent(&self) -> BTreeMap<u64, u64> {
@@ -218,7 +226,13 @@ async fn session(run: &Run, seen: &mut Seen, tries: &mut usize, mut stream: Stre
     };
     if let Some(from) = joined_from {
         run.joined.fetch_sub(1, Relaxed);
-        seen.joined.push(Joined { from, until: if stayed { u64::MAX } else { run.now() } });
+        let killed = run.killed.load(Relaxed);
+        let until = match run.now() {
+            _ if stayed => u64::MAX,
+            now if from < killed => now.min(killed),
+            now => now,
+        };
+        seen.joined.push(Joined { from, until });
     }
 }
 
@@ -278,6 +292,7 @@ impl Clients {
             begun: Instant::now(),
             joined: AtomicUsize::new(0),
             sent: Mutex::default(),
+            killed: AtomicU64::new(u64::MAX),
             is_over: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
             heartbeat,

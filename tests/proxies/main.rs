@@ -272,6 +272,7 @@ async fn clients_of_a_node_that_fails_come_to_the_other_at_its_rate_and_its_own_
     sleep(Duration::from_secs(1)).await;
     // The first come back before the end of the node is known here.
     let killed = Instant::now();
+    run.kills();
     nodes.running[0].take().unwrap().kill().await;
     let back = async {
         while nodes.sockets(1).await < count {
