@@ -312,6 +312,20 @@ impl Clients {
         }
     }
 
+    /// Broadcasts through an address 50 times, each with so many more bytes. The numbers of each step are others.
+    pub async fn flood(&self, address: &str, step: u64, bytes: usize) {
+        let pad = "x".repeat(bytes);
+        for n in 0..50 {
+            // Further numbers than others have.
+            let (n, at) = (n + (step << 32) + (1 << 32), self.run.now());
+            let path = format!(
+                "/ctl/broadcast?topic=room:restart&event=tick&payload=%7B%22n%22%3A{n}%2C%22at%22%3A{at}%2C%22pad%22%3A%22{pad}%22%7D"
+            );
+            assert_eq!(get(address, &path).await.status, 200);
+            self.run.sent.lock().insert(n, at);
+        }
+    }
+
     /// Ends the run. What was sent arrives before the clients leave.
     pub async fn leave(self) -> (Vec<Seen>, BTreeMap<u64, u64>) {
         self.run.is_over.store(true, Relaxed);

@@ -11,7 +11,11 @@ use pipeline_test_support::{
     proxies::{Backend, Balancer, Proxy},
     servers::{Kind, Server},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
     clients::{Arrived, Clients, Seen},
@@ -295,6 +299,68 @@ async fn frozen(kind: Kind) {
     );
     users_leave_once_and_come_back(&all, &waiting);
     assert_eq!([waiting.len(), all.len() - waiting.len()], at_both);
+}
+
+/// How many connections are in the list that Redis answers.
+async fn subscribers(stream: &mut TcpStream) -> usize {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    stream.read_line(&mut line).await.unwrap();
+    // After the end of the list.
+    let mut list =
+        vec![0; line.trim_start_matches(['$', '=']).trim_end().parse::<usize>().unwrap() + 2];
+    stream.read_exact(&mut list).await.unwrap();
+    String::from_utf8(list).unwrap().lines().filter(|line| !line.is_empty()).count()
+}
+
+/// More is sent to a node that stands still than Redis keeps for it: it ends the connection, and the rest is lost. The node knows
+/// how much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_frozen_node_is_not_kept_by_redis_is_missing_and_counted() {
+    let backends = vec![Backend::free(), Backend::free()];
+    let Some(proxy) = Proxy::start(Balancer::Haproxy, &backends).await else { return };
+    let Some(server) = Server::start(Kind::Redis).await else { return };
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
+    let limit = b"CONFIG SET client-output-buffer-limit \"pubsub 1mb 0 0\"\r\n";
+    stream.write_all(limit).await.unwrap();
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"+OK\r\n");
+    let Some(nodes) = Nodes::behind(proxy, server, backends, &[]).await else { return };
+    let addresses = [nodes.address(0), nodes.address(1)];
+    let mut clients = Clients::beating(&addresses, 4, Duration::from_secs(60), false).await;
+    clients.broadcast_through(&addresses[1..]);
+    let node = nodes.running[0].as_ref().unwrap();
+    node.signal("-STOP").await;
+    // The buffers of the system may take a part of each megabyte.
+    for step in 0.. {
+        assert!(step < 40, "the server keeps the connection");
+        clients.flood(&addresses[1], step, 40_000).await;
+        stream.write_all(b"CLIENT LIST TYPE pubsub\r\n").await.unwrap();
+        if subscribers(&mut stream).await == 1 {
+            break;
+        }
+    }
+    node.signal("-CONT").await;
+    let counted = timeout(PATIENCE, async {
+        while nodes.ask(0, "/ctl/lost").await == 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    counted.await.expect("the node counts what is missing");
+    let (all, sent) = clients.leave().await;
+    let lost = nodes.ask(0, "/ctl/lost").await;
+    let mut missing = BTreeSet::<u64>::new();
+    for seen in &all {
+        assert_eq!((seen.joined.len(), seen.twice), (1, 0), "clients stay");
+        let missed = sent.keys().filter(|n| !seen.arrived.contains_key(n));
+        let before = missing.len();
+        missing.extend(missed);
+        assert!(seen.client % 2 == 0 || missing.len() == before, "its own clients miss nothing");
+    }
+    println!("  {} of {} are missing, {lost} are counted", missing.len(), sent.len());
+    assert!(!missing.is_empty(), "the server has ended the connection");
+    assert!(missing.len() <= lost, "{} are missing, and {lost} are counted", missing.len());
 }
 
 /// At the other node, each user of the node that stood still has left once and has come back once, and those of its own
