@@ -6,6 +6,7 @@ mod postgres;
 mod schema;
 pub mod seed;
 mod sqlite;
+mod turns;
 
 use futures::future::BoxFuture;
 use thiserror::Error;

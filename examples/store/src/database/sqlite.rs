@@ -14,12 +14,16 @@ use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
 };
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     Answer, BoughtBefore, COMPARED, CheckOut, Database, DatabaseError, Order, PLACED_ORDERS,
     PlacedOrder, Release, Sale,
     schema::{FOR_SALE, ITEMS, PRODUCTS, RELEASE, SELL, STOCK, TABLES},
+    turns::Turns,
 };
 use crate::domain::{
     catalogue::{Catalogue, Item, Product},
@@ -31,6 +35,9 @@ const MAX_WAITING: usize = 1024;
 
 /// How long a call waits for other processes that write to the file.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// How long a process writes before others have their turn.
+const TURN: Duration = Duration::from_millis(20);
 
 /// Where the file is, and what a new one has.
 #[derive(Clone, Debug)]
@@ -45,7 +52,8 @@ pub struct SqliteOptions {
     pub confirm_orders: bool,
 }
 
-/// The database in a SQLite file, which several processes of one machine can share. A thread has it open.
+/// The database in a SQLite file, which several processes of one machine can share. A thread has it open. Processes that
+/// have much to write do so in turns.
 ///
 /// A file that goes away and comes back is opened again, and so is one after an error. A file is created and gets its products
 /// once: a [mark](mark_of) next to it says that this was done. While the mark is there, a missing file, or one without the
@@ -83,11 +91,23 @@ impl SqliteDatabase {
         let mut file = File { options, connection: None, existed };
         // It ends when the last clone is dropped.
         thread::Builder::new().name("store-sqlite".to_owned()).spawn(move || {
+            let mut turns = None;
             while let Some(job) = next.blocking_recv() {
-                match job {
-                    Job::Run(run) => run(&mut file),
-                    Job::Disconnect => file.connection = None,
+                turns = turns.or_else(|| Turns::of(&file.options.path).ok());
+                let turn = turns.as_ref().and_then(Turns::take);
+                let began = Instant::now();
+                let mut job = Some(job);
+                while let Some(now) = job {
+                    match now {
+                        Job::Run(run) => run(&mut file),
+                        Job::Disconnect => file.connection = None,
+                    }
+                    // What waits is done in the same turn, for a while.
+                    job = if began.elapsed() < TURN { next.try_recv().ok() } else { None };
                 }
+                drop(turn);
+                // Another file may be in its place.
+                turns = turns.filter(|_| file.connection.is_some());
             }
         })?;
         Ok(Self { jobs })

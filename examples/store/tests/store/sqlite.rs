@@ -1,6 +1,12 @@
 //! The database in a SQLite file.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use store::{
     database::{
@@ -10,6 +16,7 @@ use store::{
     domain::{catalogue::Catalogue, change::Change, ids},
 };
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::support::shoes;
 
@@ -312,4 +319,37 @@ async fn counts_below_zero_are_refused_by_the_database_itself() {
     let file = File::new().await;
     assert!(file.database.stock(1, -1).await.is_err());
     assert_eq!(file.count(1).await, 10);
+}
+
+/// Three nodes sell without a pause. SQLite's lock alone lets one of them sell nearly everything, while calls of the others
+/// time out.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_all_have_much_to_write_have_their_turns() {
+    const SALES: usize = 1500;
+    let file = File::new().await;
+    file.database.stock(1, 1_000_000).await.unwrap();
+    let sold = Arc::new(AtomicUsize::new(0));
+    let mut shoppers = JoinSet::new();
+    for node in 0..3 {
+        let database = Arc::new(open_in(&file.folder));
+        for _ in 0..8 {
+            let (database, sold) = (database.clone(), sold.clone());
+            shoppers.spawn(async move {
+                let mut own = 0;
+                while sold.load(Relaxed) < SALES {
+                    assert!(matches!(database.sell(1).await.unwrap(), Sale::Sold(_)));
+                    sold.fetch_add(1, Relaxed);
+                    own += 1;
+                }
+                (node, own)
+            });
+        }
+    }
+    let mut by_node = [0; 3];
+    while let Some(shopper) = shoppers.join_next().await {
+        let (node, own): (usize, usize) = shopper.unwrap();
+        by_node[node] += own;
+    }
+    println!("sales by node: {by_node:?}");
+    assert!(by_node.iter().all(|sales| *sales > SALES / 10), "{by_node:?}");
 }
