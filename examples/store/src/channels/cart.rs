@@ -1,6 +1,6 @@
 //! The channel of a cart: one per tab. The tabs of a cart are kept in step, and hear when something in it is gone.
 
-use std::{collections::BTreeSet, fmt, mem, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, mem, ops::Range, sync::Arc, time::Duration};
 
 use metrics::Gauge;
 use pipeline::ws::{
@@ -34,12 +34,23 @@ const MAX_ANSWERS: u32 = 16;
 /// How many changes are noted while a tab hears answers. With more of them, an answer comes too late.
 const MAX_SINCE: usize = 32;
 
+/// How long a tab waits, in milliseconds, before it announces that an item of another tab has left for want of room. Within
+/// this time, one of the tabs is the first, and the others hear it.
+const ANNOUNCES_AFTER: Range<u64> = 250..2250;
+
+/// How many items that have left wait to be announced. With more of them, a tab announces the next one at once.
+const MAX_LEFT: usize = 16;
+
 /// The channel `cart:{id}`.
 pub struct CartChannel {
     shop: Arc<Shop>,
     cart: Cart,
     /// The items whose alerts it hears: those of the cart.
     hears: BTreeSet<i64>,
+    /// The items of the cart that this tab has added.
+    own: BTreeSet<i64>,
+    /// The items that have left for want of room, until a tab has announced it.
+    left: BTreeSet<i64>,
     asked: Option<Asked>,
     tracked: Tracked,
     _open: Open,
@@ -100,6 +111,10 @@ impl Drop for Open {
 /// Sent to the channel after its join.
 #[derive(Debug)]
 pub struct Joined;
+
+/// Sent to the channel when no other tab has announced that an item has left.
+#[derive(Debug)]
+pub struct HasLeft(i64);
 
 /// What another tab has done.
 #[derive(Clone, Deserialize)]
@@ -165,7 +180,8 @@ impl Channel for CartChannel {
         });
         let tracked = Tracked::Not { page, page_loaded_at: shop.clock.now_ms() };
         let open = Open::new(&shop.metrics.carts);
-        Ok(Self { shop, cart, hears, asked: None, tracked, _open: open })
+        let (own, left) = Default::default();
+        Ok(Self { shop, cart, hears, own, left, asked: None, tracked, _open: open })
     }
 
     async fn handle_in(
@@ -248,6 +264,19 @@ impl HandleMessage<Joined> for CartChannel {
     }
 }
 
+impl HandleMessage<HasLeft> for CartChannel {
+    async fn handle_message(
+        &mut self,
+        HasLeft(item): HasLeft,
+        cx: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        if self.left.remove(&item) {
+            self.announce_left(&[item], cx);
+        }
+        Ok(())
+    }
+}
+
 impl Updated {
     fn of(added: &[i64], removed: &[i64]) -> Self {
         Self { added: added.to_vec(), removed: removed.to_vec(), order: None }
@@ -258,6 +287,8 @@ impl CartChannel {
     fn add(&mut self, item: i64, cx: &ChannelContext<Self>) -> Result<(), &'static str> {
         self.may_add(item)?;
         self.cart.add(item, &self.shop.rules).map_err(reason)?;
+        self.own.insert(item);
+        self.left.remove(&item);
         self.listen(cx);
         Ok(())
     }
@@ -265,12 +296,37 @@ impl CartChannel {
     /// Does what another tab has done.
     fn follow(&mut self, updated: Updated, cx: &ChannelContext<Self>) {
         let Updated { added, removed, order } = updated;
+        for item in added.iter().chain(&removed) {
+            self.left.remove(item);
+        }
         if let Some(order) = order {
             self.cart.take_out(&order, &removed);
             return;
         }
         let left = self.cart.follow(&added, &removed, &self.shop.rules);
-        // A tab that has removed something since it has heard this has to hear what left for want of room.
+        self.leave(left, cx);
+    }
+
+    /// Has the other tabs hear of items that have left for want of room: one that has removed something since has room for
+    /// them. All tabs find at the same moment that they have left. The one that has added an item announces it, and if it is
+    /// there no more, the first one of the others whose wait is over.
+    fn leave(&mut self, mut left: Vec<i64>, cx: &ChannelContext<Self>) {
+        left.retain(|item| {
+            let is_own = self.own.contains(item);
+            let wait = Duration::from_millis(fastrand::u64(ANNOUNCES_AFTER));
+            // One that waits already is announced once.
+            let waits = !is_own
+                && (self.left.contains(item)
+                    || self.left.len() < MAX_LEFT && cx.send_after(wait, HasLeft(*item)).is_ok());
+            if waits {
+                self.left.insert(*item);
+            }
+            !waits
+        });
+        self.announce_left(&left, cx);
+    }
+
+    fn announce_left(&mut self, left: &[i64], cx: &ChannelContext<Self>) {
         if !left.is_empty() {
             self.cart.count_change();
             tell_others(cx, "cart_updated", json!({ "added": [], "removed": left }));
@@ -369,6 +425,7 @@ impl CartChannel {
         for item in wanted.difference(&self.hears) {
             cx.subscribe(&alerts::topic(*item));
         }
+        self.own.retain(|item| wanted.contains(item));
         self.hears = wanted;
     }
 

@@ -375,15 +375,7 @@ async fn a_tab_that_joins_at_the_moment_of_a_change_ends_like_the_others() {
         };
         let (b, ()) = tokio::join!(node.tab_with(&id, params), add);
         node.settle().await;
-        let mut last = Vec::new();
-        loop {
-            let next = b.channel.pushes("cart").within(Duration::from_millis(1));
-            match next.find("cart", |payload| payload.parse::<Value>().ok()).await {
-                Ok(cart) => last = ids_of(&cart),
-                Err(_) => break,
-            }
-        }
-        assert_eq!(last, [7], "after {turns} turns");
+        assert_eq!(b.last_cart().await, [7], "after {turns} turns");
     }
 }
 
@@ -399,6 +391,53 @@ async fn a_075_tabs_that_exceed_the_maximum_at_once_end_alike() {
     assert_eq!(a.add(6).await.unwrap_err(), json!({ "error": "cart_full" }));
     assert_eq!(ids_of(&a.remove(1).await.unwrap()), [2, 3, 7]);
     assert_eq!(ids_of(&b.cart().await), [2, 3, 7]);
+}
+
+/// Each tab finds that an item has no room, and one of them says so: as many messages as items, and not as tabs. A tab that
+/// has room for it, because it has removed something at the same moment, hears it too. Where the tab that has added the item
+/// is gone, another one says it.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_has_no_room_is_removed_by_one_of_the_tabs_however_many_there_are() {
+    const TABS: usize = 20;
+    let node = Node::selling().await;
+    let pubsub = node.store.endpoint.pubsub().clone();
+    for adder_is_gone in [false, true] {
+        let id = cart_id();
+        let topic = format!("cart:{id}");
+        let mut tabs = Vec::new();
+        for _ in 0..TABS {
+            tabs.push(node.tab(&id, &[1, 2, 3]).await);
+        }
+        node.settle().await;
+        let mut heard = pubsub.subscribe(&topic);
+        let changes: Vec<(Vec<i64>, Vec<i64>)> = if adder_is_gone {
+            for item in [7, 8] {
+                let added = json!({ "added": [item], "removed": [] });
+                pubsub.broadcast(&topic, "cart_updated", added).unwrap();
+            }
+            vec![(vec![7], vec![]), (vec![8], vec![]), (vec![], vec![8])]
+        } else {
+            let (one, other, removed) =
+                tokio::join!(tabs[0].add(7), tabs[1].add(8), tabs[2].remove(1));
+            assert!(one.is_ok() && other.is_ok() && removed.is_ok());
+            vec![(vec![7], vec![]), (vec![8], vec![]), (vec![], vec![8]), (vec![], vec![1])]
+        };
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let mut said = Vec::new();
+        while let Some(message) = heard.next().now_or_never() {
+            let message = message.unwrap().unwrap();
+            if message.event() == "cart_updated" {
+                let payload: Value = message.payload().parse().unwrap();
+                let ids = |name: &str| serde_json::from_value(payload[name].clone()).unwrap();
+                said.push((ids("added"), ids("removed")));
+            }
+        }
+        assert_eq!(said, changes);
+        for tab in &tabs {
+            let left = if adder_is_gone { vec![1, 2, 3, 7] } else { vec![2, 3, 7] };
+            assert_eq!(tab.last_cart().await, left);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

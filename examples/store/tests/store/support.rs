@@ -608,6 +608,18 @@ impl Tab {
         pushes.find("cart", |payload| payload.parse::<Value>().ok()).await.unwrap()
     }
 
+    /// The items of the last cart that was pushed to the tab.
+    pub async fn last_cart(&self) -> Vec<i64> {
+        let mut last = Vec::new();
+        loop {
+            let next = self.channel.pushes("cart").within(Duration::from_millis(1));
+            match next.find("cart", |payload| payload.parse::<Value>().ok()).await {
+                Ok(cart) => last = ids_of(&cart),
+                Err(_) => return last,
+            }
+        }
+    }
+
     /// Cuts it off.
     pub async fn cut(self) {
         self.socket.close().await;
