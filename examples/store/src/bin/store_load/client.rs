@@ -1,6 +1,6 @@
 //! A shopper as a program: requests, and a socket with the protocol of the official client.
 
-use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
+use std::{collections::HashMap, error::Error, io, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use futures::{
@@ -26,6 +26,9 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// How long a shopper sends a form again that has no answer.
+const GIVES_UP: Duration = Duration::from_secs(300);
+
 /// How often a page says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(25);
 
@@ -37,16 +40,20 @@ pub(crate) async fn request(
     headers: &[&str],
     body: &str,
 ) -> Result<(String, String), Failure> {
-    let mut stream = TcpStream::connect(address).await?;
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
     let length = body.len();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\
          content-type: application/x-www-form-urlencoded\r\ncontent-length: {length}\r\n\r\n{body}"
     );
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    timeout(ANSWER, stream.read_to_string(&mut answer)).await??;
+    let answer = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, io::Error>(answer)
+    };
+    let answer = timeout(ANSWER, answer).await.map_err(|_| "no answer within a minute")??;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
     Ok((head.to_owned(), body.to_owned()))
 }
@@ -81,9 +88,20 @@ struct Seen {
     answers: HashMap<String, oneshot::Sender<Value>>,
     levels: HashMap<i64, (i64, String)>,
     products: HashMap<i64, Product>,
+    cart: Cart,
     /// When the page showed for the first time that everything is released and gone.
     nothing_left: Option<Instant>,
     ended: Option<Instant>,
+}
+
+/// The cart of a page, as the last reply or push has it.
+#[derive(Clone, Default)]
+struct Cart {
+    /// What the browser keeps.
+    serialized: Option<String>,
+    items: Vec<i64>,
+    /// Those of them that are gone.
+    gone: Vec<i64>,
 }
 
 #[derive(Default)]
@@ -147,7 +165,8 @@ impl Page {
         let join_ref = self.joined.get(topic);
         let message = json!([join_ref, reference, topic, event, payload]).to_string();
         self.sink.lock().await.send(Message::text(message)).await?;
-        let answer = timeout(ANSWER, answered).await??;
+        let answer = timeout(ANSWER, answered).await.map_err(|_| "no reply within a minute")?;
+        let answer = answer.map_err(|_| "the socket has ended")?;
         match answer["status"].as_str() {
             Some("ok") => Ok(answer["response"].clone()),
             _ => Err(answer["response"].to_string().into()),
@@ -186,6 +205,7 @@ impl Seen {
     fn hear(&mut self, message: &Value) {
         match message[3].as_str() {
             Some("phx_reply") => {
+                self.cart(&message[4]["response"]);
                 let answer = message[1].as_str().and_then(|it| self.answers.remove(it));
                 if let Some(answer) = answer {
                     // The one that asked may have given up.
@@ -193,6 +213,7 @@ impl Seen {
                 }
                 return;
             }
+            Some("cart") => return self.cart(&message[4]),
             Some("stock_change") => self.level(&message[4]),
             Some("released") => {
                 let topic = message[2].as_str().unwrap_or_default();
@@ -204,6 +225,23 @@ impl Seen {
             _ => return,
         }
         self.look();
+    }
+
+    /// Keeps the cart that a message has, if it has one.
+    fn cart(&mut self, cart: &Value) {
+        let (Some(serialized), Some(items)) =
+            (cart["serialized"].as_str(), cart["items"].as_array())
+        else {
+            return;
+        };
+        let ids = |are: &dyn Fn(&Value) -> bool| {
+            items.iter().filter(|item| are(item)).filter_map(|item| item["id"].as_i64()).collect()
+        };
+        self.cart = Cart {
+            serialized: Some(serialized.to_owned()),
+            items: ids(&|_| true),
+            gone: ids(&|item| item["out_of_stock"] == true),
+        };
     }
 
     /// What the answer to the join of a product says.
@@ -265,11 +303,9 @@ pub(crate) struct Shopper {
     page: Page,
     cookie: String,
     csrf: String,
-    cart: String,
+    topic: String,
     token: String,
     path: String,
-    /// The cart, as the browser keeps it.
-    stored: Option<String>,
 }
 
 /// The milliseconds before the tries to connect again. These are the delays of the official client.
@@ -292,10 +328,9 @@ impl Shopper {
             address,
             cookie,
             csrf,
-            cart: format!("cart:{id}"),
+            topic: format!("cart:{id}"),
             token,
             path: page.to_owned(),
-            stored: None,
         };
         shopper.join().await?;
         Ok(shopper)
@@ -308,8 +343,8 @@ impl Shopper {
             self.page.shared.seen.lock().joined(product, &joined)?;
         }
         let (topic, params) = (
-            self.cart.clone(),
-            json!({ "token": self.token, "page": self.path, "serialized": self.stored }),
+            self.topic.clone(),
+            json!({ "token": self.token, "page": self.path, "serialized": self.cart().serialized }),
         );
         self.page.ask(&topic, "phx_join", params).await?;
         Ok(())
@@ -327,6 +362,7 @@ impl Shopper {
             sleep(Duration::from_millis(delay)).await;
             let url = format!("ws://{}/product_socket/websocket?vsn=2.0.0", self.address);
             let Ok(page) = Page::open(url, None).await else { continue };
+            page.shared.seen.lock().cart = self.cart();
             self.page = page;
             if self.join().await.is_ok() {
                 return Ok(ended.elapsed());
@@ -353,48 +389,67 @@ impl Shopper {
         if self.has_ended() { Err("the socket has ended".into()) } else { Ok(()) }
     }
 
+    fn cart(&self) -> Cart {
+        self.page.shared.seen.lock().cart.clone()
+    }
+
+    /// Asks the channel of the cart.
+    async fn ask(&mut self, event: &str, item: i64) -> Result<Value, Failure> {
+        let topic = self.topic.clone();
+        self.page.ask(&topic, event, json!({ "item_id": item })).await
+    }
+
     /// Puts an item into the cart.
-    pub(crate) async fn add(&mut self, item: i64) -> Result<Value, Failure> {
-        let topic = self.cart.clone();
-        let cart = self.page.ask(&topic, "add_item", json!({ "item_id": item })).await?;
-        self.stored = cart["serialized"].as_str().map(str::to_owned);
-        Ok(cart)
+    pub(crate) async fn add(&mut self, item: i64) -> Result<(), Failure> {
+        self.ask("add_item", item).await.map(|_| ())
     }
 
     /// Puts an item into the cart and buys it. Returns whether there was one.
     pub(crate) async fn buy(&mut self, item: i64) -> Result<bool, Failure> {
-        match self.add(item).await {
-            Ok(_) => {}
-            Err(error) if self.has_ended() => return Err(error),
-            Err(_) => return Ok(false),
+        if let Err(error) = self.add(item).await {
+            // What cannot be added is no failure. It is gone, or in the cart already, because an earlier answer was lost.
+            let is_refused = error.to_string().contains("\"error\"");
+            return if is_refused { self.clear(&[item]).await.map(|()| false) } else { Err(error) };
         }
-        let signed = self.stored.clone().unwrap_or_default();
+        let signed = self.cart().serialized.unwrap_or_default();
         let key = fastrand::u64(..);
         let form = format!("serialized_cart={signed}&csrf_token={}&key={key}", self.csrf);
         let head = self.post(&form).await?;
-        let is_bought = head.contains("/checkout/complete");
-        if is_bought {
-            self.stored = None;
+        if head.contains("/checkout/complete") {
             return Ok(true);
         }
-        // It looks for another one.
-        let topic = self.cart.clone();
-        let removed = self.page.ask(&topic, "remove_item", json!({ "item_id": item })).await;
-        if removed.is_ok() {
-            self.stored = None;
-        }
+        self.clear(&[item]).await?;
         if head.contains(" 409 ") { Ok(false) } else { Err(head.into()) }
     }
 
-    /// Sends the form until it has an answer: a node may end meanwhile. The key in it buys once.
-    async fn post(&self, form: &str) -> Result<String, Failure> {
-        for _ in 0..50 {
-            let asked = request(&self.address, "POST", "/checkout", &[&self.cookie], form).await;
-            match asked {
-                Ok((head, _)) if !head.contains(" 503 ") => return Ok(head),
-                _ => sleep(Duration::from_millis(200)).await,
+    /// Removes these items from the cart, and those that are gone, as a shopper does who looks for others.
+    pub(crate) async fn clear(&mut self, items: &[i64]) -> Result<(), Failure> {
+        let cart = self.cart();
+        for item in cart.items.iter().filter(|it| cart.gone.contains(it) || items.contains(it)) {
+            match self.ask("remove_item", *item).await {
+                // A tab that has bought it hears that it is out of the cart, and may hear it after this was asked.
+                Err(error) if !error.to_string().contains("not_found") => return Err(error),
+                _ => {}
             }
         }
-        Err("no answer to a form".into())
+        Ok(())
+    }
+
+    /// Sends the form until it has an answer, as a person does: a node may end meanwhile, or have too much to do. The key in
+    /// it buys once.
+    async fn post(&self, form: &str) -> Result<String, Failure> {
+        let began = Instant::now();
+        loop {
+            let asked = request(&self.address, "POST", "/checkout", &[&self.cookie], form).await;
+            let why = match asked {
+                Ok((head, _)) if !head.contains(" 503 ") => return Ok(head),
+                Ok(_) => "the node can sell nothing just now".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if began.elapsed() > GIVES_UP {
+                return Err(why.into());
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
     }
 }

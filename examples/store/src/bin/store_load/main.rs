@@ -9,7 +9,7 @@ mod measured;
 mod proxy;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     error::Error,
     path::PathBuf,
     process::Stdio,
@@ -29,7 +29,7 @@ use tokio::{
     process::{Child, Command},
     sync::Semaphore,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use self::{
@@ -87,7 +87,8 @@ struct Args {
 struct Rush {
     bought: AtomicU64,
     refused: AtomicU64,
-    failed: AtomicU64,
+    /// Why answers were no answers, and how often.
+    failed: Mutex<BTreeMap<String, u64>>,
     /// The microseconds of the last sale since the beginning.
     last_sale: AtomicU64,
     /// How long pages were cut off.
@@ -95,6 +96,13 @@ struct Rush {
     /// When each page showed that everything was gone, and that its shopper has nothing more to wait for.
     right: Mutex<Vec<Instant>>,
     began: Instant,
+}
+
+impl Rush {
+    fn has_failed(&self, why: &str) {
+        let why = why.lines().next().unwrap_or_default().to_owned();
+        *self.failed.lock().entry(why).or_default() += 1;
+    }
 }
 
 /// How many shoppers arrive at the same time.
@@ -231,7 +239,7 @@ async fn sell(
     let rush = Arc::new(Rush {
         bought: AtomicU64::new(0),
         refused: AtomicU64::new(0),
-        failed: AtomicU64::new(0),
+        failed: Mutex::default(),
         last_sale: AtomicU64::new(0),
         right: Mutex::default(),
         away: Mutex::default(),
@@ -413,17 +421,15 @@ async fn buy(mut shopper: Shopper, rush: Arc<Rush>) {
             }
             continue;
         };
-        match timeout(Duration::from_secs(60), shopper.buy(item)).await {
-            Ok(Ok(true)) => {
+        match shopper.buy(item).await {
+            Ok(true) => {
                 rush.bought.fetch_add(1, Relaxed);
                 rush.last_sale.fetch_max(micros(&rush), Relaxed);
             }
-            Ok(Ok(false)) => {
+            Ok(false) => {
                 rush.refused.fetch_add(1, Relaxed);
             }
-            Ok(Err(_)) | Err(_) => {
-                rush.failed.fetch_add(1, Relaxed);
-            }
+            Err(error) => rush.has_failed(&error.to_string()),
         }
         // A person takes a moment.
         sleep(Duration::from_millis(fastrand::u64(100..400))).await;
@@ -489,8 +495,11 @@ fn report(
         "answers              {} bought, {} refused, {} failed",
         rush.bought.load(Relaxed),
         rush.refused.load(Relaxed),
-        rush.failed.load(Relaxed)
+        rush.failed.lock().values().sum::<u64>()
     );
+    for (why, times) in &*rush.failed.lock() {
+        println!("failed               {times} times: {why}");
+    }
     let mut away = rush.away.lock().clone();
     away.sort_unstable();
     if let (Some(half), Some(most), Some(last)) =
