@@ -2,7 +2,7 @@
 
 use std::{future::pending, path::Path, process::Stdio, sync::Arc, time::Duration};
 
-use crate::{Answer, Node, eventually, hear};
+use crate::{Answer, LONG, Node, eventually, hear};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::join_all;
 use pipeline::sources::postgres::tokio_postgres::{Client, NoTls, connect};
@@ -16,11 +16,12 @@ use store::{
     domain::{catalogue::Catalogue, ids},
 };
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncBufReadExt, BufReader, copy_bidirectional},
     net::{TcpListener, TcpStream},
     process::Command,
     sync::watch,
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 
 /// What the nodes sign with. They have no file that they share.
@@ -309,7 +310,7 @@ async fn a_node_is_connected_to_postgresql_with_tls_where_its_address_says_so() 
             .args(["--port", "0", "--admin-port", "0", "--secret", SECRET, "--release", "1"])
             .args(["--database", &url, "--db"])
             .arg(folder.path().join("unused.db"))
-            .stderr(Stdio::null());
+            .stderr(if trusted.is_some() { Stdio::null() } else { Stdio::piped() });
         if let Some(trusted) = trusted {
             command.env("SSL_CERT_FILE", trusted);
         }
@@ -329,9 +330,20 @@ async fn a_node_is_connected_to_postgresql_with_tls_where_its_address_says_so() 
     assert!(clients(true).await >= 2);
     assert_eq!(clients(false).await, 0);
     drop(one);
-    let stranger = node(None).await;
-    for _ in 0..20 {
+    let mut stranger = node(None).await;
+    let mut log = BufReader::new(stranger.process.stderr.take().unwrap()).lines();
+    // It tries again and again, and says each time why it has no connection.
+    for _ in 0..3 {
+        let refused = async {
+            loop {
+                let line = log.next_line().await.unwrap().expect("it runs");
+                if line.contains("the inventory was not loaded") {
+                    return line;
+                }
+            }
+        };
+        let line = timeout(LONG, refused).await.expect("a connection is refused");
+        assert!(line.contains("certificate"), "{line}");
         assert!(stranger.get("/", &[]).await.head.contains(" 503 "));
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
