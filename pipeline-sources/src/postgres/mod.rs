@@ -725,7 +725,8 @@ impl Inner {
     /// The connection for what is not of a source.
     async fn shared_link(&self) -> Result<Arc<Link>, PostgresError> {
         let mut slot = self.link.lock().await;
-        if let Some(link) = &*slot {
+        // The server, or what is between, may have closed it while it was idle.
+        if let Some(link) = slot.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
         let link = Arc::new(self.link(|_| {}).await?);
