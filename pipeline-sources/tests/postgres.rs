@@ -1142,7 +1142,7 @@ async fn items_that_are_not_done_are_listed_with_what_they_wait_for_and_the_firs
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_older_versions_become_those_of_version_5() {
+async fn tables_of_older_versions_become_those_of_version_6() {
     let Some(server) = Server::start(Kind::Postgres).await else { return };
     let operator = client(&server.url()).await;
     operator.batch_execute(include_str!("fixtures/postgres_1.sql")).await.unwrap();
@@ -1166,6 +1166,98 @@ async fn tables_of_older_versions_become_those_of_version_5() {
     assert_eq!(seen.len(), 5);
     let place = |text: &str| seen.iter().position(|seen| seen == text);
     assert!(place("1") < place("3") && place("2") < place("4"), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_are_always_due_again_leave_room_for_new_ones() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    for ordered in [false, true] {
+        let name = if ordered { "ordered" } else { "plain" };
+        let options = options().ordered_by_key(ordered);
+        let queue = PostgresQueue::open_with(&server.url(), name, options).unwrap();
+        for n in 0..50 {
+            queue.push(Item::new("again").key(format!("again-{n}"))).await.unwrap();
+        }
+        let fails = |text: &str| (text == "again").then(|| Failure::new("not yet"));
+        let (pipeline, seen) = keep(queue.source(quick().max_deliveries(1_000_000)), fails);
+        until("all have failed more than once", async || seen.lock().len() > 150).await;
+        let before = seen.lock().len();
+        for n in 0..20 {
+            queue.push(Item::new(n.to_string()).key(format!("new-{n}"))).await.unwrap();
+        }
+        let new = || seen.lock().iter().filter(|text| *text != "again").count();
+        until("the new ones are handled", async || new() == 20).await;
+        let between = seen.lock().len() - before;
+        assert!(between < 500, "{name}: {between} were handled until 20 new ones were");
+        pipeline.drain(PATIENCE).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_items_that_are_due_again_and_of_new_ones_each_get_half_of_the_places() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options()).await;
+    let operator = client(&server.url()).await;
+    let many = "INSERT INTO pipeline_items (queue, payload, enqueued_at, available_at)
+        SELECT 'numbers', 'again', now() - interval '10 min', now() - interval '1 min' FROM generate_series(1, 5000)";
+    operator.batch_execute(many).await.unwrap();
+    let new = "INSERT INTO pipeline_items (queue, payload) SELECT 'numbers', 'new' FROM generate_series(1, 100)";
+    operator.batch_execute(new).await.unwrap();
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    let mut new_of = async |max| {
+        let taken = fetch.fetch(max).await.unwrap();
+        assert_eq!(taken.len(), max);
+        taken.iter().filter(|taken| taken.item.payload == "new").count()
+    };
+    assert_eq!(new_of(40).await, 20);
+    assert!([10, 11].contains(&new_of(21).await));
+    // Either may be the first of all: of a hundred that are taken one by one, all are of one kind once in 2^99 times.
+    let mut ones = 0;
+    for _ in 0..100 {
+        ones += new_of(1).await;
+        if (1..100).contains(&ones) {
+            break;
+        }
+    }
+    assert!(ones < 100);
+}
+
+/// How many rows of the table of items the server has read from its beginning to its end, and how often an index was used.
+async fn read(operator: &Client) -> (i64, i64) {
+    let read =
+        "SELECT seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE relname = 'pipeline_items'";
+    let row = operator.query_one(read, &[]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_began_with_a_small_table_does_not_read_all_of_a_large_one() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    for ordered in [false, true] {
+        let name = if ordered { "ordered" } else { "plain" };
+        let options = options().ordered_by_key(ordered);
+        let queue = PostgresQueue::open_with(&server.url(), name, options).unwrap();
+        let operator = client(&server.url()).await;
+        let (pipeline, seen) = keep(queue.source(quick()), |_| None);
+        // The server keeps the plans of what a session has executed a few times.
+        for n in 1..=30 {
+            queue.push(Item::new(n.to_string())).await.unwrap();
+            until("it is handled", async || seen.lock().len() == n).await;
+        }
+        let many = "INSERT INTO pipeline_items (queue, key, payload)
+            SELECT 'other', n::text, '1' FROM generate_series(1, 20000) AS n";
+        operator.batch_execute(many).await.unwrap();
+        let (before, index) = read(&operator).await;
+        for n in 31..=90 {
+            queue.push(Item::new(n.to_string())).await.unwrap();
+            until("it is handled", async || seen.lock().len() == n).await;
+        }
+        // The server publishes its statistics some time later.
+        until("the statistics are there", async || read(&operator).await.1 > index + 60).await;
+        let all = read(&operator).await.0 - before;
+        assert!(all < 60 * 20_000 / 4, "{name}: {all} rows were read");
+        pipeline.drain(PATIENCE).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1280,9 +1372,24 @@ async fn tables_are_created_once_and_those_of_a_newer_version_are_refused() {
         again.prepare().await.unwrap();
         assert!(program.query_one(&is_there, &[]).await.unwrap().get::<_, bool>(0), "{dropped}");
     }
-    program.batch_execute("UPDATE pipeline_schema SET version = 6").await.unwrap();
+    // A copy of the tables has no functions.
+    for dropped in [
+        "FUNCTION pipeline_take(text, int8, int8, int8, text)",
+        "FUNCTION pipeline_sweep(text, text)",
+        "TRIGGER pipeline_items_added ON pipeline_items",
+    ] {
+        program.batch_execute(&format!("DROP {dropped}")).await.unwrap();
+        let again = PostgresQueue::open(&server.url(), "a").unwrap();
+        again.push(Item::new("1")).await.unwrap();
+        let (pipeline, _) = keep(again.source(quick()), |_| None);
+        until("it is made again", async || is_empty(&again).await).await;
+        pipeline.drain(PATIENCE).await;
+        let missing = program.batch_execute(&format!("DROP {dropped}")).await;
+        assert!(missing.is_ok(), "{dropped}: {missing:?}");
+    }
+    program.batch_execute("UPDATE pipeline_schema SET version = 7").await.unwrap();
     let newer = PostgresQueue::open(&server.url(), "a").unwrap().prepare().await.unwrap_err();
-    assert!(matches!(newer, PostgresError::Version { version: 6 }), "{newer}");
+    assert!(matches!(newer, PostgresError::Version { version: 7 }), "{newer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1304,6 +1411,45 @@ async fn a_queue_is_ordered_again_when_what_was_said_of_it_is_gone() {
     settle.backlog().await.unwrap();
     let ordered = program.query_one("SELECT ordered FROM pipeline_queues", &[]).await.unwrap();
     assert!(!ordered.get::<_, bool>(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_over_a_connection_that_was_closed_while_it_was_idle_connects_again() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let queue = open(&server, options()).await;
+    let operator = client(&server.url()).await;
+    let before = connections(&operator).await - 1;
+    let mut refused = 0;
+    for _ in 0..10 {
+        queue.push(Item::new("1")).await.unwrap();
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+        operator.query(end, &[]).await.unwrap();
+        until("it is closed", async || connections(&operator).await == before).await;
+        // What has arrived is read by another task.
+        sleep(Duration::from_millis(50)).await;
+        refused += usize::from(queue.push(Item::new("2")).await.is_err());
+    }
+    assert!(refused < 5, "{refused} of 10 pushes after the connection was closed were refused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_of_a_database_whose_transactions_are_serializable_lose_no_connection() {
+    let Some(server) = Server::start(Kind::Postgres).await else { return };
+    let operator = client(&server.url()).await;
+    let serializable = "ALTER DATABASE postgres SET default_transaction_isolation = 'serializable'";
+    operator.batch_execute(serializable).await.unwrap();
+    let queue = open(&server, options().ordered_by_key(true)).await;
+    let sources = [(); 2].map(|()| keep(queue.source(quick()), |_| None));
+    for n in 0..200 {
+        queue.push(Item::new(n.to_string()).key((n % 20).to_string())).await.unwrap();
+    }
+    until("all are done", async || is_empty(&queue).await).await;
+    for (pipeline, _) in sources {
+        let source = pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+        assert_eq!((source.connection_errors, source.last_error), (0, None));
+        pipeline.drain(PATIENCE).await;
+    }
 }
 
 /// How many connections programs have to the server.
@@ -1342,9 +1488,9 @@ async fn a_change_of_the_tables_that_takes_long_is_completed_by_the_server() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(connections(&observer).await, before + 1);
     operator.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
-    until("the tables are of version 5", async || {
+    until("the tables are of version 6", async || {
         let version = "SELECT version FROM pipeline_schema";
-        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 5
+        operator.query_one(version, &[]).await.unwrap().get::<_, i32>(0) == 6
     })
     .await;
     queue.prepare().await.unwrap();

@@ -63,6 +63,11 @@ impl Link {
         Ok(link)
     }
 
+    /// Whether it was closed from the other side.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
     /// Looks for the schema, and creates or changes it if it may. While another program does that, it looks
     /// again.
     async fn prepare_schema(&self, creates: bool) -> Result<(), PostgresError> {
@@ -76,8 +81,8 @@ impl Link {
                 _ if self.change_schema().await? => {
                     if found == schema::VERSION {
                         tracing::error!(
-                            "a table of the queues in PostgreSQL was missing and is made again, empty: queues are \
-                             ordered by key where their programs or an operator say so again"
+                            "a table, function or trigger of the queues in PostgreSQL was missing and is made again, a \
+                             table empty: queues are ordered by key where their programs or an operator say so again"
                         );
                     }
                     return Ok(());
@@ -105,7 +110,7 @@ impl Link {
         Ok(false)
     }
 
-    /// The version of the schema, or 0 if there is none, and whether all of its tables are there.
+    /// The version of the schema, or 0 if there is none, and whether all of its parts are there.
     async fn version(&self) -> Result<(i32, bool), PostgresError> {
         let has_one = self.one(schema::HAS_VERSION, &[]).await?.try_get::<_, bool>(0)?;
         if !has_one {

@@ -1,23 +1,41 @@
 //! The tables and functions of queues in PostgreSQL, and the statements on them.
 
 /// The version of [`SCHEMA`].
-pub(super) const VERSION: i32 = 5;
+pub(super) const VERSION: i32 = 6;
 
 /// What a connection begins with. Where a database has no encoding, a text may be of any bytes, and the server
 /// would refuse to send one that is not UTF-8. Notices are of no use, and the server would end a change of the
-/// tables at one that it cannot send to a client that has given up.
+/// tables at one that it cannot send to a client that has given up. A session keeps the plans of what it has executed a few
+/// times: one that was made for a small table would read all of it when it is large, until the server analyzes it again.
+/// The costs of a plan that has to read a whole table are then so high that the server would compile it. A database may
+/// have another isolation for its programs: the functions wait for locks, and look then at what others have done.
 pub(super) const BEGIN: &str = "
 SET client_min_messages = warning;
+SET enable_seqscan = off;
+SET jit = off;
+SET default_transaction_isolation = 'read committed';
 SELECT set_config('client_encoding', 'SQL_ASCII', false) WHERE getdatabaseencoding() = 'SQL_ASCII'";
 
 /// Whether there is a schema.
 pub(super) const HAS_VERSION: &str = "SELECT to_regclass('pipeline_schema') IS NOT NULL";
 
-/// The version of the schema, and whether its tables are there: an operator may have dropped one.
+/// The version of the schema, and whether its tables, functions and trigger are there: an operator may have dropped one,
+/// and a copy of the tables is without the functions.
 pub(super) const READ_VERSION: &str = "
 SELECT max(version), to_regclass('pipeline_items') IS NOT NULL
         AND to_regclass('pipeline_dead_letters') IS NOT NULL
         AND to_regclass('pipeline_queues') IS NOT NULL
+        AND to_regprocedure('pipeline_added()') IS NOT NULL
+        AND to_regprocedure('pipeline_size(bytea,jsonb,text,text)') IS NOT NULL
+        AND to_regprocedure('pipeline_take(text,int8,int8,int8,text)') IS NOT NULL
+        AND to_regprocedure('pipeline_wake(text,text[])') IS NOT NULL
+        AND to_regprocedure('pipeline_settle(text,int8[],int8[],text[],int8[],int4[],text[])') IS NOT NULL
+        AND to_regprocedure('pipeline_sweep(text,text)') IS NOT NULL
+        AND to_regprocedure('pipeline_forward(text,int8,text,text,bytea,jsonb,text)') IS NOT NULL
+        AND EXISTS (
+            SELECT FROM pg_trigger
+                WHERE tgrelid = to_regclass('pipeline_items') AND tgname = 'pipeline_items_added'
+        )
     FROM pipeline_schema";
 
 /// The tables and functions, without the begin and the end of a transaction.
@@ -43,7 +61,13 @@ CREATE TABLE IF NOT EXISTS pipeline_items (
     failures int4 NOT NULL DEFAULT 0
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 ALTER TABLE pipeline_items ADD COLUMN IF NOT EXISTS failures int4 NOT NULL DEFAULT 0;
-CREATE INDEX IF NOT EXISTS pipeline_items_available ON pipeline_items (queue, available_at, id);
+-- What is new, and what was postponed, leased or blocked. An item is in one of the two.
+CREATE INDEX IF NOT EXISTS pipeline_items_new ON pipeline_items (queue, id)
+    WHERE available_at <= enqueued_at;
+CREATE INDEX IF NOT EXISTS pipeline_items_later ON pipeline_items (queue, available_at, id)
+    WHERE available_at > enqueued_at;
+-- That of version 5.
+DROP INDEX IF EXISTS pipeline_items_available;
 CREATE INDEX IF NOT EXISTS pipeline_items_queue ON pipeline_items (queue, id);
 CREATE INDEX IF NOT EXISTS pipeline_items_key ON pipeline_items (queue, key, id)
     WHERE key IS NOT NULL;
@@ -109,20 +133,33 @@ DECLARE
     most_bytes CONSTANT int8 := 16777216;
     taken_bytes int8 := 0;
     more_bytes int8;
+    -- New items and others have every second place each, as far as there are so many, and either may have the first: items
+    -- that come again and again, such as those that are kept for users who are away, hold up no new ones, nor new ones them.
+    first CONSTANT int8 := floor(random() * 2);
 BEGIN
     IF NOT EXISTS (SELECT FROM pipeline_queues q WHERE q.queue = of_queue AND q.ordered) THEN
         RETURN QUERY
-        WITH available AS (
+        WITH new AS (
+            SELECT i.id, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
+                FROM pipeline_items i
+                WHERE i.queue = of_queue AND i.available_at <= i.enqueued_at AND i.available_at <= now()
+                ORDER BY i.id LIMIT most FOR UPDATE SKIP LOCKED
+        ), others AS (
             SELECT i.id, i.available_at, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
                 FROM pipeline_items i
-                WHERE i.queue = of_queue AND i.available_at <= now()
+                WHERE i.queue = of_queue AND i.available_at > i.enqueued_at AND i.available_at <= now()
                 ORDER BY i.available_at, i.id LIMIT most FOR UPDATE SKIP LOCKED
+        ), available AS (
+            SELECT n.id, n.size, 2 * row_number() OVER (ORDER BY n.id) + first AS place FROM new n
+            UNION ALL
+            SELECT o.id, o.size, 2 * row_number() OVER (ORDER BY o.available_at, o.id) + 1 - first FROM others o
         ), summed AS (
-            SELECT a.id, sum(a.size) OVER (ORDER BY a.available_at, a.id) - a.size AS before FROM available a
+            SELECT a.id, row_number() OVER places AS n, sum(a.size) OVER places - a.size AS before
+                FROM available a WINDOW places AS (ORDER BY a.place)
         )
         UPDATE pipeline_items i SET available_at = lease_end, lease = token,
                 deliveries = least(i.deliveries, 2147483646) + 1
-            FROM summed s WHERE i.id = s.id AND s.before < most_bytes
+            FROM summed s WHERE i.id = s.id AND s.n <= most AND s.before < most_bytes
             RETURNING i.id, i.key, i.payload, i.headers, i.trace, i.enqueued_at, i.deliveries, i.failures;
         RETURN;
     END IF;
@@ -130,11 +167,23 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('pipeline_items'), hashtext(of_queue));
     -- First as many as are wanted. If it is not the turn of some, more.
     FOREACH at_once IN ARRAY ARRAY[most, 1000] LOOP
-        WITH found AS (
+        WITH new AS (
+            SELECT i.id, i.key, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
+                FROM pipeline_items i
+                WHERE i.queue = of_queue AND i.available_at <= i.enqueued_at AND i.available_at <= now()
+                ORDER BY i.id LIMIT at_once FOR UPDATE SKIP LOCKED
+        ), others AS (
             SELECT i.id, i.key, i.available_at, pipeline_size(i.payload, i.headers, i.key, i.trace) AS size
                 FROM pipeline_items i
-                WHERE i.queue = of_queue AND i.available_at <= now()
+                WHERE i.queue = of_queue AND i.available_at > i.enqueued_at AND i.available_at <= now()
                 ORDER BY i.available_at, i.id LIMIT at_once FOR UPDATE SKIP LOCKED
+        ), both_kinds AS (
+            SELECT n.id, n.key, n.size, 2 * row_number() OVER (ORDER BY n.id) + first AS place FROM new n
+            UNION ALL
+            SELECT o.id, o.key, o.size, 2 * row_number() OVER (ORDER BY o.available_at, o.id) + 1 - first
+                FROM others o
+        ), found AS (
+            SELECT b.id, b.key, b.size, b.place FROM both_kinds b ORDER BY b.place LIMIT at_once
         ), keys AS (
             -- An item may be committed after a later one was taken.
             SELECT k.key, f.id AS first_id, f.available_at = 'infinity' AS first_waits, EXISTS (
@@ -148,15 +197,15 @@ BEGIN
                     WHERE e.queue = of_queue AND e.key = k.key ORDER BY e.id LIMIT 1
             ) AS f
         ), turns AS (
-            SELECT f.id, f.available_at, f.size,
+            SELECT f.id, f.place, f.size,
                     f.key IS NULL OR (f.id = k.first_id AND NOT k.is_in_work) AS has_turn
                 FROM found f LEFT JOIN keys k ON k.key = f.key
         ), taken AS (
             UPDATE pipeline_items i SET available_at = lease_end, lease = token,
                     deliveries = least(i.deliveries, 2147483646) + 1
                 FROM (
-                    SELECT t.id, t.size, sum(t.size) OVER (ORDER BY t.available_at, t.id) - t.size AS before
-                        FROM turns t WHERE t.has_turn ORDER BY t.available_at, t.id
+                    SELECT t.id, t.size, sum(t.size) OVER (ORDER BY t.place) - t.size AS before
+                        FROM turns t WHERE t.has_turn ORDER BY t.place
                         LIMIT most - cardinality(taken_ids)
                 ) AS t WHERE i.id = t.id AND taken_bytes + t.before < most_bytes RETURNING i.id, t.size
         ), blocked AS (
@@ -337,6 +386,7 @@ BEGIN
         UPDATE pipeline_items i SET available_at = least(i.enqueued_at, now()), lease = NULL
             WHERE i.id = ANY (ARRAY(
                 SELECT b.id FROM pipeline_items b WHERE b.queue = of_queue AND b.available_at = 'infinity'
+                    AND b.available_at > b.enqueued_at
                     LIMIT 1000 FOR UPDATE SKIP LOCKED
             ));
         RETURN NULL;
@@ -346,6 +396,7 @@ BEGIN
         WHERE i.id = ANY (ARRAY(
             SELECT b.id FROM pipeline_items b
                 WHERE b.queue = of_queue AND b.key IS NULL AND b.available_at = 'infinity'
+                    AND b.available_at > b.enqueued_at
                 LIMIT 1000 FOR UPDATE SKIP LOCKED
         ));
     FOR n IN 1..1000 LOOP
@@ -400,7 +451,7 @@ BEGIN
 END $$;
 
 DELETE FROM pipeline_schema;
-INSERT INTO pipeline_schema VALUES (5);
+INSERT INTO pipeline_schema VALUES (6);
 "
     };
 }
@@ -412,9 +463,9 @@ pub(super) const MAY_CHANGE: &str = "SELECT pg_try_advisory_xact_lock(hashtext('
 /// What a program executes after that, in the same transaction.
 pub(super) const CHANGE: &str = concat!(tables!(), "COMMIT;\n");
 
-/// The tables, indexes and functions of all queues of a database, in version 5. A program that may not
+/// The tables, indexes and functions of all queues of a database, in version 6. A program that may not
 /// create tables leaves it to an operator, who runs this text once; it can be run again, and makes tables
-/// of an older version those of version 5.
+/// of an older version those of version 6.
 ///
 /// An item is available from the time `available_at` on. A lease moves that time forward.
 ///
