@@ -81,6 +81,8 @@ struct Partition<T> {
     keys: HashMap<Arc<str>, BTreeSet<i64>>,
     /// How many were taken and have no outcome.
     in_work: usize,
+    /// Those that are neither in work nor done. Counted, as there may be very many.
+    ahead: Ahead,
     /// The bytes of those that are not done.
     bytes: usize,
     /// The offset after the last one that was read.
@@ -134,6 +136,7 @@ impl<T: Clone> Tracker<T> {
             ready: BTreeSet::new(),
             keys: HashMap::new(),
             in_work: 0,
+            ahead: Ahead::default(),
             bytes: 0,
             next: None,
             committed: None,
@@ -206,6 +209,7 @@ impl<T: Clone> Tracker<T> {
             failures: 0,
         };
         state.bytes += bytes;
+        state.waits(bytes);
         state.entries.insert(offset, entry);
         let is_first = key.is_none_or(|key| {
             let others = state.keys.entry(key).or_default();
@@ -239,11 +243,9 @@ impl<T: Clone> Tracker<T> {
 
     /// The items that were read and are not in work: they wait to be taken, for their time, or for another one of their key.
     pub(super) fn ahead(&self) -> Ahead {
-        let entries = self.partitions.values().flat_map(|it| it.entries.values());
-        let waiting = entries.filter(|entry| entry.stage == Stage::Waiting);
-        waiting.fold(Ahead::default(), |ahead, entry| Ahead {
-            items: ahead.items + 1,
-            bytes: ahead.bytes.saturating_add(entry.bytes),
+        self.partitions.values().fold(Ahead::default(), |all, it| Ahead {
+            items: all.items + it.ahead.items,
+            bytes: all.bytes.saturating_add(it.ahead.bytes),
         })
     }
 
@@ -275,10 +277,13 @@ impl<T: Clone> Tracker<T> {
         entry.stage = Stage::InWork;
         entry.delivery = entry.delivery.saturating_add(1);
         entry.deliveries = entry.deliveries.saturating_add(1);
-        partition.in_work += 1;
-        let (generation, delivery) = (partition.generation, entry.delivery);
-        let receipt = KafkaReceipt { partition: number, offset, generation, delivery };
         let (deliveries, failures) = (entry.deliveries, entry.failures);
+        let (bytes, delivery) = (entry.bytes, entry.delivery);
+        partition.in_work += 1;
+        partition.ahead.items -= 1;
+        partition.ahead.bytes = partition.ahead.bytes.saturating_sub(bytes);
+        let receipt =
+            KafkaReceipt { partition: number, offset, generation: partition.generation, delivery };
         Some(Taken { receipt, deliveries, failures, item })
     }
 
@@ -322,11 +327,15 @@ impl<T: Clone> Tracker<T> {
                 } else {
                     entry.deliveries = entry.deliveries.saturating_sub(1);
                 }
+                let bytes = entry.bytes;
+                partition.waits(bytes);
                 self.delayed.insert((at, number, offset, generation));
             }
             Next::Released => {
                 entry.stage = Stage::Waiting;
                 entry.deliveries = entry.deliveries.saturating_sub(1);
+                let bytes = entry.bytes;
+                partition.waits(bytes);
                 if !partition.revoked {
                     self.ready += usize::from(partition.ready.insert(offset));
                 }
@@ -371,6 +380,12 @@ impl<T> Partition<T> {
     /// The first offset that is not done: everything before it is.
     fn committable(&self) -> Option<i64> {
         self.entries.first_key_value().map(|(offset, _)| *offset).or(self.next)
+    }
+
+    /// An item of so many bytes waits to be taken, for its time, or for another one of its key.
+    fn waits(&mut self, bytes: usize) {
+        self.ahead.items += 1;
+        self.ahead.bytes = self.ahead.bytes.saturating_add(bytes);
     }
 
     /// Removes the items that are done and have nothing undone before them.
