@@ -65,5 +65,5 @@ pub use self::{
     message::{BatchMode, Message, Metadata},
     messages::{MessagesHandle, NotRateLimited, TestOutcome, TestOutcomes},
     processor::{AsyncMut, FnProcessor, Processor, Processors},
-    wake::Wake,
+    wake::{WaitsForWake, Wake},
 };
