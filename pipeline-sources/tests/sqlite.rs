@@ -1385,7 +1385,7 @@ async fn a_file_that_is_not_at_its_path_any_more_confirms_nothing_until_it_is_ba
 
     let refused = async |which: &'static str| {
         let pushed = queue.push(Item::new(which)).await;
-        let Err(error @ SqliteError::Replaced { path: named }) = &pushed else {
+        let Err(error @ SqliteError::Replaced { path: named, .. }) = &pushed else {
             panic!("{which}: {pushed:?}")
         };
         assert_eq!(*named, path);
@@ -1416,6 +1416,61 @@ async fn a_file_that_is_not_at_its_path_any_more_confirms_nothing_until_it_is_ba
     assert!(!seen.lock().iter().any(|it| it == "replaced"), "{:?}", seen.lock());
 }
 
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_that_has_to_be_removed_is_named_as_it_is_where_a_link_leads_to_the_file() {
+    let (folder, file) = file();
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let queue = SqliteQueue::open(&link, "numbers").await.unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+
+    // The link leads elsewhere. The log belongs to the file that is still there.
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(folder.path().join("elsewhere.db"), &link).unwrap();
+    let error = queue.push(Item::new("2")).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("put it back") && !text.contains("-wal"), "{text}");
+    let SqliteError::Replaced { path, log_of } = error else { panic!("{error}") };
+    assert_eq!((path, log_of), (link.clone(), None));
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    queue.push(Item::new("3")).await.unwrap();
+
+    // The file is replaced.
+    let other = folder.path().join("other.db");
+    Connection::open(&other).unwrap().execute_batch("CREATE TABLE others (id)").unwrap();
+    std::fs::rename(&other, &file).unwrap();
+    let error = queue.push(Item::new("4")).await.unwrap_err();
+    let SqliteError::Replaced { path, log_of: Some(log_of) } = &error else { panic!("{error}") };
+    assert_eq!(*path, link);
+    let logs = ["-wal", "-shm"].map(|end| format!("{}{end}", log_of.display()));
+    for log in &logs {
+        assert!(error.to_string().contains(log), "{error}");
+        assert!(Path::new(log).exists(), "{log}");
+    }
+    // As the program ends without closing the file, and the operator does what the error says.
+    logs.iter().for_each(|log| std::fs::remove_file(log).unwrap());
+    let others = Connection::open(&file).unwrap();
+    let count: i64 = others.query_row("SELECT count(*) FROM others", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 0, "the new file is as it was");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_path_is_no_text_confirms_nothing_either_when_it_is_gone() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let (folder, _) = file();
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"queue\xff.db"));
+    let queue = SqliteQueue::open(&path, "numbers").await.unwrap();
+    queue.push(Item::new("1")).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let error = queue.push(Item::new("2")).await.unwrap_err();
+    let SqliteError::Replaced { path: named, log_of } = error else { panic!("{error}") };
+    assert_eq!((&named, log_of.as_ref()), (&path, Some(&path)));
+}
+
 /// The names and the contents of all files in a folder.
 fn contents(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
     let files = std::fs::read_dir(folder.path()).unwrap().filter_map(|file| {
@@ -1436,8 +1491,7 @@ async fn a_queue_that_has_to_be_there_is_not_made_and_the_file_of_another_progra
     let refused = async |queue: &'static str| {
         let before = contents(&folder);
         let error = SqliteQueue::open_existing(&path, queue).await.unwrap_err();
-        // The thread of a file closes it.
-        until("it is as it was", async || contents(&folder) == before).await;
+        assert_eq!(contents(&folder), before, "{error}");
         error
     };
     let error = refused("numbers").await;
@@ -1468,12 +1522,9 @@ async fn a_queue_that_has_to_be_there_is_not_made_and_the_file_of_another_progra
     let queue = SqliteQueue::open_existing(&path, "numbers").await.unwrap();
     assert_eq!(queue.backlog().await.unwrap().items, Some(1));
     let before = contents(&folder);
-    let closed = async || {
-        let names = |files: Vec<(String, _)>| files.into_iter().map(|it| it.0).collect::<Vec<_>>();
-        names(contents(&folder)) == ["queue.db", "queue.db-reserve"]
-    };
-    drop(queue);
-    until("it is closed again", closed).await;
+    queue.close().await;
+    let names: Vec<_> = contents(&folder).into_iter().map(|it| it.0).collect();
+    assert_eq!(names, ["queue.db", "queue.db-reserve"], "it is closed");
     assert_eq!(contents(&folder)[0], before[0], "nothing was changed");
 }
 

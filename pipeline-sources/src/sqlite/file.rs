@@ -9,7 +9,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 
@@ -17,7 +17,7 @@ use super::{
     SqliteError,
     room::{self, Room, lacks_room},
     schema,
-    watch::Watch,
+    watch::{Before, Watch},
 };
 use crate::heard::{Answer, heard};
 
@@ -114,6 +114,8 @@ enum Creates {
 pub(super) struct File {
     calls: mpsc::Sender<Box<dyn Call>>,
     watch: Watch,
+    /// Ends when the thread has closed the file.
+    closed: watch::Receiver<()>,
 }
 
 impl File {
@@ -129,7 +131,7 @@ impl File {
 
     async fn opened(path: PathBuf, creates: Creates) -> Result<Self, SqliteError> {
         let (calls, waiting) = mpsc::channel::<Box<dyn Call>>(CALLS);
-        let (opened, answer) = oneshot::channel();
+        let (opened, answer) = oneshot::channel::<Result<Watch, SqliteError>>();
         // SQLite needs room to open a file whose log is empty.
         let again = |path: &Path| {
             room::give_up(path);
@@ -142,15 +144,22 @@ impl File {
                 opened => opened,
             },
         };
+        let opening = move |path: &Path| {
+            let before = Before::at(path);
+            let connection = opening(path)?;
+            let watch = Watch::of(&connection, path, &before)?;
+            Ok::<_, SqliteError>((connection, watch))
+        };
+        let (open_until, closed) = watch::channel(());
         let serve = move || match opening(&path) {
-            Ok(connection) => {
-                let watch = Watch::of(&connection, &path);
+            Ok((connection, watch)) => {
                 let room = match creates {
                     Creates::Missing => Room::of(&connection, &path),
                     Creates::Nothing => Room::without_reserve(),
                 };
                 let _ = opened.send(Ok(watch.clone()));
                 run(connection, room, &watch, waiting);
+                drop(open_until);
             }
             Err(error) => {
                 let _ = opened.send(Err(error));
@@ -159,7 +168,15 @@ impl File {
         let spawned = thread::Builder::new().name("sqlite-queue".to_owned()).spawn(serve);
         spawned.map_err(|error| SqliteError::Thread(Arc::new(error)))?;
         let watch = answer.await.map_err(|_| SqliteError::Closed)??;
-        Ok(Self { calls, watch })
+        Ok(Self { calls, watch, closed })
+    }
+
+    /// Returns when the file is closed, which it is when all other handles are gone.
+    pub(super) async fn close(self) {
+        let Self { calls, watch: _, mut closed } = self;
+        drop(calls);
+        // Nothing is sent: the sender is dropped.
+        while closed.changed().await.is_ok() {}
     }
 
     /// Fails if the file is not at its path any more.

@@ -45,7 +45,7 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     error::Error,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -200,16 +200,19 @@ pub enum SqliteError {
     /// there instead is not opened.
     ///
     /// Move the file back. If that is not possible, end all programs that have it open, remove the files next
-    /// to the path whose names have `-wal` and `-shm` at their ends, as they belong to the old file, and start the programs
+    /// to it whose names have `-wal` and `-shm` at their ends, as they belong to the old file, and start the programs
     /// again.
     #[error(
-        "the file {path} was deleted or replaced while it was open: move it back, or end the program, remove \
-         {path}-wal and {path}-shm, and start it again",
-        path = path.display()
+        "the file {path} was deleted or replaced while it was open: {advice}",
+        path = path.display(),
+        advice = what_to_do(log_of.as_deref())
     )]
     Replaced {
-        /// The path of the file.
+        /// The path of the file, as it was given.
         path: PathBuf,
+        /// The path where the file was, without links: the names of `-wal` and `-shm` are made of this one. `None` if the
+        /// file is still there, because a link that leads to it was changed: then they belong to it, and have to stay.
+        log_of: Option<PathBuf>,
     },
     /// The disk is full. What room is left is kept for what becomes of the items that are there.
     #[error("there is no room on the disk for more items")]
@@ -234,6 +237,16 @@ pub enum SqliteError {
     /// The thread of the file has ended.
     #[error("the thread of the queue has ended")]
     Closed,
+}
+
+/// What to do about a file that was replaced, and its log if that is in the way.
+fn what_to_do(log_of: Option<&Path>) -> String {
+    match log_of.map(Path::display) {
+        Some(log_of) => format!(
+            "move it back, or end the program, remove {log_of}-wal and {log_of}-shm, and start it again"
+        ),
+        None => "a link leads elsewhere now: put it back, or start the program again".to_owned(),
+    }
 }
 
 impl From<rusqlite::Error> for SqliteError {
@@ -367,6 +380,9 @@ impl SqliteQueue {
     /// declared ordered. It creates nothing, in the file or next to it, and changes nothing until it is asked
     /// to. So it is for tools that look at a queue; a program that adds items [opens](Self::open) it.
     ///
+    /// While it is open, SQLite has its `-wal` and `-shm` next to it. They are removed when the last program closes the file,
+    /// which moves what the log has into it. A tool [waits](Self::close) for that before it ends.
+    ///
     /// # Errors
     ///
     /// [`SqliteError::Open`] if there is no file or it is no database, [`SqliteError::NotAQueue`] if it is that of
@@ -386,8 +402,19 @@ impl SqliteQueue {
                 statement.query_map([NAMED], |row| row.get(0))?.collect::<Result<_, _>>()?;
             Err(SqliteError::UnknownQueue { path, queue: name, there })
         };
-        queue.file.call(look, |()| {}).await?;
+        if let Err(error) = queue.file.call(look, |()| {}).await {
+            queue.close().await;
+            return Err(error);
+        }
         Ok(queue)
+    }
+
+    /// Closes the file. Returns when it is closed: when all clones of this handle, and all sources of it, are gone too.
+    ///
+    /// A handle that is dropped closes the file soon, by a thread which nothing waits for. If the process ends before, the
+    /// `-wal` and `-shm` of SQLite stay next to it until a program opens it again.
+    pub async fn close(self) {
+        self.file.close().await;
     }
 
     fn of(file: File, queue: Arc<str>) -> Self {
