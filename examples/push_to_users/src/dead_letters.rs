@@ -53,6 +53,11 @@ pub trait Graves: Send + Sync {
     /// Adds one to the queue again. Returns whether there was one with this id.
     fn replay<'a>(&'a self, id: &'a str) -> Asked<'a, bool>;
 
+    /// Closes what the process must not leave open at its end. By default that is nothing.
+    fn close(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(async {})
+    }
+
     /// The same of all that are there when it begins. Those that are given up meanwhile are others. Returns how many there
     /// were.
     fn replay_all(&self) -> Asked<'_, u64>;
@@ -80,9 +85,15 @@ pub fn with_text_id<Id: ToString>(dead: DeadLetter<Id>) -> DeadLetter<String> {
 pub async fn run(wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
     let at = wanted.queue_at().ok_or("which queue? --durable FILE or --source URL names it")?;
     let opened = opened(&at).await?;
-    let (queue, as_json): (&dyn Graves, bool) = (&*opened, wanted.json);
+    let done = act(&*opened, wanted).await;
+    opened.close().await;
+    done
+}
+
+async fn act(queue: &dyn Graves, wanted: &DeadLetters) -> Result<bool, Box<dyn Error>> {
+    let as_json = wanted.json;
     match &wanted.action {
-        Action::List { after, limit } => list(queue, after.as_deref(), *limit, as_json).await,
+        Action::List { after, limit } => list(queue, after.as_deref(), *limit, as_json, say).await,
         Action::Show { id } => match queue.find(id).await? {
             Some(dead) => {
                 say(if as_json { to_json(&dead) } else { whole(&dead) });
@@ -126,11 +137,12 @@ async fn list(
     after: Option<&str>,
     limit: u32,
     as_json: bool,
+    mut print: impl FnMut(String),
 ) -> Result<bool, Box<dyn Error>> {
     let (mut last, mut left) = (after.map(str::to_owned), limit);
     let mut listed = 0;
     if !as_json {
-        say(row(["id", "given up at", "tries", "key", "reason", "payload"]));
+        print(row(["id", "given up at", "tries", "key", "reason", "payload"]));
     }
     while left > 0 {
         let page = queue.list(last.as_deref(), left.min(PAGE)).await?;
@@ -139,18 +151,18 @@ async fn list(
         left = left.saturating_sub(u32::try_from(page.len()).unwrap_or(u32::MAX));
         listed += page.len();
         for dead in &page {
-            say(if as_json { to_json(dead) } else { line(dead) });
+            print(if as_json { to_json(dead) } else { line(dead) });
         }
     }
     match last {
         _ if as_json => {}
         Some(last) if listed > 0 => match queue.list(Some(&last), 1).await {
             Ok(page) if page.is_empty() => {}
-            Ok(_) => say(format!("more: list --after {last}")),
+            Ok(_) => print(more_after(&last)),
             // What was asked for is listed.
             Err(error) => complain(format!("it is not known whether there are more: {error}")),
         },
-        _ => say("there are none"),
+        _ => print("there are none".to_owned()),
     }
     Ok(true)
 }
@@ -251,12 +263,47 @@ fn short_key(key: &str) -> String {
 
 /// The text without characters that control a terminal.
 fn printable(text: &str) -> String {
-    let shown = |c: char| {
-        let controls =
-            c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if controls { c.escape_default().to_string() } else { c.to_string() }
-    };
+    let shown = |c: char| if controls(c) { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(shown).collect()
+}
+
+/// Whether a character controls a terminal.
+fn controls(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// What lists those after this one.
+fn more_after(id: &str) -> String {
+    // Else it would be taken for an option.
+    let between = if id.starts_with('-') { '=' } else { ' ' };
+    format!("more: list --after{between}{}", argument(id))
+}
+
+/// A text as an argument of a command, to be pasted into a shell: as it is where that is plain, else quoted, and without
+/// characters that control a terminal. A shell of POSIX is given what is quoted as it is; that of one with such characters,
+/// by the quotes of most shells for them, `$'...'`.
+fn argument(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@%+".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    if printable(text) == text {
+        return format!("'{}'", text.replace('\'', r"'\''"));
+    }
+    let mut quoted = String::from("$'");
+    for c in text.chars() {
+        match c {
+            '\'' | '\\' => quoted.extend(['\\', c]),
+            c if controls(c) => {
+                // Each byte of it, as not all shells know the number of a character.
+                for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                    let _ = write!(quoted, "\\{byte:03o}");
+                }
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted + "'"
 }
 
 /// A time in UTC, to the second.
@@ -331,10 +378,10 @@ mod tests {
     #[tokio::test]
     async fn a_list_is_whole_although_it_is_not_known_whether_there_are_more() {
         for as_json in [false, true] {
-            assert!(list(&Odd, None, 3, as_json).await.unwrap());
-            assert!(list(&Odd, None, 2, as_json).await.unwrap());
+            assert!(list(&Odd, None, 3, as_json, drop).await.unwrap());
+            assert!(list(&Odd, None, 2, as_json, drop).await.unwrap());
             // Fewer than were asked for are not what was asked for.
-            assert!(list(&Odd, None, 4, as_json).await.is_err());
+            assert!(list(&Odd, None, 4, as_json, drop).await.is_err());
         }
     }
 
@@ -349,6 +396,70 @@ mod tests {
             whole(&DeadLetter::new("1".to_owned(), Item::new("x").key("k".repeat(100)), "no"))
                 .contains(&"k".repeat(100))
         );
+    }
+
+    /// Dead letters without an end, whose ids are of another program.
+    struct Foreign;
+
+    const FOREIGN: &str = "x\u{1b}[2J; echo gone";
+
+    impl Graves for Foreign {
+        fn list<'a>(&'a self, _: Option<&'a str>, _: u32) -> Asked<'a, Vec<DeadLetter<String>>> {
+            Box::pin(async { Ok(vec![DeadLetter::new(FOREIGN.to_owned(), Item::new("x"), "no")]) })
+        }
+
+        fn replay<'a>(&'a self, _: &'a str) -> Asked<'a, bool> {
+            Box::pin(async { Ok(false) })
+        }
+
+        fn replay_all(&self) -> Asked<'_, u64> {
+            Box::pin(async { Ok(0) })
+        }
+
+        fn remove<'a>(&'a self, _: &'a str) -> Asked<'a, bool> {
+            Box::pin(async { Ok(true) })
+        }
+
+        fn remove_all(&self) -> Asked<'_, u64> {
+            Box::pin(async { Ok(0) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_shows_the_ids_of_another_program_so_that_they_do_no_harm() {
+        let mut lines = Vec::new();
+        assert!(list(&Foreign, None, 1, false, |line| lines.push(line)).await.unwrap());
+        assert!(!lines.iter().any(|line| line.chars().any(controls)), "{lines:?}");
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[2], r"more: list --after $'x\033[2J; echo gone'");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_id_of_another_program_is_one_argument_of_a_shell_and_controls_no_terminal() {
+        assert_eq!(more_after("1234"), "more: list --after 1234");
+        assert_eq!(more_after("-5"), "more: list --after=-5");
+        assert_eq!(argument("~7.ab"), "'~7.ab'");
+        let hostile = [
+            "x\u{1b}[2J; echo gone",
+            "; echo gone",
+            "$(echo gone)`echo gone`",
+            "it's \\ \"$HOME\"",
+            "a\nb\tc\u{202e}d\u{85}é",
+            "it's\u{1b}\\",
+            "*",
+            "--all",
+            "",
+        ];
+        for id in hostile {
+            let more = more_after(id);
+            let argument = &more["more: list --after ".len()..];
+            assert!(!argument.chars().any(controls), "{argument:?}");
+            let mut shell = std::process::Command::new("bash");
+            let printed = shell.arg("-c").arg(format!("printf %s {argument}")).output().unwrap();
+            assert!(printed.status.success() && printed.stderr.is_empty(), "{printed:?}");
+            assert_eq!(String::from_utf8(printed.stdout).unwrap(), id, "{argument}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use std::{path::Path, time::Duration};
+use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use pipeline::{
     Pipeline,
@@ -40,6 +40,12 @@ impl Durable for SqliteQueue {
 }
 
 impl Graves for SqliteQueue {
+    fn close(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
+        let queue = (*self).clone();
+        drop(self);
+        Box::pin(queue.close())
+    }
+
     fn list<'a>(
         &'a self,
         after: Option<&'a str>,
