@@ -118,8 +118,9 @@ pub struct Wanted {
 /// The half of a session that says what became of items.
 ///
 /// Its calls are made at the same time: leases are renewed while outcomes are stored, and neither waits
-/// until the backlog is counted. Of each call there is one at a time, and an item is in one of them at a
-/// time. A call that takes longer than [`call_timeout`](crate::SourceOptions::call_timeout) is dropped.
+/// until the backlog is counted. Of each call there is one at a time, and an item is in one of
+/// [`settle`](Self::settle) and [`renew`](Self::renew) at a time. [`wake`](Self::wake) is called for deliveries that are
+/// over, and the same item may be in one of the other calls meanwhile, with a later delivery. A call that takes longer than [`call_timeout`](crate::SourceOptions::call_timeout) is dropped.
 pub trait Settle: Send + Sync + 'static {
     /// What identifies a delivery.
     type Receipt;
@@ -155,8 +156,8 @@ pub trait Settle: Send + Sync + 'static {
     }
 
     /// Makes items available now that were given back with a delay: something that they wait for has come. Those
-    /// whose delay is over, and those that are gone, are no errors. After an error, the next sessions call it for the
-    /// same items, five times in all. By default it does nothing, for a server that cannot end a delay.
+    /// whose delay is over, and those that are gone, are no errors. An error ends no session: it is called for the same
+    /// items again after a pause, five times in all. By default it does nothing, for a server that cannot end a delay.
     fn wake(
         &self,
         receipts: &[Self::Receipt],

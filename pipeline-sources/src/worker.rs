@@ -41,7 +41,7 @@ use crate::{
     random::random,
     reconnects::Reconnects,
     unsettled::{About, Queue, Unsettled},
-    woken::Woken,
+    woken::{Postponed, Signal, Woken},
 };
 
 /// The interval at which the backlog is sampled.
@@ -88,6 +88,7 @@ pub(crate) struct Lines {
     backlog: LineLimit,
     brought_forward: LineLimit,
     stalled: LineLimit,
+    not_woken: LineLimit,
 }
 
 /// What is kept between sessions.
@@ -138,7 +139,8 @@ struct Session<'a, B: Broker> {
     held: &'a HeldItems<B::Receipt>,
     shared: &'a Shared,
     /// Where items go whose delay is to end.
-    wakes: &'a mpsc::Sender<B::Receipt>,
+    wakes: &'a mpsc::Sender<Signal>,
+    postponed: &'a Postponed<B::Receipt>,
     /// Held while leases are renewed, so that no item is in two calls at once.
     renewing: Mutex<()>,
     served: Served,
@@ -191,7 +193,7 @@ async fn run<B: Broker>(worker: &Worker<B>) {
     let outcomes = Outcomes { sender, options, stopped, shared: shared.clone() };
     let mut fetcher = Some(Fetcher { outcomes: Arc::new(outcomes) });
     let (wakes, mut woken) = Woken::new();
-    let held = HeldItems::default();
+    let (held, postponed) = (HeldItems::default(), Postponed::default());
     let unsettled = Queue::new(options.settle_at_once, options.reconnect);
     let mut state =
         State { arriving, arrived: Vec::new(), unsettled, ended: false, shared: shared.clone() };
@@ -211,8 +213,9 @@ async fn run<B: Broker>(worker: &Worker<B>) {
                 shared.session_begins(number);
                 let (renewing, served) = (Mutex::new(()), Served::default());
                 let (held, shared) = (&held, &*shared);
-                let wakes = &wakes;
-                let session = Session { worker, number, held, shared, wakes, renewing, served };
+                let (wakes, postponed) = (&wakes, &postponed);
+                let session =
+                    Session { worker, number, held, shared, wakes, postponed, renewing, served };
                 state.unsettled.session_begins(begun, reconnects.good());
                 let ended = session.run(fetch, settle, &mut state, &mut fetcher, &mut woken);
                 let ended = AssertUnwindSafe(ended).catch_unwind().await;
@@ -222,6 +225,7 @@ async fn run<B: Broker>(worker: &Worker<B>) {
                     shared.are_set_aside(0);
                     state.unsettled.clear();
                     held.clear();
+                    postponed.clear();
                 }
                 worker.metrics.held(held.len(), held.bytes());
                 worker.metrics.ahead(Ahead::default());
@@ -306,7 +310,7 @@ impl<B: Broker> Session<'_, B> {
             error = self.fetch(&mut fetch, fetcher) => Err(error),
             settled = self.settle(&settle, state) => settled,
             error = self.renew(&settle) => Err(error),
-            error = self.wake(&settle, woken) => Err(error),
+            never = self.wake(&settle, woken) => match never {},
             never = self.sample(&settle) => match never {},
         }
     }
@@ -353,11 +357,19 @@ impl<B: Broker> Session<'_, B> {
             };
             // What was taken is lost if the call fails, so it is given back.
             let size = &self.worker.fetch_size;
-            let unanswered = Unanswered { demand, size, items, is_answered: false };
+            let (served, is_failed) = (&self.served, false);
+            let mut unanswered =
+                Unanswered { demand, size, served, items, is_answered: false, is_failed };
             let all = items.saturating_add(demand.left()).min(room);
             let (in_work, set_aside) = (self.shared.in_work(), self.shared.set_aside());
             fetch.wanted(Wanted { items: all, in_work, set_aside });
-            let fetched = fetch.fetch(items).await?;
+            let fetched = match fetch.fetch(items).await {
+                Ok(fetched) => fetched,
+                Err(error) => {
+                    unanswered.is_failed = true;
+                    return Err(error);
+                }
+            };
             let bytes = fetched.iter().map(|delivery| delivery.item.bytes()).sum();
             unanswered.answer(fetched.len(), bytes);
             if !fetched.is_empty() {
@@ -375,6 +387,7 @@ impl<B: Broker> Session<'_, B> {
         metrics.fetched(delivery.deliveries > 1);
         self.held.insert(delivery.receipt.clone(), delivery.item.bytes());
         self.shared.begins();
+        self.postponed.delivered(&delivery.id);
         let (metadata, deliveries) = (delivery.metadata(), delivery.deliveries);
         let about = About { id: delivery.id, session: self.number, wake: None };
         let seen = self.shared.remembered(&about.id);
@@ -450,6 +463,7 @@ impl<B: Broker> Session<'_, B> {
             let _is_renewed_no_more = self.renewing.lock().await;
             held.are_stored_now(group.iter().map(|it| &it.receipt));
         }
+        let begun = Instant::now();
         let stored = worker.limited("storing outcomes", settle.settle(group)).await;
         let now = Instant::now();
         let not_stored = match stored {
@@ -479,13 +493,22 @@ impl<B: Broker> Session<'_, B> {
                 self.given_up(&about.id, reason, now);
             }
             // Before, there was no delay to end.
-            if let Some(wake) = about.wake.filter(|_| B::Settle::WAKES) {
+            if let (Some(wake), Outcome::Release { after }) = (about.wake, settlement.outcome)
+                && B::Settle::WAKES
+                // It may have been delivered again meanwhile.
+                && begun.checked_add(after).is_none_or(|end| end > now)
+            {
                 let (wakes, lost) = (self.wakes.clone(), worker.metrics.wakes_lost().clone());
-                wake.on_wake(move || match wakes.try_send(settlement.receipt) {
-                    // A source that has ended ends no delay.
-                    Ok(()) | Err(TrySendError::Closed(_)) => {}
-                    Err(TrySendError::Full(_)) => lost.increment(1),
-                });
+                let wait = |signal| {
+                    wake.on_wake(move || match wakes.try_send(signal) {
+                        // A source that has ended ends no delay.
+                        Ok(()) | Err(TrySendError::Closed(_)) => {}
+                        Err(TrySendError::Full(_)) => lost.increment(1),
+                    })
+                };
+                let forgotten =
+                    self.postponed.keep(&about.id, settlement.receipt, after, now, wait);
+                worker.metrics.wakes_lost().increment(forgotten);
             }
         }
         worker.metrics.set_aside(unsettled.set_aside());
@@ -534,24 +557,35 @@ impl<B: Broker> Session<'_, B> {
         }
     }
 
-    /// Ends the delays of items. Returns the error of a call that has failed, after which the next session calls again.
-    async fn wake(&self, settle: &B::Settle, woken: &mut Woken<B::Receipt>) -> BrokerError {
+    /// Ends the delays of items. A call that fails is made again after a pause, in this session or in the next one, and
+    /// ends nothing: without it, delays end by themselves.
+    async fn wake(&self, settle: &B::Settle, woken: &mut Woken<B::Receipt>) -> Infallible {
         let Worker { options, metrics, .. } = self.worker;
         loop {
-            let given_up = woken.give_up();
+            let given_up = woken.give_up(self.postponed);
             metrics.wakes_lost().increment(given_up as u64);
-            let receipts = woken.next(options.settle_at_once).await;
+            let receipts = woken.next(options.settle_at_once, self.postponed).await;
             if receipts.is_empty() {
                 return pending().await;
             }
             let ended = self.worker.limited("ending delays", settle.wake(receipts)).await;
             if let Err(error) = ended {
-                woken.failed();
-                return error;
+                woken.failed(Instant::now());
+                self.not_woken(&error);
+                continue;
             }
             self.served.call_was_answered();
-            woken.done();
+            woken.done(self.postponed);
         }
+    }
+
+    fn not_woken(&self, error: &BrokerError) {
+        self.served.calls.store(0, Relaxed);
+        let Some(skipped) = self.worker.lines.lock().not_woken.line(Instant::now()) else {
+            return;
+        };
+        let (stage, error) = (&*self.worker.source, described(error));
+        tracing::warn!(stage, error, skipped, "the broker of a source does not end delays");
     }
 
     /// Samples the backlog, and what is held. A sample that fails ends nothing.
@@ -640,8 +674,10 @@ impl<B: Broker> Session<'_, B> {
 struct Unanswered<'a> {
     demand: &'a Demand,
     size: &'a Lock<FetchSize>,
+    served: &'a Served,
     items: usize,
     is_answered: bool,
+    is_failed: bool,
 }
 
 impl Unanswered<'_> {
@@ -654,7 +690,10 @@ impl Unanswered<'_> {
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        if !self.is_answered {
+        // One that the end of a session cuts off has not failed, as it may have waited for items. But where a session has
+        // fetched nothing, what was on its way may have kept the calls from being answered that have ended it.
+        let is_too_large = self.is_failed || !self.served.has_fetched.load(Relaxed);
+        if !self.is_answered && is_too_large {
             self.size.lock().failed(self.items);
         }
         self.demand.add(self.items);
@@ -715,6 +754,10 @@ mod tests {
         /// How many calls that end delays fail, and the items of the others.
         failing_wakes: AtomicU32,
         woken: Lock<Vec<u32>>,
+        /// Whether each delivery is of another item.
+        has_many: bool,
+        /// How many items each fetch has asked for.
+        asked: Lock<Vec<usize>>,
     }
 
     impl Broker for Scripted {
@@ -739,6 +782,7 @@ mod tests {
         type Receipt = u32;
 
         async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<u32>>, BrokerError> {
+            self.0.asked.lock().push(max);
             if self.0.most.is_some_and(|most| max > most) {
                 return Err(BrokerError::new("so many take too long"));
             }
@@ -758,7 +802,7 @@ mod tests {
             };
             Ok(vec![Delivery {
                 receipt: deliveries,
-                id: "7".into(),
+                id: if self.0.has_many { deliveries.to_string() } else { "7".into() }.into(),
                 item: Item::new("1"),
                 enqueued_at: None,
                 deliveries,
@@ -865,6 +909,28 @@ mod tests {
             assert!(*broker.0.connected.lock() <= 3, "the same group was asked for again");
             sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_is_cut_off_counts_as_too_large_until_its_session_has_fetched_something() {
+        let (demand, size, served) =
+            (Demand::default(), Lock::new(FetchSize::new()), Served::default());
+        let cut_off = || {
+            let (demand, size, served) = (&demand, &size, &served);
+            drop(Unanswered {
+                demand,
+                size,
+                served,
+                items: 8,
+                is_answered: false,
+                is_failed: false,
+            });
+            size.lock().of(8)
+        };
+        assert_eq!(cut_off(), 4);
+        size.lock().succeeded(1, 1);
+        served.has_fetched.store(true, Relaxed);
+        assert_eq!(cut_off(), 8);
     }
 
     #[tokio::test(start_paused = true)]
@@ -978,6 +1044,10 @@ mod tests {
         assert!(last.in_work <= 1 && last.set_aside == 0, "{last:?}");
     }
 
+    fn many() -> Scripted {
+        Scripted(Arc::new(Script { has_many: true, ..Script::default() }))
+    }
+
     /// Starts a pipeline that postpones all items until a signal.
     fn postpone(broker: &Scripted, telemetry: Telemetry) -> (Pipeline, Wake) {
         let wake = Wake::new();
@@ -1005,8 +1075,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_delay_is_ended_in_the_next_session_after_a_call_that_has_failed() {
-        let broker = Scripted::default();
+    async fn a_delay_is_ended_by_a_later_call_after_some_that_have_failed_and_no_session_ends() {
+        let broker = many();
         let (telemetry, recorded) = Recorded::new();
         let (_pipeline, wake) = postpone(&broker, telemetry);
         postponed(&broker, 3).await;
@@ -1015,13 +1085,55 @@ mod tests {
         sleep(Duration::from_secs(60)).await;
         let mut woken = broker.0.woken.lock().clone();
         woken.sort_unstable();
-        assert_eq!((woken, *broker.0.connected.lock()), (vec![1, 2, 3], 3));
+        assert_eq!((woken, *broker.0.connected.lock()), (vec![1, 2, 3], 1));
         assert!(recorded.counters("pipeline.source.wakes_lost").is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_signal_that_is_given_without_a_session_ends_delays_in_the_next_one() {
+    async fn a_signal_that_is_used_again_keeps_one_delay_of_each_item_and_ends_it_alone() {
         let broker = Scripted::default();
+        let (_pipeline, wake) = postpone(&broker, Recorded::new().0);
+        postponed(&broker, 1000).await;
+        assert_eq!(format!("{wake:?}"), "Wake { is_given: false, waiting: 1 }");
+        wake.wake();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(*broker.0.woken.lock(), [1000]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_does_not_end_the_delay_of_a_later_failure() {
+        let broker = Scripted::default();
+        let wake = Wake::new();
+        let signal = wake.clone();
+        let hour = Duration::from_secs(3600);
+        let handle = async move |message: &mut Message<Item>| {
+            let failure = Failure::new("no");
+            let is_first = message.metadata().deliveries == 1;
+            Err::<(), _>(if is_first { failure.later(hour).woken_by(&signal) } else { failure })
+        };
+        let _pipeline = Pipeline::of_messages("test")
+            .source(Source::new(broker.clone(), SourceOptions::new()))
+            .processors(Processors::from_fn(handle).concurrency(1))
+            .start()
+            .unwrap();
+        for number in 1..=2 {
+            broker.0.deliveries.lock().push_back(number);
+            while broker.0.outcomes.lock().len() < number as usize {
+                sleep(Duration::from_millis(10)).await;
+            }
+            // It is stored right after the call.
+            sleep(Duration::from_millis(10)).await;
+        }
+        let outcomes = broker.0.outcomes.lock().clone();
+        assert!(matches!(outcomes[..], [Outcome::Release { .. }, Outcome::Retry { .. }]));
+        wake.wake();
+        sleep(Duration::from_secs(60)).await;
+        assert!(broker.0.woken.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_that_is_given_without_a_session_ends_delays_in_the_next_one() {
+        let broker = many();
         let (_pipeline, wake) = postpone(&broker, Recorded::new().0);
         postponed(&broker, 3).await;
         *broker.0.is_away.lock() = true;
@@ -1035,17 +1147,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_always_fails_ends_few_sessions_and_the_delays_are_counted() {
-        let broker = Scripted::default();
+    async fn a_call_that_always_fails_ends_no_session_and_the_delays_are_counted() {
+        let broker = many();
         let (telemetry, recorded) = Recorded::new();
         let (_pipeline, wake) = postpone(&broker, telemetry);
         postponed(&broker, 3).await;
         broker.0.failing_wakes.store(1000, Relaxed);
         wake.wake();
         sleep(Duration::from_secs(300)).await;
-        let connected = *broker.0.connected.lock();
-        // The first call may have been for one of them.
-        assert!((6..=12).contains(&connected), "{connected}");
+        assert_eq!(*broker.0.connected.lock(), 1);
         let lost = recorded.counters("pipeline.source.wakes_lost");
         assert_eq!(lost.iter().map(|(_, count)| count).sum::<u64>(), 3);
     }
