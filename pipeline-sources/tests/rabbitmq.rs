@@ -919,6 +919,103 @@ async fn a_full_queue_refuses_items_and_keeps_those_that_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_back_to_a_full_queue_is_neither_lost_nor_refused() {
+    let server = server!();
+    for kind in [RabbitQueueKind::Quorum, RabbitQueueKind::Classic] {
+        let name = format!("full{kind:?}");
+        let options = short().kind(kind).max_items(3);
+        let queue = RabbitQueue::with(&server.url(), &name, options).unwrap();
+        queue.push(Item::new("again")).await.unwrap();
+        let (mut fetch, settle) = queue.connect().await.unwrap();
+        let taken = fetch.fetch(1).await.unwrap();
+        assert_eq!(taken[0].item.payload, "again");
+        // It is filled while the item is in work.
+        for text in ["1", "2", "3"] {
+            queue.push(Item::new(text)).await.unwrap();
+        }
+        let refused = queue.push(Item::new("too many")).await;
+        assert!(matches!(refused, Err(RabbitError::Refused)), "{refused:?}");
+        let outcome = Outcome::Retry { after: Duration::from_millis(100), failures: 1 };
+        let receipt = taken[0].receipt.clone();
+        assert!(settle.settle(&[Settlement { receipt, outcome }]).await.unwrap().is_empty());
+        drop((fetch, settle));
+        let items = async || queue.backlog().await.unwrap().items;
+        until("it comes back in its time", async || items().await == Some(4)).await;
+        let refused = queue.push(Item::new("too many")).await;
+        assert!(matches!(refused, Err(RabbitError::Refused)), "{refused:?}");
+        // No time ends the queue in which it has waited.
+        let listed = server.rabbitmqctl(&["-q", "list_queues", "name", "arguments"]);
+        let waited: Vec<_> =
+            listed.lines().filter(|line| line.starts_with(&format!("{name}.later."))).collect();
+        assert_eq!(waited.len(), 1, "{listed}");
+        assert!(!waited[0].contains("x-expires"), "{waited:?}");
+        let (pipeline, seen) = keep(&queue, quick());
+        until("all are handled", async || seen.lock().len() == 4).await;
+        pipeline.drain(PATIENCE).await;
+        let mut handled = texts(&seen);
+        handled.sort_unstable();
+        assert_eq!(handled, ["1", "2", "3", "again"]);
+        assert_eq!(items().await, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_push_at_the_same_time_add_no_more_than_there_are_places() {
+    let server = server!();
+    let queue = RabbitQueue::with(&server.url(), "places", patient().max_items(20)).unwrap();
+    let pushing = (0..60).map(|n| {
+        let queue = queue.clone();
+        tokio::spawn(async move { queue.push(Item::new(n.to_string())).await })
+    });
+    let mut added = 0;
+    for task in pushing.collect::<Vec<_>>() {
+        match task.await.unwrap() {
+            Ok(_) => added += 1,
+            Err(error) => assert!(matches!(error, RabbitError::Refused), "{error:?}"),
+        }
+    }
+    assert!((1..=20).contains(&added), "{added} were added");
+    assert_eq!(queue.backlog().await.unwrap().items, Some(added));
+    // All places can be taken, and a deleted queue has all of them.
+    while queue.push(Item::new("more")).await.is_ok() {
+        assert!(queue.backlog().await.unwrap().items <= Some(20));
+    }
+    assert_eq!(queue.backlog().await.unwrap().items, Some(20));
+    let (connection, channel) = operator(&server).await;
+    channel.queue_delete("places".into(), QueueDeleteOptions::default()).await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+    queue.push(Item::new("the first")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_classic_queue_with_a_limit_at_the_server_is_not_used_as_one_that_loses_nothing() {
+    let server = server!();
+    let (connection, channel) = operator(&server).await;
+    for kind in ["classic", "quorum"] {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let name = format!("limited {kind}");
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), text(kind));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        arguments.insert("x-dead-letter-exchange".into(), text(&format!("{name}.dead")));
+        arguments.insert("x-dead-letter-routing-key".into(), text(&name));
+        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(10));
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(name.into(), durable, arguments).await.unwrap();
+    }
+    connection.close(200, "done".into()).await.unwrap();
+    let with = |name, options| RabbitQueue::with(&server.url(), name, options).unwrap();
+    let classic = || short().kind(RabbitQueueKind::Classic);
+    let refused = with("limited classic", classic().max_items(10)).push(Item::new("1")).await;
+    assert!(matches!(refused, Err(RabbitError::HasLimit { .. })), "{refused:?}");
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("leave out max_items"), "{error}");
+    // It is used as it is without the option, and what a quorum queue refuses is kept.
+    with("limited classic", classic()).push(Item::new("1")).await.unwrap();
+    with("limited quorum", short().max_items(10)).push(Item::new("1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_costs_nothing_until_it_is_asked_for() {
     const ITEMS: usize = 5000;
     let server = server!();

@@ -6,7 +6,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -51,8 +51,11 @@ pub(super) const ADDING: &str = "adding an item";
 /// How long a refusal of a retry or of a dead letter is taken for a passing one.
 const PASSING: Duration = Duration::from_millis(200);
 
-/// How long a queue of retries is kept that is not used, beyond the delays of its messages.
-const UNUSED: Duration = Duration::from_secs(24 * 3600);
+/// How many places of a queue are taken before it is looked at again. Other processes take the same ones meanwhile.
+const PLACES: u64 = 64;
+
+/// For how long what a look at a queue has told is used.
+const RECENT: Duration = Duration::from_secs(1);
 
 /// Waits for a call of the library, no longer than this.
 pub(super) async fn within<T>(
@@ -230,6 +233,22 @@ fn of_kind(kind: RabbitQueueKind) -> FieldTable {
     arguments
 }
 
+/// The arguments of the queue of the items. It has no limit at the server, which would refuse what comes back from a
+/// retry as well.
+fn of_queue(names: &Names, options: &RabbitOptions) -> FieldTable {
+    let mut arguments = of_kind(options.kind);
+    arguments.insert("x-dead-letter-exchange".into(), text(names.dead.as_str()));
+    arguments.insert("x-dead-letter-routing-key".into(), text(names.queue.as_str()));
+    if options.kind == RabbitQueueKind::Quorum {
+        arguments.insert("x-delivery-limit".into(), number(options.delivery_limit.into()));
+    }
+    if let Some(time) = options.consumer_timeout {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        arguments.insert("x-consumer-timeout".into(), number(ms));
+    }
+    arguments
+}
+
 /// Makes the queues and the exchange that are missing. Those that are there are used as they are.
 pub(super) async fn prepare(
     connection: &Connection,
@@ -247,6 +266,20 @@ pub(super) async fn prepare(
     let has_exchange = is_there(within(limit, "looking for the exchange", found).await)?;
     let has_dead = is_there(declared(&open().await?, dead, limit).await)?;
     let has_queue = is_there(declared(&open().await?, queue, limit).await)?;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    if has_queue && options.max_items.is_some() && options.kind == RabbitQueueKind::Classic {
+        // The server tells what a queue was made with only where that is not what is asked for.
+        let channel = open().await?;
+        let asked = channel.queue_declare(queue.clone(), durable, of_queue(names, options));
+        match within(limit, "looking for a limit of the queue", asked).await {
+            Err(error) if error.is_about("x-max-length") => {
+                return Err(RabbitError::HasLimit { queue: queue.as_str().into() });
+            }
+            // What else it was made with is used as it is.
+            Err(error) if error.is_about("inequivalent arg") => {}
+            asked => drop(asked?),
+        }
+    }
     if has_exchange && has_dead && has_queue {
         return Ok(());
     }
@@ -256,7 +289,6 @@ pub(super) async fn prepare(
         let made = channel.exchange_declare(dead.clone(), kind, durable, FieldTable::default());
         within(limit, "making the exchange of dead letters", made).await?;
     }
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     if !has_dead {
         // A quorum queue counts how often its messages were looked at, and drops them in the end.
         let arguments = of_kind(RabbitQueueKind::Classic);
@@ -275,20 +307,7 @@ pub(super) async fn prepare(
         within(limit, "binding the queue of dead letters", bound).await?;
     }
     if !has_queue {
-        let mut arguments = of_kind(options.kind);
-        arguments.insert("x-dead-letter-exchange".into(), text(dead.as_str()));
-        arguments.insert("x-dead-letter-routing-key".into(), text(queue.as_str()));
-        if options.kind == RabbitQueueKind::Quorum {
-            arguments.insert("x-delivery-limit".into(), number(options.delivery_limit.into()));
-        }
-        if let Some(time) = options.consumer_timeout {
-            let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-            arguments.insert("x-consumer-timeout".into(), number(ms));
-        }
-        if let Some(items) = options.max_items {
-            arguments.insert("x-max-length".into(), number(items));
-        }
-        let made = channel.queue_declare(queue.clone(), durable, arguments);
+        let made = channel.queue_declare(queue.clone(), durable, of_queue(names, options));
         within(limit, "making the queue", made).await?;
     }
     Ok(())
@@ -314,6 +333,39 @@ pub(super) async fn declared(
     Ok(within(limit, "looking for the queue", found).await?.message_count())
 }
 
+/// The places of a queue that has a limit. The server does not count them, so that it refuses nothing that comes back.
+#[derive(Debug)]
+struct Places {
+    most: u64,
+    known: Mutex<Known>,
+    /// The items that have a place and are not confirmed.
+    under_way: AtomicU64,
+}
+
+/// What the last look at the queue has told.
+#[derive(Debug, Default)]
+struct Known {
+    /// How many places can be taken before the queue is looked at again.
+    free: u64,
+    looked: Option<Instant>,
+    asking: Option<Channel>,
+}
+
+impl Places {
+    fn of(most: u64) -> Self {
+        Self { most, known: Mutex::default(), under_way: AtomicU64::new(0) }
+    }
+}
+
+/// The place of an item, until it is confirmed.
+struct Place<'a>(&'a Places);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, SeqCst);
+    }
+}
+
 /// A connection that adds messages, each of which is confirmed.
 #[derive(Debug)]
 pub(super) struct Publisher {
@@ -321,7 +373,8 @@ pub(super) struct Publisher {
     channel: Channel,
     limit: Duration,
     kind: RabbitQueueKind,
-    has_limit: bool,
+    /// Those of a queue that has a limit.
+    places: Option<Places>,
     /// Whether the library has refused to open a channel, and always will.
     is_used_up: AtomicBool,
 }
@@ -341,9 +394,9 @@ impl Publisher {
         let channel = open_channel(&connection, limit).await?;
         let confirmed = channel.confirm_select(ConfirmSelectOptions::default());
         within(limit, "asking for confirmations", confirmed).await?;
-        let (kind, has_limit) = (options.kind, options.max_items.is_some());
+        let (kind, places) = (options.kind, options.max_items.map(Places::of));
         let is_used_up = AtomicBool::new(false);
-        Ok(Arc::new(Self { connection, channel, limit, kind, has_limit, is_used_up }))
+        Ok(Arc::new(Self { connection, channel, limit, kind, places, is_used_up }))
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -391,14 +444,47 @@ impl Publisher {
         payload: &[u8],
     ) -> Result<(), RabbitError> {
         let limit = self.largest_properties().saturating_sub(RESERVED);
-        let patience = if self.has_limit { Duration::ZERO } else { self.limit };
+        // One that was made with a limit, by an operator say, refuses what it has no place for.
+        let patience = if self.places.is_some() { PASSING } else { self.limit };
         let to = (&ShortString::default(), queue);
-        let published = self.publish(to, properties, payload, limit, self.limit, patience);
+        let published = async {
+            let _place = self.place(queue).await?;
+            self.publish(to, properties, payload, limit, self.limit, patience).await
+        };
         match timeout(self.limit, published).await {
+            Err(_) | Ok(Err(RabbitError::Timeout(_))) if self.is_blocked() => {
+                Err(RabbitError::Blocked)
+            }
             Ok(published) => published,
-            Err(_) if self.is_blocked() => Err(RabbitError::Blocked),
             Err(_) => Err(RabbitError::Timeout(ADDING)),
         }
+    }
+
+    /// Takes a place in the queue for an item, if the queue has a limit.
+    async fn place(&self, queue: &ShortString) -> Result<Option<Place<'_>>, RabbitError> {
+        let Some(places) = &self.places else { return Ok(None) };
+        let mut known = places.known.lock().await;
+        if known.free == 0 || known.looked.is_none_or(|looked| looked.elapsed() >= RECENT) {
+            known.free = 0;
+            let channel = match known.asking.take() {
+                Some(channel) if channel.status().connected() => channel,
+                _ => self.open_channel().await?,
+            };
+            // What is confirmed after this counts twice, and so never too little.
+            let under_way = places.under_way.load(SeqCst);
+            let there = declared(&channel, queue, self.limit).await;
+            let there = match there {
+                Err(error) if error.is_missing() => Err(RabbitError::Unroutable),
+                there => there,
+            };
+            let taken = under_way.saturating_add(there?.into());
+            known.free = places.most.saturating_sub(taken).min(PLACES);
+            known.looked = Some(Instant::now());
+            known.asking = Some(channel);
+        }
+        known.free = known.free.checked_sub(1).ok_or(RabbitError::Refused)?;
+        places.under_way.fetch_add(1, SeqCst);
+        Ok(Some(Place(places)))
     }
 
     pub(super) fn is_blocked(&self) -> bool {
@@ -460,21 +546,20 @@ impl Publisher {
         }
     }
 
-    /// Makes the queue of retries of a group of delays, or renews the time for which it is kept.
+    /// Makes the queue of retries of a group of delays. It stays, also when it is not used: if the server removed it in the
+    /// end, it would remove the items that another queue has refused for so long. There are no more than 32.
     pub(super) async fn retries(
         &self,
         names: &Names,
         group_ms: u64,
     ) -> Result<ShortString, RabbitError> {
-        let name = format!("{}.retry.{group_ms}ms", names.queue);
+        // Those of an earlier version were named `.retry.`, and had an end.
+        let name = format!("{}.later.{group_ms}ms", names.queue);
         let name = ShortString::try_new(&name).map_err(|_| RabbitError::Name(name.into()))?;
-        let unused = u64::try_from(UNUSED.as_millis()).unwrap_or(u64::MAX);
         let mut arguments = of_kind(self.kind);
         // A message goes back to its queue when its time is over.
         arguments.insert("x-dead-letter-exchange".into(), text(""));
         arguments.insert("x-dead-letter-routing-key".into(), text(names.queue.as_str()));
-        let kept = group_ms.saturating_mul(2).saturating_add(unused);
-        arguments.insert("x-expires".into(), number(kept));
         // The server closes the channel if a queue of this name has other arguments.
         let channel = self.open_channel().await?;
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };

@@ -35,9 +35,10 @@
 //! - A source has one consumer, which stays open while it fetches. Its prefetch is as large as what is in work when
 //!   the pipeline has got all that it asks for, so each acknowledgement lets the next item come. There is no
 //!   lease: the items of a connection that is closed are delivered again at once.
-//! - An item that is to be delivered again later waits in a queue `<name>.retry.<n>ms`, from where the server
+//! - An item that is to be delivered again later waits in a queue `<name>.later.<n>ms`, from where the server
 //!   moves it back when its time is over. There is such a queue for each power of two, so an item waits for at
-//!   most twice its delay. It is then behind the other items.
+//!   most twice its delay. It is then behind the other items. These queues stay, 32 of them at most, also when the queue
+//!   is deleted.
 //! - An item that is given up is added to the exchange of dead letters, with headers that say why. The server
 //!   itself adds those that were delivered [too often](RabbitOptions::delivery_limit).
 //! - Each outcome is stored on its own, but items that are done one after the other are acknowledged together. An item whose headers are so large that those of a retry do not fit
@@ -286,8 +287,14 @@ impl RabbitOptions {
         self
     }
 
-    /// How many items the queue may have. Beyond it a push is refused, and no item is lost. Default as many
-    /// as the server has space for.
+    /// How many items may wait in the queue. Beyond it a push is refused, and no item is lost. Default as many as the server
+    /// has space for.
+    ///
+    /// What comes back is not refused: after a retry, from a drain, or from the dead letters. A limit at the server
+    /// (`x-max-length`, or a policy) would refuse that too, and then a classic queue loses items, and a quorum queue gets
+    /// them minutes later. So the queue is made without one, and a push counts what is there: each process may add up to
+    /// 64 more, if several push at the same time, and other programs are not bound by it. A classic queue that
+    /// was made with a limit is [not used](RabbitError::HasLimit) with this option.
     pub fn max_items(mut self, items: u64) -> Self {
         self.max_items = Some(items);
         self
@@ -370,6 +377,17 @@ pub enum RabbitError {
     #[error("there is no queue {queue:?} at the server")]
     UnknownQueue {
         /// The name that was asked for, or that of the dead letters.
+        queue: Arc<str>,
+    },
+    /// A classic queue that is there was made with a limit at the server, by a program or an earlier version. The server would
+    /// drop what comes back from a retry while the queue is full.
+    #[error(
+        "the classic queue {queue:?} was made with a limit (x-max-length), and the server would drop what comes back from \
+         a retry while it is full: delete it when it is empty, so that it is made without one, or leave out max_items to \
+         use it as it is"
+    )]
+    HasLimit {
+        /// Its name.
         queue: Arc<str>,
     },
     /// The queue is missing, and could not be made.
@@ -455,6 +473,17 @@ impl RabbitError {
                     *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
                         && error.get_message().as_str().contains("delivery acknowledgement")
                 }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Whether the server has refused a request with these words.
+    fn is_about(&self, words: &str) -> bool {
+        match self {
+            Self::Client { source, .. } => match source.kind() {
+                ErrorKind::ProtocolError(error) => error.get_message().as_str().contains(words),
                 _ => false,
             },
             _ => false,
