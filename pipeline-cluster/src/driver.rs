@@ -78,7 +78,7 @@ pub(crate) trait Session: Send + Sync {
     /// Subscribes. Returns when the subscriptions are in force.
     fn subscribe(&self, names: &[String]) -> impl Future<Output = Result<(), SessionError>> + Send;
 
-    /// Unsubscribes. It may return without an answer of the server.
+    /// Unsubscribes from one channel or more: a server may take none for all. It may return without an answer of the server.
     fn unsubscribe(
         &self,
         names: &[String],
@@ -430,7 +430,10 @@ async fn follow(
             core.arrives(&back);
             core.unfollow(&idle);
             let names: Vec<String> = idle.iter().map(|it| core.channel_name(*it)).collect();
-            if let Err(error) = within(core, session.unsubscribe(&names)).await {
+            // All may be wanted again.
+            if !names.is_empty()
+                && let Err(error) = within(core, session.unsubscribe(&names)).await
+            {
                 return error;
             }
             core.metrics.channels.set(interest.subscribed() as f64);
@@ -1257,7 +1260,9 @@ mod tests {
         }
 
         async fn unsubscribe(&self, names: &[String]) -> Result<(), SessionError> {
-            self.ask(|subscribed| subscribed.retain(|name| !names.contains(name))).await
+            // As Redis does.
+            let all = names.is_empty();
+            self.ask(|subscribed| subscribed.retain(|name| !all && !names.contains(name))).await
         }
 
         async fn ping(&self, _: &Core) -> Result<(), SessionError> {
@@ -1319,6 +1324,18 @@ mod tests {
         assert!(cluster.is_connected());
         for (topic, _) in wanted {
             timeout(Duration::ZERO, cluster.receives(topic)).await.expect("joins need not wait");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_topic_that_is_wanted_again_when_its_time_is_over_ends_no_other_subscription() {
+        use Step::{Subscribe, Unsubscribe, Wait};
+
+        // Which of both is seen first is left to chance.
+        for _ in 0..100 {
+            let again =
+                [Subscribe(2), Subscribe(3), Wait(50), Unsubscribe(3), Wait(100), Subscribe(3)];
+            simulate(again.into(), Vec::new()).await;
         }
     }
 
