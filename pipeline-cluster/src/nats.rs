@@ -5,13 +5,14 @@ use std::{
     collections::{HashMap, HashSet},
     iter, mem,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
 };
 
-use async_nats::{
-    Client, ConnectOptions, Event, RequestErrorKind, ServerAddr, ServerError, Subscriber,
-};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr, ServerError, Subscriber};
 use bytes::Bytes;
 use futures::{
     FutureExt, Stream, StreamExt,
@@ -27,7 +28,7 @@ use tokio::{
 
 use crate::{
     ClusterError,
-    core::Core,
+    core::{Core, random},
     driver::{Refusals, Server, Session, SessionError},
     inbound::{Inbound, Subscription},
     packing::Message,
@@ -48,6 +49,9 @@ const UNPUBLISHED: usize = 4_096;
 /// How many messages are sent before an answer, on a connection on which the server has refused some. The client keeps
 /// 128 refusals that were not looked at, and drops further ones.
 const REFUSABLE: usize = 64;
+
+/// What subjects of pings have in them, and others have not. Without pings, a connection is of no use.
+const PINGS: &str = ".1.ping.";
 
 /// The longest time between two pings of the client itself. The task has pings of its own.
 const CLIENT_PINGS: Duration = Duration::from_secs(60);
@@ -91,8 +95,43 @@ pub(crate) struct NatsSession {
     reading: tokio::task::AbortHandle,
     /// The subscription to each subject, and what ends it.
     subscribed: Mutex<HashMap<String, (Subscription, AbortHandle)>>,
-    /// A subject that has no subscribers.
-    nowhere: String,
+    echoes: Arc<Echoes>,
+    hearing: tokio::task::AbortHandle,
+}
+
+/// What a node sends to itself over the server, to learn that the server has handled what it was sent before. The server's
+/// answer that a subject has no subscribers would not do: a program may subscribe to all subjects.
+struct Echoes {
+    subject: String,
+    last: AtomicU64,
+    /// What tells that a number has come back.
+    waiting: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+}
+
+impl Echoes {
+    fn new(core: &Core) -> Self {
+        let subject = format!("{}{PINGS}{:016x}", core.options.prefix, random());
+        Self { subject, last: AtomicU64::new(0), waiting: Mutex::default() }
+    }
+
+    /// The next message, and what tells that it has come back.
+    fn next(&self) -> (Bytes, oneshot::Receiver<()>) {
+        let number = self.last.fetch_add(1, Relaxed) + 1;
+        let (back, is_back) = oneshot::channel();
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|_, back| !back.is_closed());
+        waiting.insert(number, back);
+        (Bytes::copy_from_slice(&number.to_be_bytes()), is_back)
+    }
+
+    /// A message has come back. One of others is none of ours.
+    fn heard(&self, message: &[u8]) {
+        let number = message.try_into().map(u64::from_be_bytes);
+        if let Some(back) = number.ok().and_then(|number| self.waiting.lock().remove(&number)) {
+            // Who has waited may be gone.
+            let _ = back.send(());
+        }
+    }
 }
 
 /// What the client has said about a connection.
@@ -123,7 +162,9 @@ impl Events {
         match event {
             Event::Disconnected | Event::Closed => self.lost.notify_one(),
             // The others were published, and this one would be refused again.
-            Event::ServerError(ServerError::Other(error)) if is_unpublished(&error) => {
+            Event::ServerError(ServerError::Other(error))
+                if is_unpublished(&error) && !error.contains(PINGS) =>
+            {
                 let Unpublished { heard, subjects, error: last, .. } =
                     &mut *self.unpublished.lock();
                 let subject = error.split('"').nth(1).unwrap_or_default();
@@ -240,7 +281,6 @@ impl Server for Nats {
         let (handler, counted) = (events.clone(), inbound.clone());
         let options = authenticated(ConnectOptions::new(), &self.servers)
             .name(&*core.name)
-            .no_echo()
             // The task connects again itself, and subscribes again.
             .max_reconnects(1)
             // A client whose server is silent lives until it has noticed that itself.
@@ -252,6 +292,15 @@ impl Server for Nats {
                 std::future::ready(())
             });
         let client = options.connect(&self.servers).await.map_err(|error| failed(&error))?;
+        let echoes = Arc::new(Echoes::new(core));
+        let back = client.subscribe(echoes.subject.clone()).await;
+        let mut back = back.map_err(|error| failed(&error))?;
+        let hears = echoes.clone();
+        let hearing = tokio::spawn(async move {
+            while let Some(message) = back.next().await {
+                hears.heard(&message.payload);
+            }
+        });
         let (reader, asked) = mpsc::channel(NEW);
         let reading = tokio::spawn(read(asked, inbound.clone())).abort_handle();
         Ok(NatsSession {
@@ -262,7 +311,8 @@ impl Server for Nats {
             inbound,
             reading,
             subscribed: Mutex::default(),
-            nowhere: format!("{}.1.ping", core.options.prefix),
+            echoes,
+            hearing: hearing.abort_handle(),
         })
     }
 }
@@ -341,18 +391,19 @@ fn read_what_is_there<S: Stream<Item = (Subscription, Bytes)> + Unpin>(
 impl Drop for NatsSession {
     fn drop(&mut self) {
         self.reading.abort();
+        self.hearing.abort();
         self.inbound.end(&self.core);
     }
 }
 
 impl NatsSession {
-    /// Returns when the server has handled what it was sent before. It answers a request to a subject
-    /// without subscribers at once.
+    /// Returns when the server has handled what it was sent before, and what it has sent before has arrived.
     async fn round_trip(&self) -> Result<(), SessionError> {
-        match self.client.request(self.nowhere.clone(), Vec::new().into()).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => {}
-            Err(error) => return Err(failed(&error)),
+        let (message, is_back) = self.echoes.next();
+        let published = self.client.publish(self.echoes.subject.clone(), message).await;
+        published.map_err(|error| failed(&error))?;
+        if is_back.await.is_err() {
+            return Err(self.events.reason());
         }
         // What the server has said before is in another task of the client.
         yield_now().await;

@@ -139,3 +139,8 @@ async fn a_no_is_no_older_than_a_period() {
 async fn a_node_that_may_not_receive_is_not_connected_and_what_one_may_not_send_is_counted() {
     nodes::permissions().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_listens_to_all_subjects_cuts_off_no_node() {
+    nodes::audited().await;
+}

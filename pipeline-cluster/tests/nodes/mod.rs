@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use parking_lot::Mutex;
 use pipeline_cluster::{Cluster, ClusterOptions, Gap};
 use pipeline_core::{
@@ -804,6 +805,33 @@ pub async fn permissions() {
     may.say(T, 2);
     assert_eq!(next(&mut here).await.1["n"], 2);
     assert_eq!(may.count("pipeline.cluster.connection_errors"), 0);
+}
+
+/// A program listens to all subjects of a server of NATS, as an auditor or a bridge does.
+pub async fn audited() {
+    let Some(server) = Server::start(Kind::Nats).await else { return };
+    let auditor = async_nats::connect(server.url()).await.unwrap();
+    let mut all = auditor.subscribe(">").await.unwrap();
+    auditor.flush().await.unwrap();
+    let (left, right) = (Node::start(&server, "left").await, Node::start(&server, "right").await);
+    for node in [&left, &right] {
+        within(node.cluster.connected()).await;
+    }
+    let mut there = right.subscribe(T).await;
+    for n in 0..20 {
+        left.say(T, n);
+        assert_eq!(next(&mut there).await.1["n"], n);
+    }
+    let (mut broadcasts, mut pings) = (0, 0);
+    while broadcasts < 20 || pings < 10 {
+        let subject = within(all.next()).await.unwrap().subject;
+        broadcasts += usize::from(subject.starts_with("test.1.t."));
+        pings += usize::from(subject.starts_with("test.1.ping."));
+    }
+    for node in [&left, &right] {
+        assert!(node.cluster.is_connected());
+        assert_eq!(node.count("pipeline.cluster.connection_errors"), 0);
+    }
 }
 
 /// A node whose user at a server of Redis may publish to half of the channels.
