@@ -74,6 +74,7 @@ mod exit;
 #[doc(hidden)]
 pub mod fuzzing;
 mod graph;
+mod operator;
 mod pipeline;
 pub mod processing;
 pub mod report;
@@ -119,5 +120,6 @@ pub use self::deadline::Deadline;
 pub use self::{
     exit::{ExitError, ExitReason},
     graph::Graph,
+    operator::PipelineOperator,
     pipeline::Pipeline,
 };

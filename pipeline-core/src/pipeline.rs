@@ -20,6 +20,7 @@ use tracing::{Instrument, Span, info_span};
 use crate::{
     deadline::Deadline,
     exit::ExitReason,
+    operator::PipelineOperator,
     report::{PipelineReport, StageReport},
     shown::shown,
     snapshot::{PipelineObserver, PipelineSnapshot, StageKind},
@@ -85,6 +86,7 @@ pub struct Pipeline {
     supervisor: JoinHandle<PipelineReport>,
     report: Option<PipelineReport>,
     slots: HashMap<Arc<str>, Arc<dyn Any + Send + Sync>>,
+    operator: PipelineOperator,
 }
 
 impl Pipeline {
@@ -138,6 +140,12 @@ impl Pipeline {
     #[must_use]
     pub fn observer(&self) -> PipelineObserver {
         self.observer.clone()
+    }
+
+    /// Kills single stages by their names: see [`PipelineOperator`].
+    #[must_use]
+    pub fn operator(&self) -> PipelineOperator {
+        self.operator.clone()
     }
 
     /// Waits until the pipeline has ended by itself: its source came to an end and all events were
@@ -323,6 +331,8 @@ impl Stages {
         let name = self.shared.pipeline.clone();
         let specs = || self.stages.iter().map(|stage| &stage.spec);
         let slots = specs().map(|stage| (stage.name().clone(), stage.slot())).collect();
+        let killable = specs().map(|stage| (stage.name().clone(), stage.killable())).collect();
+        let operator = PipelineOperator::new(name.clone(), killable);
         let observed: Vec<_> = specs().map(|stage| stage.observed()).collect();
         self.samples =
             observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
@@ -330,7 +340,7 @@ impl Stages {
         let observer = PipelineObserver::new(name, phase, self.failed.subscribe(), observed);
         let span = self.span.clone();
         let supervisor = tokio::spawn(self.supervise(draining).instrument(span));
-        Pipeline { observer, drain, supervisor, report: None, slots }
+        Pipeline { observer, drain, supervisor, report: None, slots, operator }
     }
 
     fn spawn(&mut self, stage: usize, prepared: Prepared) {

@@ -334,3 +334,37 @@ async fn what_a_map_async_has_in_work_is_a_gauge() {
     pipeline.drain(Duration::ZERO).await;
     assert_eq!(in_work().await, shown(0), "what it ran was dropped");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_kills_a_stage_by_its_name() {
+    let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    let mut graph = Graph::new("test");
+    let source = graph.producer("source", producer);
+    let restarts = Stage::restarting(|| for_each(async |_: u64| {})).named("restarts");
+    let restarts = graph.consumer_with(restarts.max_restarts(3, Duration::from_secs(60)));
+    let once = graph.consumer("once", for_each(async |_: u64| {}));
+    graph.subscribe(&restarts, &source, SubscribeOptions::new());
+    graph.subscribe(&once, &source, SubscribeOptions::new());
+    let pipeline = graph.start().unwrap();
+    let (observer, operator) = (pipeline.observer(), pipeline.operator());
+    assert_eq!(operator.name(), "test");
+    assert!(operator.stages().eq(["source", "restarts", "once"]));
+    assert!(!operator.kill("other"));
+    let failures = || seen::<3>(&observer).map(|stage| stage.failures);
+    assert_eq!(failures(), [0; 3]);
+
+    assert!(operator.kill("restarts"));
+    settle().await;
+    assert_eq!(failures(), [0, 1, 0]);
+    assert!(!observer.snapshot().failed);
+    assert!(operator.kill("once"));
+    settle().await;
+    assert_eq!(failures(), [0, 1, 1]);
+    assert!(observer.snapshot().failed);
+    assert!(!operator.kill("once"), "it does not run");
+
+    drop(pipeline);
+    settle().await;
+    assert!(["source", "restarts"].iter().all(|stage| !operator.kill(stage)));
+    assert_no_task_left().await;
+}

@@ -19,7 +19,7 @@ use http::{
 };
 use http_body_util::Full;
 use metrics::NoopRecorder;
-use pipeline_core::{snapshot::PipelineObserver, telemetry::Telemetry};
+use pipeline_core::{PipelineOperator, snapshot::PipelineObserver, telemetry::Telemetry};
 use pipeline_ws_sink::{
     Endpoint, Mount,
     endpoint::{AnswerBody, BuildError, EndpointObserver, EndpointOperator},
@@ -81,7 +81,7 @@ pub struct Inspector {
 
 struct Inner {
     page: Page,
-    /// Looks up sockets and ends them, if that is on, and its page.
+    /// Looks up sockets, ends them and stages, if that is on, and its page.
     lookup: Option<(Lookup, Page)>,
     hosts: Hosts,
     /// Whether pages of the requested host may connect without a further check.
@@ -102,6 +102,7 @@ impl Inspector {
             hosts: Hosts::default(),
             max_viewers: 50,
             operator: None,
+            pipeline_operators: Vec::new(),
         }
     }
 
@@ -283,6 +284,7 @@ pub struct InspectorBuilder {
     hosts: Hosts,
     max_viewers: usize,
     operator: Option<EndpointOperator>,
+    pipeline_operators: Vec<PipelineOperator>,
 }
 
 impl InspectorBuilder {
@@ -348,6 +350,29 @@ impl InspectorBuilder {
         self
     }
 
+    /// Lets viewers kill the stages of a pipeline, to see in a drill what users notice. Off by default: a stage that is not
+    /// restarting is gone for good, and may end its pipeline. So turn it on behind [access control](crate#access-control)
+    /// alone. May be called for several pipelines.
+    ///
+    /// The page is that of [`operator`](Self::operator), at `lookup`. For scripts, `POST end?pipeline=levels&stage=tell` kills
+    /// the stage, with the header `x-inspect: end`. The answer says how many were killed, `{"ended":1}`: none if there is no
+    /// such stage, or it does not run. `GET stages.json` names the stages. Requests of pages of another origin are refused, as
+    /// for `operator`. Each action is logged at WARN, and counted in `pipeline.stage.failures`.
+    ///
+    /// ```
+    /// use pipeline_core::Pipeline;
+    /// use pipeline_inspect::Inspector;
+    /// use pipeline_ws_sink::endpoint::BuildError;
+    ///
+    /// # fn build(levels: &Pipeline) -> Result<Inspector, BuildError> {
+    /// Inspector::builder().pipeline(levels.observer()).pipeline_operator(levels.operator()).build()
+    /// # }
+    /// ```
+    pub fn pipeline_operator(mut self, operator: PipelineOperator) -> Self {
+        self.pipeline_operators.push(operator);
+        self
+    }
+
     /// The origins that may connect to the channel. Default: pages of the requested host, if requests
     /// for it are answered, and pages of the [hosts](Self::host) that were added. Other pages request
     /// `data.json` every second instead.
@@ -383,7 +408,8 @@ impl InspectorBuilder {
         let endpoint = endpoint.mount("/socket", viewers).build()?;
         let sampling = tokio::spawn(sampler.run(shown.clone(), endpoint.pubsub().clone()));
         let sampling = sampling.abort_handle();
-        let lookup = self.operator.map(|operator| (Lookup::new(operator), Page::lookup()));
+        let lookup = Lookup::new(self.operator, self.pipeline_operators);
+        let lookup = lookup.map(|lookup| (lookup, Page::lookup()));
         let (page, hosts) = (Page::new(lookup.is_some()), self.hosts);
         let inner = Inner { page, lookup, hosts, own_pages, shown, endpoint, sampling };
         Ok(Inspector { inner: Arc::new(inner) })

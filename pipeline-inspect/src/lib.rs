@@ -66,11 +66,11 @@
 //! | [`NodeView`], [`BetweenView`] | the other nodes of a cluster, and the broadcasts between them |
 //!
 //! With [`InspectorBuilder::operator`], `/inspect/lookup` looks up the sockets of a user and ends them or
-//! their channels. It is off by default.
+//! their channels; with [`InspectorBuilder::pipeline_operator`], it kills stages. Both are off by default.
 //!
 //! # Access control
 //!
-//! The inspector has no password. Without that option, it shows the names of stages, mounts and patterns,
+//! The inspector has no password. Without these options, it shows the names of stages, mounts and patterns,
 //! and never a user, a topic or a payload; still it should not be public. Protect it like your other
 //! internal pages: the sockets of the page pass through the same layers.
 //!

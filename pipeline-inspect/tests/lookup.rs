@@ -2,7 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use axum::Router;
-use pipeline_inspect::Inspector;
+use pipeline_core::{
+    Graph, Pipeline,
+    source::{Queue, QueueOptions, queue},
+    stage::Stage,
+    step::for_each,
+    subscription::SubscribeOptions,
+};
+use pipeline_inspect::{Inspector, InspectorBuilder};
 use pipeline_test_support::{PATIENCE, Response, connect, request};
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Socket, Topic,
@@ -10,7 +17,10 @@ use pipeline_ws_sink::{
     socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{
+    task::yield_now,
+    time::{Duration, timeout},
+};
 
 const END: &[(&str, &str)] = &[("x-inspect", "end")];
 
@@ -47,9 +57,12 @@ async fn serve(with_operator: bool) -> String {
     if with_operator {
         inspector = inspector.operator(endpoint.operator());
     }
-    let inspector = inspector.build().unwrap();
-    let app: Router =
-        Router::new().nest_service("/inspect", inspector).fallback_service(endpoint.clone());
+    serve_at(inspector, Router::new().fallback_service(endpoint.clone())).await
+}
+
+/// Serves an inspector; returns `HOST:PORT`.
+async fn serve_at(inspector: InspectorBuilder, app: Router) -> String {
+    let app = app.nest_service("/inspect", inspector.build().unwrap());
     let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async { axum::serve(listener, app).await });
@@ -171,4 +184,69 @@ async fn the_page_is_linked_and_loads_nothing_from_elsewhere() {
     assert!(page.head.contains("content-type: text/html; charset=utf-8"), "{}", page.head);
     let policy = "content-security-policy: default-src 'none'; script-src 'sha256-";
     assert!(page.head.contains(policy), "{}", page.head);
+}
+
+/// A pipeline whose consumer is restarted.
+fn numbers() -> (Pipeline, Queue<u64>) {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut graph = Graph::new("the numbers");
+    let source = graph.producer("source", producer);
+    let handles = Stage::restarting(|| for_each(async |_: u64| {})).named("handles");
+    let handles = graph.consumer_with(handles.max_restarts(3, Duration::from_secs(60)));
+    graph.subscribe(&handles, &source, SubscribeOptions::new());
+    (graph.start().unwrap(), queue)
+}
+
+#[tokio::test]
+async fn a_stage_is_killed_by_its_name_where_the_option_is_on() {
+    let (pipeline, _queue) = numbers();
+    let shown = || Inspector::builder().pipeline(pipeline.observer());
+    let kill = "end?pipeline=the+numbers&stage=handles";
+    let without = serve_at(shown(), Router::new()).await;
+    let ended = request(&without, "POST", &format!("/inspect/{kill}"), END, "").await;
+    assert_eq!((ended.status, get(&without, "stages.json").await.status), (404, 404));
+
+    let inspector = shown().pipeline_operator(pipeline.operator());
+    let address = serve_at(inspector, Router::new()).await;
+    let stages = json!([{ "name": "the numbers", "stages": ["source", "handles"] }]);
+    let offered = json!({ "sockets": false, "pipelines": stages });
+    assert_eq!(get(&address, "stages.json").await.json(), offered);
+    // Sockets are another option.
+    for path in ["lookup.json?id=u", "waiting.json"] {
+        assert_eq!(get(&address, path).await.status, 404, "{path}");
+    }
+    for (method, path, headers, status) in [
+        ("POST", kill, &[][..], 403),
+        ("GET", kill, END, 405),
+        ("POST", "end?id=u", END, 400),
+        ("POST", "end?pipeline=the+numbers", END, 400),
+        ("POST", "stages.json", END, 405),
+        // A page of another origin kills nothing and sees nothing, also if a layer lets it send the header.
+        ("POST", kill, &[("origin", "http://evil.test"), END[0]], 403),
+        ("POST", kill, &[("origin", "null"), END[0]], 403),
+        ("GET", "stages.json", &[("origin", "http://evil.test")], 403),
+        ("GET", "stages.json", &[("origin", &format!("http://{address}"))], 200),
+        // The question before such a request is refused as well.
+        ("OPTIONS", kill, &[("origin", "http://evil.test")], 403),
+    ] {
+        let answer = request(&address, method, &format!("/inspect/{path}"), headers, "").await;
+        assert_eq!(answer.status, status, "{method} {path} {headers:?}");
+    }
+    for other in ["end?pipeline=the+numbers&stage=other", "end?pipeline=other&stage=handles"] {
+        assert_eq!(post(&address, other).await, json!({ "ended": 0 }));
+    }
+    assert_eq!(pipeline.snapshot().stages[1].failures, 0);
+    assert_eq!(post(&address, kill).await, json!({ "ended": 1 }));
+    let restarted = async {
+        while pipeline.snapshot().stages[1].restarts == 0 {
+            yield_now().await;
+        }
+    };
+    timeout(PATIENCE, restarted).await.unwrap();
+    assert_eq!(pipeline.snapshot().stages[0].failures, 0);
+    // A stage that is not restarted is gone for good.
+    let source = "end?pipeline=the+numbers&stage=source";
+    assert_eq!(post(&address, source).await, json!({ "ended": 1 }));
+    timeout(PATIENCE, pipeline.observer().failed()).await.unwrap();
+    assert_eq!(post(&address, source).await, json!({ "ended": 0 }));
 }

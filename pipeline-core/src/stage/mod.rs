@@ -49,7 +49,7 @@ pub(crate) use self::{
     producer_consumer::AsProducerConsumer,
     rate_limit::RateLimiter,
     restart::RestartBudget,
-    slot::{Occupant, Origin, Slot, Target, next_id},
+    slot::{Kill, Occupant, Origin, Slot, Target, next_id},
     spec::{Observed, PipelineShared, Prepared, StageSpec, TypedStageSpec},
     time_limit::TimeLimit,
 };

@@ -216,10 +216,11 @@ impl<S, In, Out> Address<S, In, Out> {
         Ok(StageTimer::new(Arc::downgrade(&self.timers), id))
     }
 
-    pub(crate) fn kill(&self) {
-        if let Some(task) = self.task.get() {
-            task.abort();
-        }
+    /// Returns false if there is no task yet, or it has ended.
+    pub(crate) fn kill(&self) -> bool {
+        let Some(task) = self.task.get().filter(|task| !task.is_finished()) else { return false };
+        task.abort();
+        true
     }
 }
 
@@ -360,6 +361,23 @@ impl<S, In, Out> Slot<S, In, Out> {
         let (address, mailbox) = Address::new();
         self.occupant.send_replace(Occupant::Running(address.clone()));
         (address, mailbox)
+    }
+}
+
+/// The slot of a stage of any type.
+pub(crate) trait Kill: Send + Sync {
+    /// Kills the stage that runs here. Returns false if none does.
+    fn kill(&self) -> bool;
+}
+
+impl<S, In, Out> Kill for Slot<S, In, Out>
+where
+    S: Send + 'static,
+    In: Send + 'static,
+    Out: Send + 'static,
+{
+    fn kill(&self) -> bool {
+        self.address().is_some_and(|address| address.kill())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use super::{
     options::StageOptions,
     restart::RestartBudget,
     runtime::{Downstreams, StageTask},
-    slot::{Occupant, PlannedSubscription, Slot, Subscribing},
+    slot::{Kill, Occupant, PlannedSubscription, Slot, Subscribing},
 };
 use crate::{
     builder::StartError,
@@ -97,6 +97,9 @@ pub(crate) trait StageSpec: Send {
 
     /// Its slot, for callers that know its type.
     fn slot(&self) -> Arc<dyn Any + Send + Sync>;
+
+    /// Its slot, for callers that do not know its type.
+    fn killable(&self) -> Weak<dyn Kill>;
 
     /// Its observable state.
     fn observed(&self) -> Observed;
@@ -320,6 +323,11 @@ impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
 
     fn slot(&self) -> Arc<dyn Any + Send + Sync> {
         self.slot.clone()
+    }
+
+    fn killable(&self) -> Weak<dyn Kill> {
+        let slot: Weak<Slot<B::Stage, B::In, B::Out>> = Arc::downgrade(&self.slot);
+        slot
     }
 
     fn observed(&self) -> Observed {

@@ -35,6 +35,7 @@ async function end(question, query) {
   try {
     const response = await fetch(`${base}/end?${parts.join('&')}`, {method: 'POST', headers: {'x-inspect': 'end'}})
     if (!response.ok) return say(await response.text())
+    if (query.stage) return say((await response.json()).ended > 0 ? `${query.stage} was killed` : `${query.stage} does not run`)
     await refresh()
     // A socket is there until it has ended.
     setTimeout(refresh, 1000)
@@ -104,8 +105,33 @@ function refresh() {
   return Promise.all([byId('id').value === shown && lookUp(), look()])
 }
 
+// What may be looked up or killed is set when the program starts.
+async function offer() {
+  try {
+    const response = await fetch(`${base}/stages.json`, {cache: 'no-store'})
+    if (!response.ok) return say(await response.text())
+    const {sockets, pipelines} = await response.json()
+    byId('sockets').hidden = !sockets
+    byId('stages').hidden = pipelines.length === 0
+    for (const {name, stages} of pipelines) {
+      const row = byId('killable').tBodies[0].insertRow()
+      row.insertCell().textContent = name
+      const cell = row.insertCell()
+      for (const stage of stages) {
+        const query = {pipeline: name, stage}
+        const line = document.createElement('div')
+        line.append(`${stage} `, button('kill', () => end(`Kill the stage ${stage} of ${name}?`, query)))
+        cell.append(line)
+      }
+    }
+    if (sockets) look()
+  } catch {
+    say(LOST)
+  }
+}
+
 byId('again').addEventListener('click', look)
-look()
+offer()
 
 byId('find').addEventListener('click', lookUp)
 byId('id').addEventListener('keydown', (event) => event.key === 'Enter' && lookUp())
