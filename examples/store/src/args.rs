@@ -158,6 +158,10 @@ pub struct Args {
     #[arg(long, hide = true, value_name = "MS")]
     pub drill_worker: Option<u64>,
 
+    /// Lets the inspector kill stages: a drill
+    #[arg(long, hide = true)]
+    pub drill_kill: bool,
+
     /// Does not apply what other nodes say
     #[arg(long, hide = true)]
     pub no_replication: bool,

@@ -124,6 +124,9 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let mut inspector = Inspector::builder().endpoint(store.endpoint.observer());
     for pipeline in &store.pipelines {
         inspector = inspector.pipeline(pipeline.observer());
+        if args.drill_kill {
+            inspector = inspector.pipeline_operator(pipeline.operator());
+        }
     }
     let operator_pages = store
         .health

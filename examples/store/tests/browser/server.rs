@@ -6,19 +6,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use pipeline::{
-    Pipeline, serve,
-    stage::{Consumer, ConsumerHandle},
-    telemetry::Telemetry,
-    ws::listen,
-};
-use pipeline_test_support::PATIENCE;
-use serde_json::Value;
+use axum::Router;
+use pipeline::{inspect::Inspector, serve, telemetry::Telemetry, ws::listen};
+use pipeline_test_support::{PATIENCE, request};
+use serde_json::{Value, json};
 use store::{
     clock::Clock,
     database::{SqliteDatabase, SqliteOptions, seed::seed},
     domain::catalogue::Catalogue,
-    pipelines::{Duties, inventory::Keeper, replication::Applier, telling::Teller},
+    pipelines::Duties,
     shop::{CART_TRACKER, Shop, ShopOptions},
     store::Store,
 };
@@ -45,7 +41,8 @@ pub(crate) struct Server {
     pub(crate) shop: Arc<Shop>,
     pub(crate) pubsub: pipeline::ws::PubSub,
     database: SqliteDatabase,
-    stages: (ConsumerHandle<Teller>, ConsumerHandle<Keeper>, ConsumerHandle<Applier>),
+    /// The address of operators.
+    operator: SocketAddr,
     left: Stopped,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
@@ -97,12 +94,17 @@ impl Server {
         self.shop.presence.list(CART_TRACKER).await.len()
     }
 
-    /// Kills the stages that tell, keep the copy and apply what other nodes say, and closes the database.
+    /// Kills the stages that tell, keep the copy and apply what other nodes say, as an operator does, and closes the
+    /// database.
     pub(crate) async fn kill_stages(&self) {
-        let (tell, keep, apply) = &self.stages;
-        tell.kill();
-        keep.kill();
-        apply.kill();
+        for (pipeline, stage) in
+            [("telling", "tell"), ("inventory", "inventory"), ("replication", "apply")]
+        {
+            let path = format!("/inspect/end?pipeline={pipeline}&stage={stage}");
+            let operator = self.operator.to_string();
+            let answer = request(&operator, "POST", &path, &[("x-inspect", "end")], "").await;
+            assert_eq!(answer.json(), json!({ "ended": 1 }), "{stage}");
+        }
         self.database.disconnect().await;
     }
 
@@ -150,12 +152,15 @@ impl Stopped {
         let listener = listen(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let stages = (
-            stage(&store.pipelines, "tell"),
-            stage(&store.pipelines, "inventory"),
-            stage(&store.pipelines, "apply"),
-        );
+        let mut inspector = Inspector::builder();
+        for pipeline in &store.pipelines {
+            inspector = inspector.pipeline_operator(pipeline.operator());
+        }
+        let operators = listen("127.0.0.1:0").await.unwrap();
+        let operator = operators.local_addr().unwrap();
+        let pages = Router::new().nest_service("/inspect", inspector.build().unwrap());
         let mut server = serve(listener, store.router)
+            .admin(operators, pages)
             .endpoint(store.endpoint)
             .drain_within(Duration::from_secs(2))
             .until(async {
@@ -167,15 +172,11 @@ impl Stopped {
         let served = tokio::spawn(async {
             server.await.unwrap();
         });
-        Server { shop, pubsub, database, stages, left: self, stop, served }
+        Server { shop, pubsub, database, operator, left: self, stop, served }
     }
 
     /// Starts it when this time has passed, by its clock.
     pub(crate) async fn start_after(self, time: Duration) -> Server {
         self.start(Clock::running_from(SystemTime::now() + time)).await
     }
-}
-
-fn stage<C: Consumer>(pipelines: &[Pipeline], name: &str) -> ConsumerHandle<C> {
-    pipelines.iter().find_map(|pipeline| pipeline.stage(name)).expect("there is such a stage")
 }

@@ -1,6 +1,6 @@
 //! What operators do with nodes, and what happens to them.
 
-use std::{process::Stdio, time::Duration};
+use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use pipeline_test_support::{
@@ -462,4 +462,47 @@ async fn p_021_an_operator_looks_into_a_node_that_sells() {
     }
     // It sells on.
     page.event("product:1", "stock_change").await;
+}
+
+/// Also shows T-024 and T-025: stages of a node that sells are killed through the inspector, again and again, and a page hears
+/// that everything is gone. Without the flag of the drill, nothing is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn stages_that_an_operator_kills_during_a_sale_are_missed_by_no_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let kill = async |node: &Node, pipeline: &str, stage: &str| {
+        let path = format!("/inspect/end?pipeline={pipeline}&stage={stage}");
+        request(&node.operator, "POST", &path, &["x-inspect: end"], "").await
+    };
+    let safe = Node::start(&folder.path().join("safe.db"), &[]).await;
+    assert!(kill(&safe, "telling", "tell").await.head.contains(" 404 "));
+    let db = folder.path().join("store.db");
+    let flags = ["--drill-kill", "--release", "1", "--release", "2", "--sell", "200"];
+    let node = Node::start(&db, &flags).await;
+    let mut page = node.page().await;
+    let joined = page.join("product:1", json!({})).await;
+    let levels = joined["response"]["levels"].as_array().unwrap();
+    let is_out = |level: &Value| level["level"] == "out";
+    let id = |level: &Value| level["item_id"].as_i64().unwrap();
+    let mut left: BTreeSet<i64> = levels.iter().filter(|it| !is_out(it)).map(id).collect();
+    let stages = [("telling", "tell"), ("inventory", "inventory"), ("replication", "apply")];
+    let (mut rounds, mut killed) = (0, 0);
+    while !left.is_empty() {
+        rounds += 1;
+        // A stage that fails a hundred times in a minute is given up.
+        for (pipeline, stage) in stages.into_iter().filter(|_| rounds <= 20) {
+            // One that is being restarted does not run.
+            let answer = kill(&node, pipeline, stage).await;
+            assert!(answer.head.contains(" 200 "), "{}", answer.head);
+            killed += usize::from(answer.body.contains("\"ended\":1"));
+        }
+        let change = page.event("product:1", "stock_change").await;
+        if is_out(&change) {
+            left.remove(&id(&change));
+        } else {
+            left.insert(id(&change));
+        }
+    }
+    println!("T-025: {killed} stages were killed in {rounds} rounds");
+    assert!(killed > 3, "{killed} stages were killed");
+    assert!(node.get("/livez", &[]).await.head.contains(" 200 "));
 }
