@@ -66,7 +66,7 @@ fn what_was_read_and_is_not_in_work_is_ahead() {
 }
 
 #[test]
-fn what_is_ahead_is_told_without_a_look_at_each_item() {
+fn what_is_ahead_is_known_without_a_look_at_each_item() {
     let mut tracker = tracker(&[0, 1]);
     (0..50_000).for_each(|offset| tracker.receive(0, offset, None, offset, 10));
     (0..50_000).for_each(|offset| tracker.receive(1, offset, None, offset, 10));
