@@ -372,6 +372,26 @@ async fn a_stage_that_is_killed_has_its_news_told_by_the_next_one() {
     }
 }
 
+/// The stage is killed while it tells the last change of all. Only the stage itself had taken that from the queue.
+#[tokio::test(start_paused = true)]
+async fn what_a_stage_was_telling_when_it_was_killed_is_told_by_the_next_one() {
+    let node = Node::telling_late(with_first(150), Duration::from_secs(1)).await;
+    node.release(1).await;
+    tokio::time::sleep(LONG).await;
+    let (_socket, page) = page(&node, 1).await;
+    let mut levels = Levels::of(&page);
+    let before = levels.of_item(1).to_owned();
+    node.stock(1, 0).await;
+    // Half of the second in which it is told.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    levels.hear_all(&page).await;
+    assert_eq!(levels.of_item(1), before);
+    node.kill::<Teller>("tell");
+    tokio::time::sleep(LONG).await;
+    levels.hear_all(&page).await;
+    assert_eq!(levels.of_item(1), "out");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_049_an_event_on_a_product_crashes_its_channel_alone() {
     let node = Node::open().await;
