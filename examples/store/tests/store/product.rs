@@ -374,7 +374,7 @@ async fn a_stage_that_is_killed_has_its_news_told_by_the_next_one() {
 
 /// The stage is killed while it tells the last change of all. Only the stage itself had taken that from the queue.
 #[tokio::test(start_paused = true)]
-async fn what_a_stage_was_telling_when_it_was_killed_is_told_by_the_next_one() {
+async fn what_a_stage_was_telling_when_it_was_killed_the_next_one_tells() {
     let node = Node::telling_late(with_first(150), Duration::from_secs(1)).await;
     node.release(1).await;
     tokio::time::sleep(LONG).await;
@@ -382,7 +382,7 @@ async fn what_a_stage_was_telling_when_it_was_killed_is_told_by_the_next_one() {
     let mut levels = Levels::of(&page);
     let before = levels.of_item(1).to_owned();
     node.stock(1, 0).await;
-    // Half of the second in which it is told.
+    // Half of the second that telling it takes.
     tokio::time::sleep(Duration::from_millis(500)).await;
     levels.hear_all(&page).await;
     assert_eq!(levels.of_item(1), before);
