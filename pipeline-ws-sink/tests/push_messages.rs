@@ -24,6 +24,7 @@ use pipeline_test_support::{Client, Log, Recorded, settle};
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    endpoint::EndpointBuilder,
     mount::WhenFull,
     presence::TrackerOptions,
     pubsub::{
@@ -1019,7 +1020,8 @@ async fn a_message_from_the_future_for_a_client_of_another_node_is_looked_at_as_
     let [here, there] = nodes(&cluster);
     let _elsewhere = ada(&there, 1 << 16).await;
     let keep = NoSubscribers::Keep { keep_for: HOUR, then: Expired::GiveUp };
-    let to = pushing(&here).clients_elsewhere(ClientsElsewhere::GiveBack).no_subscribers(keep);
+    let to = pushing(&here).clients_elsewhere(ClientsElsewhere::GiveBack).unwrap();
+    let to = to.no_subscribers(keep);
     sleep(3 * SECOND).await;
     for ahead in [Duration::ZERO, 2 * HOUR] {
         let mut metadata = message(Duration::ZERO, 1).metadata().clone();
@@ -1029,6 +1031,26 @@ async fn a_message_from_the_future_for_a_client_of_another_node_is_looked_at_as_
         let half_a_second = Duration::from_millis(500);
         assert_eq!(failure.redelivery(), Redelivery::Later(half_a_second), "{ahead:?}");
     }
+}
+
+/// Every topic would count as one with clients elsewhere, and every message as done at its first broadcast.
+#[tokio::test(start_paused = true)]
+async fn messages_are_given_back_to_other_nodes_only_where_nodes_know_of_each_others_clients() {
+    let cluster = Cluster::default();
+    let start = |builder: EndpointBuilder| {
+        let mount = Mount::new(NamedSocket).channel::<User>("user:*");
+        MemoryServer::start(builder.mount("/socket", mount))
+    };
+    let with_adapter = || Endpoint::builder().adapter(cluster.node("here"));
+    let of = |server: &MemoryServer, elsewhere| pushing(server).clients_elsewhere(elsewhere);
+    let blind = start(with_adapter());
+    let why = of(&blind, ClientsElsewhere::GiveBack).err().unwrap();
+    assert!(why.to_string().contains("sync_subscriptions"), "{why}");
+    assert!(of(&blind, ClientsElsewhere::Broadcast).is_ok());
+    let knows = start(with_adapter().sync_subscriptions(TrackerOptions::new()));
+    assert!(of(&knows, ClientsElsewhere::GiveBack).is_ok());
+    let alone = start(Endpoint::builder());
+    assert!(of(&alone, ClientsElsewhere::GiveBack).is_ok(), "there are no other nodes");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1043,7 +1065,8 @@ async fn a_push_for_here_only_is_for_the_clients_of_its_node_and_done_without_th
     // No client is here. It is neither broadcast to those of the other node, nor given back for them.
     for elsewhere in [ClientsElsewhere::Broadcast, ClientsElsewhere::GiveBack] {
         for acknowledge in ALL {
-            let to = pushing_here(&here).acknowledge(acknowledge).clients_elsewhere(elsewhere);
+            let to = pushing_here(&here).clients_elsewhere(elsewhere).unwrap();
+            let to = to.acknowledge(acknowledge);
             let delivered = push(&to).await.unwrap();
             assert!(!delivered.elsewhere, "{acknowledge:?}");
         }

@@ -14,7 +14,11 @@ use pipeline_core::{
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
 };
-use pipeline_ws_sink::{Endpoint, PubSub, presence::TrackerOptions, pubsub::PreparedBroadcast};
+use pipeline_ws_sink::{
+    Endpoint, PubSub,
+    presence::TrackerOptions,
+    pubsub::{FilterSubscribed, PreparedBroadcast},
+};
 use serde_json::json;
 use support::{channels::endpoint_with, cluster::Cluster, memory::MemoryServer};
 use tokio::time::sleep;
@@ -27,8 +31,15 @@ struct Rooms {
     enriched: Arc<Mutex<Vec<&'static str>>>,
 }
 
+/// The topic of an item.
+type RoomOf = fn(&&'static str) -> &'static str;
+
 impl Rooms {
     fn start(pubsub: &PubSub) -> Self {
+        Self::start_with(pubsub, pubsub.filter_subscribed(|room| *room))
+    }
+
+    fn start_with(pubsub: &PubSub, filter: FilterSubscribed<&'static str, RoomOf>) -> Self {
         let (items, producer) = queue(QueueOptions::new());
         let enriched = Arc::<Mutex<Vec<_>>>::default();
         let note = enriched.clone();
@@ -39,10 +50,7 @@ impl Rooms {
         let push = |room: &&str| PreparedBroadcast::new(room, "news", json!({ "for": room }));
         let pipeline = Pipeline::builder("news")
             .producer(producer)
-            .producer_consumer(
-                pubsub.filter_subscribed(|room: &&'static str| *room),
-                SubscribeOptions::new(),
-            )
+            .producer_consumer(filter, SubscribeOptions::new())
             .producer_consumer(map(enrich), SubscribeOptions::new())
             .consumer_supervisor(
                 ConsumerSupervisor::new(pubsub.broadcast_worker(push)),
@@ -51,6 +59,11 @@ impl Rooms {
             .start()
             .unwrap();
         Self { items, _pipeline: pipeline, enriched }
+    }
+
+    /// The expensive stage is for what is sent here only.
+    fn start_here(pubsub: &PubSub) -> Self {
+        Self::start_with(pubsub, pubsub.filter_subscribed_here(|room| *room))
     }
 
     async fn push(&self, rooms: &[&'static str]) {
@@ -196,4 +209,26 @@ async fn where_nodes_do_not_share_it_every_topic_counts() {
     assert!(here.pubsub().has_subscribers("room:a"));
     let alone = Endpoint::builder().sync_subscriptions(TrackerOptions::new()).build().unwrap();
     assert!(!alone.pubsub().has_subscribers("room:a"), "there are no other nodes");
+}
+
+/// What is sent here only, other nodes do not receive, so they are no reason to work it out: neither where nothing is known of
+/// them, nor where it is known that they listen.
+#[tokio::test(start_paused = true)]
+async fn for_what_is_sent_here_only_the_subscribers_of_other_nodes_do_not_count() {
+    let cluster = Cluster::default();
+    let blind = cluster.join("blind");
+    let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
+    let _elsewhere = there.subscribe("room:a");
+    sleep(SECOND * 10).await;
+    for node in [&blind, &here] {
+        let pubsub = node.pubsub();
+        assert!(pubsub.has_subscribers("room:a"), "a broadcast to all would reach one");
+        assert!(!pubsub.has_subscribers_here("room:a"));
+        let mut listening = pubsub.subscribe("room:b");
+        assert!(pubsub.has_subscribers_here("room:b"));
+        let rooms = Rooms::start_here(pubsub);
+        rooms.push(&["room:a", "room:b"]).await;
+        assert_eq!(listening.recv().await.unwrap().topic(), "room:b");
+        assert_eq!(rooms.enriched(), ["room:b"]);
+    }
 }

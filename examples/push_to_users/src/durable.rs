@@ -66,7 +66,7 @@ fn item(push: &Timed<Push>) -> Result<Item, serde_json::Error> {
 /// Starts the pipeline: the queue, and one worker per push, one at a time for each user. A push that only waits
 /// for its client leaves its worker's place to the next, and is acknowledged when it has come as far as the
 /// program was told.
-pub fn start<B: Broker>(source: Source<B>, pushing: Pushing) -> Result<Pipeline, StartError> {
+pub fn start<B: Broker>(source: Source<B>, pushing: Pushing) -> Started {
     let Pushing { pubsub, acknowledge, keep_for, delay, max_demand, min_demand } = pushing;
     let absent = match keep_for {
         Duration::ZERO => NoSubscribers::Done,
@@ -75,17 +75,17 @@ pub fn start<B: Broker>(source: Source<B>, pushing: Pushing) -> Result<Pipeline,
     let push = pubsub.push_messages(to_topic as ToPush);
     let push = push.acknowledge(acknowledge).no_subscribers(absent).in_order();
     // Its user may be at another process of the cluster, if there is one.
-    let push = push.clients_elsewhere(ClientsElsewhere::GiveBack);
+    let push = push.clients_elsewhere(ClientsElsewhere::GiveBack)?;
     let supervisor = ConsumerSupervisor::new(PushAccepted { push, delay })
         .restart(Restart::Temporary)
         .ordered_by_key(|accepted: &Accepted| accepted.user)
         .may_leave();
     let demand = SubscribeOptions::new().max_demand(max_demand).min_demand(min_demand);
-    Pipeline::builder("push")
+    Ok(Pipeline::builder("push")
         .producer_with(Stage::new(source).named("source"))
         .producer_consumer_with(Stage::new(map(Accepted::new)).named("parse"), demand.clone())
         .consumer_supervisor_with(Stage::new(supervisor).named("push"), demand)
-        .start()
+        .start()?)
 }
 
 /// A push out of a queue, with its message, which is still to be acknowledged. Dropped, it is given back

@@ -4,7 +4,6 @@ use std::{error::Error, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use pipeline::{
     Pipeline,
-    builder::StartError,
     snapshot::{PipelineObserver, PipelinePhase, SourceSnapshot},
     source::{TimedQueue, TryPushError},
     timed::Timed,
@@ -37,7 +36,7 @@ pub trait Durable: Send + Sync {
     fn store<'a>(&'a self, pushes: &'a [Timed<Push>]) -> Storing<'a>;
 
     /// Starts the pipeline that reads the queue.
-    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError>;
+    fn start(&self, pushing: Pushing) -> Started;
 }
 
 /// How pushes out of a durable queue reach their users.
@@ -53,6 +52,9 @@ pub struct Pushing {
     pub max_demand: usize,
     pub min_demand: usize,
 }
+
+/// The pipeline that reads a queue, or why there is none.
+pub type Started = Result<Pipeline, Box<dyn Error + Send + Sync>>;
 
 /// The future of [`Durable::store`].
 pub type Storing<'a> =

@@ -44,6 +44,16 @@ impl PubSub {
         self.shared.table.has(topic) || self.has_subscribers_elsewhere(topic)
     }
 
+    /// Whether a topic has subscribers on this node: a client that has joined it, or a channel or task that has subscribed
+    /// to it.
+    ///
+    /// It is for what is sent [here only](crate::pubsub::PreparedBroadcast::here_only), which
+    /// subscribers of other nodes do not receive. They do not count, whatever is known of them.
+    #[must_use]
+    pub fn has_subscribers_here(&self, topic: &str) -> bool {
+        self.shared.table.has(topic)
+    }
+
     /// A stage that drops events whose topic has [no subscribers](Self::has_subscribers), so that
     /// expensive stages downstream do no work for topics without subscribers.
     ///
@@ -89,7 +99,17 @@ impl PubSub {
         T: AsRef<str>,
         F: FnMut(&E) -> T,
     {
-        FilterSubscribed { pubsub: self.clone(), topic, event: PhantomData }
+        FilterSubscribed { pubsub: self.clone(), topic, here_only: false, event: PhantomData }
+    }
+
+    /// The same for events that are sent here only: those whose topic has [no subscribers on this
+    /// node](Self::has_subscribers_here) are dropped.
+    pub fn filter_subscribed_here<E, T, F>(&self, topic: F) -> FilterSubscribed<E, F>
+    where
+        T: AsRef<str>,
+        F: FnMut(&E) -> T,
+    {
+        FilterSubscribed { pubsub: self.clone(), topic, here_only: true, event: PhantomData }
     }
 }
 
@@ -110,6 +130,11 @@ impl PubSub {
             && self.shared.topics.as_ref().is_some_and(|topics| topics.may_have(topic))
     }
 
+    /// Whether it can be known whether other nodes have subscribers: they share them, or there are none.
+    pub(super) fn knows_elsewhere(&self) -> bool {
+        self.shared.topics.is_some() || self.shared.adapter.is_none()
+    }
+
     /// Whether another node may have subscribers. An unknown state counts as one.
     pub(super) fn has_subscribers_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {
@@ -119,11 +144,13 @@ impl PubSub {
     }
 }
 
-/// A stage that drops events whose topic has no subscribers. Made by [`PubSub::filter_subscribed`].
+/// A stage that drops events whose topic has no subscribers. Made by [`PubSub::filter_subscribed`] and
+/// [`PubSub::filter_subscribed_here`].
 #[must_use]
 pub struct FilterSubscribed<E, F> {
     pubsub: PubSub,
     topic: F,
+    here_only: bool,
     event: PhantomData<fn(E)>,
 }
 
@@ -143,7 +170,14 @@ where
         out: &mut Emitter<'_, E>,
     ) -> Result<(), ExitReason> {
         let before = events.len();
-        events.retain(|event| self.pubsub.has_subscribers((self.topic)(event).as_ref()));
+        events.retain(|event| {
+            let topic = (self.topic)(event);
+            if self.here_only {
+                self.pubsub.has_subscribers_here(topic.as_ref())
+            } else {
+                self.pubsub.has_subscribers(topic.as_ref())
+            }
+        });
         let dropped = before - events.len();
         if dropped > 0 {
             self.pubsub.shared.table.metrics().events_without_subscribers.increment(dropped as u64);

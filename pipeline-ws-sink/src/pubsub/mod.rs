@@ -42,7 +42,7 @@ pub use self::{
     filter::FilterSubscribed,
     push_messages::{
         Acknowledge, AsyncPush, ClientsElsewhere, Expired, NoSubscribers, Push, PushMessages,
-        WhenCrowded,
+        SubscriptionsNotSynced, WhenCrowded,
     },
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,

@@ -128,6 +128,14 @@ pub enum WhenCrowded {
     GiveBack,
 }
 
+/// The nodes of the endpoint do not share which topics have subscribers.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "messages cannot be given back to the node that has their clients: no node knows the topics of the others without sync_subscriptions"
+)]
+#[non_exhaustive]
+pub struct SubscriptionsNotSynced {}
+
 /// What becomes of a message whose topic has clients on other nodes, and none on this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientsElsewhere {
@@ -417,12 +425,22 @@ impl<F> PushMessages<F> {
     /// is broadcast to them, which they may miss.
     ///
     /// To give it back, this node has to know where clients are:
-    /// [`EndpointBuilder::sync_subscriptions`](crate::endpoint::EndpointBuilder::sync_subscriptions). Without
-    /// it, this has no effect. A message is given back as long as it may be
-    /// [kept](Self::no_subscribers).
-    #[must_use]
-    pub fn clients_elsewhere(self, elsewhere: ClientsElsewhere) -> Self {
-        Self { elsewhere, ..self }
+    /// [`EndpointBuilder::sync_subscriptions`](crate::endpoint::EndpointBuilder::sync_subscriptions). A message
+    /// is given back as long as it may be [kept](Self::no_subscribers).
+    ///
+    /// # Errors
+    ///
+    /// [`SubscriptionsNotSynced`] for [`ClientsElsewhere::GiveBack`] if the endpoint has an
+    /// [`Adapter`](crate::pubsub::Adapter), and its nodes do not share their topics. Every topic would count as one with
+    /// clients elsewhere, and each message as done at its first broadcast, whether a client is anywhere or not.
+    pub fn clients_elsewhere(
+        self,
+        elsewhere: ClientsElsewhere,
+    ) -> Result<Self, SubscriptionsNotSynced> {
+        if elsewhere == ClientsElsewhere::GiveBack && !self.pubsub.knows_elsewhere() {
+            return Err(SubscriptionsNotSynced {});
+        }
+        Ok(Self { elsewhere, ..self })
     }
 
     /// When a message that is kept is delivered again. Default from a second to a minute: the older the

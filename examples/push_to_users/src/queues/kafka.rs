@@ -1,6 +1,5 @@
 use pipeline::{
     Pipeline,
-    builder::StartError,
     sources::{
         DeadLetter, SourceOptions,
         kafka::{KafkaId, KafkaOptions, KafkaQueue},
@@ -11,7 +10,7 @@ use pipeline::{
 use crate::{
     dead_letters::{Asked, Graves, excerpt, with_text_id},
     durable::{items, start},
-    intake::{Durable, Pushing, Storing},
+    intake::{Durable, Pushing, Started, Storing},
     push::Push,
 };
 
@@ -35,7 +34,7 @@ impl Durable for KafkaQueue {
         })
     }
 
-    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+    fn start(&self, pushing: Pushing) -> Started {
         start(self.source(SourceOptions::new()), pushing)
     }
 }

@@ -3,7 +3,6 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use pipeline::{
     Pipeline,
-    builder::StartError,
     sources::{
         DeadLetter, SourceOptions,
         nats::{NatsError, NatsOptions, NatsQueue},
@@ -14,7 +13,7 @@ use pipeline::{
 use crate::{
     dead_letters::{Asked, Graves, number, with_text_id},
     durable::{items, start},
-    intake::{Durable, Pushing, Storing},
+    intake::{Durable, Pushing, Started, Storing},
     push::Push,
 };
 
@@ -35,7 +34,7 @@ impl Durable for NatsQueue {
         })
     }
 
-    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+    fn start(&self, pushing: Pushing) -> Started {
         // The server counts each look at a user who is not there: they are a minute apart in the end, and
         // closer after each start. Those of an earlier process are taken for deliveries without an outcome.
         let looks = u32::try_from(pushing.keep_for.as_secs() / 30).unwrap_or(u32::MAX);

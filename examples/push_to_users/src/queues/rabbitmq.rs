@@ -1,7 +1,6 @@
 use futures::future::try_join_all;
 use pipeline::{
     Pipeline,
-    builder::StartError,
     sources::{
         DeadLetter, SourceOptions,
         rabbitmq::{RabbitError, RabbitOptions, RabbitQueue},
@@ -12,7 +11,7 @@ use pipeline::{
 use crate::{
     dead_letters::{Asked, Graves, with_text_id},
     durable::{items, start},
-    intake::{Durable, Pushing, Storing},
+    intake::{Durable, Pushing, Started, Storing},
     push::Push,
 };
 
@@ -33,7 +32,7 @@ impl Durable for RabbitQueue {
         })
     }
 
-    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+    fn start(&self, pushing: Pushing) -> Started {
         start(self.source(SourceOptions::new()), pushing)
     }
 }

@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use pipeline::{
     Pipeline,
-    builder::StartError,
     sources::{
         DeadLetter, SourceOptions,
         redis::{RedisOptions, RedisQueue, RedisQueueError},
@@ -13,7 +12,7 @@ use pipeline::{
 use crate::{
     dead_letters::{Asked, Graves, excerpt, with_text_id},
     durable::{items, start},
-    intake::{Durable, Pushing, Storing},
+    intake::{Durable, Pushing, Started, Storing},
     push::Push,
 };
 
@@ -54,7 +53,7 @@ impl Durable for RedisQueue {
         })
     }
 
-    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+    fn start(&self, pushing: Pushing) -> Started {
         start(self.source(SourceOptions::new()), pushing)
     }
 }

@@ -2,7 +2,6 @@ use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use pipeline::{
     Pipeline,
-    builder::StartError,
     sources::{
         DeadLetter, SourceOptions,
         sqlite::{SqliteError, SqliteOptions, SqliteQueue},
@@ -13,7 +12,7 @@ use pipeline::{
 use crate::{
     dead_letters::{Asked, Graves, number, with_text_id},
     durable::{items, start},
-    intake::{Durable, Pushing, Storing},
+    intake::{Durable, Pushing, Started, Storing},
     push::Push,
 };
 
@@ -34,7 +33,7 @@ impl Durable for SqliteQueue {
         })
     }
 
-    fn start(&self, pushing: Pushing) -> Result<Pipeline, StartError> {
+    fn start(&self, pushing: Pushing) -> Started {
         start(self.source(SourceOptions::new()), pushing)
     }
 }
