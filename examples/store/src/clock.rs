@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 /// The shop's clock.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Option<(SystemTime, Instant)>);
+pub struct Clock(Option<(SystemTime, Instant, Duration)>);
 
 impl Clock {
     /// The wall clock, except that it does not step back while the program runs. Tokens that are dated in the future are not
@@ -24,7 +24,13 @@ impl Clock {
     /// A clock that runs with tokio's, from this time on. Tests pause it.
     #[must_use]
     pub fn running_from(time: SystemTime) -> Self {
-        Self(Some((time, Instant::now())))
+        Self(Some((time, Instant::now(), Duration::ZERO)))
+    }
+
+    /// The same after the system's clock was set back by so much, for tests: it stays ahead.
+    #[must_use]
+    pub fn set_back(self, by: Duration) -> Self {
+        Self(self.0.map(|(start, at, ahead)| (start, at, ahead.saturating_add(by))))
     }
 
     /// The time.
@@ -36,22 +42,39 @@ impl Clock {
                 let now = WALL.at(wall, START.elapsed());
                 UNIX_EPOCH.checked_add(now).unwrap_or(UNIX_EPOCH)
             }
-            Some((start, at)) => start.checked_add(at.elapsed()).unwrap_or(start),
+            Some((start, at, _)) => start.checked_add(at.elapsed()).unwrap_or(start),
+        }
+    }
+
+    /// The time of the system's clock in milliseconds since 1970, which may step back. It is for what is done once, such as a
+    /// release: a clock that was wrong and is set right is believed there at once.
+    #[must_use]
+    pub fn system_ms(&self) -> i64 {
+        match self.0 {
+            None => in_ms(SystemTime::now()),
+            Some((.., ahead)) => in_ms(self.now()).saturating_sub(millis(ahead)),
         }
     }
 
     /// By how much it is ahead of the system's clock, which was set back: as of the last time that it was read.
     #[must_use]
     pub fn ahead(&self) -> Duration {
-        if self.0.is_none() { WALL.ahead() } else { Duration::ZERO }
+        self.0.map_or_else(|| WALL.ahead(), |(_, _, ahead)| ahead)
     }
 
     /// The time in milliseconds since 1970.
     #[must_use]
     pub fn now_ms(&self) -> i64 {
-        let since = self.now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        since.as_millis().try_into().unwrap_or(i64::MAX)
+        in_ms(self.now())
     }
+}
+
+fn millis(time: Duration) -> i64 {
+    time.as_millis().try_into().unwrap_or(i64::MAX)
+}
+
+fn in_ms(time: SystemTime) -> i64 {
+    millis(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);

@@ -2,14 +2,14 @@
 //!
 //! It may be a moment behind the database, and is never asked whether something may be sold. Reading it takes no lock.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use crate::domain::{
     catalogue::{Applied, Catalogue},
-    change::{Change, newest},
+    change::{Change, Row, newest},
 };
 
 /// The most changes that are kept before the first load. With more of them, the copy is loaded again after it.
@@ -21,6 +21,8 @@ pub struct Inventory {
     copy: ArcSwapOption<Catalogue>,
     /// One writer at a time. It holds the changes that came before the first load.
     early: Mutex<Vec<Change>>,
+    /// The rows of the last comparison that the database had with a lower revision: that of the copy, and that of the database.
+    behind: Mutex<BTreeMap<Row, (i64, i64)>>,
 }
 
 /// What changes have done to the copy.
@@ -67,6 +69,24 @@ impl Inventory {
         }
         self.copy.store(Some(copy));
         outcome
+    }
+
+    /// The rows that the database has lost, with the revisions that the copy has of them. A row that two comparisons running
+    /// find older than the copy, while neither has changed, is no load that was overtaken by a change: the database has lost
+    /// its last commits, as one does that was restored, or whose standby has taken over.
+    pub fn lost(&self, loaded: &Catalogue) -> Vec<(Row, i64)> {
+        let Some(copy) = self.snapshot() else { return Vec::new() };
+        let items = loaded
+            .items()
+            .filter_map(|new| Some((Row::Item(new.id), (copy.item(new.id)?.rev, new.rev))));
+        let products = loaded
+            .products()
+            .filter_map(|new| Some((Row::Product(new.id), (copy.product(new.id)?.rev, new.rev))));
+        let now: BTreeMap<_, _> =
+            items.chain(products).filter(|(_, (copy, loaded))| loaded < copy).collect();
+        let before = mem::replace(&mut *self.behind.lock(), now.clone());
+        let still = now.into_iter().filter(|(row, revs)| before.get(row) == Some(revs));
+        still.map(|(row, (copy, _))| (row, copy)).collect()
     }
 
     /// Takes over what was loaded, except where the copy is newer. Returns what is another; after the first load, nothing,

@@ -263,7 +263,8 @@ impl Shop {
                 let _ = answer.send(write.await);
             });
         }
-        let ended = || DatabaseError::Failed("its task has ended".to_owned());
+        // It may have ended after the database has stored it.
+        let ended = || DatabaseError::Unknown("its task has ended".to_owned());
         answered.await.unwrap_or_else(|_| Err(ended()))
     }
 
@@ -422,11 +423,20 @@ impl Shop {
     ///
     /// [`DatabaseError`] if it cannot be loaded. Then the copy stays as it is.
     pub async fn reload(&self) -> Result<(), DatabaseError> {
-        let applied = self.inventory.replace(self.database.load().await?);
+        let loaded = self.database.load().await?;
+        let lost = self.inventory.lost(&loaded);
+        let applied = self.inventory.replace(loaded);
         if !applied.is_empty() {
             self.metrics.copy_reloads.increment(1);
         }
         self.announce(&applied);
+        if !lost.is_empty() {
+            let rows = lost.len();
+            tracing::warn!(rows, "the database has lost commits, and is believed: they are gone");
+            // Open pages and other nodes have the lost revisions too, and take only what is above them.
+            let raised = self.database.raise(lost).await?;
+            self.committed(&raised);
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use pipeline::ws::{
     Endpoint, Mount,
     endpoint::EndpointBuilder,
     mount::{Drainer, MessageRateLimit},
+    presence::TrackerOptions,
 };
 
 use self::{
@@ -55,6 +56,8 @@ pub fn endpoint(shop: &Arc<Shop>, admins: &Arc<Admins>) -> EndpointBuilder {
         .max_message_size(MAX_FRAME)
         .idle_timeout(shop.idle_timeout);
     Endpoint::builder()
+        // A placed order waits for a tab of its cart, on whichever node: so each has to know where tabs are.
+        .sync_subscriptions(TrackerOptions::new())
         .presence(&shop.presence)
         .mount("/product_socket", shoppers)
         .mount("/admin_socket", admins)

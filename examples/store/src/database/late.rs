@@ -6,7 +6,10 @@ use futures::FutureExt;
 use tokio::time::sleep;
 
 use super::{Answer, CheckOut, Database, Order, PlacedOrder, Release, Sale};
-use crate::domain::{catalogue::Catalogue, change::Change};
+use crate::domain::{
+    catalogue::Catalogue,
+    change::{Change, Row},
+};
 
 /// A database whose answers come late. Each call is done as if it was not.
 pub struct LateDatabase {
@@ -51,6 +54,10 @@ impl Database for LateDatabase {
 
     fn stock(&self, item: i64, available_count: i64) -> Answer<'_, Option<Change>> {
         self.late(self.database.stock(item, available_count))
+    }
+
+    fn raise(&self, rows: Vec<(Row, i64)>) -> Answer<'_, Vec<Change>> {
+        self.late(self.database.raise(rows))
     }
 
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {

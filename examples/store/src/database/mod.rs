@@ -17,7 +17,11 @@ pub use self::{
     late::LateDatabase,
     sqlite::{SqliteDatabase, SqliteOptions, mark_of},
 };
-use crate::domain::{cart::MAX_ORDERS, catalogue::Catalogue, change::Change};
+use crate::domain::{
+    cart::MAX_ORDERS,
+    catalogue::Catalogue,
+    change::{Change, Row},
+};
 
 /// The name of the durable queue of placed orders, which are to be confirmed to their carts.
 pub const PLACED_ORDERS: &str = "placed_orders";
@@ -43,6 +47,10 @@ pub trait Database: Send + Sync + 'static {
 
     /// Sets how many of an item there are: new stock, and what tests need. `None` if there is no such item.
     fn stock(&self, item: i64, available_count: i64) -> Answer<'_, Option<Change>>;
+
+    /// Raises the revisions of rows above these, where they are not. Returns the rows that were raised, as they are. For a
+    /// database that has lost its last commits: what copies and pages have of these rows has a higher revision.
+    fn raise(&self, rows: Vec<(Row, i64)>) -> Answer<'_, Vec<Change>>;
 
     /// Sells one of each item, or nothing.
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut>;

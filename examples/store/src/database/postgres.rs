@@ -17,7 +17,7 @@ use pipeline::sources::{
     postgres::{
         connect, push_in,
         tokio_postgres::{
-            Client, Config, Error, Row, Transaction,
+            Client, Config, Error, IsolationLevel, Row as Record, Transaction,
             types::{ToSql, Type},
         },
     },
@@ -35,7 +35,7 @@ use super::{
 };
 use crate::domain::{
     catalogue::{Catalogue, Item, Product},
-    change::Change,
+    change::{Change, Row},
 };
 
 /// How many connections there are at most. A call that finds none waits.
@@ -240,7 +240,11 @@ impl Inner {
             None => self.connect().await?,
         };
         self.prepare(&mut connected.client).await?;
-        let transaction = connected.client.transaction().await.map_err(failed)?;
+        // The server's default may be another one. A snapshot from before the wait for the lock of a cart would not have the
+        // order of the tab that had the lock, and an item that another cart has just bought could not be bought at all.
+        let begin = connected.client.build_transaction();
+        let begin = begin.isolation_level(IsolationLevel::ReadCommitted);
+        let transaction = begin.start().await.map_err(failed)?;
         // What fails, or is dropped, is rolled back.
         let result = run(&transaction).await.map_err(failed)?;
         commits.store(true, Relaxed);
@@ -340,7 +344,7 @@ async fn first(
     transaction: &Transaction<'_>,
     statement: &str,
     parameters: Parameters<'_>,
-) -> Result<Option<Row>, Error> {
+) -> Result<Option<Record>, Error> {
     Ok(transaction.query_typed(statement, parameters).await?.into_iter().next())
 }
 
@@ -353,7 +357,7 @@ async fn is_so(
     first(transaction, statement, parameters).await?.map_or(Ok(false), |row| row.try_get(0))
 }
 
-fn product(row: &Row) -> Result<Product, Error> {
+fn product(row: &Record) -> Result<Product, Error> {
     Ok(Product {
         id: row.try_get(0)?,
         position: row.try_get(1)?,
@@ -369,7 +373,7 @@ fn product(row: &Row) -> Result<Product, Error> {
     })
 }
 
-fn item(row: &Row) -> Result<Item, Error> {
+fn item(row: &Record) -> Result<Item, Error> {
     Ok(Item {
         id: row.try_get(0)?,
         product_id: row.try_get(1)?,
@@ -381,7 +385,7 @@ fn item(row: &Row) -> Result<Item, Error> {
 }
 
 /// The change of an item's stock, from `available_count` and `rev`.
-fn stock(id: i64, row: &Row) -> Result<Change, Error> {
+fn stock(id: i64, row: &Record) -> Result<Change, Error> {
     Ok(Change::Item { id, available_count: row.try_get(0)?, rev: row.try_get(1)? })
 }
 
@@ -524,6 +528,27 @@ async fn set_stock(
     first(transaction, set, &parameters).await?.map(|row| stock(id, &row)).transpose()
 }
 
+async fn raise(transaction: &Transaction<'_>, rows: Vec<(Row, i64)>) -> Result<Vec<Change>, Error> {
+    let item = "UPDATE item_availabilities SET rev = $2 + 1 WHERE item_id = $1 AND rev <= $2
+        RETURNING available_count, rev";
+    let product =
+        "UPDATE products SET rev = $2 + 1 WHERE id = $1 AND rev <= $2 RETURNING released, rev";
+    let mut raised = Vec::new();
+    for (row, rev) in rows {
+        let (Row::Item(id) | Row::Product(id)) = row;
+        let parameters = [(&id as &(dyn ToSql + Sync), Type::INT8), (&rev, Type::INT8)];
+        let is_item = matches!(row, Row::Item(_));
+        let raise = if is_item { item } else { product };
+        let Some(record) = first(transaction, raise, &parameters).await? else { continue };
+        raised.push(if is_item {
+            stock(id, &record)?
+        } else {
+            Change::Product { id, released: record.try_get(0)?, rev: record.try_get(1)? }
+        });
+    }
+    Ok(raised)
+}
+
 async fn orders(transaction: &Transaction<'_>) -> Result<Vec<PlacedOrder>, Error> {
     let all = "SELECT id, key, cart, placed_at FROM orders ORDER BY id";
     let mut orders = Vec::new();
@@ -555,6 +580,10 @@ impl Database for PostgresDatabase {
 
     fn stock(&self, item: i64, available_count: i64) -> Answer<'_, Option<Change>> {
         self.transact(Box::new(move |it| set_stock(it, item, available_count).boxed()))
+    }
+
+    fn raise(&self, rows: Vec<(Row, i64)>) -> Answer<'_, Vec<Change>> {
+        self.transact(Box::new(move |it| raise(it, rows).boxed()))
     }
 
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {

@@ -60,5 +60,11 @@ pub(super) const STOCK: &str = "
 UPDATE item_availabilities SET available_count = ?2, rev = rev + 1
 WHERE item_id = ?1 RETURNING available_count, rev";
 
+pub(super) const RAISE_ITEM: &str = "
+UPDATE item_availabilities SET rev = ?2 + 1 WHERE item_id = ?1 AND rev <= ?2 RETURNING available_count, rev";
+
+pub(super) const RAISE_PRODUCT: &str =
+    "UPDATE products SET rev = ?2 + 1 WHERE id = ?1 AND rev <= ?2 RETURNING released, rev";
+
 pub(super) const FOR_SALE: &str = "
 SELECT price_usd, released FROM items JOIN products ON products.id = product_id WHERE items.id = ?";

@@ -16,18 +16,18 @@ use rusqlite::{
 use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{
     Answer, BoughtBefore, COMPARED, CheckOut, Database, DatabaseError, Order, PLACED_ORDERS,
     PlacedOrder, Release, Sale,
-    schema::{FOR_SALE, ITEMS, PRODUCTS, RELEASE, SELL, STOCK, TABLES},
+    schema::{FOR_SALE, ITEMS, PRODUCTS, RAISE_ITEM, RAISE_PRODUCT, RELEASE, SELL, STOCK, TABLES},
     turns::Turns,
 };
 use crate::domain::{
     catalogue::{Catalogue, Item, Product},
-    change::Change,
+    change::{self, Change},
 };
 
 /// How many calls may wait for the file. More of them wait outside.
@@ -38,6 +38,9 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// How long a process writes before others have their turn.
 const TURN: Duration = Duration::from_millis(20);
+
+/// By when a call has to have begun. One that has waited longer is refused: its shopper may have left, and buys nothing then.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the file is, and what a new one has.
 #[derive(Clone, Debug)]
@@ -125,14 +128,20 @@ impl SqliteDatabase {
         run: impl FnOnce(&Transaction<'_>, &SqliteOptions) -> rusqlite::Result<T> + Send + 'static,
     ) -> Answer<'_, T> {
         let (answer, answered) = oneshot::channel();
+        let asked = Instant::now();
         let job = Job::Run(Box::new(move |file| {
+            let is_late = asked.elapsed() >= PATIENCE;
+            let done = if is_late { Err(DatabaseError::Crowded) } else { file.transact(run) };
             // The caller may be gone. What was committed is committed.
-            let _ = answer.send(file.transact(run));
+            let _ = answer.send(done);
         }));
         async move {
             let gone = || DatabaseError::Away("its thread has ended".to_owned());
-            self.jobs.send(job).await.map_err(|_| gone())?;
-            answered.await.map_err(|_| gone())?
+            let sent = timeout(PATIENCE, self.jobs.send(job)).await;
+            sent.map_err(|_| DatabaseError::Crowded)?.map_err(|_| gone())?;
+            // The thread may have ended while it stored.
+            let unknown = || DatabaseError::Unknown("its thread has ended".to_owned());
+            answered.await.map_err(|_| unknown())?
         }
         .boxed()
     }
@@ -448,6 +457,26 @@ impl Database for SqliteDatabase {
     fn stock(&self, item: i64, available_count: i64) -> Answer<'_, Option<Change>> {
         self.transact(move |transaction, _| {
             transaction.query_row(STOCK, [item, available_count], stock(item)).optional()
+        })
+    }
+
+    fn raise(&self, rows: Vec<(change::Row, i64)>) -> Answer<'_, Vec<Change>> {
+        self.transact(move |transaction, _| {
+            let mut raised = Vec::new();
+            for (row, rev) in rows {
+                raised.extend(match row {
+                    change::Row::Item(id) => {
+                        transaction.query_row(RAISE_ITEM, [id, rev], stock(id)).optional()?
+                    }
+                    change::Row::Product(id) => {
+                        let raise = |row: &Row<'_>| {
+                            Ok(Change::Product { id, released: row.get(0)?, rev: row.get(1)? })
+                        };
+                        transaction.query_row(RAISE_PRODUCT, [id, rev], raise).optional()?
+                    }
+                });
+            }
+            Ok(raised)
         })
     }
 

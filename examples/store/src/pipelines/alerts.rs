@@ -36,7 +36,7 @@ pub(super) fn start(
         let alert = PreparedBroadcast::new(&topic(**item), "item_out", json!({ "id": **item }))?;
         Ok(alert.timed(item).here_only())
     });
-    let subscribed = pubsub.filter_subscribed(|item: &Timed<i64>| topic(**item));
+    let subscribed = pubsub.filter_subscribed_here(|item: &Timed<i64>| topic(**item));
     let few = SubscribeOptions::new().max_demand(2).min_demand(1);
     Pipeline::builder("alerts")
         .producer_with(Stage::new(alerts).named("alerts"))

@@ -109,7 +109,11 @@ async fn load(shop: &Shop) {
 
 /// Releases what is due. The database releases a product once, whichever node is first.
 async fn release_due(shop: &Arc<Shop>) {
-    let now = shop.clock.now_ms();
+    // Tokens are dated by a clock that does not step back, which may be hours ahead. No release is taken back, so that one
+    // would open a drop too early.
+    let now = shop.clock.system_ms();
+    // It goes on only when it is read.
+    let _ = shop.clock.now();
     shop.metrics.clock_is_ahead(shop.clock.ahead());
     let Some(catalogue) = shop.inventory.snapshot() else { return };
     for product in catalogue.products() {

@@ -19,7 +19,7 @@ use pipeline::{
     stage::Producer,
     ws::{
         PubSub,
-        pubsub::{ClientsElsewhere, Expired, NoSubscribers, Push},
+        pubsub::{ClientsElsewhere, Expired, NoSubscribers, Push, SubscriptionsNotSynced},
     },
 };
 use serde::Deserialize;
@@ -51,6 +51,9 @@ pub enum OrdersError {
     #[cfg(feature = "postgres")]
     #[error(transparent)]
     Postgres(#[from] PostgresError),
+    /// The nodes do not know of each other's tabs.
+    #[error(transparent)]
+    NotSynced(#[from] SubscriptionsNotSynced),
     /// A stage.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -63,7 +66,7 @@ pub enum OrdersError {
 /// [`OrdersError`] if the file cannot be opened.
 pub async fn start(path: PathBuf, pubsub: &PubSub) -> Result<Pipeline, OrdersError> {
     let queue = SqliteQueue::open(path, PLACED_ORDERS).await?;
-    Ok(confirm(queue.source(SourceOptions::new()).json(), pubsub)?)
+    confirm(queue.source(SourceOptions::new()).json(), pubsub)
 }
 
 /// Starts the pipeline over the queue in a database of PostgreSQL.
@@ -75,13 +78,13 @@ pub async fn start(path: PathBuf, pubsub: &PubSub) -> Result<Pipeline, OrdersErr
 pub async fn start_in_postgres(url: &str, pubsub: &PubSub) -> Result<Pipeline, OrdersError> {
     let queue = PostgresQueue::open(url, PLACED_ORDERS)?;
     queue.prepare().await?;
-    Ok(confirm(queue.source(SourceOptions::new()).json(), pubsub)?)
+    confirm(queue.source(SourceOptions::new()).json(), pubsub)
 }
 
 fn confirm(
     placed: impl Producer<Event = Message<Placed>>,
     pubsub: &PubSub,
-) -> Result<Pipeline, StartError> {
+) -> Result<Pipeline, OrdersError> {
     let confirm = pubsub.push_messages(|placed: &Message<Placed>| {
         let Placed { cart, items, order } = placed.data();
         let removed = json!({ "added": [], "removed": items, "order": order });
@@ -92,9 +95,9 @@ fn confirm(
     let confirm = confirm
         .written_within(Duration::from_secs(10))
         .no_subscribers(keep)
-        .clients_elsewhere(ClientsElsewhere::GiveBack);
-    Pipeline::of_messages("orders")
+        .clients_elsewhere(ClientsElsewhere::GiveBack)?;
+    Ok(Pipeline::of_messages("orders")
         .source(placed)
         .processors(Processors::new(confirm).concurrency(20))
-        .start()
+        .start()?)
 }

@@ -123,7 +123,7 @@ impl Teller {
                 "stock_change",
                 &stock_change(product, item, level),
             )?;
-            if self.pubsub.has_subscribers(DROPS_PAGE) {
+            if self.pubsub.has_subscribers_here(DROPS_PAGE) {
                 self.broadcast(event, DROPS_PAGE, "fragment", &entry_fragment(item)?)?;
             }
         }
@@ -141,7 +141,7 @@ impl Teller {
         let Some(product) = view else { return Ok(()) };
         // The fragment has the present levels. Stock entries announce them as well: a page that has the sizes already, from its
         // join, does not look at the fragment.
-        if !pubsub.has_subscribers(&topic) && !pubsub.has_subscribers(DROPS_PAGE) {
+        if !pubsub.has_subscribers_here(&topic) && !pubsub.has_subscribers_here(DROPS_PAGE) {
             return Ok(());
         }
         let html = pages::size_selector(&product)?;
@@ -159,7 +159,7 @@ impl Teller {
         name: &str,
         payload: &Value,
     ) -> Result<(), ExitReason> {
-        if self.pubsub.has_subscribers(topic) {
+        if self.pubsub.has_subscribers_here(topic) {
             self.pubsub.local_broadcast_timed(event, topic, name, payload)?;
         }
         Ok(())

@@ -88,7 +88,7 @@ pub(super) fn start(
     Pipeline::builder("totals")
         .producer_with(Stage::new(changes).named("changes").rate_limit(four_a_second))
         .producer_consumer_with(
-            Stage::new(pubsub.filter_subscribed(|(): &()| TOTALS)).named("watched"),
+            Stage::new(pubsub.filter_subscribed_here(|(): &()| TOTALS)).named("watched"),
             one.clone(),
         )
         .consumer_with(Stage::new(tell).named("count"), one)

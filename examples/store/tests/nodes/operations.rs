@@ -1,6 +1,6 @@
 //! What operators do with nodes, and what happens to them.
 
-use std::{collections::BTreeSet, process::Stdio, time::Duration};
+use std::{collections::BTreeSet, path::Path, process::Stdio, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use pipeline_test_support::{
@@ -284,10 +284,23 @@ async fn p_010_a_node_that_is_asked_to_end_tells_what_it_has_sold_and_says_what_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation() {
     let folder = tempfile::tempdir().unwrap();
-    let db = folder.path().join("store.db");
+    loses_no_confirmation(&folder.path().join("store.db"), None).await;
+}
+
+/// The other node runs meanwhile. It has no tab of the cart, and takes no tab elsewhere for granted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation_beside_another_one() {
+    let Some(shop) = Shop::over(Kind::Redis).await else { return };
+    loses_no_confirmation(&shop.path(), Some(&shop)).await;
+}
+
+async fn loses_no_confirmation(db: &Path, shop: Option<&Shop>) {
     // Answers of the database come late, so there is time between the commit and the answer.
     let late = ["--release", "1", "--drill-database", "3000"];
-    let mut node = Node::start(&db, &late).await;
+    let (mut node, other) = match shop {
+        None => (Node::start(db, &late).await, None),
+        Some(shop) => (shop.node("a", &late).await, Some(shop.node("b", &[]).await)),
+    };
     eventually(async || node.shows(1).await).await;
     let [cookie, id, token, csrf] = node.shopper().await;
     let topic = format!("cart:{id}");
@@ -296,7 +309,7 @@ async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation() {
     let added = page.ask(&topic, "add_item", json!({ "item_id": 3 })).await;
     let serialized = added["response"]["serialized"].as_str().unwrap().to_owned();
     drop(page);
-    let database = Connection::open(&db).unwrap();
+    let database = Connection::open(db).unwrap();
     let row = || {
         let find = "SELECT available_at FROM pipeline_items";
         database.query_row(find, [], |row| row.get::<_, Cell>(0)).optional().unwrap()
@@ -318,13 +331,32 @@ async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation() {
         .await;
     node.process.kill().await.unwrap();
     let left = row();
-    let node = Node::start(&db, &[]).await;
+    let node = match other {
+        Some(other) => other,
+        None => Node::start(db, &[]).await,
+    };
     // The next node has looked at it. Its first look is later, if the one before had taken it.
     eventually(async || row() != left || row().is_none()).await;
     let mut page = node.page().await;
     page.join(&topic, json!({ "token": token, "page": "/", "serialized": serialized })).await;
     page.take(|it| it[3] == "cart" && it[4]["items"] == json!([])).await;
     eventually(async || row().is_none()).await;
+}
+
+/// The second command of the README, typed while the first one still runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_on_a_port_that_is_taken_removes_no_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("store.db");
+    let node = Node::start(&db, &[]).await;
+    let port = node.address.rsplit(':').next().unwrap();
+    let mut second = Command::new(env!("CARGO_BIN_EXE_store"));
+    second.args(["--fresh", "--port", port, "--admin-port", "0", "--db"]).arg(&db);
+    second.stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(!second.status().await.unwrap().success());
+    for file in ["store.db", "store.db.created"] {
+        assert!(folder.path().join(file).exists(), "{file}");
+    }
 }
 
 /// The server of the cluster is away. Nodes sell all the same, and pages are right a few seconds later. A metric says it.

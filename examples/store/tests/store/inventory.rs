@@ -142,6 +142,77 @@ async fn a_031_a_change_that_was_not_heard_of_is_found_and_said() {
     eventually(|| reloads() == 1).await;
 }
 
+/// A database that is restored, or whose standby takes over, may have lost what copies and pages know already.
+#[tokio::test(start_paused = true)]
+async fn after_a_database_has_lost_its_last_commits_copies_and_open_pages_are_as_it_is() {
+    let nodes = Node::two().await;
+    nodes[0].release(2).await;
+    nodes[0].settle().await;
+    let before = nodes[0].database.catalogue();
+    let mut pages = Vec::new();
+    for node in &nodes {
+        let socket = node.socket().await;
+        let product = socket.join("product:2", json!({})).await.unwrap();
+        pages.push((socket, product));
+    }
+    nodes[0].release(1).await;
+    nodes[0].stock(7, 4).await;
+    nodes[0].stock(7, 0).await;
+    for (_socket, product) in &pages {
+        assert_push!(product, "stock_change", { "item_id": 7, "level": "out", "rev": 3 }, within: LONG);
+    }
+    nodes[0].database.restore(before);
+    for (_socket, product) in &pages {
+        // A page takes what has a higher revision than what it shows.
+        assert_push!(product, "stock_change", { "item_id": 7, "level": "low", "rev": 4 }, within: LONG);
+    }
+    for node in &nodes {
+        let copy = || node.store.shop.inventory.snapshot().unwrap();
+        eventually(|| *copy() == node.database.catalogue()).await;
+        assert!(!copy().product(1).unwrap().released);
+    }
+    let calls = nodes[0].database.catalogue();
+    tokio::time::sleep(LONG).await;
+    assert_eq!(nodes[0].database.catalogue(), calls, "it is done once");
+}
+
+/// The clock that dates tokens stays ahead for hours. A drop does not open by it.
+#[tokio::test(start_paused = true)]
+async fn after_a_clock_was_set_back_a_release_comes_by_the_systems_time() {
+    let hour = Duration::from_secs(3600);
+    let node = Node::after_setting_back(hour).await;
+    let shop = &node.store.shop;
+    let released = |id| shop.inventory.snapshot().unwrap().product(id).unwrap().released;
+    let now = shop.clock.system_ms();
+    assert_eq!(shop.clock.now_ms() - now, 3_600_000);
+    assert!(shop.schedule(1, now + 600_000).await.unwrap());
+    assert!(shop.schedule(2, now + 2_000).await.unwrap());
+    eventually(|| released(2)).await;
+    assert!(!released(1), "it is due in ten minutes");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    eventually(|| released(1)).await;
+}
+
+/// Each node tells its own clients, so it works nothing out for those of others.
+#[tokio::test(start_paused = true)]
+async fn a_node_works_nothing_out_for_the_clients_of_another_one() {
+    let (telemetry, recorded) = Recorded::new();
+    let [here, there] = Node::two_with(telemetry).await;
+    let tab = there.tab(&cart_id(), &[7]).await;
+    // The other node has shared its topics.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    here.stock(7, 0).await;
+    assert_push!(tab.channel, "cart", within: LONG);
+    here.settle().await;
+    let alerts = || recorded.counters("store.alerts").iter().map(|(_, it)| *it).sum::<u64>();
+    assert_eq!(alerts(), 0);
+    // One of its own counts.
+    let own = here.tab(&cart_id(), &[8]).await;
+    here.stock(8, 0).await;
+    assert_push!(own.channel, "cart", within: LONG);
+    eventually(|| alerts() == 1).await;
+}
+
 /// Also shows.
 #[tokio::test(start_paused = true)]
 async fn changes_of_another_node_are_applied_without_the_database_and_not_sent_on() {

@@ -353,3 +353,38 @@ async fn nodes_that_all_have_much_to_write_have_their_turns() {
     println!("sales by node: {by_node:?}");
     assert!(by_node.iter().all(|sales| *sales > SALES / 10), "{by_node:?}");
 }
+
+/// Each try for the lock takes seconds, so what waits would be done minutes later, for shoppers who have left.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_could_not_begin_for_long_are_refused_and_sell_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let database = SqliteDatabase::new(SqliteOptions {
+        path: path.clone(),
+        seed: shoes(),
+        creates: true,
+        confirm_orders: false,
+    });
+    let database = Arc::new(database.unwrap());
+    assert!(database.load().await.is_ok());
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let sales: Vec<_> = (0..20)
+        .map(|_| {
+            let database = database.clone();
+            tokio::spawn(async move { database.sell(1).await })
+        })
+        .collect();
+    let mut crowded = 0;
+    // Without a bound, the last of them has waited twenty times for the lock.
+    for sale in sales {
+        match sale.await.unwrap() {
+            Err(DatabaseError::Crowded) => crowded += 1,
+            Err(_) => {}
+            Ok(sale) => panic!("{sale:?} while another process had the lock"),
+        }
+    }
+    assert!(crowded > 10, "{crowded} of 20 were refused without a try");
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(database.load().await.unwrap().item(1).unwrap().available_count, 10);
+}

@@ -36,7 +36,7 @@ use store::{
     },
     domain::{
         catalogue::{Catalogue, Item, Product},
-        change::Change,
+        change::{Change, Row},
         ids,
     },
     pipelines::Duties,
@@ -119,6 +119,11 @@ impl Memory {
     /// Changes a row without anything being told, as a lost message would.
     pub fn change(&self, change: Change) {
         self.0.rows.lock().catalogue.apply(&change).unwrap();
+    }
+
+    /// Loses what was committed since this was read, as a database that is restored.
+    pub fn restore(&self, catalogue: Catalogue) {
+        self.0.rows.lock().catalogue = catalogue;
     }
 
     fn answer<T: Send + 'static>(&self, run: impl FnOnce(&mut Rows) -> T) -> Answer<'_, T> {
@@ -205,6 +210,28 @@ impl Database for Memory {
 
     fn stock(&self, item: i64, available_count: i64) -> Answer<'_, Option<Change>> {
         self.answer(|rows| stock(rows, item, |_| available_count))
+    }
+
+    fn raise(&self, raised: Vec<(Row, i64)>) -> Answer<'_, Vec<Change>> {
+        self.answer(move |rows| {
+            let mut changes = Vec::new();
+            for (row, rev) in raised {
+                let rev = rev + 1;
+                let change = match row {
+                    Row::Item(id) => {
+                        let available_count = rows.catalogue.item(id).unwrap().available_count;
+                        Change::Item { id, available_count, rev }
+                    }
+                    Row::Product(id) => {
+                        let released = rows.catalogue.product(id).unwrap().released;
+                        Change::Product { id, released, rev }
+                    }
+                };
+                rows.catalogue.apply(&change).unwrap();
+                changes.push(change);
+            }
+            changes
+        })
     }
 
     fn check_out(&self, order: Order) -> Answer<'_, CheckOut> {
@@ -360,15 +387,19 @@ impl Node {
 
     /// Two nodes with one database.
     pub async fn two() -> [Self; 2] {
+        Self::two_with(Telemetry::global()).await
+    }
+
+    /// Two nodes with one database. The first one's metrics go there.
+    pub async fn two_with(telemetry: Telemetry) -> [Self; 2] {
         let (database, switch) = (Memory::of(shoes()), Switch::default());
-        let node = |name| {
+        let node = |name, telemetry| {
             let cable = Cable { name, switch: switch.clone() };
             let duties = Duties::default();
-            let node =
-                Self::of(database.clone(), duties, Telemetry::global(), |it| it.adapter(cable));
+            let node = Self::of(database.clone(), duties, telemetry, |it| it.adapter(cable));
             Self { switch: switch.clone(), ..node }
         };
-        let nodes = [node("a"), node("b")];
+        let nodes = [node("a", telemetry), node("b", Telemetry::global())];
         for node in &nodes {
             eventually(|| node.store.shop.inventory.is_loaded()).await;
         }
@@ -403,6 +434,15 @@ impl Node {
         let clock = Clock::running_from(self.store.shop.clock.now() - by);
         let (database, duties) = (self.database.clone(), Duties::default());
         let node = Self::at(clock, database, duties, Telemetry::global(), |endpoint| endpoint);
+        eventually(|| node.store.shop.inventory.is_loaded()).await;
+        node
+    }
+
+    /// A node whose system's clock was set back by so much after it had started.
+    pub async fn after_setting_back(by: Duration) -> Self {
+        let clock = Clock::running_from(UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        let (database, duties) = (Memory::of(shoes()), Duties::default());
+        let node = Self::at(clock.set_back(by), database, duties, Telemetry::global(), |it| it);
         eventually(|| node.store.shop.inventory.is_loaded()).await;
         node
     }
