@@ -78,6 +78,9 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let credentials = args.admins()?;
+    // A shop that runs here already keeps its database: this one cannot listen, and ends before it removes anything.
+    let listener = listen((args.host, args.port)).await?;
+    let operator = listen(("127.0.0.1", args.operator_port())).await?;
     if args.fresh {
         remove(&args.db)?;
     }
@@ -86,8 +89,6 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         None => kept_secret(&args.db)?,
     };
     say_if_descriptors_are_few();
-    let listener = listen((args.host, args.port)).await?;
-    let operator = listen(("127.0.0.1", args.operator_port())).await?;
     let (address, operator_address) = (listener.local_addr()?, operator.local_addr()?);
     let statsd = match &args.statsd {
         Some(server) => Some(StatsdRecorder::udp(server.clone())?.install()?),
@@ -238,7 +239,9 @@ async fn confirm_orders(args: Args, shop: Arc<Shop>, endpoint: pipeline::ws::End
             match start_orders(&args, endpoint.pubsub()).await {
                 Ok(mut pipeline) => {
                     pipeline.join().await;
-                    return;
+                    tracing::error!(
+                        "the pipeline of placed orders has ended, and is started again"
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(error = error.to_string(), "orders are not confirmed yet");
@@ -266,14 +269,21 @@ async fn after_the_load(
     while !shop.inventory.is_loaded() {
         sleep(Duration::from_millis(50)).await;
     }
+    let now = shop.clock.system_ms();
     for release in releases {
-        let done = match release.at {
-            Moment::Now => shop.release(release.product).await.map(|_| ()),
-            at => shop.schedule(release.product, at.in_ms(shop.clock.now_ms())).await.map(|_| ()),
-        };
-        if let Err(error) = done {
-            let product = release.product;
-            tracing::error!(product, error = error.to_string(), "a product was not released");
+        let product = release.product;
+        loop {
+            let done = match release.at {
+                Moment::Now => shop.release(product).await.map(|_| ()),
+                at => shop.schedule(product, at.in_ms(now)).await.map(|_| ()),
+            };
+            let Err(error) = done else { break };
+            tracing::warn!(
+                product,
+                error = error.to_string(),
+                "a product was not released yet: it is tried again"
+            );
+            sleep(AGAIN).await;
         }
     }
     let Some(rate) = sell else { return };
@@ -294,7 +304,7 @@ fn kept_secret(db: &Path) -> Result<String, Box<dyn Error>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let secret = ids::cart_id().map_err(|error| error.to_string())?;
             write_new(&path, &secret)?;
-            // Another node may have been first.
+            // Another node may have been first. What is there is whole.
             fs::read_to_string(&path)?
         }
         Err(error) => return Err(error.into()),
@@ -302,15 +312,26 @@ fn kept_secret(db: &Path) -> Result<String, Box<dyn Error>> {
     Ok(secret.trim().to_owned())
 }
 
+/// Writes a file that is there as a whole or not at all. If there is one, it stays.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let part = next_to(path, &format!(".{}", std::process::id()));
+    // One that a process has left which was killed here.
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        Ok(mut file) => io::Write::write_all(&mut file, text.as_bytes()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+    let mut file = options.open(&part)?;
+    io::Write::write_all(&mut file, text.as_bytes())?;
+    file.sync_all()?;
+    let linked = fs::hard_link(&part, path);
+    fs::remove_file(&part)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -63,6 +63,7 @@ document.addEventListener('submit', async (event) => {
     form.replaceWith(state)
   } catch (error) {
     button.disabled = false
-    say(`The release failed: ${error.message}. Nothing has changed.`)
+    // The answer may have been lost after the release.
+    say(`The release failed: ${error.message}. Load the page again to see whether the product is released.`)
   }
 })
