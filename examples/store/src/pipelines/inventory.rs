@@ -112,7 +112,7 @@ async fn release_due(shop: &Arc<Shop>) {
     // Tokens are dated by a clock that does not step back, which may be hours ahead. No release is taken back, so that one
     // would open a drop too early.
     let now = shop.clock.system_ms();
-    // It goes on only when it is read.
+    // The other one runs only when it is read.
     let _ = shop.clock.now();
     shop.metrics.clock_is_ahead(shop.clock.ahead());
     let Some(catalogue) = shop.inventory.snapshot() else { return };

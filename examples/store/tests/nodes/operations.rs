@@ -289,7 +289,7 @@ async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation() {
 
 /// The other node runs meanwhile. It has no tab of the cart, and takes no tab elsewhere for granted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation_beside_another_one() {
+async fn a_node_that_is_killed_after_a_commit_loses_no_confirmation_while_another_one_runs() {
     let Some(shop) = Shop::over(Kind::Redis).await else { return };
     loses_no_confirmation(&shop.path(), Some(&shop)).await;
 }
