@@ -90,7 +90,7 @@ async fn t_023_a_database_that_is_away_at_the_start_is_waited_for_and_nothing_is
     let drawn = node.drawn_level(1).await;
     node.terminate();
     assert!(timeout(LONG, node.process.wait()).await.unwrap().unwrap().success());
-    let rows = |db: &std::path::Path| -> (i64, i64, i64) {
+    let rows = |db: &Path| -> (i64, i64, i64) {
         let counts = "SELECT (SELECT sum(available_count) FROM item_availabilities), (SELECT count(*) FROM orders),
             (SELECT count(*) FROM products WHERE released)";
         let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
