@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use pipeline::{
     ExitReason, Pipeline,
-    builder::StartError,
     processing::{Failure, Message, Processor},
     sources::{Broker, Item, Source},
     stage::Stage,
@@ -21,7 +20,7 @@ use pipeline::{
 use tokio::time::sleep;
 
 use crate::{
-    intake::Pushing,
+    intake::{Pushing, Started},
     push::{Fault, Push},
 };
 

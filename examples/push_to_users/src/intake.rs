@@ -54,7 +54,7 @@ pub struct Pushing {
 }
 
 /// The pipeline that reads a queue, or why there is none.
-pub type Started = Result<Pipeline, Box<dyn Error + Send + Sync>>;
+pub type Started = Result<Pipeline, Box<dyn Error>>;
 
 /// The future of [`Durable::store`].
 pub type Storing<'a> =

@@ -163,9 +163,11 @@ mod tests {
     /// Keeps a message, and counts when it is woken.
     fn keep(all: &KeptTopics, topic: &str, delay: Duration, woken: &Arc<AtomicUsize>) {
         let woken = woken.clone();
-        all.keep(topic, delay).on_wake(move || {
+        let waits = all.keep(topic, delay).on_wake(move || {
             woken.fetch_add(1, SeqCst);
         });
+        // It waits until the test ends.
+        Box::leak(Box::new(waits));
     }
 
     fn is_empty(all: &KeptTopics) -> bool {

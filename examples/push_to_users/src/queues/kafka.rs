@@ -1,5 +1,4 @@
 use pipeline::{
-    Pipeline,
     sources::{
         DeadLetter, SourceOptions,
         kafka::{KafkaId, KafkaOptions, KafkaQueue},

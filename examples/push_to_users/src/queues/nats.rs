@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use pipeline::{
-    Pipeline,
     sources::{
         DeadLetter, SourceOptions,
         nats::{NatsError, NatsOptions, NatsQueue},

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use pipeline::{
-    Pipeline,
     sources::{
         DeadLetter, SourceOptions,
         postgres::{PostgresError, PostgresOptions, PostgresQueue},

@@ -1,6 +1,5 @@
 use futures::future::try_join_all;
 use pipeline::{
-    Pipeline,
     sources::{
         DeadLetter, SourceOptions,
         rabbitmq::{RabbitError, RabbitOptions, RabbitQueue},

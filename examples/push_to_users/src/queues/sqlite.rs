@@ -1,7 +1,6 @@
 use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use pipeline::{
-    Pipeline,
     sources::{
         DeadLetter, SourceOptions,
         sqlite::{SqliteError, SqliteOptions, SqliteQueue},
