@@ -72,7 +72,7 @@ fn what_is_ahead_is_known_without_a_look_at_each_item() {
     (0..50_000).for_each(|offset| tracker.receive(1, offset, None, offset, 10));
     let shortest = |look: &dyn Fn() -> Ahead| {
         let times = (0..20).map(|_| {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             assert_eq!(std::hint::black_box(look()), Ahead { items: 100_000, bytes: 1_000_000 });
             begun.elapsed()
         });
