@@ -78,3 +78,39 @@ fn unlock(file: &File) {
         tracing::warn!(error = error.to_string(), "the turn at the database was not given back");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the turns of two threads")]
+    fn a_process_that_waits_has_its_turn_although_another_takes_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = || Turns::of(&folder.path().join("store.db")).unwrap();
+        let (busy, waits) = (of(), of());
+        let (turns, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let takes = scope.spawn(|| {
+                while !is_over.load(SeqCst) {
+                    let turn = busy.take();
+                    assert!(turn.is_some());
+                    turns.fetch_add(1, SeqCst);
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+            while turns.load(SeqCst) == 0 && !takes.is_finished() {
+                thread::sleep(LOOKS);
+            }
+            let before = turns.load(SeqCst);
+            let had: Vec<bool> = (0..20).map(|_| waits.take().is_some()).collect();
+            let between = turns.load(SeqCst) - before;
+            is_over.store(true, SeqCst);
+            assert_eq!(had, [true; 20]);
+            // One or two for each, and some more where a thread is not run in time.
+            assert!(between < 200, "{between} turns of the other");
+        });
+    }
+}
