@@ -49,6 +49,13 @@ pub trait Broker: Send + Sync + 'static {
         true
     }
 
+    /// How many items may be postponed at one time, for a broker whose server counts each delivery, also one that was given
+    /// back, and that does not keep [how often an item has failed](Delivery::failures). A source remembers so many that it
+    /// has given back, since one that it has forgotten counts as delivered without an outcome. Default 4,096.
+    fn held_back(&self) -> usize {
+        4096
+    }
+
     /// Gives up what the source has at the server beyond its sessions, such as its place in a group. It is the
     /// last call: the source has ended, and no outcome is left. A drain waits for it, five seconds at most. By
     /// default it does nothing.

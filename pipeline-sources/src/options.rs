@@ -73,7 +73,7 @@ impl SourceOptions {
     /// stage, or lost with its process or its connection has not, and is not counted here.
     ///
     /// Where a server has no place for that number, as NATS, each source counts itself, and remembers the last
-    /// 4,096 items that have failed or were postponed. An item that fails in several processes is tried more
+    /// 4,096 items that have failed, and [as many as may be held back](crate::Broker::held_back) of those that were postponed. An item that fails in several processes is tried more
     /// often then, up to [`max_unfinished`](Self::max_unfinished).
     ///
     /// # Panics

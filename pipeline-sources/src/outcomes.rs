@@ -44,7 +44,8 @@ pub(crate) struct Before {
     pub(crate) deliveries: u32,
     /// How often it has failed.
     pub(crate) failures: u32,
-    /// How often it was given back, if the broker counts this as a delivery.
+    /// How many of its deliveries concern no failure and are known to have ended: it was given back, and the broker counts
+    /// this as a delivery.
     pub(crate) releases: u32,
     /// Whether the broker keeps how often it has failed.
     pub(crate) is_kept: bool,
@@ -68,11 +69,14 @@ pub(crate) struct Outcomes<R> {
 }
 
 /// What the task of a source shares with its acknowledger.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     /// The first session whose outcomes can still be stored.
     first: AtomicU64,
-    remembered: Mutex<Remembered>,
+    /// The items that have failed last.
+    failed: Mutex<Remembered<Failed>>,
+    /// The items that were given back last, and how often.
+    released: Mutex<Remembered<u32>>,
     in_work: Mutex<InWork>,
     set_aside: AtomicUsize,
 }
@@ -85,6 +89,17 @@ struct InWork {
 }
 
 impl Shared {
+    /// Of a broker that may hold back so many items.
+    pub(crate) fn new(held_back: usize) -> Self {
+        Self {
+            first: AtomicU64::new(0),
+            failed: Mutex::new(Remembered::new(REMEMBERED)),
+            released: Mutex::new(Remembered::new(held_back)),
+            in_work: Mutex::default(),
+            set_aside: AtomicUsize::new(0),
+        }
+    }
+
     /// What was fetched up to this session is delivered again, whatever becomes of it.
     pub(crate) fn is_lost(&self, session: u64) {
         self.first.store(session.saturating_add(1), SeqCst);
@@ -129,7 +144,14 @@ impl Shared {
 
     /// What this source has seen of an item not long ago.
     pub(crate) fn remembered(&self, id: &str) -> Seen {
-        self.remembered.lock().of(id)
+        let releases = self.released.lock().of(id);
+        let Failed { failures, reason } = self.failed.lock().of(id);
+        Seen { failures, releases, reason }
+    }
+
+    fn forget(&self, id: &str) {
+        self.failed.lock().forget(id);
+        self.released.lock().forget(id);
     }
 }
 
@@ -142,19 +164,31 @@ pub(crate) struct Seen {
     pub(crate) reason: Option<Arc<str>>,
 }
 
+/// The failures of an item.
+#[derive(Clone, Debug, Default)]
+struct Failed {
+    failures: u32,
+    reason: Option<Arc<str>>,
+}
+
 /// Items that are delivered again, in the order in which they were seen last.
-#[derive(Debug, Default)]
-struct Remembered {
-    items: HashMap<Arc<str>, (u64, Seen)>,
+#[derive(Debug)]
+struct Remembered<T> {
+    most: usize,
+    items: HashMap<Arc<str>, (u64, T)>,
     order: BTreeMap<u64, Arc<str>>,
     next: u64,
 }
 
-impl Remembered {
-    fn note(&mut self, id: &Arc<str>, change: impl FnOnce(&mut Seen)) {
+impl<T: Clone + Default> Remembered<T> {
+    fn new(most: usize) -> Self {
+        Self { most: most.max(1), items: HashMap::new(), order: BTreeMap::new(), next: 0 }
+    }
+
+    fn note(&mut self, id: &Arc<str>, change: impl FnOnce(&mut T)) {
         let mut seen = self.forget(id).unwrap_or_default();
         change(&mut seen);
-        if self.items.len() >= REMEMBERED
+        if self.items.len() >= self.most
             && let Some((_, oldest)) = self.order.pop_first()
         {
             self.items.remove(&oldest);
@@ -164,13 +198,13 @@ impl Remembered {
         self.next += 1;
     }
 
-    fn forget(&mut self, id: &str) -> Option<Seen> {
+    fn forget(&mut self, id: &str) -> Option<T> {
         let (place, seen) = self.items.remove(id)?;
         self.order.remove(&place);
         Some(seen)
     }
 
-    fn of(&self, id: &str) -> Seen {
+    fn of(&self, id: &str) -> T {
         self.items.get(id).map(|(_, seen)| seen.clone()).unwrap_or_default()
     }
 }
@@ -182,7 +216,7 @@ impl<R: Send + Sync + 'static> Acknowledger for Outcomes<R> {
         let all = done.iter().chain(failed.iter().map(|(held, _)| held));
         self.shared.have_outcomes(all.map(|held| held.about.session));
         let done = done.into_iter().map(|held| {
-            self.shared.remembered.lock().forget(&held.about.id);
+            self.shared.forget(&held.about.id);
             (held, Outcome::Done)
         });
         let failed = failed.into_iter().map(|(mut held, failure)| {
@@ -213,18 +247,24 @@ impl<R: Send + Sync + 'static> Acknowledger for Outcomes<R> {
 
 impl<R> Outcomes<R> {
     fn remember(&self, held: &Held<R>, failure: &Failure, outcome: &Outcome) {
-        let mut remembered = self.shared.remembered.lock();
-        let id = &held.about.id;
+        let (shared, id) = (&self.shared, &held.about.id);
         match outcome {
-            Outcome::Retry { failures, .. } => remembered.note(id, |seen| {
+            Outcome::Retry { failures, .. } => shared.failed.lock().note(id, |seen| {
                 seen.failures = *failures;
                 seen.reason = Some(shown(failure).into());
             }),
-            Outcome::Release { .. } if !held.before.is_kept => remembered.note(id, |seen| {
-                seen.releases = seen.releases.saturating_add(1);
-            }),
+            Outcome::Release { .. } if !held.before.is_kept => {
+                // A callback has had it and lives, so those before it were other sources' looks, as far as they were no
+                // failures.
+                let is_looked_at = failure.kind() == FailureKind::Postponed;
+                let Before { deliveries, failures, .. } = held.before;
+                let all = is_looked_at.then(|| deliveries.saturating_sub(failures));
+                shared.released.lock().note(id, |releases| {
+                    *releases = releases.saturating_add(1).max(all.unwrap_or_default());
+                });
+            }
             Outcome::Release { .. } => {}
-            Outcome::Done | Outcome::GiveUp { .. } => drop(remembered.forget(id)),
+            Outcome::Done | Outcome::GiveUp { .. } => shared.forget(id),
         }
     }
 }
@@ -307,8 +347,20 @@ mod tests {
     }
 
     #[test]
+    fn as_many_are_known_that_were_given_back_as_are_held_back() {
+        let shared = Shared::new(3 * REMEMBERED);
+        let ids: Vec<Arc<str>> = (0..3 * REMEMBERED).map(|n| n.to_string().into()).collect();
+        for _ in 0..2 {
+            ids.iter().for_each(|id| shared.released.lock().note(id, |releases| *releases += 1));
+        }
+        assert!(ids.iter().all(|id| shared.remembered(id).releases == 2));
+        shared.released.lock().note(&"another".into(), |releases| *releases += 1);
+        assert_eq!(shared.remembered(&ids[0]).releases, 0, "there is a bound");
+    }
+
+    #[test]
     fn the_last_failures_are_remembered() {
-        let mut remembered = Remembered::default();
+        let mut remembered = Remembered::<Failed>::new(REMEMBERED);
         for n in 0..3 * REMEMBERED {
             let (id, reason) = ((n % 2 * n).to_string().into(), format!("failure {n}"));
             remembered.note(&id, |seen| {

@@ -189,7 +189,7 @@ async fn run<B: Broker>(worker: &Worker<B>) {
     #[expect(clippy::disallowed_methods, reason = "no more items are held than the options say")]
     let (sender, arriving) = mpsc::unbounded_channel();
     let (options, stopped) = (worker.options, worker.stopped.clone());
-    let shared = Arc::<Shared>::default();
+    let shared = Arc::new(Shared::new(worker.broker.held_back()));
     let outcomes = Outcomes { sender, options, stopped, shared: shared.clone() };
     let mut fetcher = Some(Fetcher { outcomes: Arc::new(outcomes) });
     let (wakes, mut woken) = Woken::new();
@@ -1269,6 +1269,21 @@ mod tests {
             (Some(0), None, 0.0),
         ];
         assert_eq!(seen, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_of_other_sources_are_no_deliveries_without_an_outcome() {
+        let broker = Scripted::default();
+        let (_pipeline, _wake) = postpone(&broker, Recorded::new().0);
+        for look in 1..=20 {
+            // Seven of others are before each of its own.
+            broker.0.deliveries.lock().push_back(8 * look);
+            while broker.0.outcomes.lock().len() < look as usize {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let outcomes = broker.0.outcomes.lock().clone();
+        assert!(outcomes.iter().all(|it| matches!(it, Outcome::Release { .. })), "{outcomes:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use pipeline_core::{
     Pipeline,
@@ -643,6 +645,61 @@ async fn items_that_are_always_due_again_leave_room_for_new_ones() {
     until("the others still come again", async || seen.lock().len() > before + 20).await;
     assert_eq!(reasons(&queue).await, [""; 0]);
     drop(pipeline);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_is_kept_however_often_it_and_many_others_are_postponed() {
+    // More than are remembered of those that have failed.
+    const MANY: usize = 4_500;
+    let server = server!();
+    let options = short().timeout(Duration::from_secs(10)).lease(Duration::from_secs(60));
+    let queue = NatsQueue::with(&server.url(), "numbers", options).unwrap();
+    assert_eq!(queue.held_back(), 100_000);
+    let pushing = (0..MANY).map(|n| queue.push(Item::new(n.to_string())));
+    let pushed = stream::iter(pushing).buffer_unordered(100);
+    assert!(pushed.all(async |pushed| pushed.is_ok()).await);
+    let postpone = async move |_: &mut Message<Item>| -> Result<(), Failure> {
+        Err(Failure::new("not yet").later(Duration::from_millis(10)))
+    };
+    let pipeline = Pipeline::of_messages("test")
+        .source(queue.source(quick().max_unfinished(3)))
+        .processors(Processors::from_fn(postpone).max_demand(100))
+        .start()
+        .unwrap();
+    let source = || pipeline.snapshot().stages.swap_remove(0).source.unwrap();
+    let looks = 5 * MANY as u64;
+    let looked = async {
+        while source().released < looks && source().given_up == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(4 * PATIENCE, looked).await.unwrap();
+    assert_eq!(source().given_up, 0);
+    pipeline.drain(PATIENCE).await;
+    assert_eq!(reasons(&queue).await, [""; 0]);
+}
+
+/// Items whose lease lasts longer than the test.
+fn for_long() -> NatsOptions {
+    NatsOptions::new().lease(Duration::from_secs(600)).timeout(Duration::from_secs(25))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_has_no_more_large_items_than_it_has_bytes_also_the_first_one() {
+    const MIB: usize = 1024 * 1024;
+    let Some(server) = Server::start_nats("max_payload: 20000000").await else { return };
+    let queue = NatsQueue::with(&server.url(), "numbers", for_long()).unwrap();
+    // One is larger than a fetch may be.
+    for size in [2, 2, 2, 2, 2, 2, 2, 2, 2, 17, 1] {
+        queue.push(Item::new(Bytes::from(vec![0; size * MIB]))).await.unwrap();
+    }
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    let mut fetched = Vec::new();
+    while fetched.iter().map(Vec::len).sum::<usize>() < 11 {
+        let items = fetch.fetch(100).await.unwrap();
+        fetched.push(items.iter().map(|it| it.item.payload.len() / MIB).collect::<Vec<_>>());
+    }
+    assert_eq!(fetched, [vec![2; 7], vec![2; 2], vec![17], vec![1]]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

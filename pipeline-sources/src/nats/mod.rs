@@ -69,9 +69,10 @@
 //!   else. What is done frees space meanwhile.
 //! - JetStream counts each delivery, also one that was given back by a drain or
 //!   [postponed](pipeline_core::processing::Failure::later), and has no place for how often an item has failed. A
-//!   source counts failures and what it has given back itself, as long as its process lives. What an earlier
-//!   process has given back or failed counts as delivered without an outcome: where that is frequent,
-//!   [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for it.
+//!   source counts failures and what it has given back itself, as long as its process lives: for each item that is held
+//!   back, 100 bytes or so. When it postpones an item, what other sources have given back before counts no more. What an earlier
+//!   process has given back or failed, and what other sources have since, counts as delivered without an outcome: where that
+//!   is frequent, as with many nodes, [`max_unfinished`](crate::SourceOptions::max_unfinished) has to allow for it.
 
 mod format;
 mod link;

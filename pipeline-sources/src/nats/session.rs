@@ -37,6 +37,9 @@ const WAIT: Duration = Duration::from_secs(5);
 /// How long the items of a pull may be apart.
 const FOLLOWS: Duration = Duration::from_secs(1);
 
+/// How many bytes a pull of several items may have.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+
 /// How many requests are under way together.
 const AT_ONCE: usize = 32;
 
@@ -99,6 +102,10 @@ impl Broker for NatsQueue {
     fn lease(&self) -> Option<Duration> {
         Some(self.shared.options.lease)
     }
+
+    fn held_back(&self) -> usize {
+        usize::try_from(self.shared.options.max_pending).unwrap_or(usize::MAX)
+    }
 }
 
 /// Takes items from a stream.
@@ -121,16 +128,29 @@ impl Fetch for NatsFetch {
     async fn fetch(&mut self, max: usize) -> Result<Vec<Delivery<NatsReceipt>>, BrokerError> {
         // A pull that waits for several items would be open when the first ones are handed on, and could
         // deliver more than there is demand for then.
-        let no_wait = json!({ "batch": max, "no_wait": true });
-        let there = self.pull(&no_wait, max, Duration::ZERO).await?;
+        let mut no_wait = json!({ "batch": max, "no_wait": true });
+        if max > 1 {
+            // The sizes of the first items are not known. One that is larger is pulled alone.
+            no_wait["max_bytes"] = MAX_BYTES.into();
+        }
+        let Pull { items: there, is_cut } = self.pull(&no_wait, max, Duration::ZERO).await?;
         let again = there.iter().filter(|delivery| delivery.deliveries > 1).count();
-        self.session.share.lock().pulled(max, there.len(), again, Instant::now());
+        let asked = if is_cut { there.len() } else { max };
+        self.session.share.lock().pulled(asked, there.len(), again, Instant::now());
         if !there.is_empty() {
             return Ok(there);
         }
         let nanoseconds = u64::try_from(WAIT.as_nanos()).unwrap_or(u64::MAX);
-        Ok(self.pull(&json!({ "batch": 1, "expires": nanoseconds }), 1, WAIT).await?)
+        let one = json!({ "batch": 1, "expires": nanoseconds });
+        Ok(self.pull(&one, 1, WAIT).await?.items)
     }
+}
+
+/// What a pull has brought.
+struct Pull {
+    items: Vec<Delivery<NatsReceipt>>,
+    /// Whether others were too large for it.
+    is_cut: bool,
 }
 
 impl NatsFetch {
@@ -139,7 +159,7 @@ impl NatsFetch {
         request: &Value,
         max: usize,
         wait: Duration,
-    ) -> Result<Vec<Delivery<NatsReceipt>>, NatsError> {
+    ) -> Result<Pull, NatsError> {
         let session = self.session.clone();
         let (link, shared) = (&session.link, &session.shared);
         let pulled = match self.pulled.take() {
@@ -153,13 +173,13 @@ impl NatsFetch {
             }
         };
         let mut open = OpenPull { session: &session, pulled: Some(pulled) };
-        let Some(pulled) = &mut open.pulled else { return Ok(Vec::new()) };
+        let (mut taken, mut is_cut) = (Vec::new(), false);
+        let Some(pulled) = &mut open.pulled else { return Ok(Pull { items: taken, is_cut }) };
         let api = format!("CONSUMER.MSG.NEXT.{}.{}", shared.stream, shared.options.consumer);
         let (api, body) = (link.api_subject(&api), Bytes::from(request.to_string()));
         let sent = link.client().publish_with_reply(api, pulled.subject.clone(), body);
         let sent = timeout(link.timeout(), sent).await;
         sent.map_err(|_| NatsError::Timeout("pulling items"))?.map_err(|_| NatsError::Lost)?;
-        let mut taken = Vec::new();
         let patience = wait.saturating_add(link.timeout());
         // What was taken waits for what follows it, and its lease is not renewed meanwhile.
         let follows = link.timeout().min(FOLLOWS).min(shared.options.lease / 8);
@@ -170,7 +190,7 @@ impl NatsFetch {
                 message = pulled.messages.next() => message.ok_or(NatsError::Lost),
                 lost = link.lost() => Err(lost),
                 () = deadline.passed() => Err(NatsError::Timeout("pulling items")),
-                () = all_follow.passed() => return Ok(taken),
+                () = all_follow.passed() => return Ok(Pull { items: taken, is_cut }),
             };
             if matches!(message, Err(NatsError::Lost)) {
                 shared.suspect.store(true, SeqCst);
@@ -181,7 +201,7 @@ impl NatsFetch {
                     session.shared.consumer_info(link).await.map_err(|_| error)?;
                 }
                 // A later message would be taken for one of the next pull.
-                return Ok(taken);
+                return Ok(Pull { items: taken, is_cut });
             }
             let message = message?;
             match answered(&message) {
@@ -201,6 +221,10 @@ impl NatsFetch {
                     if description.contains("MaxAckPending") {
                         break;
                     }
+                    if description.contains("MaxBytes") {
+                        is_cut = true;
+                        break;
+                    }
                     return Err(NatsError::Refused {
                         what: "pulling items",
                         code: code.into(),
@@ -211,7 +235,7 @@ impl NatsFetch {
             deadline = Deadline::from_now(if taken.is_empty() { patience } else { follows });
         }
         self.pulled = open.pulled.take();
-        Ok(taken)
+        Ok(Pull { items: taken, is_cut })
     }
 }
 
