@@ -101,8 +101,9 @@ pub trait Fetch: Send + 'static {
         pending()
     }
 
-    /// Gives back what it has taken from the server and has not returned, because the source fetches nothing more.
-    /// It is called when the source stops, while outcomes are still stored. Only [`idle`](Self::idle) is called after it. By default
+    /// Gives back what it has taken from the server and has not returned, because the source fetches nothing more, and waits
+    /// for what a dropped [`fetch`](Self::fetch) is giving back. It is called when the source stops, while outcomes are
+    /// still stored, and the source ends five seconds after the last of these at the latest. Only [`idle`](Self::idle) is called after it. By default
     /// it does nothing.
     fn stop(&mut self) -> impl Future<Output = ()> + Send {
         async {}

@@ -74,6 +74,8 @@ mod clock;
 pub mod contract;
 mod demand;
 mod fetch_size;
+#[cfg(any(test, feature = "nats", feature = "postgres", feature = "redis"))]
+mod giving_back;
 #[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod heard;
 mod held;

@@ -20,7 +20,7 @@ use pipeline_core::{
 };
 use tokio::{
     sync::{
-        Mutex,
+        Mutex, Notify,
         mpsc::{self, error::TrySendError},
         watch,
     },
@@ -143,6 +143,8 @@ struct Session<'a, B: Broker> {
     postponed: &'a Postponed<B::Receipt>,
     /// Held while leases are renewed, so that no item is in two calls at once.
     renewing: Mutex<()>,
+    /// Told when the source has stopped, and what was taken ahead is given back.
+    given_back: Notify,
     served: Served,
 }
 
@@ -212,10 +214,20 @@ async fn run<B: Broker>(worker: &Worker<B>) {
                 number += 1;
                 shared.session_begins(number);
                 let (renewing, served) = (Mutex::new(()), Served::default());
+                let given_back = Notify::new();
                 let (held, shared) = (&held, &*shared);
                 let (wakes, postponed) = (&wakes, &postponed);
-                let session =
-                    Session { worker, number, held, shared, wakes, postponed, renewing, served };
+                let session = Session {
+                    worker,
+                    number,
+                    held,
+                    shared,
+                    wakes,
+                    postponed,
+                    renewing,
+                    given_back,
+                    served,
+                };
                 state.unsettled.session_begins(begun, reconnects.good());
                 let ended = session.run(fetch, settle, &mut state, &mut fetcher, &mut woken);
                 let ended = AssertUnwindSafe(ended).catch_unwind().await;
@@ -308,7 +320,7 @@ impl<B: Broker> Session<'_, B> {
         self.held.none_is_stored_now();
         tokio::select! {
             error = self.fetch(&mut fetch, fetcher) => Err(error),
-            settled = self.settle(&settle, state) => settled,
+            settled = self.settle_all(&settle, state) => settled,
             error = self.renew(&settle) => Err(error),
             never = self.wake(&settle, woken) => match never {},
             never = self.sample(&settle) => match never {},
@@ -333,8 +345,9 @@ impl<B: Broker> Session<'_, B> {
             fetch.stop().await;
             Ok(())
         };
-        // What it could not give back is so when the session ends.
+        // What it could not give back is so when the session ends, or its lease.
         let _ = self.worker.limited("giving back items", given_back).await;
+        self.given_back.notify_one();
         fetch.idle().await
     }
 
@@ -418,6 +431,17 @@ impl<B: Broker> Session<'_, B> {
         }
         // A stage that has ended drops it, which gives it back.
         let _ = self.worker.fetched.send(message);
+    }
+
+    /// Stores outcomes until there are no more, and waits until what was taken ahead is given back, for a while at most.
+    async fn settle_all(
+        &self,
+        settle: &B::Settle,
+        state: &mut State<B::Receipt>,
+    ) -> Result<(), BrokerError> {
+        self.settle(settle, state).await?;
+        let _ = timeout(CLOSING, self.given_back.notified()).await;
+        Ok(())
     }
 
     /// Stores outcomes until there are no more.

@@ -7,12 +7,14 @@ mod kills;
 mod outages;
 
 use std::{
+    collections::HashSet,
     io::{Read, Write},
     net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    thread,
     time::Duration,
 };
 
@@ -35,7 +37,11 @@ use pipeline_test_support::{
     servers::{Kind, Server},
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream as AsyncStream},
+    runtime::Runtime,
     sync::{Notify, Semaphore},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -679,9 +685,117 @@ async fn an_item_is_kept_however_often_it_and_many_others_are_postponed() {
     assert_eq!(reasons(&queue).await, [""; 0]);
 }
 
+/// A slow way to a server, and how many bytes of it have come.
+struct SlowWay {
+    address: String,
+    come: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for SlowWay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl SlowWay {
+    async fn to(server: &Server) -> Self {
+        let port = server.port();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("nats://{}", listener.local_addr().unwrap());
+        let come = Arc::<AtomicUsize>::default();
+        let count = come.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (mut from_client, mut to_client) = client.into_split();
+                let server = AsyncStream::connect(("127.0.0.1", port)).await.unwrap();
+                let (mut from_server, mut to_server) = server.into_split();
+                tokio::spawn(
+                    async move { tokio::io::copy(&mut from_client, &mut to_server).await },
+                );
+                let count = count.clone();
+                tokio::spawn(async move {
+                    let mut bytes = vec![0; 1 << 16];
+                    while let Ok(read @ 1..) = from_server.read(&mut bytes).await {
+                        if to_client.write_all(&bytes[..read]).await.is_err() {
+                            break;
+                        }
+                        count.fetch_add(read, SeqCst);
+                        sleep(Duration::from_millis(read as u64 >> 15)).await;
+                    }
+                });
+            }
+        });
+        Self { address, come, task }
+    }
+}
+
+/// How many items go over a slow way, and how large they are.
+const ON_THE_WAY: usize = 8;
+const LARGE: usize = 500_000;
+
 /// Items whose lease lasts longer than the test.
 fn for_long() -> NatsOptions {
     NatsOptions::new().lease(Duration::from_secs(600)).timeout(Duration::from_secs(25))
+}
+
+async fn push_large(queue: &NatsQueue) {
+    for n in 0..ON_THE_WAY {
+        let payload = n.to_string().repeat(LARGE);
+        queue.push(Item::new(payload)).await.unwrap();
+    }
+}
+
+/// Whether another source gets all of them now.
+async fn all_are_delivered_again(queue: &NatsQueue) {
+    let (mut fetch, _settle) = queue.connect().await.unwrap();
+    let mut again = HashSet::new();
+    until("all are delivered again", async || {
+        let got = timeout(PATIENCE, fetch.fetch(ON_THE_WAY)).await.unwrap_or(Ok(Vec::new()));
+        again.extend(got.unwrap().into_iter().map(|it| it.item.payload[0]));
+        again.len() == ON_THE_WAY
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_is_dropped_gives_back_what_it_has_taken_and_what_is_on_its_way() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", for_long()).unwrap();
+    push_large(&queue).await;
+    let way = SlowWay::to(&server).await;
+    let slow = NatsQueue::with(&way.address, "numbers", for_long()).unwrap();
+    let (mut fetch, _settle) = slow.connect().await.unwrap();
+    let fetching = fetch.fetch(2 * ON_THE_WAY);
+    let some_have_come = until("some have come", async || way.come.load(SeqCst) > 3 * LARGE);
+    tokio::select! {
+        fetched = fetching => panic!("it has fetched {}", fetched.unwrap().len()),
+        () = some_have_come => {}
+    }
+    all_are_delivered_again(&queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_waits_until_what_a_fetch_was_taking_is_given_back() {
+    let server = server!();
+    let queue = NatsQueue::with(&server.url(), "numbers", for_long()).unwrap();
+    push_large(&queue).await;
+    let way = SlowWay::to(&server).await;
+    let (address, come) = (way.address.clone(), way.come.clone());
+    // A program that ends as soon as it is drained.
+    let program = thread::spawn(move || {
+        let runtime = Runtime::new().unwrap();
+        runtime.block_on(async {
+            let slow = NatsQueue::with(&address, "numbers", for_long()).unwrap();
+            let (pipeline, seen) = keep(&slow);
+            until("some have come", async || come.load(SeqCst) > 3 * LARGE).await;
+            assert!(pipeline.drain(PATIENCE).await.completed);
+            assert_eq!(texts(&seen).len(), 0, "they have not been fetched");
+        });
+        runtime.shutdown_background();
+    });
+    tokio::task::spawn_blocking(move || program.join().unwrap()).await.unwrap();
+    all_are_delivered_again(&queue).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

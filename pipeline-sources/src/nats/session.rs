@@ -3,21 +3,18 @@
 use std::{
     borrow::Cow,
     hash::{DefaultHasher, Hash, Hasher},
-    mem::replace,
+    mem::{replace, take},
     sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, SystemTime},
 };
 
 use async_nats::{Message, Request, Subscriber};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::join, stream};
 use parking_lot::Mutex;
 use pipeline_core::{Deadline, shown::shown};
 use serde_json::{Value, json};
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Consumer, NatsError, NatsQueue, Shared,
@@ -28,6 +25,7 @@ use super::{
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
     clock::now,
+    giving_back::GivingBack,
     item::Delivery,
 };
 
@@ -69,6 +67,7 @@ struct Session {
     share: Mutex<Share>,
     /// The last item that the server had delivered for the first time when the backlog was counted.
     newest: Mutex<Option<u64>>,
+    giving_back: GivingBack,
 }
 
 impl Broker for NatsQueue {
@@ -90,7 +89,8 @@ impl Broker for NatsQueue {
         }
         let [_, consumer] = &told;
         let (share, newest) = (Mutex::default(), Mutex::default());
-        let session = Arc::new(Session { shared, link, life: life.finish(), share, newest });
+        let (life, giving_back) = (life.finish(), GivingBack::default());
+        let session = Arc::new(Session { shared, link, life, share, newest, giving_back });
         if session.shared.suspect.load(SeqCst) {
             let all = session.give_up_what_is_unreadable(consumer).await?;
             session.shared.suspect.store(!all, SeqCst);
@@ -144,6 +144,10 @@ impl Fetch for NatsFetch {
         let one = json!({ "batch": 1, "expires": nanoseconds });
         Ok(self.pull(&one, 1, WAIT).await?.items)
     }
+
+    async fn stop(&mut self) {
+        self.session.giving_back.ended().await;
+    }
 }
 
 /// What a pull has brought.
@@ -172,9 +176,17 @@ impl NatsFetch {
                 Pulled { subject, messages: subscribed.map_err(|_| NatsError::Lost)? }
             }
         };
-        let mut open = OpenPull { session: &session, pulled: Some(pulled) };
-        let (mut taken, mut is_cut) = (Vec::new(), false);
-        let Some(pulled) = &mut open.pulled else { return Ok(Pull { items: taken, is_cut }) };
+        let mut open = OpenPull {
+            session: &session,
+            pulled: Some(pulled),
+            taken: Vec::new(),
+            max,
+            is_answered_at_once: wait.is_zero(),
+        };
+        let mut is_cut = false;
+        let OpenPull { pulled: Some(pulled), taken, .. } = &mut open else {
+            return Ok(Pull { items: Vec::new(), is_cut });
+        };
         let api = format!("CONSUMER.MSG.NEXT.{}.{}", shared.stream, shared.options.consumer);
         let (api, body) = (link.api_subject(&api), Bytes::from(request.to_string()));
         let sent = link.client().publish_with_reply(api, pulled.subject.clone(), body);
@@ -190,7 +202,7 @@ impl NatsFetch {
                 message = pulled.messages.next() => message.ok_or(NatsError::Lost),
                 lost = link.lost() => Err(lost),
                 () = deadline.passed() => Err(NatsError::Timeout("pulling items")),
-                () = all_follow.passed() => return Ok(Pull { items: taken, is_cut }),
+                () = all_follow.passed() => return Ok(Pull { items: take(taken), is_cut }),
             };
             if matches!(message, Err(NatsError::Lost)) {
                 shared.suspect.store(true, SeqCst);
@@ -201,7 +213,7 @@ impl NatsFetch {
                     session.shared.consumer_info(link).await.map_err(|_| error)?;
                 }
                 // A later message would be taken for one of the next pull.
-                return Ok(Pull { items: taken, is_cut });
+                return Ok(Pull { items: take(taken), is_cut });
             }
             let message = message?;
             match answered(&message) {
@@ -234,8 +246,9 @@ impl NatsFetch {
             }
             deadline = Deadline::from_now(if taken.is_empty() { patience } else { follows });
         }
+        let items = take(taken);
         self.pulled = open.pulled.take();
-        Ok(Pull { items: taken, is_cut })
+        Ok(Pull { items, is_cut })
     }
 }
 
@@ -246,33 +259,42 @@ fn answered(message: &Message) -> Option<u16> {
     message.status.filter(|_| !is_delivery).map(|status| status.as_u16())
 }
 
-/// A pull that is open. If it is dropped, what arrives yet is given back.
+/// A pull that is open. If it is dropped, what it has taken is given back, and so is what is on its way.
 struct OpenPull<'a> {
     session: &'a Arc<Session>,
     pulled: Option<Pulled>,
+    taken: Vec<Delivery<NatsReceipt>>,
+    max: usize,
+    is_answered_at_once: bool,
 }
 
 impl Drop for OpenPull<'_> {
     fn drop(&mut self) {
-        let (Some(mut pulled), Ok(runtime)) = (self.pulled.take(), Handle::try_current()) else {
+        let (pulled, taken) = (self.pulled.take(), take(&mut self.taken));
+        if pulled.is_none() && taken.is_empty() {
             return;
-        };
+        }
         let session = self.session.clone();
+        let (left, is_answered_at_once) = (self.max - taken.len(), self.is_answered_at_once);
         let give_back = async move {
-            // The server does not answer a pull whose subject has no subscription.
-            if pulled.messages.drain().await.is_err() {
-                return;
-            }
-            while let Some(message) = pulled.messages.next().await {
-                if answered(&message).is_none()
-                    && let Some(reply) = message.reply
-                {
-                    let _ = session.link.client().publish(reply, RELEASE).await;
+            let arriving = async {
+                let Some(mut pulled) = pulled else { return };
+                // The client forgets a subscription soon after it has sent that it is drained, and throws away
+                // what is on its way. So what the server has answered at once is read to its end.
+                if is_answered_at_once {
+                    session.give_back_what_follows(&mut pulled, left).await;
+                } else if pulled.messages.drain().await.is_ok() {
+                    // The server does not answer a pull whose subject has no subscription.
+                    session.give_back_what_follows(&mut pulled, left).await;
                 }
-            }
+                // A program that ends now would take them with it.
+                let _ = session.link.client().flush().await;
+            };
+            let answers = taken.into_iter().map(|taken| (taken.receipt.reply, RELEASE)).collect();
+            join(arriving, session.answer(answers)).await
         };
         let limit = self.session.link.timeout();
-        runtime.spawn(async move { timeout(limit, give_back).await });
+        self.session.giving_back.spawn(async move { drop(timeout(limit, give_back).await) });
     }
 }
 
@@ -371,6 +393,15 @@ impl Session {
             failures: None,
             malformed,
         })
+    }
+
+    /// Gives back the rest of a pull, up to its end, or until nothing has come for a while.
+    async fn give_back_what_follows(&self, pulled: &mut Pulled, left: usize) {
+        for _ in 0..left {
+            let Ok(Some(message)) = timeout(FOLLOWS, pulled.messages.next()).await else { return };
+            let (None, Some(reply)) = (answered(&message), message.reply) else { return };
+            let _ = self.link.client().publish(reply, RELEASE).await;
+        }
     }
 
     /// Sends answers to deliveries, and returns when the server has taken them all. It reads them in their

@@ -3,7 +3,6 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tokio::{
-    runtime::Handle,
     sync::{Mutex, Notify},
     time::{Instant, timeout},
 };
@@ -16,6 +15,7 @@ use super::{
 };
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
+    giving_back::GivingBack,
     heard::heard,
     item::Delivery,
     random::random_i64,
@@ -56,6 +56,7 @@ struct Session {
     renewing: Link,
     /// Told when items are added, or have their turn.
     added: Arc<Notify>,
+    giving_back: GivingBack,
 }
 
 impl Broker for PostgresQueue {
@@ -74,7 +75,8 @@ impl Broker for PostgresQueue {
         taking.execute("LISTEN pipeline_items").await?;
         let settling = queue.link(|_| {}).await?;
         let renewing = queue.link(|_| {}).await?;
-        let session = Session { queue: queue.clone(), taking, settling, renewing, added };
+        let (queue, giving_back) = (queue.clone(), GivingBack::default());
+        let session = Session { queue, taking, settling, renewing, added, giving_back };
         let session = Arc::new(session);
         let fetch =
             PostgresFetch { session: session.clone(), after: None, sweep: Sweep::default() };
@@ -131,6 +133,10 @@ impl Fetch for PostgresFetch {
             }
         }
     }
+
+    async fn stop(&mut self) {
+        self.session.giving_back.ended().await;
+    }
 }
 
 /// Leases up to `max` items. It is completed also if it is dropped, and gives back then what it has taken.
@@ -141,8 +147,8 @@ async fn take(
 ) -> Result<Taken, PostgresError> {
     let (taking, unheard) = (session.clone(), session.clone());
     let give_back = move |result: Result<Taken, PostgresError>| {
-        let (Ok(taken), Ok(runtime)) = (result, Handle::try_current()) else { return };
-        runtime.spawn(async move {
+        let Ok(taken) = result else { return };
+        unheard.giving_back.clone().spawn(async move {
             let release = |taken: Delivery<_>| Settlement {
                 receipt: taken.receipt,
                 outcome: Outcome::Release { after: Duration::ZERO },
@@ -153,7 +159,8 @@ async fn take(
         });
     };
     let (answer, heard) = heard(give_back);
-    tokio::spawn(async move { answer.send(taking.take(max, after.as_deref()).await) });
+    let giving_back = session.giving_back.clone();
+    giving_back.spawn(async move { answer.send(taking.take(max, after.as_deref()).await) });
     heard.await.unwrap_or(Err(PostgresError::Closed))
 }
 

@@ -4,10 +4,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use pipeline_core::Deadline;
 use redis::{RedisError, aio::MultiplexedConnection};
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Inner, RedisQueue, RedisQueueError,
@@ -16,6 +13,7 @@ use super::{
 };
 use crate::{
     broker::{Backlog, Broker, BrokerError, Fetch, NotStored, Outcome, Settle, Settlement},
+    giving_back::GivingBack,
     heard::heard,
     item::Delivery,
     random::random_i64,
@@ -60,6 +58,7 @@ struct Session {
     queue: Arc<Inner>,
     link: Link,
     consumer: Arc<str>,
+    giving_back: GivingBack,
 }
 
 impl Broker for RedisQueue {
@@ -85,7 +84,8 @@ impl Broker for RedisQueue {
         let mut waiting = connect(&queue.client, patience, slowest).await?;
         let id = redis::cmd("CLIENT").arg("ID").query_async(&mut waiting).await?;
         let consumer = format!("{:016x}", random_i64()).into();
-        let session = Session { queue: queue.clone(), link, consumer };
+        let giving_back = GivingBack::default();
+        let session = Session { queue: queue.clone(), link, consumer, giving_back };
         let next_search = Deadline::from_now(Duration::ZERO);
         let fetch = RedisFetch {
             session: session.clone(),
@@ -145,6 +145,10 @@ impl Fetch for RedisFetch {
                 return Ok(taken);
             }
         }
+    }
+
+    async fn stop(&mut self) {
+        self.session.giving_back.ended().await;
     }
 }
 
@@ -206,10 +210,11 @@ async fn kept<T: Send + 'static>(
     session: &Session,
     call: impl Future<Output = Result<(Taken, T), RedisQueueError>> + Send + 'static,
 ) -> Result<(Taken, T), RedisQueueError> {
+    let giving_back = session.giving_back.clone();
     let session = session.clone();
     let unheard = move |result: Result<(Taken, T), _>| {
-        let (Ok((taken, _)), Ok(runtime)) = (result, Handle::try_current()) else { return };
-        runtime.spawn(async move {
+        let Ok((taken, _)) = result else { return };
+        session.giving_back.clone().spawn(async move {
             let release = |taken: Delivery<_>| Settlement {
                 receipt: taken.receipt,
                 outcome: Outcome::Release { after: Duration::ZERO },
@@ -220,7 +225,7 @@ async fn kept<T: Send + 'static>(
         });
     };
     let (answer, heard) = heard(unheard);
-    tokio::spawn(async move { answer.send(call.await) });
+    giving_back.spawn(async move { answer.send(call.await) });
     heard.await.unwrap_or(Err(RedisQueueError::Closed))
 }
 
@@ -232,9 +237,9 @@ struct Unblock<'a> {
 
 impl Drop for Unblock<'_> {
     fn drop(&mut self) {
-        if let (Some(id), Ok(runtime)) = (self.id, Handle::try_current()) {
+        if let Some(id) = self.id {
             let link = self.session.link.clone();
-            runtime.spawn(async move {
+            self.session.giving_back.spawn(async move {
                 let mut unblock = redis::cmd("CLIENT");
                 // If it fails, the call ends after its time.
                 let _ = link.query::<i64>(unblock.arg("UNBLOCK").arg(id)).await;
