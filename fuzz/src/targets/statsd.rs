@@ -184,12 +184,15 @@ impl Names {
             Dialect::DogStatsD => ("/", "/:"),
             _ => ("", ""),
         };
-        let tags = self.tags.iter().cloned();
-        let mut labels: Vec<_> =
-            labels.iter().map(|(key, value)| (cut(key), cut(value))).collect();
+        let cleaned = |(key, value): (String, String)| {
+            let is_empty = key.is_empty() || value.is_empty();
+            (!is_empty).then(|| (clean(&key, in_key), clean(&value, in_value)))
+        };
+        let labels = labels.iter().map(|(key, value)| (cut(key), cut(value)));
+        // Of labels whose keys are equal then, the one with the greatest value counts.
+        let mut labels: Vec<_> = labels.filter_map(cleaned).collect();
         labels.sort_unstable();
-        let tags = tags.chain(labels).filter(|(key, value)| !key.is_empty() && !value.is_empty());
-        (name, tags.map(|(key, value)| (clean(&key, in_key), clean(&value, in_value))).collect())
+        (name, self.tags.iter().cloned().filter_map(cleaned).chain(labels).collect())
     }
 
     /// A line by the grammar of the dialect.

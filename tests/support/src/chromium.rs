@@ -63,19 +63,32 @@ pub struct Chromium {
     driver: Child,
 }
 
+/// A driver, and its port. None if it ends before it has one.
+async fn start_driver() -> Option<(Child, String)> {
+    let mut driver = Command::new("chromedriver");
+    // Chromium stays in the group of its driver, so that both can be killed.
+    driver.arg("--port=0").process_group(0).kill_on_drop(true).stdout(Stdio::piped());
+    let mut driver = driver.spawn().expect("chromedriver is installed: see CONTRIBUTING.md");
+    let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
+    while let Some(line) = timeout(PATIENCE, said.next_line()).await.unwrap().unwrap() {
+        if let Some((_, port)) = line.rsplit_once("successfully on port ") {
+            return Some((driver, port.trim_end_matches('.').to_owned()));
+        }
+    }
+    None
+}
+
 impl Chromium {
     /// Starts both. The window has this size, in pixels.
     pub async fn start(width: u32, height: u32) -> Self {
-        let mut driver = Command::new("chromedriver");
-        // Chromium stays in the group of its driver, so that both can be killed.
-        driver.arg("--port=0").process_group(0).kill_on_drop(true).stdout(Stdio::piped());
-        let mut driver = driver.spawn().expect("chromedriver is installed: see CONTRIBUTING.md");
-        let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port = loop {
-            let line = timeout(PATIENCE, said.next_line()).await.unwrap().unwrap().unwrap();
-            if let Some((_, port)) = line.rsplit_once("successfully on port ") {
-                break port.trim_end_matches('.').to_owned();
+        // A driver that finds a port takes it for IPv4 and for IPv6, and ends where another program has one of them.
+        let mut tries = 0;
+        let (driver, port) = loop {
+            if let Some(started) = start_driver().await {
+                break started;
             }
+            tries += 1;
+            assert!(tries < 10, "chromedriver ends without a port");
         };
         let size = format!("--window-size={width},{height}");
         let options = json!({"args": [
