@@ -31,7 +31,8 @@ use crate::stage::Kill;
 ///     .start()?;
 /// let operator = pipeline.operator();
 /// assert!(operator.kill("consumer"));
-/// assert!(matches!(pipeline.join().await.failure(), Some(ExitReason::Killed)));
+/// let report = pipeline.join().await;
+/// assert!(matches!(report.stages[1].reason, ExitReason::Killed));
 /// assert!(!operator.kill("consumer"));
 /// # Ok(())
 /// # }
