@@ -1,7 +1,7 @@
 //! The turns in which the processes of one machine write to a SQLite file.
 //!
 //! SQLite's own lock knows no order: who waits for it asks ten times a second at most, and a process that has much to write
-//! takes it again within microseconds. So one node would sell for seconds while the others time out.
+//! takes it again within microseconds. So one node may sell for seconds while the others wait.
 
 use std::{
     ffi::OsString,
